@@ -1,0 +1,78 @@
+"""What a reward is: media and prompts in, one score per sample out, and a missing score says why.
+
+Settings of a reward are read without torch (they are part of the config); :meth:`RewardSettings.build` makes the
+thing that scores. A score that could not be had is NaN with a reason, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class RewardError(RuntimeError):
+    """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
+
+
+class RewardSettings(BaseModel):
+    """Base of every reward's settings. A subclass adds ``kind: Literal["name"]``, its options and :meth:`build`.
+
+    The first line of the subclass's docstring is what ``alignflow recipes`` prints.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load what the reward needs onto ``device``. Torch is imported here, not before."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N samples.
+
+    Args:
+        values: ``[N]`` float32, higher is better; NaN where there is no score.
+        reasons: index -> why ``values[index]`` is NaN. Every NaN has one.
+        parts: name -> ``[N]`` raw components, for logging (the members of a mixture, strict beside dense).
+    """
+
+    values: Tensor
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A ready reward. ``reward(media, prompts, group)`` -> :class:`Scores`.
+
+    Args:
+        name: how it is called in logs and reports.
+        function: ``(media, prompts, group) -> Scores | Tensor | sequence of float``; ``media`` is
+            ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1], ``prompts`` has N entries, ``group [N]`` numbers
+            the prompt each sample belongs to (only rewards that compare samples of one prompt look at it).
+        range: (lowest, highest) raw value.
+        differentiable: whether gradients flow from the values to the media.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    range: tuple[float, float] = (float("-inf"), float("inf"))
+    differentiable: bool = False
+
+    def __call__(self, media: Tensor, prompts: Sequence[str], group: Tensor | None = None) -> Scores:
+        """Score N samples; checks shape, turns what raised or is not finite into NaN with a reason.
+
+        Raises:
+            RewardError: the function returned something that is not N numbers.
+        """
+        from rewards.checks import checked_scores
+
+        return checked_scores(self, media, list(prompts), group)
