@@ -1,0 +1,136 @@
+"""What an algorithm is: settings, credit from rewards, terms of the loss, the loss. The trainer owns everything else.
+
+Modules here import torch only inside functions: ``import align`` and write ``align.losses.nft(...)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+import align
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.losses import Loss
+    from align.networks import Networks
+    from align.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The summands of one rollout's loss, M of them.
+
+    Args:
+        sample: ``[M]`` row of the rollout a term belongs to.
+        slot: ``[M]`` which of its sample's terms it is; with ``sample`` it names the term's noise.
+        weight: ``[M]`` weight in the mean; 0 for a sample without a score.
+        values: name -> ``[M, ...]`` what the recipe's loss needs besides (time, credit, the partner in a pair).
+    """
+
+    sample: Tensor
+    slot: Tensor
+    weight: Tensor
+    values: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return self.sample.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Terms:
+        values = {name: value[rows] for name, value in self.values.items()}
+        return Terms(self.sample[rows], self.slot[rows], self.weight[rows], values)
+
+
+class Recipe(BaseModel):
+    """Base of every recipe. A subclass adds ``kind: Literal["name"]``, its options with vetted defaults, and the methods.
+
+    The first line of the subclass's docstring is what ``alignflow recipes`` prints.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    keeps_trajectory: ClassVar[bool] = False
+    """Whether the loss needs the stochastic steps of the rollout and their log-probabilities."""
+    behaviour: ClassVar[Literal["policy", "old"]] = "policy"
+    """The role that makes the samples."""
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Problems with the rest of the config as (dotted path, message)."""
+        return []
+
+    def terms_per_sample(self, config: Any) -> float:
+        """Terms of the loss per sample of the rollout, for the batch geometry in words."""
+        raise NotImplementedError
+
+    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """Rewards ``[N]`` of all processes (NaN = missing) and their groups ``[N]`` -> credit ``[N]``."""
+        raise NotImplementedError
+
+    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; M is the same on every process."""
+        raise NotImplementedError
+
+    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+        """Loss per term ``[M]`` of one chunk, with gradient to the policy."""
+        raise NotImplementedError
+
+    def old_decay(self, update: int) -> float:
+        """After optimizer step ``update`` (from 1): ``old <- d old + (1 - d) policy``; 0 follows the policy."""
+        return 0.0
+
+
+class ForwardRecipe(Recipe):
+    """Recipes whose loss looks at the forward process: noise a sample again, compare velocities there."""
+
+    times: int = Field(6, ge=1, description="noised copies per sample, one in each of as many equal slices of time")
+    t_range: tuple[float, float] = Field((0.0, 1.0), description="slice of time the noised copies are drawn from")
+    kl: float = Field(0.0, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per noised copy."""
+        return self.times
+
+    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+        """Every sample at :attr:`times` stratified times."""
+        import torch
+
+        count = len(credit)
+        sample = torch.arange(count).repeat_interleave(self.times)
+        slot = torch.arange(self.times).repeat(count)
+        t = stratified_times(rollout.seeds, self.times, self.t_range)
+        return Terms(sample, slot, rollout.valid.float()[sample], {"t": t.flatten(), "credit": credit[sample]})
+
+    def noised(self, terms: Terms, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(x0, eps, x_t, t)`` of the terms, each with M rows."""
+        x0 = rollout.latents[terms.sample]
+        eps = rollout.noise(terms.sample, terms.slot)
+        t = terms.values["t"].to(x0.device)
+        return x0, eps, align.losses.x_at(x0, eps, t), t
+
+    def anchored(self, loss: Loss, v: Tensor, v_ref: Tensor | None) -> Loss:
+        """Add ``kl * mean (v - v_ref)^2``; ``v_ref`` is None where the weight is 0."""
+        if v_ref is None:
+            return loss
+        drift = align.losses.mse(v, v_ref)
+        return align.losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
+
+
+def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) -> Tensor:
+    """Times ``[N, count]``, one uniform draw in each of ``count`` equal slices of ``span``.
+
+    The draws of row i depend on ``seeds[i]`` alone. Stratifying removes most of the variance that the choice of time
+    adds to a loss (MMaDA, arXiv 2505.15809, uses one shared offset for the same end).
+    """
+    import torch
+
+    low, high = span
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(align.seeds.derive(seed, "times"))
+        rows.append(torch.rand(count, generator=generator))
+    u = (torch.arange(count) + torch.stack(rows)) / count
+    return low + (high - low) * u

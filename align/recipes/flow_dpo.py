@@ -1,0 +1,73 @@
+"""Preference optimisation on flows: online pairs from the group, or stored pairs from a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+import align
+from align.recipes.base import ForwardRecipe, Terms, stratified_times
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.losses import Loss
+    from align.networks import Networks
+    from align.rollout import Rollout
+
+
+class FlowDPO(ForwardRecipe):
+    """Flow-DPO: prefer the better sample of a pair, shared noise and time, constant beta (arXiv 2501.13918)
+
+    Online, the best and the worst of each group are paired (``pairs`` of them: best with worst, second best with
+    second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
+    """
+
+    kind: Literal["flow_dpo"] = "flow_dpo"
+    beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")
+    pairs: int = Field(1, ge=1, description="pairs taken from each group")
+    margin: float = Field(0.0, ge=0, description="a pair needs more reward difference than this")
+    refresh: int = Field(0, ge=0, description="updates after which the reference becomes the policy; 0 = stays the base")
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per pair and noised copy, shared out over the samples of the group."""
+        group = getattr(config.rollout, "group", 2)
+        return self.times * min(self.pairs, group // 2) / group
+
+    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """The rewards themselves; pairs are formed inside a group, so inside one process."""
+        return rewards
+
+    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+        """Every pair at :attr:`times` stratified times; the term's sample is the winner."""
+        import torch
+
+        pairs = align.pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
+        rows = torch.arange(len(pairs.winner)).repeat_interleave(self.times)
+        winner, loser = pairs.winner[rows], pairs.loser[rows]
+        slot = torch.arange(self.times).repeat(len(pairs.winner))
+        t = stratified_times([rollout.seeds[i] for i in pairs.winner], self.times, self.t_range)
+        return Terms(winner, slot, pairs.valid.float()[rows], {"t": t.flatten(), "loser": loser})
+
+    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+        """``-log sigmoid`` of how much more the policy favours the winner than the reference does."""
+        import torch
+
+        losses, x0 = align.losses, rollout.latents
+        both = torch.cat([terms.sample, terms.values["loser"]])
+        eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
+        t = terms.values["t"].to(x0.device).repeat(2)
+        target = eps - x0[both]
+        v = net.policy(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
+        v_ref = net.old() if self.refresh else net.ref()
+        (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
+        loss = losses.pair_pref(won, lost, ref_won, ref_lost, self.beta)
+        drift = losses.mse(v, net.ref()).chunk(2) if self.kl else None
+        if drift is None:
+            return loss
+        return losses.Loss(loss.value + self.kl * (drift[0] + drift[1]) / 2, loss.metrics)
+
+    def old_decay(self, update: int) -> float:
+        """The reference stands still between refreshes."""
+        return 0.0 if self.refresh and update % self.refresh == 0 else 1.0

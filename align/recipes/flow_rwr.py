@@ -1,0 +1,44 @@
+"""Reward-weighted regression: the flow-matching loss on the policy's own samples, each as heavy as its reward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import align
+from align.recipes.base import ForwardRecipe, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.losses import Loss
+    from align.networks import Networks
+    from align.rollout import Rollout
+
+
+class FlowRWR(ForwardRecipe):
+    """Reward-weighted regression on flows: exp(r / temperature) weighs each sample (VideoAlign, arXiv 2501.13918)
+
+    All weights are positive, so the policy also learns its own sampler's blur: use enough sampling steps in the
+    rollout and a pull to the base.
+    """
+
+    kind: Literal["flow_rwr"] = "flow_rwr"
+    temperature: float = Field(0.5, gt=0, description="of exp(r / temperature), in standard deviations of the group")
+    standardise: bool = Field(True, description="divide rewards by the group's std first, so temperature has no unit")
+    max_weight: float | None = Field(None, gt=0, description="clip of the weights, whose mean in a group is 1")
+    kl: float = Field(0.1, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+
+    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """Positive weights with mean 1 in every group."""
+        return align.weights.softmax_weight(
+            rewards, group, self.temperature, clip=self.max_weight, standardise=self.standardise
+        )
+
+    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+        """Weighted flow matching plus the pull to the base."""
+        x0, eps, x_t, t = self.noised(terms, rollout)
+        v = net.policy(x_t, t, rollout.cond_of(terms.sample))
+        loss = align.losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device))
+        return self.anchored(loss, v, net.ref() if self.kl else None)

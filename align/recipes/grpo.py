@@ -1,0 +1,86 @@
+"""Group-relative policy gradient on the stochastic steps of a flow sampler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import align
+from align.recipes.base import Recipe, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.losses import Loss
+    from align.networks import Networks
+    from align.rollout import Rollout
+
+STOCHASTIC = ("flow_sde", "dance_sde", "cps", "ddim", "exact")
+
+
+class GRPO(Recipe):
+    """Flow-GRPO: clipped policy gradient over stochastic sampling steps (arXiv 2505.05470, DanceGRPO 2505.07818)
+
+    ``rollout.sampler`` chooses the kind of step (Flow-SDE, Dance-SDE, CPS, DDIM, exact), ``rollout.sampler.window``
+    which steps are stochastic and trained (Fast, MixGRPO), ``ratio: guard`` the normalised ratio of GRPO-Guard
+    (arXiv 2510.22319).
+    """
+
+    keeps_trajectory: ClassVar[bool] = True
+
+    kind: Literal["grpo"] = "grpo"
+    clip_range: float = Field(1e-4, gt=0, description="of the ratio; log-probabilities are means over dimensions")
+    ratio: Literal["plain", "guard"] = Field("plain", description="guard: mean 0 and equal spread at every step")
+    kl: float = Field(0.0, ge=0, description="weight of the KL of the step's Gaussian to the base's")
+    std: Literal["group", "global", "centred", "none"] = Field("global", description="what divides r - mean_group")
+    clip: float = Field(5.0, gt=0, description="advantages are clipped to +-clip")
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Needs log-probabilities, so stochastic steps."""
+        sampler = getattr(config.rollout, "sampler", None)
+        if sampler is None:
+            return [("rollout.kind", "grpo learns from its own samples: use kind 'online'")]
+        if sampler.kind not in STOCHASTIC:
+            return [("rollout.sampler.kind", f"grpo needs a stochastic sampler: one of {', '.join(STOCHASTIC)}")]
+        return []
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per stochastic step."""
+        sampler = config.rollout.sampler
+        return len(align.rollout.stochastic_steps(sampler, iteration=0, seed=0))
+
+    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """Advantages ``[N]``."""
+        return align.advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+
+    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+        """Every sample at every stochastic step."""
+        import torch
+
+        assert rollout.trajectory is not None
+        count, steps = rollout.trajectory.logp.shape
+        sample = torch.arange(count).repeat_interleave(steps)
+        slot = torch.arange(steps).repeat(count)
+        return Terms(sample, slot, rollout.valid.float()[sample], {"credit": credit[sample]})
+
+    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+        """Clipped surrogate, plain or guarded, plus the KL of the steps."""
+        losses, path = align.losses, rollout.trajectory
+        assert path is not None
+        n, s = terms.sample, terms.slot
+        x, t, t_next = path.x[n, s], path.t[s], path.t_next[s]
+
+        def taken(v: Tensor) -> Any:
+            return rollout.step(x, v, t, t_next, x_next=path.x_next[n, s])
+
+        step = taken(net.policy(x, t, rollout.cond_of(n), rollout.guidance))
+        guard = None
+        if self.ratio == "guard":
+            guard = losses.Guard(step.mean, path.mean[n, s], step.std, t_next - t)
+        advantage = terms.values["credit"].to(x.device)
+        loss = losses.clipped_pg(step.logp, path.logp[n, s], advantage, self.clip_range, guard=guard)
+        if self.kl:
+            kl = losses.kl_mean(step.mean, taken(net.ref()).mean, step.std)
+            loss = losses.Loss(loss.value + self.kl * kl, {**loss.metrics, "kl_step": kl.detach()})
+        return loss

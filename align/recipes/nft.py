@@ -1,0 +1,61 @@
+"""DiffusionNFT: contrast the policy with its own past on noised samples, no likelihood and no stochastic sampler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+import align
+from align.recipes.base import ForwardRecipe, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.losses import Loss
+    from align.networks import Networks
+    from align.rollout import Rollout
+
+
+class NFT(ForwardRecipe):
+    """DiffusionNFT: positive and negative velocities around the old policy, weighted by reward (arXiv 2509.16117)
+
+    Group-normalised advantages become a probability ``r`` that a sample is good; the loss pulls
+    ``v+ = (1-b) v_old + b v`` to good samples and ``v- = (1+b) v_old - b v`` to bad ones.
+    """
+
+    behaviour: ClassVar[Literal["policy", "old"]] = "old"
+
+    kind: Literal["nft"] = "nft"
+    beta: float = Field(1.0, gt=0, description="how far v+ and v- lie from v_old; small is bold")
+    kl: float = Field(1e-4, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+    std: Literal["group", "global", "centred", "none"] = Field("global", description="what divides r - mean_group")
+    clip: float = Field(5.0, gt=0, description="advantages are clipped to +-clip before they become probabilities")
+    mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
+        "all", description="which side of the advantage teaches"
+    )
+    old: Literal["on_policy", "linear", "delayed"] = Field(
+        "linear", description="decay of old per update: 0 | min(0.001 u, 0.5) | 0 until 75, then to 0.999 by 0.0075"
+    )
+
+    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+        """Probability in [0, 1] that a sample is good; 1/2 for a group without differences."""
+        advantage = align.advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+        return align.weights.nft_probability(advantage, clip=self.clip, mode=self.mode)
+
+    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+        """The contrast of both velocities plus the pull to the base."""
+        x0, _, x_t, t = self.noised(terms, rollout)
+        cond = rollout.cond_of(terms.sample)
+        v = net.policy(x_t, t, cond)
+        probability = terms.values["credit"].to(x0.device)
+        loss = align.losses.nft(x0, x_t, t, v, net.old(), probability, self.beta)
+        return self.anchored(loss, v, net.ref() if self.kl else None)
+
+    def old_decay(self, update: int) -> float:
+        """The published schedules 0, 1 and 2."""
+        if self.old == "on_policy":
+            return 0.0
+        if self.old == "linear":
+            return min(0.001 * update, 0.5)
+        return 0.0 if update < 75 else min(0.0075 * (update - 75), 0.999)
