@@ -1,0 +1,118 @@
+"""What exists, found by listing folders; nothing here imports torch.
+
+A file in ``align/recipes/`` is a recipe, a file in ``generators/`` an adapter; ``rewards`` lists its own kinds.
+``package.module:name`` reaches code outside the repository.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import align.recipes
+from align.errors import ConfigError
+from align.recipes.base import Recipe
+
+SAMPLERS = {
+    "ode": "Euler steps of the probability-flow ODE, deterministic",
+    "dpm2": "DPM-Solver++ of order 2, deterministic",
+    "flow_sde": "Flow-GRPO's SDE step, noise a sqrt(t / (1 - t))",
+    "dance_sde": "DanceGRPO's SDE step, constant noise",
+    "cps": "coefficient-preserving step: the noise taken out is the noise put in",
+    "ddim": "DDIM step, level 1 is ancestral, 0 the ODE",
+    "exact": "Flow-SDE solved exactly over the step with x0_hat held",
+}
+"""Kinds of sampling step, each in one line; :mod:`align.samplers` has the formulas."""
+
+
+@cache
+def recipes() -> dict[str, type[Recipe]]:
+    """Kind -> recipe class, one per file of ``align/recipes/``."""
+    found: dict[str, type[Recipe]] = {}
+    for info in pkgutil.iter_modules(align.recipes.__path__):
+        if info.name == "base" or info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"align.recipes.{info.name}")
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, Recipe) and cls.__module__ == module.__name__:
+                kind = cls.model_fields["kind"].default
+                assert kind not in found, f"two recipes are called {kind!r}: {found[kind]} and {cls}"
+                found[kind] = cls
+    return dict(sorted(found.items()))
+
+
+@cache
+def rewards() -> dict[str, type[BaseModel]]:
+    """Kind -> reward settings class, as :mod:`rewards` lists them."""
+    import rewards as package
+
+    return dict(sorted(getattr(package, "kinds", dict)().items()))
+
+
+@cache
+def generators() -> dict[str, str]:
+    """Kind -> one line, for every adapter file of ``generators/``; read as text because adapters import torch."""
+    spec = importlib.util.find_spec("generators")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    found = {}
+    for folder in spec.submodule_search_locations:
+        for file in sorted(Path(folder).glob("*.py")):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            if any(isinstance(node, ast.ClassDef) and _is_adapter(node) for node in tree.body):
+                found[file.stem] = _first_line(ast.get_docstring(tree))
+    return found
+
+
+def summary() -> dict[str, dict[str, str]]:
+    """Everything registered: room -> kind -> one line."""
+    return {
+        "generators": generators(),
+        "recipes": {kind: _first_line(cls.__doc__) for kind, cls in recipes().items()},
+        "rewards": {kind: _first_line(cls.__doc__) for kind, cls in rewards().items()},
+        "samplers": SAMPLERS,
+    }
+
+
+def load_object(spec: str) -> Any:
+    """The object called ``package.module:name``.
+
+    Raises:
+        ConfigError: the module or the name is not there.
+    """
+    module_name, _, name = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"cannot import {spec!r}: {error}; is the module installed or on PYTHONPATH?") from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigError(f"module {module_name!r} has no {name!r}") from error
+    return found
+
+
+def _is_adapter(node: ast.ClassDef) -> bool:
+    """Whether a class names the pipeline it reads, which every adapter does and no base does."""
+    return any(
+        isinstance(item, ast.Assign | ast.AnnAssign)
+        and isinstance(item.value, ast.Constant)
+        and bool(item.value.value)
+        and any(
+            isinstance(target, ast.Name) and target.id == "pipeline_class"
+            for target in (item.targets if isinstance(item, ast.Assign) else [item.target])
+        )
+        for item in node.body
+    )
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().split("\n")[0]

@@ -1,0 +1,166 @@
+"""Settings whose class is chosen by ``kind``, and how to find the class that stands at a dotted path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+Settings = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a field that holds one of several settings classes: ``Annotated[Policy, OneOf(...)]``.
+
+    Unlike pydantic's own discriminated union, ``kind`` may be left out where there is a default, the choices are
+    listed when first needed, a kind with a colon reaches code outside the repository, and error paths hold no tags.
+
+    Args:
+        what: the word in messages, e.g. "recipe".
+        choices: lists kind -> class.
+        default: the kind where none is given.
+        outside: makes settings from a mapping whose kind has a colon.
+    """
+
+    what: str
+    choices: Callable[[], Mapping[str, Settings]]
+    default: str | None = None
+    outside: Callable[[dict[str, Any]], BaseModel] | None = None
+
+    def kind_of(self, value: Any) -> Any:
+        """The kind a mapping asks for, or the default."""
+        return value.get("kind", self.default) if isinstance(value, Mapping) else None
+
+    def pick(self, value: Any) -> Settings | None:
+        """The class a mapping asks for, or None where that is not known."""
+        kind = self.kind_of(value)
+        return self.choices().get(kind) if isinstance(kind, str) else None
+
+    def parse(self, value: Any) -> BaseModel:
+        """Mapping -> settings; settings pass through."""
+        if isinstance(value, BaseModel):
+            return value
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError(
+                "not_settings", "should be a mapping with a 'kind' ({kinds})", {"kinds": listing(self.choices())}
+            )
+        kind = self.kind_of(value)
+        if isinstance(kind, str) and ":" in kind and self.outside is not None:
+            return self.outside(dict(value))
+        cls = self.pick(value)
+        if cls is None:
+            raise problem_at("kind", self._unknown(kind), kind)
+        return cls.model_validate(dict(value))
+
+    def _unknown(self, kind: Any) -> str:
+        if kind is None:
+            return f"is missing; {self.what} kinds: {listing(self.choices())}"
+        also = ", or package.module:name" if self.outside is not None else ""
+        return f"no such {self.what}{nearest(kind, self.choices())}; there are {listing(self.choices())}{also}"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        options = [handler(cls.__pydantic_core_schema__) for cls in self.choices().values()]
+        if self.outside is not None:
+            kind = {"type": "string", "pattern": ":", "description": "package.module:name"}
+            options.append({"type": "object", "properties": {"kind": kind}, "required": ["kind"]})
+        return {"anyOf": options}
+
+
+FAMILIES: dict[type, OneOf] = {}
+"""Base class -> its mark, for fields of that class in settings declared elsewhere (the members of a mixture)."""
+
+
+def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+    return value.model_dump(mode=info.mode)
+
+
+def problem_at(path: str, message: str, value: Any = None) -> ValidationError:
+    """A validation error at a dotted ``path`` below the settings that raise it."""
+    return problems_at([(path, message)], value)
+
+
+def problems_at(problems: Iterable[tuple[str, str]], value: Any = None) -> ValidationError:
+    """One validation error holding several (dotted path, message)."""
+    details: list[InitErrorDetails] = [
+        InitErrorDetails(
+            # braces of the message are its own, not a template's
+            type=PydanticCustomError("setting", "{message}", {"message": message}),
+            loc=tuple(path.split(".")) if path else (),
+            input=value,
+        )
+        for path, message in problems
+    ]
+    return ValidationError.from_exception_data("Config", details)
+
+
+def options_at(root: Settings, data: Any, path: Sequence[str | int]) -> list[Any]:
+    """What may stand at ``path``: annotations and :class:`OneOf` marks, with ``data`` deciding the kinds on the way."""
+    options: list[Any] = [root]
+    for key in path:
+        options = child_options(options, data, key)
+        data = child(data, key)
+    return options
+
+
+def child_options(options: Iterable[Any], value: Any, key: str | int) -> list[Any]:
+    """What may stand at ``value[key]`` if ``value`` is one of ``options``."""
+    for option in options:
+        cls = class_of(option, value)
+        if cls is not None:
+            field = cls.model_fields.get(str(key))
+            if field is not None:
+                marks = [mark for mark in field.metadata if isinstance(mark, OneOf)]
+                return marks or flatten(field.annotation)
+        elif get_origin(option) is not None:
+            return flatten(get_args(option)[-1 if issubclass(get_origin(option), Mapping) else 0])
+    return []
+
+
+def child(value: Any, key: str | int) -> Any:
+    """``value[key]``, or None where there is nothing of the kind."""
+    if isinstance(value, Mapping):
+        return value.get(key)
+    if isinstance(value, list | tuple) and isinstance(key, int) and key < len(value):
+        return value[key]
+    return None
+
+
+def class_of(option: Any, value: Any) -> Settings | None:
+    """The settings class an option means for ``value``."""
+    if isinstance(option, OneOf):
+        return option.pick(value)
+    return option if isinstance(option, type) and issubclass(option, BaseModel) else None
+
+
+def flatten(annotation: Any) -> list[Any]:
+    """Members of a union, marks instead of what they mark, containers as they are."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *metadata = get_args(annotation)
+        return [mark for mark in metadata if isinstance(mark, OneOf)] or flatten(base)
+    if origin in (Union, UnionType):
+        return [option for part in get_args(annotation) for option in flatten(part)]
+    return [FAMILIES.get(annotation, annotation)]
+
+
+def nearest(given: Any, known: Iterable[str]) -> str:
+    """``; did you mean 'lr'?``, or nothing when nothing is near."""
+    close = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.6)
+    return f" {given!r}; did you mean {close[0]!r}?" if close else f" {given!r}"
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names with commas between."""
+    return ", ".join(names)
