@@ -41,14 +41,13 @@ class GRPO(Recipe):
         sampler = getattr(config.rollout, "sampler", None)
         if sampler is None:
             return [("rollout.kind", "grpo learns from its own samples: use kind 'online'")]
-        if sampler.kind not in STOCHASTIC:
+        if not sampler.stochastic:
             return [("rollout.sampler.kind", f"grpo needs a stochastic sampler: one of {', '.join(STOCHASTIC)}")]
         return []
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per stochastic step."""
-        sampler = config.rollout.sampler
-        return len(align.rollout.stochastic_steps(sampler, iteration=0, seed=0))
+        return config.rollout.sampler.stochastic_count
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Advantages ``[N]``."""

@@ -1,0 +1,51 @@
+"""Settings -> the heavy things: generator, trainable parameters, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from generators.base import Generator
+from rewards.base import Reward, RewardSettings
+
+if TYPE_CHECKING:
+    from align.config import Config
+
+
+def build_generator(config: Config, device: torch.device | str) -> Generator:
+    """The generator of a config, loaded onto ``device``; raises GeneratorError."""
+    from generators.load import load
+
+    settings = config.generator
+    return load(settings.kind, settings.path, dtype=settings.dtype, size=settings.size, device=device)
+
+
+def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
+    """The policy's parameters: a fresh LoRA on the backbone, or all of the backbone."""
+    policy = config.policy
+    if policy.kind == "lora":
+        from align.lora import add_lora
+
+        return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed)
+    generator.backbone.requires_grad_(True)
+    return list(generator.backbone.named_parameters())
+
+
+def build_rewards(
+    settings: Mapping[str, RewardSettings | None], device: torch.device | str
+) -> dict[str, Reward]:
+    """Name -> ready reward; equal settings are built once, entries without settings are left out."""
+    built: list[tuple[RewardSettings, Reward]] = []
+    rewards = {}
+    for name, wanted in settings.items():
+        if wanted is None:
+            continue
+        ready = next((reward for known, reward in built if known == wanted), None)
+        if ready is None:
+            ready = wanted.build(device)
+            built.append((wanted, ready))
+        rewards[name] = ready
+    return rewards

@@ -1,0 +1,87 @@
+"""Policy, old, ref and ema: sets of values for the trainable parameters of one backbone.
+
+The backbone holds the policy. Another role is used by putting its values in place for the length of a block, so LoRA
+and full fine-tuning, and any wrapper around the backbone, are served by the same few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Roles:
+    """The roles of one training run.
+
+    Args:
+        parameters: (name, parameter) of the policy, in a fixed order.
+        names: the other roles; each starts equal to the policy.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], names: Sequence[str]) -> None:
+        self.parameters = list(parameters)
+        self.values: dict[str, list[Tensor]] = {name: self._policy_copy() for name in names}
+        self._policy_version = 0
+        self._versions = dict.fromkeys(names, 0)
+
+    def _policy_copy(self) -> list[Tensor]:
+        return [parameter.detach().clone() for _, parameter in self.parameters]
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[None]:
+        """Inside the block the backbone computes as ``role``. Call it under ``no_grad``; backward comes after it."""
+        if role == "policy" or self.same(role):
+            yield
+            return
+        policy = [parameter.data for _, parameter in self.parameters]
+        for (_, parameter), value in zip(self.parameters, self.values[role], strict=True):
+            parameter.data = value
+        try:
+            yield
+        finally:
+            for (_, parameter), value in zip(self.parameters, policy, strict=True):
+                parameter.data = value
+
+    def same(self, role: str) -> bool:
+        """Whether ``role`` certainly equals the policy, so that its network call may be skipped."""
+        return role == "policy" or self._versions[role] == self._policy_version
+
+    def policy_changed(self) -> None:
+        """Tell that the optimizer moved the policy."""
+        self._policy_version += 1
+
+    @torch.no_grad()
+    def follow(self, role: str, decay: float) -> None:
+        """``role <- decay * role + (1 - decay) * policy``; decay 0 makes them equal, 1 leaves the role alone."""
+        if decay == 1.0 or self.same(role):
+            return
+        for value, (_, parameter) in zip(self.values[role], self.parameters, strict=True):
+            value.lerp_(parameter.detach(), 1.0 - decay) if decay else value.copy_(parameter)
+        self._versions[role] = self._policy_version if decay == 0.0 else -1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every role's values, policy included, as ``role/parameter`` -> tensor."""
+        named = {f"policy/{name}": parameter.detach() for name, parameter in self.parameters}
+        for role, values in self.values.items():
+            named |= {f"{role}/{name}": value for (name, _), value in zip(self.parameters, values, strict=True)}
+        return named
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], versions: dict[str, int]) -> None:
+        """Take back what :meth:`tensors` and :meth:`versions` gave."""
+        for key, mine in self.tensors().items():
+            mine.copy_(tensors[key])
+        self._policy_version = versions["policy"]
+        self._versions = {role: versions[role] for role in self._versions}
+
+    def versions(self) -> dict[str, int]:
+        """Which roles equal the policy, as numbers."""
+        return {"policy": self._policy_version, **self._versions}
+
+
+def ema_decay(update: int, decay: float) -> float:
+    """EMA decay after optimizer step ``update`` (from 1): warm-up ``(1 + u) / (10 + u)``, at most ``decay``."""
+    return min((1 + update) / (10 + update), decay)

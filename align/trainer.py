@@ -1,0 +1,341 @@
+"""The one loop: roll out, score, credit, update, look."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor
+
+from align import advantages, checkpoint
+from align.build import build_generator, build_rewards, trainable
+from align.errors import TrainingError
+from align.evaluate import Evaluation, evaluate, save_grid
+from align.networks import Networks
+from align.progress import Progress
+from align.prompts import read_prompts
+from align.roles import Roles, ema_decay
+from align.rollout import Rollout, diversity
+from align.run_folder import RunFolder, flatten
+from align.schedule import due, lr_factor
+from align.seeds import derive
+from align.sources import OnlineSource, PairSource, Share
+from align.stopping import GracefulStop
+from align.summary import write_summary
+from align.timing import Phases
+from rewards.base import Reward, RewardError
+
+if TYPE_CHECKING:
+    from align.config import Config
+    from align.recipes.base import Terms
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run a config from start, or from its newest checkpoint, to its end. Returns the summary.
+
+    Raises:
+        AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do; a run folder keeps its
+            last checkpoint.
+        KeyboardInterrupt: after a checkpoint, when the user stopped the run.
+    """
+    from align.config import dump_config, settings_of
+    from align.environment import environment
+
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    accelerator = Accelerator(
+        mixed_precision=config.train.precision,
+        cpu=config.generator.device == "cpu",
+        log_with=list(config.trackers) or None,
+        project_dir=config.run_dir,
+    )
+    run = RunFolder(config.run_dir, accelerator.is_main_process)
+    run.check(settings_of(config), resume=resume, overwrite=overwrite)
+    trainer = Trainer(config, run, accelerator)
+    if run.writes:
+        run.create(dump_config(config), environment(torch_too=True), overwrite)
+    accelerator.wait_for_everyone()
+    return trainer.fit()
+
+
+class Trainer:
+    """State of one run; :meth:`fit` is the loop, :meth:`step` one turn of it."""
+
+    def __init__(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
+        self.config, self.run, self.accelerator = config, run, accelerator
+        self.recipe = config.recipe
+        set_seed(config.seed)
+        self.generator = build_generator(config, accelerator.device)
+        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema"])
+        self.parameters = [parameter for _, parameter in self.roles.parameters]
+        options = config.train
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
+        )
+        if options.gradient_checkpointing:
+            self.generator.backbone.enable_gradient_checkpointing()
+        self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
+        self.generator.network = self.network
+        self.net = Networks(self.generator, self.roles, accelerator.autocast)
+        self.reward = build_rewards({"reward": config.reward}, accelerator.device).get("reward")
+        self.held_out, self.eval_rewards = self._evaluation()
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        source = PairSource if config.rollout.kind == "pairs" else OnlineSource
+        self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory)
+        self.phases = Phases()
+        self.updates, self.seconds, self.skipped = 0, 0.0, 0
+
+    def _evaluation(self) -> tuple[list[str], dict[str, Reward]]:
+        settings = self.config.evaluate
+        if self.config.prompts.heldout is None:
+            return [], {}
+        prompts = read_prompts(self.config.prompts.heldout, settings.prompts, settings.seed)
+        other = {name: reward for name, reward in settings.rewards.items() if reward != self.config.reward}
+        built = build_rewards(other, self.accelerator.device)
+        rewards = {name: built.get(name, self.reward) for name in settings.rewards}
+        trained = {"reward": self.reward} if self.reward else {}
+        return prompts, {**trained, **{name: reward for name, reward in rewards.items() if reward}}
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, Any]:
+        """From the newest checkpoint, if there is one, to the last update."""
+        config = self.config
+        done = self._resume()
+        self._start_trackers()
+        progress = Progress(config.train.steps, done, quiet=not self.run.writes)
+        progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))
+        clock = time.perf_counter()
+        self.phases.take()
+        with GracefulStop(progress.say) as stop:
+            if done == 0:
+                self._look(0, progress)
+            for step in range(done, config.train.steps):
+                row = self.step(step)
+                self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
+                self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
+                shown = {name: row[name] for name in ("reward", "images_per_second") if name in row}
+                progress.update(step + 1, shown)
+                self._look(step + 1, progress)
+                if stop.asked or due(step + 1, config.checkpoint.every, config.train.steps):
+                    self._save(step + 1)
+                if stop.asked and step + 1 < config.train.steps:
+                    self._finish("interrupted")
+                    raise KeyboardInterrupt
+        return self._finish("finished")
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One rollout and its updates; returns the row for ``metrics.jsonl``."""
+        calls = self.generator.network_calls
+        with self.phases.phase("rollout"), torch.no_grad(), self.roles.use(self.recipe.behaviour):
+            with self.accelerator.autocast():
+                rollout = self.source(step)
+        with self.phases.phase("decode"):
+            rollout.media = self.source.media(rollout)
+        with self.phases.phase("reward"):
+            row = self._score(rollout)
+        with self.phases.phase("update"):
+            row |= self._learn(rollout)
+        time_spent = self.phases.take()
+        samples = len(rollout.seeds) * self.share.world
+        return row | {
+            "images_per_second": samples / sum(time_spent.values()),
+            "network_calls": (self.generator.network_calls - calls) * self.share.world,
+            "time": time_spent,
+        }
+
+    def _score(self, rollout: Rollout) -> dict[str, Any]:
+        parts: dict[str, float] = {}
+        if rollout.rewards is None:
+            assert self.reward is not None
+            scores = self.reward(rollout.media, rollout.prompts, rollout.group)
+            rollout.rewards = scores.values.detach().float().cpu()
+            self._refuse_all_missing(scores.values, dict(scores.reasons))
+            parts = {f"reward/{name}": self._mean(values) for name, values in scores.parts.items()}
+        everyone = self._gather(rollout.rewards)
+        known = everyone[everyone.isfinite()]
+        return {
+            "reward": float(known.mean()),
+            "reward_std": float(known.std(correction=0)),
+            "missing": len(everyone) - len(known),
+            "zero_variance_groups": advantages.zero_variance(everyone, self._gather(rollout.group)),
+            "diversity": self._mean(torch.tensor([diversity(rollout.media, rollout.group)])),
+            **parts,
+        }
+
+    def _refuse_all_missing(self, values: Tensor, reasons: dict[int, str]) -> None:
+        if not self._gather(values.detach().float()).isfinite().any():
+            assert self.reward is not None
+            reason = next(iter(reasons.values()), "no reason given")
+            raise RewardError(f"reward '{self.reward.name}' gave no score to any sample of this rollout: {reason}")
+
+    def _learn(self, rollout: Rollout) -> dict[str, Any]:
+        assert rollout.rewards is not None
+        everyone = self.recipe.credit(self._gather(rollout.rewards), self._gather(rollout.group))
+        mine = slice(self.share.rank * len(rollout.seeds), (self.share.rank + 1) * len(rollout.seeds))
+        terms = self.recipe.terms(rollout, everyone[mine])
+        rows: list[dict[str, float]] = []
+        for part in range(self.config.train.updates):
+            chosen = (terms.slot + terms.sample) % self.config.train.updates == part
+            rows.append(self._update(terms[chosen.nonzero().flatten()], rollout))
+        first = rows[0]
+        averaged = {name: sum(row.get(name, math.nan) for row in rows) / len(rows) for name in first}
+        return averaged | {name: first[name] for name in ("ratio",) if name in first}
+
+    def _update(self, terms: Terms, rollout: Rollout) -> dict[str, float]:
+        total = float(self._gather(terms.weight.sum().view(1)).sum())
+        if total == 0:
+            return {"loss": math.nan}
+        chunks = terms.weight.split(self.config.train.micro_batch)
+        sums: dict[str, Tensor] = {}
+        drift: dict[str, float] = {}
+        start = 0
+        for number, weight in enumerate(chunks):
+            last = number == len(chunks) - 1
+            some = terms[start : start + len(weight)]
+            start += len(weight)
+            with self._sync(last):
+                loss = self.recipe.loss(some, rollout, self.net)
+                scale = weight.to(loss.value.device) / total
+                self.accelerator.backward((loss.value * scale).sum() * self.share.world)
+            for name, values in {"loss": loss.value.detach(), **loss.metrics}.items():
+                part = (values.detach() * scale).sum()
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part
+            if number == 0:
+                drift = {"kl_velocity": self.net.drift("ref"), "contrast": self.net.drift("old")}
+                first_ratio = loss.metrics.get("ratio")
+        metrics = {name: float(value) for name, value in self._sum(sums).items()}
+        if first_ratio is not None:
+            metrics["ratio"] = float(first_ratio.detach().mean())
+        return {**drift, **metrics, **self._optimize()}
+
+    def _optimize(self) -> dict[str, float]:
+        options = self.config.train
+        lr = options.lr * lr_factor(self.updates, options.steps * options.updates, options.warmup, options.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
+        self.updates += 1
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped >= 3:
+            raise TrainingError(
+                f"the gradient was not finite in 3 updates running (update {self.updates}); lower train.lr, or use "
+                "precision 'no' or 'bf16'"
+            )
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.roles.policy_changed()
+        self.optimizer.zero_grad()
+        if options.ema:
+            self.roles.follow("ema", ema_decay(self.updates, options.ema))
+        self.roles.follow("old", self.recipe.old_decay(self.updates))
+        return {"grad_norm": norm, "lr": lr}
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _look(self, step: int, progress: Progress) -> None:
+        config, steps = self.config, self.config.train.steps
+        full = due(step, config.evaluate.every, steps) and bool(self.held_out)
+        if not full and not (self.held_out and due(step, config.samples.every, steps)):
+            return
+        began = time.perf_counter()
+        held_out = self.held_out if full else self.held_out[: config.samples.count]
+        result = self._evaluate(held_out)
+        if full:
+            row = {"event": "eval", "step": step, "role": self._eval_role, **result.row()}
+            self._log(row)
+            scores = "  ".join(f"{name} {value:.3f}" for name, value in row["scores"].items())
+            progress.say(f"held-out, update {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
+        if self.run.writes and config.samples.count:
+            save_grid(self.run.path / "samples" / f"step-{step:06d}", result, config.samples.count)
+        self.phases.take()
+
+    @property
+    def _eval_role(self) -> str:
+        return "policy" if not self.config.train.ema else self.config.evaluate.role
+
+    def _evaluate(self, prompts: list[str]) -> Evaluation:
+        each = -(-len(prompts) // self.share.world)
+        mine = range(len(prompts))[self.share.rank * each : (self.share.rank + 1) * each]
+        settings, chunk = self.config.evaluate, self.config.rollout.chunk
+        with self.roles.use(self._eval_role), torch.no_grad():
+            result = evaluate(
+                self.generator, prompts, self.eval_rewards, settings,
+                indices=mine, show=self.config.samples.count, chunk=chunk,
+            )  # fmt: skip
+        if self.share.world > 1:
+            result.scores = {
+                name: torch.tensor(gather_object(values.tolist())) for name, values in result.scores.items()
+            }
+            result.prompts = list(prompts)
+        return result
+
+    # -- keeping ------------------------------------------------------------------------------------------------
+
+    def _save(self, step: int) -> None:
+        if self.run.writes:
+            counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
+            counters["network_calls"] = self.generator.network_calls
+            checkpoint.save(
+                self.run.checkpoints, step, self.roles, self.optimizer.optimizer, counters, self.config.checkpoint.keep
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        path = checkpoint.latest(self.run.checkpoints)
+        if path is None:
+            self.run.forget_after(-1)
+            return 0
+        counters = checkpoint.load(path, self.roles, self.optimizer.optimizer)
+        self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
+        self.generator.network_calls = counters["network_calls"]
+        self.run.forget_after(counters["step"])
+        return counters["step"]
+
+    def _finish(self, status: str) -> dict[str, Any]:
+        self.accelerator.wait_for_everyone()
+        summary: dict[str, Any] = {}
+        if self.run.writes:
+            from align.lora import save_lora
+            from align.report import write_report
+
+            if self.config.policy.kind == "lora":
+                with self.roles.use(self._eval_role):
+                    save_lora(self.generator, self.run.path / "lora")
+            calls = self.generator.network_calls * self.share.world
+            summary = write_summary(self.run, self.config, status, self.seconds, calls)
+            write_report(self.run.path)
+        self.accelerator.end_training()
+        return summary
+
+    def _start_trackers(self) -> None:
+        if self.config.trackers:
+            self.accelerator.init_trackers(self.config.name)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.run.log(row)
+        if self.config.trackers:
+            numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float)}
+            self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])
+
+    # -- processes ----------------------------------------------------------------------------------------------
+
+    def _sync(self, last: bool) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext() if last else self.accelerator.no_sync(self.network)
+
+    def _gather(self, values: Tensor) -> Tensor:
+        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
+
+    def _sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _mean(self, values: Tensor) -> float:
+        known = self._gather(values.detach().float())
+        known = known[known.isfinite()]
+        return float(known.mean()) if len(known) else math.nan
