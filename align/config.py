@@ -235,7 +235,9 @@ class Evaluate(Settings):
     sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
     rewards: dict[str, Annotated[RewardSettings, REWARD]] = Field({}, description="name -> reward to report")
     gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
-    role: Literal["ema", "policy"] = Field("ema", description="which weights are evaluated; ema needs train.ema > 0")
+    role: Literal["ema", "policy"] = Field(
+        "ema", description="weights evaluated: the average, or (and always where train.ema is 0) the policy"
+    )
     at_start: bool = Field(True, description="evaluate the base before the first step")
 
 
@@ -304,8 +306,6 @@ def _check_evaluation(config: Config) -> Problems:
         names = listing(evaluate.rewards) or "none"
         wrong = nearest(evaluate.gold, evaluate.rewards)
         problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}; there are {names}"))
-    if evaluate.role == "ema" and config.train.ema == 0:
-        problems.append(("evaluate.role", "there is no average with train.ema = 0: set evaluate.role to policy"))
     return problems
 
 

@@ -65,3 +65,7 @@ class RunFolderError(AlignflowError, ValueError):
 
 class CheckpointError(AlignflowError, ValueError):
     """A checkpoint that is missing, incomplete or belongs to other settings."""
+
+
+class TrainingError(AlignflowError, RuntimeError):
+    """A run that cannot go on; its last checkpoint stays."""

@@ -155,9 +155,28 @@ def flatten(annotation: Any) -> list[Any]:
     return [FAMILIES.get(annotation, annotation)]
 
 
+ALSO_CALLED = {
+    "batch_size": "micro_batch",
+    "cfg": "guidance",
+    "eta": "level",
+    "group_size": "group",
+    "guidance_scale": "guidance",
+    "learning_rate": "lr",
+    "lora_rank": "rank",
+    "max_steps": "steps",
+    "noise_level": "level",
+    "num_inference_steps": "steps",
+    "r": "rank",
+    "type": "kind",
+}
+"""What other tools call a setting -> what it is called here."""
+
+
 def nearest(given: Any, known: Iterable[str]) -> str:
-    """``; did you mean 'lr'?``, or nothing when nothing is near."""
-    close = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.6)
+    """`` 'lrr'; did you mean 'lr'?``, or only the word when nothing is near."""
+    known = list(known)
+    alias = ALSO_CALLED.get(str(given))
+    close = [alias] if alias in known else difflib.get_close_matches(str(given), known, n=1, cutoff=0.6)
     return f" {given!r}; did you mean {close[0]!r}?" if close else f" {given!r}"
 
 

@@ -1,0 +1,204 @@
+"""YAML files and overrides -> :class:`align.config.Config`, and back.
+
+Layers are merged from the base up: what ``extends`` names, the file, the overrides. Every problem is reported at once,
+with its dotted path, where it was written and what is allowed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node
+
+from align.config import Config, Sampler
+from align.errors import ConfigError, Problem
+from align.problems import explain
+from align.variants import OneOf, child, child_options, class_of
+
+FILES = (("prompts", "train"), ("prompts", "heldout"), ("rollout", "file"), ("generator", "path"))
+"""Settings that may name a file beside the config."""
+
+Places = dict[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one file or override, and where each was written (path -> ``file:line``)."""
+
+    data: dict[str, Any]
+    places: Places = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, what it extends and the overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
+
+    Raises:
+        ConfigError: holding everything that is wrong.
+    """
+    path = Path(path)
+    layers = [*read_layers(path), *read_overrides(overrides)]
+    data: dict[str, Any] = {}
+    for layer in layers:
+        data = merge(data, layer.data, [Config])
+    data.setdefault("name", path.stem)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        places = {key: place for layer in layers for key, place in layer.places.items()}
+        raise ConfigError(explain(error, Config, data, places), str(path)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole config as YAML, defaults included; loads again to an equal config."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 120
+    yaml.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors."""
+    schema = Config.model_json_schema()
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    del schema["required"]  # what a file leaves out may come from the one it extends
+    return schema
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """The file's layer after those of everything it extends."""
+    here = path.resolve()
+    if here in above:
+        names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
+        raise ConfigError(f"extends goes in a circle: {names}", str(path))
+    layer = read_file(path, extended_by=above[-1] if above else None)
+    extends = layer.data.pop("extends", [])
+    bases = [extends] if isinstance(extends, str) else extends
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        place = layer.places[("extends",)]
+        raise ConfigError([Problem("extends", f"should be a file name or a list of them, given {bases!r}", place)])
+    layers = [found for base in bases for found in read_layers(path.parent / base, (*above, here))]
+    return [*layers, layer]
+
+
+def read_file(path: Path, extended_by: Path | None = None) -> Layer:
+    """One YAML file, with the line of every key."""
+    if not path.is_file():
+        because = f", which {extended_by.name} extends" if extended_by else ""
+        near = sorted(file.name for file in path.parent.glob("*.yaml"))
+        hint = f"; {path.parent} has {', '.join(near)}" if near and not path.is_dir() else ""
+        raise ConfigError(f"no config file {path}{because} (looked in {Path.cwd()}){hint}")
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"))
+        data = yaml.constructor.construct_object(node, deep=True) if node is not None else None
+    except MarkedYAMLError as error:
+        raise ConfigError([Problem("", _syntax(error), _line(path, error))]) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("", f"not readable as YAML: {error}", str(path))]) from None
+    if not isinstance(data, dict):
+        found = "is empty" if data is None else f"holds {type(data).__name__} {data!r:.40}"
+        raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")
+    _beside(data, path.parent)
+    return Layer(data, dict(_places(node, path)))
+
+
+def read_overrides(overrides: Sequence[str]) -> list[Layer]:
+    """``a.b=value`` each as a layer of its own.
+
+    Raises:
+        ConfigError: listing every override that cannot be read.
+    """
+    layers, problems = [], []
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        keys = tuple(dotted.strip().split("."))
+        if not equals or not all(keys):
+            problems.append(Problem("", "an override reads key=value, such as train.lr=1e-4", f"override {text!r}"))
+            continue
+        try:
+            data: Any = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            problems.append(Problem(dotted, f"the value is not YAML: {error}".split("\n")[0], f"override {text!r}"))
+            continue
+        for key in reversed(keys):
+            data = {key: data}
+        layers.append(Layer(data, {keys: f"override {text!r}"}))
+    if problems:
+        raise ConfigError(problems)
+    return layers
+
+
+def _places(node: Node, path: Path, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """(path of keys, ``file:line``) of every key of a mapping and those below it."""
+    found = []
+    for key, value in node.value if isinstance(node, MappingNode) else ():
+        keys = (*above, str(key.value))
+        found.append((keys, f"{path}:{key.start_mark.line + 1}"))
+        found.extend(_places(value, path, keys))
+    return found
+
+
+def _beside(data: dict[str, Any], folder: Path) -> None:
+    """File names not found from the working directory but found beside the config: write the path that works."""
+    for section, key in FILES:
+        name = child(data.get(section), key)
+        if isinstance(name, str) and not Path(name).exists() and (folder / name).exists():
+            data[section][key] = str(folder / name)
+
+
+def _line(path: Path, error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"{path}:{mark.line + 1}" if mark is not None else str(path)
+
+
+def _syntax(error: MarkedYAMLError) -> str:
+    """The parser's complaint in one line."""
+    complaint = " ".join((error.problem or "not YAML").split())
+    if "found duplicate key" in complaint:
+        return complaint.split(" with value")[0] + "; each setting once"
+    hint = "; indent with spaces" if "\\t" in complaint else ""
+    return f"not readable as YAML: {complaint}{hint}"
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------
+
+
+def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
+    """``layer`` over ``base``, mappings key by key.
+
+    Where the layer changes the kind, settings of the old kind are dropped first. ``options`` is what may stand here.
+    """
+    if not (isinstance(base, Mapping) and isinstance(layer, Mapping)):
+        return layer
+    merged = dict(_kept(base, layer, options))
+    for key, value in layer.items():
+        merged[key] = merge(merged.get(key), value, child_options(options, {**merged, **layer}, key))
+    return merged
+
+
+def _kept(base: Mapping[str, Any], layer: Mapping[str, Any], options: Sequence[Any]) -> Mapping[str, Any]:
+    """What of ``base`` survives the layer's kind."""
+    for option in options:
+        if isinstance(option, OneOf) and "kind" in layer and layer["kind"] != option.kind_of(base):
+            return {}
+        if class_of(option, layer) is Sampler and layer.get("kind", base.get("kind")) != base.get("kind"):
+            return {key: value for key, value in base.items() if key not in Sampler.per_kind}
+    return base

@@ -1,0 +1,91 @@
+"""Pydantic's complaints in the words of the config file: dotted path, place, what was given, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from align.errors import Problem
+from align.variants import OneOf, Settings, child, class_of, listing, nearest, options_at
+
+WORDS = {
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "string_type": "should be text",
+    "list_type": "should be a list [a, b]",
+    "tuple_type": "should be a list [a, b]",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
+    "missing": "is missing",
+}
+"""Error type -> message where pydantic's own talks of Python."""
+
+
+def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[tuple[str, ...], str]) -> list[Problem]:
+    """Every problem of a failed validation of ``data`` against ``root``."""
+    problems = []
+    for detail in error.errors():
+        path = strip_tags(detail["loc"], data)
+        message = _message(detail, root, data, path)
+        keys = tuple(str(key) for key in path)
+        problem = Problem(".".join(keys), message, _place(keys, places))
+        if problem not in problems:
+            problems.append(problem)
+    return problems
+
+
+def strip_tags(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
+    """The error's location without what pydantic adds for members of a union."""
+    path: list[str | int] = []
+    for i, key in enumerate(loc):
+        inside = isinstance(data, Mapping | list | tuple)
+        if not inside or (isinstance(data, Mapping) and key not in data and i + 1 < len(loc)):
+            continue
+        path.append(key)
+        data = child(data, key)
+    return tuple(path)
+
+
+def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown(str(path[-1]), options_at(root, data, path[:-1]), _at(data, path[:-1]))
+    if detail["type"] == "setting":
+        return detail["msg"]
+    message = WORDS.get(detail["type"]) or detail["msg"].replace("Input should", "should").replace("Value error, ", "")
+    return message if detail["type"] == "missing" else f"{message}, given {detail['input']!r:.80}"
+
+
+def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
+    """What to say of a key that its settings do not have: another kind's, misspelt, or just not there."""
+    for option in options:
+        cls = class_of(option, siblings)
+        if cls is None:
+            continue
+        if isinstance(option, OneOf):
+            others = [kind for kind, other in option.choices().items() if key in other.model_fields]
+            if others:
+                return f"only valid for kind={' or '.join(others)}; here kind is {option.kind_of(siblings)}"
+        known = list(cls.model_fields)
+        return f"no such setting{nearest(key, known)}; known here: {listing(known)}"
+    return "no such setting"
+
+
+def _at(data: Any, path: Sequence[str | int]) -> Any:
+    for key in path:
+        data = child(data, key)
+    return data
+
+
+def _place(keys: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
+    """Where the setting, or the nearest one around it, was written."""
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in places:
+            return places[keys[:length]]
+    return ""
