@@ -1,325 +1,227 @@
-"""The settings tree of a run. Frozen, strict, every field described; read from YAML by :mod:`align.config_file`.
+"""YAML files and overrides -> :class:`Config`, and back. The settings themselves are in :mod:`align.settings`.
 
-Class defaults are the vetted setting. No torch here.
+Layers are merged from the base up: what ``extends`` names, the file, the overrides. Every problem is reported at once,
+with its dotted path, where it was written and what is allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from align import registry
-from align.recipes.base import Recipe
-from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
-from rewards.base import RewardSettings
-
-Problems = list[tuple[str, str]]
-
-
-class Settings(BaseModel):
-    """Base of every part of the tree: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# -- the model and what is trained of it ------------------------------------------------------------------------------
-
-
-class GeneratorConfig(Settings):
-    """The pipeline whose samples are to get better."""
-
-    kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
-    path: str = Field(description="diffusers folder, hub id, or an embedded model such as shapes:image")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
-    size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
-    device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        known = registry.generators()
-        if kind not in known and ":" not in kind:
-            message = f"no such generator{nearest(kind, known)}; there are {listing(known)}, or package.module:Class"
-            raise problems_at([("", message)], kind)
-        return kind
-
-
-class LoRAPolicy(Settings):
-    """Train low-rank adapters on the frozen backbone."""
-
-    kind: Literal["lora"] = Field("lora", description="low-rank adapters")
-    rank: int = Field(16, ge=1, description="rank of every adapter")
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null = rank, so scale 1")
-    targets: list[str] | None = Field(None, description="module names to adapt; null = the generator's own list")
-
-
-class FullPolicy(Settings):
-    """Train every weight of the backbone."""
-
-    kind: Literal["full"] = Field("full", description="all weights")
-
-
-class Prompts(Settings):
-    """What is drawn: ``shapes:train``, a .txt file (one prompt a line) or a .jsonl file ({"prompt": ...} a line)."""
-
-    train: str = Field(description="prompts to learn from")
-    heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")
-    limit: int | None = Field(None, ge=1, description="use only the first so many training prompts")
-
-
-# -- sampling ---------------------------------------------------------------------------------------------------------
-
-LEVELS: dict[str, float | None] = {
-    "ode": None,
-    "dpm2": None,
-    "flow_sde": 0.7,
-    "dance_sde": 0.3,
-    "cps": 0.8,
-    "ddim": 1.0,
-    "exact": 0.7,
-}
-"""Noise level a kind of step starts from; None = deterministic."""
-
-
-class Window(Settings):
-    """Which sampling steps are stochastic (and trained); the others are ODE steps."""
-
-    strategy: Literal["all", "random", "progressive"] = Field(
-        "all", description="all steps | a random stretch per rollout (Fast) | a stretch that moves on (MixGRPO)"
-    )
-    size: int | None = Field(None, ge=1, description="stochastic steps in the stretch; needed unless strategy is all")
-    start: tuple[int, int] | None = Field(
-        None, description="[first, last] step the stretch may start at; null = anywhere it fits"
-    )
-    shift_every: int = Field(25, ge=1, description="rollouts after which a progressive stretch moves one step on")
-
-    def problems(self, steps: int) -> Problems:
-        """What does not fit a sampler of so many steps."""
-        if self.strategy == "all":
-            names = [name for name in ("size", "start") if getattr(self, name) is not None]
-            return [(name, "only for strategy random or progressive") for name in names]
-        if self.size is None:
-            return [("size", f"is needed for strategy {self.strategy}: how many of the {steps} steps are stochastic")]
-        if self.size > steps:
-            return [("size", f"{self.size} stochastic steps do not fit into {steps} steps")]
-        first, last = self.start or (0, steps - self.size)
-        if not 0 <= first <= last <= steps - self.size:
-            allowed = f"[first, last] with 0 <= first <= last <= steps - size = {steps - self.size}"
-            return [("start", f"should be {allowed}, given [{first}, {last}]")]
-        return []
-
-
-class Sampler(Settings):
-    """How noise becomes a sample."""
-
-    per_kind: ClassVar[tuple[str, ...]] = ("level", "window")
-    """Settings that mean something else for another kind: dropped when a later file or override changes the kind."""
-
-    kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
-        "ode", description="ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim, exact add noise"
-    )
-    steps: int = Field(10, ge=1, description="sampling steps")
-    level: float | None = Field(
-        None, gt=0, description="amount of noise; null = 0.7 flow_sde, 0.3 dance_sde, 0.8 cps, 1 ddim, 0.7 exact"
-    )
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 = one network call a step")
-    window: Window = Field(Window(), description="which steps are stochastic")
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps add noise and so have a log-probability."""
-        return LEVELS[self.kind] is not None
-
-    @property
-    def stochastic_count(self) -> int:
-        """How many steps of a trajectory are stochastic."""
-        if not self.stochastic:
-            return 0
-        return self.steps if self.window.size is None else self.window.size
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_level(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("level") is None and data.get("kind") in LEVELS:
-            return {**data, "level": LEVELS[data["kind"]]}
-        return data
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        problems: Problems = [(f"window.{name}", message) for name, message in self.window.problems(self.steps)]
-        if not self.stochastic and self.level is not None:
-            problems.append(("level", f"{self.kind} is deterministic; only the stochastic kinds have a level"))
-        if not self.stochastic and self.window.strategy != "all":
-            problems.append(("window.strategy", f"{self.kind} has no stochastic steps to choose from"))
-        if self.kind == "cps" and self.level is not None and self.level > 1:
-            problems.append(("level", "cps levels lie in (0, 1]: 1 replaces all noise at every step"))
-        if problems:
-            raise problems_at(problems)
-        return self
-
-
-class OnlineRollout(Settings):
-    """Learn from the policy's own samples."""
-
-    kind: Literal["online"] = Field("online", description="samples are made during training")
-    prompts: int = Field(16, ge=1, description="prompts per rollout, over all processes")
-    group: int = Field(12, ge=1, description="samples per prompt")
-    sampler: Sampler = Field(Sampler(), description="how the samples are made")
-    chunk: int = Field(256, ge=1, description="samples per network call while sampling")
-    decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
-
-
-class PairsRollout(Settings):
-    """Learn from stored preferences: a .jsonl of {"prompt", "chosen", "rejected"}, image paths relative to it."""
-
-    kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
-    file: str = Field(description="the .jsonl file")
-    prompts: int = Field(16, ge=1, description="pairs per step, over all processes")
-
-
-# -- the loop ---------------------------------------------------------------------------------------------------------
-
-
-class Train(Settings):
-    """Optimisation."""
-
-    steps: int = Field(100, ge=1, description="rollouts, each followed by its updates")
-    updates: int = Field(1, ge=1, description="optimizer steps per rollout, each on an equal share of the terms")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
-    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
-    warmup: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
-    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warmup, to 0")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    micro_batch: int = Field(192, ge=1, description="terms per forward and backward pass; changes memory, not results")
-    ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per update; 0 = off")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's own choice")
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise problems_at([("", "both should lie in [0, 1)")], betas)
-        return betas
-
-
-def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
-    import rewards
-
-    return rewards.parse(data)
-
-
-def _recipe_outside(data: dict[str, Any]) -> Recipe:
-    cls = registry.load_object(data["kind"])
-    if not (isinstance(cls, type) and issubclass(cls, Recipe)):
-        raise problems_at([("kind", f"{data['kind']} is not a class derived from align.recipes.base.Recipe")])
-    return cls.model_validate(data)
-
-
-REWARD = OneOf("reward", registry.rewards, outside=_rewards_outside)
-RECIPE = OneOf("recipe", registry.recipes, outside=_recipe_outside)
-FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
-
-
-class Evaluate(Settings):
-    """Held-out scores along the way."""
-
-    every: int = Field(10, ge=0, description="steps between evaluations; 0 = only before and after")
-    prompts: int = Field(256, ge=1, description="held-out prompts, one sample each")
-    seed: int = Field(0, ge=0, description="of the noise, the same at every evaluation")
-    sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
-    rewards: dict[str, Annotated[RewardSettings, REWARD]] = Field({}, description="name -> reward to report")
-    gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
-    role: Literal["ema", "policy"] = Field(
-        "ema", description="weights evaluated: the average, or (and always where train.ema is 0) the policy"
-    )
-    at_start: bool = Field(True, description="evaluate the base before the first step")
-
-
-class Samples(Settings):
-    """Images on disk along the way, with the same prompts and seeds every time."""
-
-    every: int = Field(10, ge=0, description="steps between sample grids; 0 = only before and after")
-    count: int = Field(8, ge=0, description="samples in a grid; 0 = none")
-
-
-class Checkpoint(Settings):
-    """Complete states to resume from."""
-
-    every: int = Field(10, ge=0, description="steps between checkpoints; 0 = only the last")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
-
-
-class Config(Settings):
-    """One run."""
-
-    name: str = Field(pattern=r"^[\w.+-]+$", description="names the run folder; default: the config's file name")
-    seed: int = Field(0, ge=0, description="of everything random in training")
-    out: str | None = Field(None, description="run folder; null = runs/<name>")
-    generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
-    policy: Annotated[
-        LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")
-    ] = Field(LoRAPolicy(), description="what is trained of it")
-    prompts: Prompts = Field(description="what is drawn")
-    rollout: Annotated[
-        OnlineRollout | PairsRollout,
-        OneOf("rollout", lambda: {"online": OnlineRollout, "pairs": PairsRollout}, "online"),
-    ] = Field(OnlineRollout(), description="where the samples to learn from come from")
-    reward: Annotated[RewardSettings, REWARD] | None = Field(
-        None, description="what to raise; not needed for stored pairs"
-    )
-    recipe: Annotated[Recipe, RECIPE] = Field(description="how")
-    train: Train = Field(Train(), description="optimisation")
-    evaluate: Evaluate = Field(Evaluate(), description="held-out scores along the way")
-    samples: Samples = Field(Samples(), description="images on disk along the way")
-    checkpoint: Checkpoint = Field(Checkpoint(), description="states to resume from")
-    trackers: list[
-        Literal["tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
-    ] = Field([], description="accelerate trackers; metrics.jsonl is always written")
-
-    @property
-    def run_dir(self) -> Path:
-        """The run folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems = [problem for check in CHECKS for problem in check(self)] + self.recipe.check(self)
-        if problems:
-            raise problems_at(problems)
-        return self
-
-
-# -- what one part asks of another ------------------------------------------------------------------------------------
-
-
-def _check_evaluation(config: Config) -> Problems:
-    evaluate, problems = config.evaluate, []
-    if evaluate.rewards and config.prompts.heldout is None:
-        problems.append(("prompts.heldout", "is missing, and evaluate.rewards needs it: name held-out prompts"))
-    if evaluate.gold is not None and evaluate.gold not in evaluate.rewards:
-        names = listing(evaluate.rewards) or "none"
-        wrong = nearest(evaluate.gold, evaluate.rewards)
-        problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}; there are {names}"))
-    return problems
-
-
-def _check_reward(config: Config) -> Problems:
-    if config.reward is None and isinstance(config.rollout, OnlineRollout):
-        return [("reward", f"is missing; an online rollout needs one of {listing(registry.rewards())}")]
-    return []
-
-
-def _check_warmup(config: Config) -> Problems:
-    total = config.train.steps * config.train.updates
-    if config.train.warmup > total:
-        return [("train.warmup", f"{config.train.warmup} updates, but the run has {total} (steps x updates)")]
-    return []
-
-
-CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup)
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node
+
+from align.errors import ConfigError, Problem
+from align.problems import explain
+from align.settings import Config, Evaluate, OnlineRollout, PairsRollout, Sampler
+from align.variants import OneOf, child, child_options, class_of
+
+__all__ = [
+    "Config",
+    "Evaluate",
+    "OnlineRollout",
+    "PairsRollout",
+    "Sampler",
+    "dump_config",
+    "json_schema",
+    "load_config",
+    "read_yaml",
+    "settings_of",
+]
+
+FILES = (("prompts", "train"), ("prompts", "heldout"), ("rollout", "file"), ("generator", "path"))
+"""Settings that may name a file beside the config."""
+
+Places = dict[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one file or override, and where each was written (path -> ``file:line``)."""
+
+    data: dict[str, Any]
+    places: Places = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, what it extends and the overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
+
+    Raises:
+        ConfigError: holding everything that is wrong.
+    """
+    path = Path(path)
+    layers = [*read_layers(path), *read_overrides(overrides)]
+    data: dict[str, Any] = {}
+    for layer in layers:
+        data = merge(data, layer.data, [Config])
+    data.setdefault("name", path.stem)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        places = {key: place for layer in layers for key, place in layer.places.items()}
+        raise ConfigError(explain(error, Config, data, places), str(path)) from None
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The whole config, defaults included, as plain values that YAML and JSON can hold."""
+    return config.model_dump(mode="json")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML file holds, neither extended nor validated; raises ConfigError."""
+    return read_file(Path(path)).data
+
+
+def dump_config(config: Config) -> str:
+    """The whole config as YAML; loads again to an equal config."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 120
+    yaml.dump(settings_of(config), stream)
+    return stream.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors."""
+    schema = Config.model_json_schema()
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    del schema["required"]  # what a file leaves out may come from the one it extends
+    return schema
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """The file's layer after those of everything it extends."""
+    here = path.resolve()
+    if here in above:
+        names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
+        raise ConfigError(f"extends goes in a circle: {names}", str(path))
+    layer = read_file(path, extended_by=above[-1] if above else None)
+    _beside(layer.data, path.parent)
+    extends = layer.data.pop("extends", [])
+    bases = [extends] if isinstance(extends, str) else extends
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        place = layer.places[("extends",)]
+        raise ConfigError([Problem("extends", f"should be a file name or a list of them, given {bases!r}", place)])
+    layers = [found for base in bases for found in read_layers(path.parent / base, (*above, here))]
+    return [*layers, layer]
+
+
+def read_file(path: Path, extended_by: Path | None = None) -> Layer:
+    """One YAML file, with the line of every key."""
+    if not path.is_file():
+        because = f", which {extended_by.name} extends" if extended_by else ""
+        near = sorted(file.name for file in path.parent.glob("*.yaml"))
+        hint = f"; {path.parent} has {', '.join(near)}" if near and not path.is_dir() else ""
+        raise ConfigError(f"no config file {path}{because} (looked in {Path.cwd()}){hint}")
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"))
+        data = yaml.constructor.construct_object(node, deep=True) if node is not None else None
+    except MarkedYAMLError as error:
+        raise ConfigError([Problem("", _syntax(error), _line(path, error))]) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("", f"not readable as YAML: {error}", str(path))]) from None
+    if not isinstance(data, dict):
+        found = "is empty" if data is None else f"holds {type(data).__name__} {data!r:.40}"
+        raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")
+    return Layer(data, dict(_places(node, path)))
+
+
+def read_overrides(overrides: Sequence[str]) -> list[Layer]:
+    """``a.b=value`` each as a layer of its own.
+
+    Raises:
+        ConfigError: listing every override that cannot be read.
+    """
+    layers, problems = [], []
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        keys = tuple(dotted.strip().split("."))
+        if not equals or not all(keys):
+            problems.append(Problem("", "an override reads key=value, such as train.lr=1e-4", f"override {text!r}"))
+            continue
+        try:
+            data: Any = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            problems.append(Problem(dotted, f"the value is not YAML: {error}".split("\n")[0], f"override {text!r}"))
+            continue
+        for key in reversed(keys):
+            data = {key: data}
+        layers.append(Layer(data, {keys: f"override {text!r}"}))
+    if problems:
+        raise ConfigError(problems)
+    return layers
+
+
+def _places(node: Node, path: Path, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """(path of keys, ``file:line``) of every key of a mapping and those below it."""
+    found = []
+    for key, value in node.value if isinstance(node, MappingNode) else ():
+        keys = (*above, str(key.value))
+        found.append((keys, f"{path}:{key.start_mark.line + 1}"))
+        found.extend(_places(value, path, keys))
+    return found
+
+
+def _beside(data: dict[str, Any], folder: Path) -> None:
+    """File names not found from the working directory but found beside the config: write the path that works."""
+    for section, key in FILES:
+        name = child(data.get(section), key)
+        if isinstance(name, str) and not Path(name).exists() and (folder / name).exists():
+            data[section][key] = str(folder / name)
+
+
+def _line(path: Path, error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"{path}:{mark.line + 1}" if mark is not None else str(path)
+
+
+def _syntax(error: MarkedYAMLError) -> str:
+    """The parser's complaint in one line."""
+    complaint = " ".join((error.problem or "not YAML").split())
+    if "found duplicate key" in complaint:
+        return complaint.split(" with value")[0] + "; each setting once"
+    hint = "; indent with spaces" if "\\t" in complaint else ""
+    return f"not readable as YAML: {complaint}{hint}"
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------
+
+
+def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
+    """``layer`` over ``base``, mappings key by key.
+
+    Where the layer changes the kind, settings of the old kind are dropped first. ``options`` is what may stand here.
+    """
+    if not (isinstance(base, Mapping) and isinstance(layer, Mapping)):
+        return layer
+    merged = dict(_kept(base, layer, options))
+    for key, value in layer.items():
+        merged[key] = merge(merged.get(key), value, child_options(options, {**merged, **layer}, key))
+    return merged
+
+
+def _kept(base: Mapping[str, Any], layer: Mapping[str, Any], options: Sequence[Any]) -> Mapping[str, Any]:
+    """What of ``base`` survives the layer's kind."""
+    for option in options:
+        if isinstance(option, OneOf) and "kind" in layer and layer["kind"] != option.kind_of(base):
+            return {}
+        if class_of(option, layer) is Sampler and layer.get("kind", base.get("kind")) != base.get("kind"):
+            return {key: value for key, value in base.items() if key not in Sampler.per_kind}
+    return base

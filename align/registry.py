@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import pkgutil
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import align.recipes
+import generators as adapters
 from align.errors import ConfigError
 from align.recipes.base import Recipe
 
@@ -56,19 +56,10 @@ def rewards() -> dict[str, type[BaseModel]]:
     return dict(sorted(getattr(package, "kinds", dict)().items()))
 
 
-@cache
 def generators() -> dict[str, str]:
-    """Kind -> one line, for every adapter file of ``generators/``; read as text because adapters import torch."""
-    spec = importlib.util.find_spec("generators")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    found = {}
-    for folder in spec.submodule_search_locations:
-        for file in sorted(Path(folder).glob("*.py")):
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            if any(isinstance(node, ast.ClassDef) and _is_adapter(node) for node in tree.body):
-                found[file.stem] = _first_line(ast.get_docstring(tree))
-    return found
+    """Kind -> one line, for every adapter; read as text because adapters import torch."""
+    folder = Path(adapters.__path__[0])
+    return {kind: _first_line(_docstring(folder / f"{kind}.py")) for kind in adapters.kinds()}
 
 
 def summary() -> dict[str, dict[str, str]]:
@@ -100,18 +91,8 @@ def load_object(spec: str) -> Any:
     return found
 
 
-def _is_adapter(node: ast.ClassDef) -> bool:
-    """Whether a class names the pipeline it reads, which every adapter does and no base does."""
-    return any(
-        isinstance(item, ast.Assign | ast.AnnAssign)
-        and isinstance(item.value, ast.Constant)
-        and bool(item.value.value)
-        and any(
-            isinstance(target, ast.Name) and target.id == "pipeline_class"
-            for target in (item.targets if isinstance(item, ast.Assign) else [item.target])
-        )
-        for item in node.body
-    )
+def _docstring(file: Path) -> str | None:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
 
 
 def _first_line(doc: str | None) -> str:
