@@ -1,0 +1,52 @@
+"""CLIP byte-pair tokenizers in which every word of the world's captions is one token."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer
+
+from .world import BACKGROUNDS, COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
+
+MAX_LENGTH = 20  # the longest caption after 'a photo of' has 17 words; start and end make 19
+OTHER_WORDS = "a an the and of on to photo picture image drawing background".split()
+
+
+def words() -> list[str]:
+    """All words a caption may hold, sorted."""
+    groups = (SHAPES, SHAPES.values(), COLOURS, BACKGROUNDS, SIZES, COUNTS, " ".join(RELATIONS).split(), OTHER_WORDS)
+    return sorted({word for group in groups for word in group})
+
+
+def learn_merges(corpus: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first and ties by the alphabet, until every word is one piece."""
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in corpus]
+    merges: list[tuple[str, str]] = []
+    while True:
+        counts = Counter(pair for p in pieces for pair in zip(p, p[1:], strict=False))
+        if not counts:
+            return merges
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        pieces = [_merge(p, best) for p in pieces]
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    i = 0
+    while i < len(pieces):
+        hit = tuple(pieces[i : i + 2]) == pair
+        out.append(pieces[i] + pieces[i + 1] if hit else pieces[i])
+        i += 2 if hit else 1
+    return out
+
+
+def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A CLIPTokenizer over 256 bytes and the world's words; a foreign word falls back to pieces and letters."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = learn_merges(words())
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)

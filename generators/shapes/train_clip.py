@@ -1,0 +1,100 @@
+"""Trains the world's `CLIPModel`, a learned proxy reward: it reads pictures and captions, but not perfectly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+from . import world
+from .tokenizer import MAX_LENGTH, clip_tokenizer
+from .train_common import Log, cosine, optimizer
+from .world import COLOURS, OPPOSITE, SHAPES, Spec
+
+
+def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
+    """An untrained model of about 1 M parameters (64x64 pictures in 8x8 patches) and its processor."""
+    tok = clip_tokenizer()
+    text = {
+        "vocab_size": len(tok), "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": MAX_LENGTH, "bos_token_id": tok.bos_token_id,
+        "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 112, "intermediate_size": 448, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": 64, "patch_size": 8,
+    }  # fmt: skip
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
+    size = {"height": 64, "width": 64}
+    return model, CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=size), tok)
+
+
+def corrupt(spec: Spec, rng: np.random.Generator) -> Spec:
+    """`spec` with one thing changed, so that a picture of `spec` no longer fits: a hard negative."""
+    i = int(rng.integers(len(spec.wants)))
+    want, other = spec.wants[i], spec.wants[1 - i] if len(spec.wants) == 2 else None
+    changes = [replace(want, shape=str(rng.choice([s for s in SHAPES if s != want.shape])))]
+    if want.colour:
+        changes.append(replace(want, colour=str(rng.choice([c for c in COLOURS if c != want.colour]))))
+    if want.size:
+        changes.append(replace(want, size="small" if want.size == "large" else "large"))
+    if want.count > 1:
+        changes.append(replace(want, count=int(rng.choice([n for n in (2, 3, 4) if n != want.count]))))
+    if spec.relation and rng.random() < 0.5:
+        return replace(spec, relation=OPPOSITE[spec.relation])
+    if other and want.colour != other.colour and want.shape != other.shape and rng.random() < 0.4:
+        return replace(spec, wants=(replace(want, colour=other.colour), replace(other, colour=want.colour)))
+    changed = changes[rng.integers(len(changes))]
+    if changed == other:
+        return corrupt(spec, rng)
+    return replace(spec, wants=tuple(changed if j == i else w for j, w in enumerate(spec.wants)))
+
+
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, negatives: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric loss over unit rows [n, d]; each picture also sees n * k captions with one thing changed."""
+    logits = scale * image @ torch.cat([text, negatives]).T
+    target = torch.arange(len(image))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(text)].T, target)) / 2
+
+
+def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur and noise of a random strength, as a generator's pictures have; [n, 3, h, w] in [0, 1]."""
+    soft = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
+    strength = torch.from_numpy(rng.random((len(pixels), 1, 1, 1), np.float32))
+    noise = torch.from_numpy(rng.standard_normal(pixels.shape, np.float32))
+    return pixels + 0.8 * strength * (soft - pixels) + 0.05 * strength * noise
+
+
+def features(model: CLIPModel, pixels: torch.Tensor | None, ids: torch.Tensor | None) -> torch.Tensor:
+    """Unit rows [n, 96] of pictures or of captions."""
+    out = model.get_image_features(pixels) if ids is None else model.get_text_features(ids)
+    return F.normalize(out.pooler_output, dim=-1)
+
+
+def train_clip(n: int, steps: int, batch: int, seed: int, log: Log) -> tuple[CLIPModel, CLIPProcessor]:
+    """Trains on `n` scenes; a batch holds two task types, so that its negatives are near."""
+    torch.manual_seed(seed)
+    model, processor = new_clip()
+    rng = np.random.default_rng(seed)
+    specs = world.sample_specs("train", n, seed)
+    images = np.stack([world.render(world.sample_scene(s, rng)) for s in specs])
+    mean, std = (torch.tensor(getattr(processor.image_processor, k)).view(3, 1, 1) for k in ("image_mean", "image_std"))
+    opt = optimizer(model.parameters(), lr=1.5e-3)
+    tasks = len(world.TASKS)  # sample_specs deals the tasks in turn
+    for step in range(steps):
+        pick = rng.integers(0, n // tasks, batch) * tasks + np.repeat(rng.permutation(tasks)[:2], batch // 2)
+        texts = [world.caption(specs[i]) for i in pick] + [world.caption(corrupt(specs[i], rng)) for i in pick]
+        ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+        x = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
+        image, text = features(model, (augment(x, rng) - mean) / std, None), features(model, None, ids)
+        loss = contrastive_loss(image, text[:batch], text[batch:], model.logit_scale.exp().clamp(max=100))
+        cosine(opt, step, steps)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        log("clip", step, steps, loss=loss.item())
+    return model.eval(), processor
