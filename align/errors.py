@@ -69,7 +69,3 @@ class CheckpointError(AlignflowError, ValueError):
 
 class TrainingError(AlignflowError, RuntimeError):
     """A run that cannot go on; its last checkpoint stays."""
-
-
-class TrainingError(AlignflowError, RuntimeError):
-    """Training cannot go on: the loss or the gradients are no numbers, or nothing could be scored."""
