@@ -7,7 +7,7 @@ A generator converts to its pipeline's own scale inside and nowhere else does an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,12 @@ class Generator(ABC):
         network_calls: single-sample network evaluations so far (a batch of N counts N).
         lora_targets: default LoRA target module names.
         pipeline_class: name of the diffusers class this adapter reads.
+        optional: components the pipeline draws without; a folder may leave them out.
     """
 
     lora_targets: tuple[str, ...] = ()
     pipeline_class: str = ""
+    optional: tuple[str, ...] = ()
 
     def __init__(self, pipeline: Any, size: tuple[int, int] | None = None) -> None:
         self.pipeline = pipeline
@@ -68,6 +70,7 @@ class Generator(ABC):
         self._negative: Conditioning | None = None
         for module in self.modules().values():
             module.requires_grad_(False).eval()
+        self.check_size()
 
     # -- what differs from model to model -----------------------------------------------------------------------
 
@@ -101,6 +104,9 @@ class Generator(ABC):
 
     # -- what is the same for all of them -----------------------------------------------------------------------
 
+    def check_size(self) -> None:  # noqa: B027 - a model without limits has nothing to say
+        """Raise GeneratorError when the model cannot draw :attr:`size`; a subclass knows its own limits."""
+
     @property
     def device(self) -> torch.device:
         """Where the backbone lives."""
@@ -118,6 +124,7 @@ class Generator(ABC):
     def to(self, device: torch.device | str) -> Generator:
         """Move every network of the pipeline."""
         self.pipeline.to(device)
+        self._negative = None  # encoded on the device it was on
         return self
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, guidance: float = 1.0) -> Tensor:
@@ -156,6 +163,11 @@ class Generator(ABC):
             yield
         finally:
             self.network = before
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """``function`` over at most ``size`` rows at a time, so a VAE's activations do not grow with the batch."""
+    return torch.cat([function(part) for part in rows.split(max(1, size))])
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,146 @@
+"""From ``(kind, path)`` to a ready :class:`~generators.base.Generator`, or a message that says what to change."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+import generators
+from generators.base import Generator, GeneratorError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling it unreachable
+
+
+def adapter(kind: str) -> type[Generator]:
+    """The Generator subclass called ``kind``: a file of ``generators/``, or ``package.module:Class`` from elsewhere."""
+    module_name, _, class_name = kind.partition(":")
+    if not class_name and kind not in generators.kinds():
+        raise GeneratorError(
+            f"no generator {kind!r}; there are {', '.join(generators.kinds())}, or package.module:Class"
+        )
+    try:
+        module = import_module(module_name if class_name else f"generators.{kind}")
+    except ModuleNotFoundError as error:
+        raise GeneratorError(f"generator {kind!r}: {error}; is its package installed or on PYTHONPATH?") from error
+    if class_name:
+        found = [getattr(module, class_name, None)]
+    else:
+        found = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    for value in found:
+        if isinstance(value, type) and issubclass(value, Generator):
+            return value
+    raise GeneratorError(f"generator {kind!r}: {module.__name__} defines no such subclass of Generator")
+
+
+def load(
+    kind: str,
+    path: str,
+    *,
+    dtype: str = "float32",
+    size: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """Load a pipeline and see it as a velocity field.
+
+    Args:
+        kind: adapter, see :func:`adapter`.
+        path: an embedded world (``shapes``), a folder written by ``save_pretrained``, or a hub id ``owner/name``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
+        size: (height, width) in pixels; the pipeline's own by default.
+        device: where the networks go.
+
+    Raises:
+        GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable.
+    """
+    if dtype not in DTYPES:
+        raise GeneratorError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    cls = adapter(kind)
+    folder = find(kind, path)
+    index = _check(folder, cls)
+    # a component saved as None is not taken as None by from_pretrained unless it is told again
+    absent: dict[str, Any] = {name: None for name in cls.optional if not any(index.get(name, ()))}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, **absent)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return cls(pipeline, size=size).to(device)
+
+
+def find(kind: str, path: str) -> Path:
+    """Folder that holds the pipeline: embedded, local, or downloaded from the hub unless it already was."""
+    embedded = Path(__file__).parent / path / "weights"
+    if path.isidentifier() and embedded.is_dir():
+        if not (embedded / kind).is_dir():
+            have = ", ".join(sorted(entry.name for entry in embedded.iterdir() if entry.is_dir()))
+            raise GeneratorError(f"the embedded world {path!r} holds no {kind!r}; it holds {have}")
+        return embedded / kind
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise GeneratorError(f"no folder {folder}; path is an embedded world, a folder, or a hub id owner/name")
+    return _from_hub(path)
+
+
+def _from_hub(repo: str) -> Path:
+    """The repository's files, from the cache when they are all there, else downloaded; fails fast without a network."""
+    try:
+        hf_hub_download(repo, DiffusionPipeline.config_name, local_files_only=True)
+        return Path(DiffusionPipeline.download(repo, local_files_only=True))
+    except (OSError, HFValidationError):  # not, or not completely, in the cache
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable()
+    if reason:
+        raise GeneratorError(f"no folder {repo!r}, not in the local hub cache, and the hub cannot be asked: {reason}")
+    try:
+        return Path(DiffusionPipeline.download(repo))
+    except (OSError, ValueError) as error:
+        raise GeneratorError(f"no folder {repo!r}, and the hub says: {_first_line(error)}") from error
+
+
+def _unreachable() -> str:
+    """Why the hub does not answer, or ''. One request, because the hub client itself retries for 20 s a file."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
+    except Exception as error:  # the HTTP library's own hierarchy changes with the hub client's version
+        return f"{constants.ENDPOINT}: {_first_line(error)}"
+    return ""
+
+
+def _check(folder: Path, cls: type[Generator]) -> dict[str, Any]:
+    """The folder's model_index.json; raises where it says another class, lacks a part, or a weight file is cut."""
+    try:
+        index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GeneratorError(f"{folder} is not a diffusers pipeline: it has no model_index.json") from None
+    except json.JSONDecodeError as error:
+        raise GeneratorError(f"{folder}/model_index.json is not JSON: {error}") from error
+    if index.get("_class_name") != cls.pipeline_class:
+        known = ", ".join(f"{kind} ({adapter(kind).pipeline_class})" for kind in generators.kinds())
+        raise GeneratorError(
+            f"{folder} holds a {index.get('_class_name')}, this adapter reads {cls.pipeline_class}; adapters: {known}"
+        )
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        raise GeneratorError(f"{folder} is incomplete: model_index.json names {', '.join(missing)}, not there")
+    for file in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise GeneratorError(f"{file} is damaged or cut short ({error}); copy or download it again") from error
+    return index
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
