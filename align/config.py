@@ -19,8 +19,9 @@ from ruamel.yaml.nodes import MappingNode, Node
 
 from align.errors import ConfigError, Problem
 from align.problems import explain
-from align.settings import Config, Evaluate, OnlineRollout, PairsRollout, Sampler
+from align.settings import Config, Evaluate, OnlineRollout, PairsRollout, RewardOnly, Sampler
 from align.variants import OneOf, child, child_options, class_of
+from rewards.base import RewardSettings
 
 __all__ = [
     "Config",
@@ -31,6 +32,7 @@ __all__ = [
     "dump_config",
     "json_schema",
     "load_config",
+    "load_reward",
     "read_yaml",
     "settings_of",
 ]
@@ -70,6 +72,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
         raise ConfigError(explain(error, Config, data, places), str(path)) from None
+
+
+def load_reward(text: str) -> RewardSettings:
+    """A reward's settings from a kind, a YAML mapping in one line, or a file holding the mapping or ``reward: ...``.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    places: Places = {}
+    if text.endswith((".yaml", ".yml")):
+        layer = read_file(Path(text))
+        data, places = layer.data.get("reward", layer.data), {("reward",): text}
+    elif text.lstrip().startswith("{"):
+        data = read_overrides([f"reward={text}"])[0].data["reward"]
+    else:
+        data = {"kind": text}
+    try:
+        return RewardOnly.model_validate({"reward": data}).reward
+    except ValidationError as error:
+        raise ConfigError(explain(error, RewardOnly, {"reward": data}, places)) from None
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -96,4 +96,4 @@ def _docstring(file: Path) -> str | None:
 
 
 def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().split("\n")[0]
+    return (doc or "").strip().split("\n")[0].replace("``", "")

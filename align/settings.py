@@ -33,7 +33,7 @@ class GeneratorConfig(Settings):
     """The pipeline whose samples are to get better."""
 
     kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
-    path: str = Field(description="diffusers folder, hub id, or an embedded model such as shapes:image")
+    path: str = Field(description="embedded world (shapes), diffusers folder, or hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
     size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
     device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
@@ -89,11 +89,11 @@ class Window(Settings):
     """Which sampling steps are stochastic (and trained); the others are ODE steps."""
 
     strategy: Literal["all", "random", "progressive"] = Field(
-        "all", description="all steps | a random stretch per rollout (Fast) | a stretch that moves on (MixGRPO)"
+        "all", description="all but the last | a random stretch per rollout (Fast) | a stretch that moves on (MixGRPO)"
     )
     size: int | None = Field(None, ge=1, description="stochastic steps in the stretch; needed unless strategy is all")
     start: tuple[int, int] | None = Field(
-        None, description="[first, last] step the stretch may start at; null = anywhere it fits"
+        None, description="[first, last] step the stretch may start at; null = anywhere before the last step"
     )
     shift_every: int = Field(25, ge=1, description="rollouts after which a progressive stretch moves one step on")
 
@@ -136,10 +136,10 @@ class Sampler(Settings):
 
     @property
     def stochastic_count(self) -> int:
-        """How many steps of a trajectory are stochastic."""
+        """How many steps of a trajectory are stochastic: the window's, or all but the last, whose noise would stay."""
         if not self.stochastic:
             return 0
-        return self.steps if self.window.size is None else self.window.size
+        return self.steps - 1 if self.window.size is None else self.window.size
 
     @model_validator(mode="before")
     @classmethod
@@ -155,8 +155,10 @@ class Sampler(Settings):
             problems.append(("level", f"{self.kind} is deterministic; only the stochastic kinds have a level"))
         if not self.stochastic and self.window.strategy != "all":
             problems.append(("window.strategy", f"{self.kind} has no stochastic steps to choose from"))
-        if self.kind == "cps" and self.level is not None and self.level > 1:
-            problems.append(("level", "cps levels lie in (0, 1]: 1 replaces all noise at every step"))
+        if self.kind in ("cps", "ddim") and self.level is not None and self.level > 1:
+            problems.append(("level", f"levels of {self.kind} lie in (0, 1], given {self.level}"))
+        if self.stochastic and self.window.strategy == "all" and self.steps < 2:
+            problems.append(("steps", "the last step adds no noise, so a stochastic sampler needs at least 2"))
         if problems:
             raise problems_at(problems)
         return self
@@ -227,6 +229,12 @@ RECIPE = OneOf("recipe", registry.recipes, outside=_recipe_outside)
 FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
 
 
+class RewardOnly(Settings):
+    """A reward by itself, for commands that score."""
+
+    reward: Annotated[RewardSettings, REWARD] = Field(description="what scores")
+
+
 class Evaluate(Settings):
     """Held-out scores along the way."""
 
@@ -234,6 +242,7 @@ class Evaluate(Settings):
     prompts: int = Field(256, ge=1, description="held-out prompts, one sample each")
     seed: int = Field(0, ge=0, description="of the noise, the same at every evaluation")
     sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
+    chunk: int = Field(256, ge=1, description="samples made and scored at a time")
     rewards: dict[str, Annotated[RewardSettings, REWARD]] = Field({}, description="name -> reward to report")
     gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
     role: Literal["ema", "policy"] = Field(

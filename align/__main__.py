@@ -1,0 +1,5 @@
+"""``python -m align``, for launchers: ``accelerate launch -m align train config.yaml``."""
+
+from align.cli import main
+
+main()

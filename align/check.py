@@ -1,0 +1,161 @@
+"""What ``alignflow check`` says of a config: essentials, the batch in words, files that are not there. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import generators
+from align.errors import ConfigError, DataError, Problem
+from align.settings import Config, OnlineRollout, PairsRollout, Sampler
+
+
+def geometry(config: Config, processes: int = 1) -> str:
+    """How many samples, terms, chunks and updates a rollout comes to, in one sentence."""
+    rollout, train = config.rollout, config.train
+    if isinstance(rollout, OnlineRollout):
+        samples = rollout.prompts * rollout.group
+        made = f"{count(rollout.prompts, 'prompt')} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
+    else:
+        samples = 2 * rollout.prompts
+        made = f"{count(rollout.prompts, 'pair')} = {count(samples, 'sample')}"
+    each = config.recipe.terms_per_sample(config)
+    terms = math.ceil(samples * each)
+    per_update = math.ceil(terms / train.updates)
+    per_process = math.ceil(per_update / processes)
+    chunks = math.ceil(per_process / train.micro_batch)
+    size = min(per_process, train.micro_batch)
+    where = "one process" if processes == 1 else f"{processes} processes"
+    return (
+        f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
+        f"{count(train.updates, 'update')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
+        f"on {where}; {count(train.steps, 'rollout')} = {count(train.steps * train.updates, 'update')} in all"
+    )
+
+
+def network_calls(config: Config) -> int:
+    """Single-sample network evaluations of one rollout's sampling."""
+    rollout = config.rollout
+    if isinstance(rollout, PairsRollout):
+        return 0
+    return rollout.prompts * rollout.group * rollout.sampler.steps * (1 if rollout.sampler.guidance == 1.0 else 2)
+
+
+def essentials(config: Config) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``."""
+    generator, train, evaluate = config.generator, config.train, config.evaluate
+    size = f"{generator.size[0]} x {generator.size[1]}" if generator.size else "native size"
+    rollout = config.rollout
+    source = sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"pairs of {rollout.file}"
+    scores = ", ".join(evaluate.rewards) or "the trained reward"
+    gold = f", gold {evaluate.gold}" if evaluate.gold else ""
+    held_out = (
+        f"{config.prompts.heldout}: {evaluate.prompts} prompts, {scores}{gold}, by {sampler_line(evaluate.sampler)}"
+    )
+    return [
+        ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
+        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {generator.device}"),
+        ("policy", one_line(config.policy.model_dump(exclude_none=True))),
+        ("prompts", config.prompts.train),
+        ("rollout", source),
+        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
+        ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
+        (
+            "train",
+            f"lr {train.lr:g} {train.schedule}, warmup {train.warmup}, ema {train.ema:g}, autocast {train.precision}",
+        ),
+        ("batch", geometry(config, _processes())),
+        ("sampling", f"{count(network_calls(config), 'network call')} per rollout"),
+        ("held out", held_out if config.prompts.heldout else "none: prompts.heldout is not set"),
+    ]
+
+
+def sampler_line(sampler: Sampler) -> str:
+    """A sampler in a few words."""
+    level = f", level {sampler.level:g}" if sampler.level is not None else ""
+    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
+    window = sampler.window
+    stretch = f", {window.size} stochastic ({window.strategy})" if window.strategy != "all" else ""
+    return f"{count(sampler.steps, f'{sampler.kind} step')}{level}{stretch}{guidance}"
+
+
+def one_line(settings: dict[str, object]) -> str:
+    """``nft beta=1.0 kl=0.1``."""
+    rest = " ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")
+    return f"{settings.get('kind', '')} {rest}".strip()
+
+
+def count(number: int, word: str) -> str:
+    """``1 prompt``, ``2 prompts``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+# -- files and packages -----------------------------------------------------------------------------------------------
+
+
+def check_files(config: Config) -> None:
+    """Raise ConfigError listing every file or package the config names that is not there."""
+    problems = [*_prompts(config), *_pairs(config), *_generator(config), *_trackers(config)]
+    if problems:
+        raise ConfigError(problems, config.name)
+
+
+def _prompts(config: Config) -> list[Problem]:
+    problems = []
+    for name in ("train", "heldout"):
+        source = getattr(config.prompts, name)
+        if source is None:
+            continue
+        if source.startswith("shapes:"):
+            if source not in ("shapes:train", "shapes:heldout"):
+                message = f"the embedded world has shapes:train and shapes:heldout, given {source!r}"
+                problems.append(Problem(f"prompts.{name}", message))
+            continue
+        from align.prompts import read_prompts
+
+        try:
+            read_prompts(source)
+        except DataError as error:
+            problems.append(Problem(f"prompts.{name}", str(error)))
+    return problems
+
+
+def _pairs(config: Config) -> list[Problem]:
+    rollout = config.rollout
+    if isinstance(rollout, PairsRollout) and not Path(rollout.file).is_file():
+        return [Problem("rollout.file", f"no file {rollout.file} (looked in {Path.cwd()} and beside the config)")]
+    return []
+
+
+def _generator(config: Config) -> list[Problem]:
+    kind, path = config.generator.kind, config.generator.path
+    if find_embedded(kind, path) is not None:
+        return []
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if (folder / "model_index.json").is_file():
+            return []
+        return [Problem("generator.path", f"{folder} is not a diffusers pipeline: it has no model_index.json")]
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return []  # a hub id: whether it is there is asked when it is loaded
+    message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"
+    return [Problem("generator.path", message)]
+
+
+def find_embedded(kind: str, world: str) -> Path | None:
+    """Folder of an embedded model, if ``world`` names one."""
+    folder = Path(generators.__path__[0]) / world / "weights" / kind
+    return folder if world.isidentifier() and folder.is_dir() else None
+
+
+def _trackers(config: Config) -> list[Problem]:
+    packages = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
+    missing = [name for name in config.trackers if find_spec(packages.get(name, name)) is None]
+    return [Problem("trackers", f"{name} is not installed: pip install {name}") for name in missing]
+
+
+def _processes() -> int:
+    """Processes of this launch, as torchrun and accelerate announce them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,287 @@
+"""The ``alignflow`` command. Thin: each command reads its arguments and calls one function; torch only where needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.errors import AlignflowError, RunFolderError
+
+app = typer.Typer(
+    name="alignflow",
+    help="Align diffusion and flow generators with rewards.",
+    epilog="Any command takes --debug: show the traceback of an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
+PromptsFile = Annotated[Path | None, typer.Option(help="prompts: .txt, one a line, or .jsonl")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. User mistakes become ``error: ...`` and an exit code, never a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app([word for word in given if word != "--debug"])
+    except Exception as error:
+        explained = _explained(error)
+        if debug or explained is None:
+            traceback.print_exc()
+        code, message = explained or (1, "this is a fault of alignflow or of a plug-in; the traceback is above")
+        typer.echo(f"error: {message}", err=True)
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[int, str] | None:
+    """(exit code, message) of what a user can put right, None for anything else."""
+    from rewards.base import RewardError
+
+    if isinstance(error, AlignflowError):
+        return error.exit_code, str(error)
+    if isinstance(error, RewardError):
+        return 1, str(error)
+    # raised only where these are loaded already; importing them here would load torch
+    generators, torch = sys.modules.get("generators.base"), sys.modules.get("torch")
+    if generators is not None and isinstance(error, generators.GeneratorError):
+        return 1, str(error)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return 1, (
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            "  try, cheapest first: a smaller train.micro_batch and rollout.chunk; "
+            "train.gradient_checkpointing=true; generator.dtype=bfloat16"
+        )
+    return None
+
+
+@app.callback(invoke_without_command=True)
+def _options(show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if show_version:
+        typer.echo(f"alignflow {version('alignflow')}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: alignflow train configs/shapes/nft.yaml train.lr=1e-4 --out runs/first")
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+) -> None:
+    """Fine-tune a generator; writes a run folder."""
+    from align.config import load_config
+
+    settings = load_config(config, _with_out(overrides, out))
+    from align.trainer import train as run
+
+    try:
+        summary = run(settings, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        again = ["alignflow", "train", str(config), *(overrides or []), *(["--out", str(out)] if out else [])]
+        typer.echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_values({**summary, "folder": str(settings.run_dir)})
+
+
+@app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
+def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Validate a config without running it: every problem, what it resolves to, the batch in words."""
+    from align.check import check_files, essentials
+    from align.config import load_config
+
+    settings = load_config(config, overrides or [])
+    for name, value in essentials(settings):
+        typer.echo(f"{name:10} {value}")
+    check_files(settings)
+    typer.echo(f"{config} is ready to run")
+
+
+@app.command(epilog='Example: alignflow sample runs/nft --prompt "a red circle" --count 4 --out samples')
+def sample(
+    source: SourceArgument,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    lora: Annotated[Path | None, typer.Option(help="LoRA file or folder; a run's own by default")] = None,
+    count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="override, such as evaluate.sampler.steps=20")
+    ] = None,
+) -> None:
+    """Draw samples from a config's generator or a run's policy into a folder."""
+    settings, run_dir = _settings_of(source, overrides)
+    from align.evaluate import sample_to_folder
+
+    own = run_dir / "lora" if run_dir is not None else None
+    if lora is None and own is not None and own.is_dir():
+        lora = own
+    prompts = _prompts(prompt, prompts_file) or None
+    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, lora=lora))
+
+
+@app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
+def score(
+    images: Annotated[list[Path], typer.Argument(help="image files", show_default=False)],
+    reward: Annotated[list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; may be repeated")],
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score images with rewards: one prompt for all of them, or one each."""
+    from align.config import load_reward
+
+    settings = {name: load_reward(name) for name in reward}
+    prompts = _prompts(prompt, prompts_file)
+    from align.scoring import score_images
+
+    rows = score_images(images, prompts, settings)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo(_table(["image", *settings], [[row["image"], *map(_cell, row["scores"].values())] for row in rows]))
+    for row in rows:
+        for name, reason in row["reasons"].items():
+            typer.echo(f"{row['image']}: no {name} score: {reason}", err=True)
+
+
+@app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")
+def evaluate(
+    source: SourceArgument,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="override, such as evaluate.prompts=512")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out scores of a config's base or a run's policy."""
+    settings, run_dir = _settings_of(source, overrides)
+    from align.evaluate import evaluate_run
+
+    row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint)
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+        return
+    scores = [
+        [name, _cell(value), _cell(row["stderr"][name]), str(row["missing"][name])]
+        for name, value in row["scores"].items()
+    ]
+    typer.echo(_table(["reward", "mean", "stderr", "missing"], scores))
+    typer.echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
+
+
+@app.command(epilog="Example: alignflow report runs/nft")
+def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
+    """Write a run folder as one HTML page."""
+    from align.report import write_report
+
+    if not run_dir.is_dir():
+        raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
+    typer.echo(write_report(run_dir))
+
+
+@app.command(epilog="Example: alignflow recipes --json")
+def recipes(as_json: AsJson = False) -> None:
+    """List what there is: generators, recipes, rewards, samplers."""
+    from align.registry import summary
+
+    rooms = summary()
+    if as_json:
+        typer.echo(json.dumps(rooms, indent=2))
+        return
+    for room, entries in rooms.items():
+        typer.echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
+
+
+@app.command(epilog="Example: alignflow env --torch")
+def env(
+    torch: Annotated[bool, typer.Option("--torch", help="import torch and show its devices too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Versions and machine, for a bug report."""
+    from align.environment import environment
+
+    found = environment(torch_too=torch)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
+
+
+@app.command(epilog="Example: alignflow schema > alignflow.schema.json")
+def schema() -> None:
+    """JSON schema of a config file, for editors."""
+    from align.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+# -- what commands share ----------------------------------------------------------------------------------------------
+
+
+def _with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
+    return [*(overrides or []), *([f"out={json.dumps(str(out))}"] if out is not None else [])]
+
+
+def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:
+    """Config of a YAML file, or of a run folder together with the folder."""
+    from align.config import load_config
+
+    if not source.is_dir():
+        return load_config(source, overrides or []), None
+    if not (source / "config.yaml").is_file():
+        raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
+    return load_config(source / "config.yaml", overrides or []), source
+
+
+def _prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Prompts given one by one, then those of a file."""
+    if file is None:
+        return list(prompts or [])
+    from align.prompts import read_prompts
+
+    return [*(prompts or []), *read_prompts(str(file))]
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    known = [[name, _cell(value)] for name, value in values.items() if value is not None]
+    typer.echo(_table([], known))
+
+
+def _cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns."""
+    lines = [head, *rows] if head else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    main()
