@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from generators.base import Conditioning, Generator, GeneratorError, in_chunks
+from generators.sd3_attention import fold_null_tokens
 
 VAE_PIXELS = 4 * 1024**2  # decoded at once: four images of a megapixel, hundreds of small ones
 
@@ -23,6 +25,12 @@ class SD3(Generator):
         f"attn.{name}"
         for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")
     )
+
+    def __init__(self, pipeline: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(pipeline, size)
+        self.folded = pipeline.text_encoder_3 is None
+        if self.folded:
+            fold_null_tokens(self.backbone)
 
     def native_size(self) -> tuple[int, int]:
         side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
@@ -39,7 +47,7 @@ class SD3(Generator):
     def text_length(self) -> int:
         """T5's share of the text tokens: the pipeline's default ``max_sequence_length``, or its tokenizer's if shorter.
 
-        Without T5 the pipeline puts as many zeros there and the network attends to them.
+        Without T5 the pipeline puts as many zeros there and the network attends to them; here one stands for all.
         """
         tokenizer = self.pipeline.tokenizer_3
         return 256 if tokenizer is None else min(256, tokenizer.model_max_length)
@@ -55,6 +63,8 @@ class SD3(Generator):
             do_classifier_free_guidance=False,
             max_sequence_length=self.text_length,
         )
+        if self.folded:
+            embeds = embeds[:, : self.pipeline.tokenizer_max_length + 1]
         return Conditioning({"embeds": embeds, "pooled": pooled})
 
     def _check_length(self, prompts: Sequence[str]) -> None:
@@ -80,6 +90,7 @@ class SD3(Generator):
             timestep=t * self.pipeline.scheduler.config.num_train_timesteps,
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
             pooled_projections=cond.tensors["pooled"].to(self.dtype),
+            joint_attention_kwargs={"null_tokens": self.text_length} if self.folded else None,
             return_dict=False,
         )[0]
 

@@ -45,6 +45,7 @@ def generator():
 def test_equals_pipeline(guidance, t5, size, scheduler):
     pipeline = tiny.sd3_pipeline(t5=t5, **scheduler)
     generator = SD3(pipeline, size=size)
+    untouched = tiny.sd3_pipeline(t5=t5, **scheduler)  # its own, since the adapter may change how attention is computed
     height, width = size or (64, 64)
     assert generator.size == (height, width)
     noise = generator.noise([3, 4, 5])
@@ -57,12 +58,12 @@ def test_equals_pipeline(guidance, t5, size, scheduler):
         "guidance_scale": guidance,
         "latents": noise,
     }
-    theirs = pipeline(**call, output_type="latent").images
+    theirs = untouched(**call, output_type="latent").images
     assert (ours - noise).abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     media = generator.decode(ours)
     assert media.shape == (3, 3, height, width)
-    torch.testing.assert_close(media, pipeline(**call, output_type="pt").images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(media, untouched(**call, output_type="pt").images, atol=1e-5, rtol=0)
 
 
 def test_times_leave_the_scheduler_alone():
@@ -152,6 +153,29 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     assert 0 < (v - exact).abs().max() < 0.1
 
 
+def test_one_null_token_stands_for_all_in_the_gradient_too():
+    """Without T5 the pipeline's 256 zero tokens are one token here: same velocity, same gradient of the weights."""
+    generator, untouched = SD3(tiny.sd3_pipeline(t5=False)), tiny.sd3_pipeline(t5=False)
+    noise, t = generator.noise([0, 1]), torch.tensor([0.9, 0.3])
+    embeds, _, pooled, _ = untouched.encode_prompt(PROMPTS[:2], None, None, do_classifier_free_guidance=False)
+    assert embeds.shape[1] == 77 + 256
+    gradients = []
+    for transformer, inputs in (
+        (generator.backbone, None),
+        (untouched.transformer, {"encoder_hidden_states": embeds, "pooled_projections": pooled}),
+    ):
+        weights = [w for name, w in transformer.named_parameters() if "add_k_proj" in name or "attn.to_v" in name]
+        for weight in weights:
+            weight.requires_grad_()
+        if inputs is None:
+            v = generator.velocity(noise, t, generator.encode(PROMPTS[:2]))
+        else:
+            v = transformer(hidden_states=noise, timestep=1000 * t, return_dict=False, **inputs)[0]
+        gradients.append(torch.autograd.grad(v.square().sum(), weights))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=0)
+
+
 @pytest.mark.parametrize("size", [(64, 60), (272, 64), (0, 64), (-64, 64)])
 def test_impossible_sizes(size):
     with pytest.raises(GeneratorError, match=r"multiples of 16, at most 256"):
@@ -173,7 +197,7 @@ def test_text_length_follows_a_shorter_tokenizer():
     pipeline = tiny.sd3_pipeline()
     pipeline.tokenizer_3.model_max_length = 24
     assert SD3(pipeline).encode(["x"]).tensors["embeds"].shape == (1, 77 + 24, 64)
-    assert SD3(tiny.sd3_pipeline(t5=False)).encode(["x"]).tensors["embeds"].shape == (1, 77 + 256, 64)
+    assert SD3(tiny.sd3_pipeline(t5=False)).encode(["x"]).tensors["embeds"].shape == (1, 77 + 1, 64)
 
 
 # -- load ---------------------------------------------------------------------------------------------------------
