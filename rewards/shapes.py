@@ -87,7 +87,8 @@ def relation_share(spec: Spec, match: dict[int, int], objects: tuple[Obj, ...]) 
             if i not in match or j not in match:
                 shares.append(0.0)
                 continue
-            along = float(relation_of(objects[match[i]].box, objects[match[j]].box) @ np.array(RELATIONS[spec.relation]))
+            offset = relation_of(objects[match[i]].box, objects[match[j]].box)
+            along = float(offset @ np.array(RELATIONS[spec.relation]))
             shares.append(1.0 if along > 0.5 else max(along, 0.0))
     return sum(shares) / len(shares)
 

@@ -55,7 +55,7 @@ def parse_image(image: np.ndarray) -> Scene:
     pixels = image.astype(np.float32) if image.dtype == np.uint8 else np.asarray(image, np.float32) * 255
     scale = CANVAS / pixels.shape[0]
     ground, cover, colour = unmix(pixels)
-    labels, n = ndimage.label(cover > 0.5)
+    labels, _ = ndimage.label(cover > 0.5)
     objects: list[Obj] = []
     for k, where in enumerate(ndimage.find_objects(labels), 1):
         if min(s.stop - s.start for s in where) * scale < MIN_SIDE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
@@ -10,7 +11,7 @@ from transformers import CLIPTokenizer
 from .world import BACKGROUNDS, COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 
 MAX_LENGTH = 20  # the longest caption after 'a photo of' has 17 words; start and end make 19
-OTHER_WORDS = "a an the and of on to photo picture image drawing background".split()
+OTHER_WORDS = ("a", "an", "the", "and", "of", "on", "to", "photo", "picture", "image", "drawing", "background")
 
 
 def words() -> list[str]:
@@ -24,7 +25,7 @@ def learn_merges(corpus: list[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in corpus]
     merges: list[tuple[str, str]] = []
     while True:
-        counts = Counter(pair for p in pieces for pair in zip(p, p[1:], strict=False))
+        counts = Counter(pair for p in pieces for pair in pairwise(p))
         if not counts:
             return merges
         best = min(counts, key=lambda pair: (-counts[pair], pair))

@@ -53,11 +53,16 @@ def corrupt(spec: Spec, rng: np.random.Generator) -> Spec:
     return replace(spec, wants=tuple(changed if j == i else w for j, w in enumerate(spec.wants)))
 
 
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, negatives: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss over unit rows [n, d]; each picture also sees n * k captions with one thing changed."""
-    logits = scale * image @ torch.cat([text, negatives]).T
-    target = torch.arange(len(image))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(text)].T, target)) / 2
+def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric loss over logits [n, 2n]: pictures against their captions, then captions with one change.
+
+    `same` [n, n] marks equal captions, which are no negatives of each other.
+    """
+    n = len(logits)
+    target = torch.arange(n)
+    twins = same & ~torch.eye(n, dtype=torch.bool)
+    square = logits[:, :n].masked_fill(twins, -1e4)
+    return (F.cross_entropy(torch.cat([square, logits[:, n:]], 1), target) + F.cross_entropy(square.T, target)) / 2
 
 
 def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -75,23 +80,23 @@ def features(model: CLIPModel, pixels: torch.Tensor | None, ids: torch.Tensor | 
 
 
 def train_clip(n: int, steps: int, batch: int, seed: int, log: Log) -> tuple[CLIPModel, CLIPProcessor]:
-    """Trains on `n` scenes; a batch holds two task types, so that its negatives are near."""
+    """Trains on `n` scenes, each beside one caption with one thing changed."""
     torch.manual_seed(seed)
     model, processor = new_clip()
     rng = np.random.default_rng(seed)
     specs = world.sample_specs("train", n, seed)
     images = np.stack([world.render(world.sample_scene(s, rng)) for s in specs])
     mean, std = (torch.tensor(getattr(processor.image_processor, k)).view(3, 1, 1) for k in ("image_mean", "image_std"))
-    opt = optimizer(model.parameters(), lr=1.5e-3)
-    tasks = len(world.TASKS)  # sample_specs deals the tasks in turn
+    opt = optimizer(model.parameters(), lr=1e-3)
     for step in range(steps):
-        pick = rng.integers(0, n // tasks, batch) * tasks + np.repeat(rng.permutation(tasks)[:2], batch // 2)
+        pick = rng.integers(0, n, batch)
         texts = [world.caption(specs[i]) for i in pick] + [world.caption(corrupt(specs[i], rng)) for i in pick]
         ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         x = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
         image, text = features(model, (augment(x, rng) - mean) / std, None), features(model, None, ids)
-        loss = contrastive_loss(image, text[:batch], text[batch:], model.logit_scale.exp().clamp(max=100))
-        cosine(opt, step, steps)
+        same = (ids[:batch, None] == ids[None, :batch]).all(-1)
+        loss = contrastive_loss(model.logit_scale.exp().clamp(max=100) * image @ text.T, same)
+        cosine(opt, step, steps, warmup=100)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -24,7 +24,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (35, 65, 215),
     "purple": (160, 40, 190),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (250, 250, 250), "gray": (128, 128, 128), "black": (12, 12, 12)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 250),
+    "gray": (128, 128, 128),
+    "black": (12, 12, 12),
+}
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}  # word: plural
 SIZES: dict[str, tuple[float, float]] = {"small": (10.0, 12.5), "medium": (15.5, 19.0), "large": (23.0, 27.0)}
 SIZE_LIMITS = (14.0, 21.0)  # a box narrower than the first is small, wider than the second is large

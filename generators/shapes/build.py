@@ -1,0 +1,111 @@
+"""Rebuilds the embedded models from nothing: `python -m generators.shapes.build [--out DIR] [--stage all] [--quick]`.
+
+About an hour on one CPU core with the full budgets; `--quick` runs the same code in seconds and yields models that
+load but draw nothing. Seeds are fixed; another version of torch or another processor gives other last digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+
+from . import measure, world
+from .train_clip import train_clip
+from .train_common import Log
+from .train_sd3 import train_sd3
+from .train_vae import encode, train_vae
+
+STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
+HERE = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
+
+    vae_scenes: int = 20_000
+    vae_steps: int = 3_000
+    vae_batch: int = 16
+    sd3_scenes: int = 40_002
+    sd3_steps: int = 3_000
+    sd3_batch: int = 128
+    clip_scenes: int = 30_000
+    clip_steps: int = 1_100
+    clip_batch: int = 128
+    measured: int = 96
+
+
+QUICK = Budget(48, 2, 4, 48, 2, 4, 48, 2, 4, 6)
+
+
+def save_half(model: StableDiffusion3Pipeline | torch.nn.Module, folder: Path) -> None:
+    """Writes `model` in float16; a plain `from_pretrained` gives float32 all the same.
+
+    diffusers loads float32 unless told otherwise, transformers what a config names, so the configs name float32.
+    """
+    model.to(torch.float16)
+    model.save_pretrained(folder)
+    for path in [folder / "config.json", *folder.glob("*/config.json")]:
+        if path.exists():
+            path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    model.to(torch.float32)
+
+
+def build_vae(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the autoencoder and keeps it where the pipeline will have it."""
+    images, _ = world.dataset("train", budget.vae_scenes, seed=0)
+    vae = train_vae(images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
+    save_half(vae, out / "sd3" / "vae")
+
+
+def build_sd3(out: Path, budget: Budget, log: Log) -> None:
+    """Trains transformer and text encoders around the autoencoder in `out`."""
+    vae = AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval()
+    images, texts = world.dataset("train", budget.sd3_scenes, seed=1)
+    pipe = train_sd3(vae, encode(vae, images), texts, budget.sd3_steps, budget.sd3_batch, seed=1, log=log)
+    save_half(pipe, out / "sd3")
+
+
+def build_clip(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the learned proxy reward."""
+    model, processor = train_clip(budget.clip_scenes, budget.clip_steps, budget.clip_batch, seed=0, log=log)
+    save_half(model, out / "clip")
+    processor.save_pretrained(out / "clip")
+
+
+def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
+    """Runs one stage or all, measures what `out` then holds, and writes facts.json and README.md there."""
+    budget = budget or Budget()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "facts.json"
+    facts = json.loads(path.read_text()) if path.exists() else {}
+    for name in STAGES:
+        if stage in (name, "all"):
+            torch.manual_seed(0)
+            log = Log()
+            {"vae": build_vae, "sd3": build_sd3, "clip": build_clip}[name](out, budget, log)
+            facts[name] = {"seconds": round(log.seconds)} | getattr(measure, name)(out, budget.measured)
+    facts["budget"] = asdict(budget)
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    (out / "README.md").write_text(measure.card(facts))
+    return facts
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m generators.shapes.build", description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write; default: the package's own weights")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, in seconds")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # models this small do not gain from more
+    print(json.dumps(build(args.out, args.stage, QUICK if args.quick else None), indent=2))
+
+
+if __name__ == "__main__":
+    main()

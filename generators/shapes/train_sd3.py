@@ -1,0 +1,211 @@
+"""Trains the world's SD3: the transformer and both text encoders, jointly, by flow matching on latents.
+
+The base it gives is imperfect on purpose. It draws everything, but the last part of its training saw a share of
+wrong captions (another picture's), so it follows a prompt only some of the time, as large models do.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from .tokenizer import MAX_LENGTH, clip_tokenizer
+from .train_common import Log, cosine, optimizer
+from .train_vae import LATENT_CHANNELS, decode
+
+HEADS, HEAD_DIM, LAYERS = 4, 32, 5
+TEXT_WIDTHS = (96, 32)  # hidden and projection size of the two text encoders
+EMA = 0.998
+NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works
+WRONG_FROM, WRONG_SHARE = 0.6, 0.4  # from this part of the training on, this share of captions is another picture's
+
+
+def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWithProjection:
+    """An untrained CLIP text encoder whose penultimate layer SD3 reads, [n, MAX_LENGTH, width]."""
+    tok = clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tok),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+    """An untrained pipeline around a trained `vae`: no T5, for which SD3 feeds zeros."""
+    tok, tok2 = clip_tokenizer(), clip_tokenizer(pad_token="!</w>")  # SD3 pads its second tokenizer with '!'
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=LAYERS,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=HEADS,
+        joint_attention_dim=sum(TEXT_WIDTHS),
+        caption_projection_dim=HEADS * HEAD_DIM,
+        pooled_projection_dim=sum(TEXT_WIDTHS),
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        text_encoder=text_encoder(TEXT_WIDTHS[0], 3, tok.pad_token_id),
+        text_encoder_2=text_encoder(TEXT_WIDTHS[1], 2, tok2.pad_token_id),
+        text_encoder_3=None,
+        tokenizer=tok,
+        tokenizer_2=tok2,
+        tokenizer_3=None,
+    )
+
+
+@dataclass
+class RepeatedToken(JointAttnProcessor2_0):
+    """Joint attention in which the last text token stands for `repeats` equal ones.
+
+    Without a T5 the pipeline appends `max_sequence_length` (256 by default) zero tokens. They have no positions,
+    so they stay equal in every layer: training may hold one and add log(repeats) to its attention logits.
+    """
+
+    repeats: int = 1
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> tuple:
+        def heads(x: Tensor, norm: nn.Module | None = None) -> Tensor:
+            x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return norm(x) if norm else x
+
+        image, text, n = hidden_states, encoder_hidden_states, hidden_states.shape[1]
+        q = torch.cat([heads(attn.to_q(image), attn.norm_q), heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
+        k = torch.cat([heads(attn.to_k(image), attn.norm_k), heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
+        v = torch.cat([heads(attn.to_v(image)), heads(attn.add_v_proj(text))], 2)
+        bias = None
+        if self.repeats > 1:
+            bias = q.new_zeros(1, 1, 1, k.shape[2])
+            bias[..., -1] = np.log(self.repeats)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        image, text = out[:, :n], out[:, n:]
+        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
+
+
+class Model(nn.Module):
+    """The trained parts of a pipeline as one module: latents, times and token ids in, velocities out."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline) -> None:
+        super().__init__()
+        self.transformer, self.text, self.text_2 = pipe.transformer, pipe.text_encoder, pipe.text_encoder_2
+
+    def conditioning(self, ids: Tensor, ids_2: Tensor, zeros: int) -> tuple[Tensor, Tensor]:
+        """SD3's conditioning with `zeros` T5 tokens: sequence [n, MAX_LENGTH + zeros, 128] and pooled [n, 128]."""
+        outs = [enc(x, output_hidden_states=True) for enc, x in ((self.text, ids), (self.text_2, ids_2))]
+        sequence = torch.cat([o.hidden_states[-2] for o in outs], -1)
+        return F.pad(sequence, (0, 0, 0, zeros)), torch.cat([o.text_embeds for o in outs], -1)
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor, ids_2: Tensor, repeats: int = 0) -> Tensor:
+        """Velocity [n, 8, 8, 8] at noise level t [n] in [0, 1]."""
+        for block in self.transformer.transformer_blocks:
+            block.attn.processor.repeats = repeats
+        sequence, pooled = self.conditioning(ids, ids_2, min(repeats, 1))
+        return self.transformer(x, sequence, pooled, t * 1000, return_dict=False)[0]
+
+
+@dataclass
+class Captions:
+    """Token ids of all training captions for both tokenizers, int64 [n, MAX_LENGTH], and those of the empty one."""
+
+    pipe: StableDiffusion3Pipeline
+    texts: list[str]
+    ids: list[Tensor] = field(init=False)
+    empty: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
+        unique = {text: i for i, text in enumerate(dict.fromkeys(["", *self.texts]))}
+        tables = [t(list(unique), padding="max_length", return_tensors="pt").input_ids for t in tokenizers]
+        rows = torch.tensor([unique[text] for text in self.texts])
+        self.ids, self.empty = [table[rows] for table in tables], [table[0] for table in tables]
+
+    def batch(self, rows: np.ndarray, wrong: float, rng: np.random.Generator) -> list[Tensor]:
+        """The captions of `rows`, a share `wrong` of them another picture's and a share NO_CAPTION of them empty."""
+        swapped = np.where(rng.random(len(rows)) < wrong, rng.integers(0, len(self.texts), len(rows)), rows)
+        drop = torch.from_numpy(rng.random((len(rows), 1)) < NO_CAPTION)
+        return [torch.where(drop, e, ids[swapped]) for ids, e in zip(self.ids, self.empty, strict=True)]
+
+
+def optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks, AdamW for all else."""
+    inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("attn" in n or "mlp" in n or "ff" in n)}
+    muon = torch.optim.Muon(inner.values(), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for group in muon.param_groups:
+        group["peak"] = lr
+    return [muon, optimizer((p for n, p in model.named_parameters() if n not in inner), lr)]
+
+
+def train_sd3(
+    vae: AutoencoderKL, latents: Tensor, texts: list[str], steps: int, batch: int, seed: int, log: Log
+) -> StableDiffusion3Pipeline:
+    """Trains on scaled latents [n, 8, 8, 8] and their captions; returns the pipeline with averaged weights."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    pipe = new_pipeline(vae)
+    model = Model(pipe)
+    for block in pipe.transformer.transformer_blocks:
+        block.attn.processor = RepeatedToken()
+    captions, opts, mean = Captions(pipe, texts), optimizers(model, lr=2e-3), copy.deepcopy(model)
+    for step in range(steps):
+        rows = rng.integers(0, len(latents), batch)
+        wrong = WRONG_SHARE if step >= WRONG_FROM * steps else 0.0
+        x0, eps = latents[rows], torch.randn(batch, *latents.shape[1:])
+        t = torch.sigmoid(1.1 * torch.randn(batch))
+        tt = t.view(-1, 1, 1, 1)
+        repeats = int(2 ** rng.uniform(0, 8.1)) if rng.random() < 0.35 else 0
+        v = model((1 - tt) * x0 + tt * eps, t, *captions.batch(rows, wrong, rng), repeats)
+        loss = F.mse_loss(v, eps - x0)
+        for opt in opts:
+            cosine(opt, step, steps, warmup=100)
+            opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+        update_mean(mean, model, min(EMA, (step + 1) / (step + 10)))
+        log("sd3", step, steps, loss=loss.item())
+    model.load_state_dict(mean.state_dict())
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
+    for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
+        part.eval()
+    return pipe
+
+
+@torch.no_grad()
+def update_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
+    """mean = decay * mean + (1 - decay) * model, on all parameters."""
+    torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def sample(pipe: StableDiffusion3Pipeline, prompts: list[str], seed: int, steps: int = 10) -> np.ndarray:
+    """Pictures float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
+    ids = [t(prompts, padding="max_length", return_tensors="pt").input_ids for t in (pipe.tokenizer, pipe.tokenizer_2)]
+    sequence, pooled = Model(pipe).conditioning(*ids, zeros=0)
+    x = torch.randn(len(prompts), LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
+    for i in range(steps):
+        t = torch.full((len(x),), 1000 * (1 - i / steps))
+        x = x - pipe.transformer(x, sequence, pooled, t, return_dict=False)[0] / steps
+    return decode(pipe.vae, x)
