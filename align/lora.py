@@ -1,0 +1,157 @@
+"""LoRA on a generator's backbone: adding it, writing it as diffusers reads it, reading it back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from align.errors import AlignflowError
+from generators.base import Generator
+
+FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+ADAPTER = "default"
+
+
+class LoraError(AlignflowError, ValueError):
+    """A LoRA that does not fit the model; names the modules or keys."""
+
+    exit_code = 2
+
+
+def add_lora(
+    generator: Generator,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | str | None = None,
+    seed: int = 0,
+) -> list[tuple[str, nn.Parameter]]:
+    """Add a LoRA ``W + alpha / rank * B A`` to the backbone; its parameters alone are trained, in float32.
+
+    ``A`` is normal with deviation ``1 / rank`` and depends on ``seed`` alone, ``B`` is zero: nothing changes at first.
+
+    Args:
+        targets: ends of module names, or one regular expression for whole names; the generator's own by default.
+
+    Returns:
+        (name, parameter) in the backbone's order.
+
+    Raises:
+        LoraError: a target that is no linear layer of this model.
+    """
+    _check_targets(generator, targets)
+    wanted = generator.lora_targets if targets is None else targets
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, an int is not needed
+        target_modules=wanted if isinstance(wanted, str) else list(wanted),
+        init_lora_weights="gaussian",
+    )
+    backbone: Any = generator.backbone
+    backbone.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # peft makes the layers on the CPU
+        torch.default_generator.manual_seed(seed)
+        backbone.add_adapter(config, ADAPTER)
+    parameters = [(name, value) for name, value in backbone.named_parameters() if value.requires_grad]
+    for _, value in parameters:
+        value.data = value.data.float()
+    return parameters
+
+
+def save_lora(generator: Generator, folder: str | os.PathLike[str]) -> Path:
+    """Write ``pytorch_lora_weights.safetensors`` as an untouched pipeline's ``load_lora_weights(folder)`` reads it.
+
+    ``alpha / rank`` is multiplied into ``B``, so that readers which know no alpha are right too; the header says the
+    same (alpha = rank). Samples are then equal bit for bit where ``alpha / rank`` is a power of two and to float32
+    rounding elsewhere. The file appears whole or not at all.
+    """
+    backbone: Any = generator.backbone
+    config = backbone.peft_config[ADAPTER]
+    scale = config.lora_alpha / config.r
+    state = get_peft_model_state_dict(backbone, adapter_name=ADAPTER)
+    tensors = {
+        PREFIX + key: (value.detach().float() * (scale if ".lora_B." in key else 1)).cpu().contiguous()
+        for key, value in state.items()
+    }
+    modules = sorted({key.split(".lora_")[0] for key in state})
+    about = {"r": config.r, "lora_alpha": config.r, "target_modules": modules}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{FILE}.{os.getpid()}")
+    save_file(tensors, partial, metadata=header)
+    os.replace(partial, path)
+    return path
+
+
+def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
+    """Put the LoRA of :func:`save_lora`, or any in diffusers' naming, onto the generator; nothing is trained then.
+
+    Args:
+        path: the file, or the folder that holds ``pytorch_lora_weights.safetensors``.
+
+    Raises:
+        LoraError: no such file, damaged, or made for another model.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise LoraError(f"no LoRA at {file}")
+    try:
+        with safe_open(file, "pt") as opened:
+            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise LoraError(f"{file} is no whole safetensors file: {error}") from error
+    linear = _linear(generator)
+    wrong = [key for key, shape in shapes.items() if not _fits(key, shape, linear)]
+    if wrong or not shapes:
+        raise LoraError(
+            f"{file} was not made for this {type(generator.backbone).__name__}: "
+            f"{len(wrong)} of {len(shapes)} keys do not fit, first {', '.join(wrong[:3]) or 'none at all'}"
+        )
+    generator.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
+    generator.backbone.requires_grad_(False)
+    tensors = load_file(file)
+    for name, value in generator.backbone.named_parameters():
+        if f".{ADAPTER}." in name:  # diffusers rounds them to the base's dtype, which may be bfloat16
+            value.data = tensors[PREFIX + name.replace(f".{ADAPTER}.", ".")].to(value.device, torch.float32)
+
+
+def _linear(generator: Generator) -> dict[str, tuple[int, ...]]:
+    """Name -> weight shape ``(out, in)`` of the backbone's linear layers."""
+    modules = generator.backbone.named_modules()
+    return {name: tuple(module.weight.shape) for name, module in modules if isinstance(module, nn.Linear)}
+
+
+def _fits(key: str, shape: tuple[int, ...], linear: dict[str, tuple[int, ...]]) -> bool:
+    """Whether ``transformer.<module>.lora_A|B.weight`` has a linear layer of this size to go to."""
+    module, _, part = key.removeprefix(PREFIX).partition(".lora_")
+    if not key.startswith(PREFIX) or module not in linear or len(shape) != 2:
+        return False
+    rows, columns = linear[module]
+    return (part == "A.weight" and shape[1] == columns) or (part == "B.weight" and shape[0] == rows)
+
+
+def _check_targets(generator: Generator, targets: Sequence[str] | str | None) -> None:
+    """Every target asked for must be found; of the generator's own at least one (a small model may lack some)."""
+    names = list(_linear(generator))
+    if isinstance(targets, str):
+        wanted: Sequence[str] = [targets]
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        wanted = generator.lora_targets if targets is None else targets
+        missing = [end for end in wanted if not any(name == end or name.endswith("." + end) for name in names)]
+    if not wanted or len(missing) == len(wanted) or (missing and targets is not None):
+        ends = sorted({".".join(name.split(".")[-2:]) for name in names})
+        raise LoraError(f"LoRA targets {missing} match no linear layer; there are {', '.join(ends)}")
