@@ -1,0 +1,115 @@
+"""Sample folders: the same prompts and seeds at every visit, as single images, one labelled grid and a small index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from align.files import new_folder, write_json
+
+SMALLEST, LARGEST = 128, 512
+"""Sides of a cell of the grid, in pixels; smaller images grow by whole factors, larger ones shrink."""
+PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def save_samples(
+    folder: Path,
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    scores: Mapping[str, Sequence[float | None]] | None = None,
+) -> Path:
+    """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
+
+    Args:
+        folder: usually ``samples/step-000030``; replaced if it exists.
+        images: N PIL images or uint8 arrays ``[H, W, 3]``.
+        prompts: N captions.
+        seeds: N seeds.
+        scores: name -> N scores; NaN and None both mean that the score could not be had.
+    """
+    table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
+    for name, column in {"prompts": prompts, "seeds": seeds, **table}.items():
+        if len(column) != len(images):
+            raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
+    pictures = [_picture(image) for image in images]
+    with new_folder(folder) as staging:
+        for index, picture in enumerate(pictures):
+            picture.save(staging / f"{index:03d}.png")
+        if pictures:
+            labels = [_label(prompt, table, row) for row, prompt in enumerate(prompts)]
+            draw_grid(pictures, labels).save(staging / "grid.png")
+        content = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
+        write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
+    return folder
+
+
+def draw_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+    """Images in a near-square grid, each with its label wrapped below it (newlines start a new line)."""
+    font = ImageFont.load_default(size=FONT_SIZE)
+    cells = [_fit(image) for image in images]
+    width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
+    texts = [_wrap(label, font, width) for label in labels]
+    line = FONT_SIZE + 4
+    cell_width, cell_height = width + PADDING, height + line * max(map(len, texts)) + 2 * PADDING
+    columns = min(len(cells), max(2, math.ceil(math.sqrt(len(cells) * cell_height / cell_width))))
+    rows = math.ceil(len(cells) / columns)
+    grid = Image.new("RGB", (columns * cell_width + PADDING, rows * cell_height + PADDING), "white")
+    draw = ImageDraw.Draw(grid)
+    for index, (cell, text) in enumerate(zip(cells, texts, strict=True)):
+        x, y = PADDING + index % columns * cell_width, PADDING + index // columns * cell_height
+        grid.paste(cell, (x, y))
+        for row, words in enumerate(text):
+            draw.text((x, y + height + 4 + row * line), words, fill="#222222", font=font)
+    return grid
+
+
+def _picture(image: Any) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image).convert("RGB")
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)
+
+
+def _label(prompt: str, scores: Mapping[str, Sequence[float | None]], row: int) -> str:
+    values = "  ".join(
+        f"{name} {'-' if column[row] is None else f'{column[row]:.3g}'}" for name, column in scores.items()
+    )
+    return f"{prompt}\n{values}" if values else prompt
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """Grow by a whole factor to at least :data:`SMALLEST`, or shrink to at most :data:`LARGEST`."""
+    if max(image.size) > LARGEST:
+        scale = LARGEST / max(image.size)
+        return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    factor = math.ceil(SMALLEST / max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _wrap(label: str, font: Font, width: int) -> list[str]:
+    """Greedy lines no wider than ``width``; the prompt takes at most :data:`MAX_LINES`, scores keep their own line."""
+    prompt, *rest = label.split("\n")
+    lines = [""]
+    for word in prompt.split():
+        candidate = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(candidate) > width:
+            lines.append(word)
+        else:
+            lines[-1] = candidate
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1]} ..."]
+    return [_clip(line, font, width) for line in [*lines, *rest]]
+
+
+def _clip(line: str, font: Font, width: int) -> str:
+    while line and font.getlength(line) > width:
+        line = line[:-1]
+    return line

@@ -1,0 +1,153 @@
+"""Samples before, between and after, as images inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from align.report.charts import MINUS
+from align.report.reading import Run, Samples
+
+PIXEL_ART = 96
+"""Images up to this side are kept as they are and enlarged with hard edges."""
+PAIR_SIDE, STRIP_SIDE = 384, 160
+MAX_PAIRS, MAX_STRIPS, MAX_VISITS = 24, 8, 8
+LARGE_PAIRS = 12
+"""Pairs shown when images are too large to embed unchanged."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded image."""
+
+    uri: str
+    width: int
+    height: int
+    crisp: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of one image before and after, with equally many decimals."""
+
+    name: str
+    before: str
+    after: str
+    direction: str
+    known: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and seed before and after."""
+
+    prompt: str
+    seed: int
+    before: Picture | None
+    after: Picture | None
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One prompt and seed at every visit."""
+
+    prompt: str
+    frames: list[tuple[int, Picture | None]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All pictures of the page. Without a later visit, pairs hold the base alone."""
+
+    first: int
+    last: int
+    total: int
+    pairs: list[Pair]
+    strips: list[Strip]
+
+
+def gallery(run: Run) -> Gallery | None:
+    """Pictures of the first and last visit, and of those between; rows follow the first visit's order, none picked."""
+    visits = [visit for visit in run.samples if visit.prompts]
+    if not visits:
+        return None
+    first, last = visits[0], visits[-1]
+    shared = [key for key in _keys(first) if key in set(_keys(last))]
+    probe = embed(first.images[0], PAIR_SIDE)
+    shown = shared[: MAX_PAIRS if probe is None or probe.crisp else LARGE_PAIRS]
+    pairs = [_pair(first, last, key) for key in shown]
+    between = _spread_out(visits)
+    strips = [_strip(between, key) for key in shown[:MAX_STRIPS]] if len(between) > 2 else []
+    return Gallery(first.step, last.step, len(shared), pairs, strips)
+
+
+def embed(path: Path, side: int) -> Picture | None:
+    """The image as a data URI, no larger than ``side``; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if max(image.size) <= PIXEL_ART:
+                return Picture(_uri(path.read_bytes(), "png"), width, height, crisp=True)
+            small = image.convert("RGB")
+            small.thumbnail((side, side))
+    except (OSError, UnidentifiedImageError):
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=82)
+    return Picture(_uri(buffer.getvalue(), "webp"), *small.size, crisp=False)
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _keys(visit: Samples) -> list[tuple[str, int]]:
+    return list(dict.fromkeys(zip(visit.prompts, visit.seeds, strict=False)))
+
+
+def _row(visit: Samples, key: tuple[str, int]) -> int | None:
+    rows = list(zip(visit.prompts, visit.seeds, strict=False))
+    return rows.index(key) if key in rows else None
+
+
+def _image(visit: Samples, key: tuple[str, int], side: int) -> Picture | None:
+    row = _row(visit, key)
+    return None if row is None else embed(visit.images[row], side)
+
+
+def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:
+    after = _image(last, key, PAIR_SIDE) if last.step != first.step else None
+    return Pair(*key, _image(first, key, PAIR_SIDE), after, _scores(first, last, key))
+
+
+def _scores(first: Samples, last: Samples, key: tuple[str, int]) -> list[Score]:
+    return [_score(name, _value(first, name, key), _value(last, name, key)) for name in first.scores | last.scores]
+
+
+def _value(visit: Samples, name: str, key: tuple[str, int]) -> float | None:
+    row, column = _row(visit, key), visit.scores.get(name, [])
+    return column[row] if row is not None and row < len(column) else None
+
+
+def _score(name: str, before: float | None, after: float | None) -> Score:
+    decimals = 2 if max(abs(before or 0), abs(after or 0)) < 10 else 1
+    start, end = ("no score" if v is None else f"{v:,.{decimals}f}".replace("-", MINUS) for v in (before, after))
+    rising = before is not None and after is not None and after > before
+    moved = before is not None and after is not None and start != end
+    return Score(name, start, end, "" if not moved else "up" if rising else "down", (before, after) != (None, None))
+
+
+def _spread_out(visits: list[Samples]) -> list[Samples]:
+    """At most :data:`MAX_VISITS` of them, evenly, both ends included."""
+    if len(visits) <= MAX_VISITS:
+        return visits
+    return [visits[round(i * (len(visits) - 1) / (MAX_VISITS - 1))] for i in range(MAX_VISITS)]
+
+
+def _strip(visits: list[Samples], key: tuple[str, int]) -> Strip:
+    return Strip(key[0], [(visit.step, _image(visit, key, STRIP_SIDE)) for visit in visits])

@@ -1,0 +1,183 @@
+"""A run folder as plain data. Everything may be missing or half written: the run can still be going."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from align.errors import RunFolderError
+
+Row = dict[str, Any]
+Curve = tuple[list[float], list[float | None]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One visit to the fixed prompts and seeds, as ``align.grids.save_samples`` wrote it."""
+
+    step: int
+    prompts: list[str]
+    seeds: list[int]
+    scores: dict[str, list[float | None]]
+    images: list[Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says. Rows are ordered by step; a step that was run again after a resume counts once."""
+
+    folder: Path
+    config_text: str = ""
+    config: Row = field(default_factory=dict)
+    environment: Row = field(default_factory=dict)
+    summary: Row = field(default_factory=dict)
+    train: list[Row] = field(default_factory=list)
+    evals: list[Row] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``interrupted`` or ``running``; a folder without a summary is still running."""
+        return str(self.summary.get("status", "finished" if self.summary else "running"))
+
+    @property
+    def steps(self) -> int:
+        """Training steps done."""
+        return int(number(self.summary.get("steps")) or (self.train[-1]["step"] if self.train else 0))
+
+    def kind(self, section: str) -> str:
+        """Name of the recipe, generator or reward, from the summary or else from the config."""
+        value = self.summary.get(section) or self.config.get(section)
+        if isinstance(value, dict):
+            value = value.get("name") or value.get("kind")
+        return str(value) if value else ""
+
+    def section(self, name: str) -> Row:
+        """A part of the config; empty where there is none."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def groups(self) -> int | None:
+        """Groups of samples per training step."""
+        return self.section("rollout").get("prompts")
+
+    def flat_groups(self) -> Curve:
+        """Groups whose samples all scored alike: as a share where the number of groups is known, else counted."""
+        steps, counts = self.curve("zero_variance_groups")
+        return steps, [None if count is None else count / (self.groups or 1) for count in counts]
+
+    def curve(self, key: str) -> Curve:
+        """Steps and values of one number of the train rows; ``time.rollout`` reaches inside."""
+        outer, _, inner = key.partition(".")
+        values = [row.get(outer) for row in self.train]
+        if inner:
+            values = [value.get(inner) if isinstance(value, dict) else None for value in values]
+        return [row["step"] for row in self.train], [number(value) for value in values]
+
+    def held_out(self, name: str, part: str = "scores") -> Curve:
+        """Steps and values of one held-out score; ``part`` is ``scores``, ``stderr`` or ``missing``."""
+        parts = [(row["step"], row.get(part)) for row in self.evals]
+        return [step for step, _ in parts], [number(p.get(name)) if isinstance(p, dict) else None for _, p in parts]
+
+    def score_names(self) -> list[str]:
+        """Held-out scores in the order in which they were first written."""
+        rows = [row["scores"] for row in self.evals if isinstance(row.get("scores"), dict)]
+        return list(dict.fromkeys(name for scores in rows for name in scores))
+
+
+def read_run(folder: Path) -> Run:
+    """Read whatever of the run is there."""
+    if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
+        raise RunFolderError(f"{folder} is no run folder: it has no config.yaml, metrics.jsonl or summary.json")
+    config = folder / "config.yaml"
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
+    rows = read_rows(folder / "metrics.jsonl")
+    return Run(
+        folder,
+        config_text=text,
+        config=_parse_yaml(text),
+        environment=_read_object(folder / "environment.json"),
+        summary=_read_object(folder / "summary.json"),
+        train=_latest([row for row in rows if row.get("event") == "train"]),
+        evals=_latest(_one_role([row for row in rows if row.get("event") == "eval"])),
+        samples=_read_samples(folder / "samples"),
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSONL file; lines that are not whole JSON objects with a step are passed over."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        row = _parse_object(line)
+        if number(row.get("step")) is not None:
+            rows.append(row)
+    return rows
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _latest(rows: list[Row]) -> list[Row]:
+    by_step = {row["step"]: row for row in rows}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _one_role(rows: list[Row]) -> list[Row]:
+    """Rows of the role that was judged last; a step that knows only another role (the base, at 0) keeps that one."""
+    role = rows[-1].get("role") if rows else None
+    chosen = [row for row in rows if row.get("role") == role]
+    steps = {row["step"] for row in chosen}
+    return [row for row in rows if row["step"] not in steps] + chosen
+
+
+def _parse_object(text: str) -> Row:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_object(path: Path) -> Row:
+    return _parse_object(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else {}
+
+
+def _parse_yaml(text: str) -> Row:
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_samples(folder: Path) -> list[Samples]:
+    found = []
+    for path in sorted(folder.glob("step-*")):
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        index = _read_object(path / "prompts.json")
+        prompts = index.get("prompts")
+        if not match or not isinstance(prompts, list):
+            continue
+        scores = index.get("scores") or {}
+        found.append(
+            Samples(
+                step=int(match[1]),
+                prompts=[str(prompt) for prompt in prompts],
+                seeds=list(index.get("seeds") or range(len(prompts))),
+                scores={name: [number(value) for value in column] for name, column in scores.items()},
+                images=[path / f"{row:03d}.png" for row in range(len(prompts))],
+            )
+        )
+    return sorted(found, key=lambda samples: samples.step)
