@@ -12,7 +12,7 @@ from generators.base import Generator
 from rewards.base import Reward, RewardSettings
 
 if TYPE_CHECKING:
-    from align.config import Config
+    from align.settings import Config
 
 
 def build_generator(config: Config, device: torch.device | str) -> Generator:
@@ -34,9 +34,7 @@ def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parame
     return list(generator.backbone.named_parameters())
 
 
-def build_rewards(
-    settings: Mapping[str, RewardSettings | None], device: torch.device | str
-) -> dict[str, Reward]:
+def build_rewards(settings: Mapping[str, RewardSettings | None], device: torch.device | str) -> dict[str, Reward]:
     """Name -> ready reward; equal settings are built once, entries without settings are left out."""
     built: list[tuple[RewardSettings, Reward]] = []
     rewards = {}

@@ -38,8 +38,11 @@ def save(folder: Path, step: int, roles: Roles, optimizer: Optimizer, counters: 
     path = folder / f"step-{step:06d}"
     with new_folder(path) as staging:
         tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
-        save_file(tensors, staging / "roles.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, staging / "optimizer.pt")
+        try:
+            save_file(tensors, staging / "roles.safetensors")
+            torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, staging / "optimizer.pt")
+        except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
         files = {file.name: _digest(file) for file in sorted(staging.iterdir())}
         manifest = {"format": FORMAT, "step": step, "counters": counters, "roles": roles.versions(), "files": files}
         write_json(staging / "manifest.json", manifest)

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from align import checkpoint as checkpoints
+from align.build import build_generator, build_rewards, trainable
+from align.errors import CheckpointError, ConfigError, RunFolderError
 from align.grids import save_samples
+from align.lora import load_lora
+from align.prompts import read_prompts
+from align.roles import Roles
 from align.rollout import decode, diversity, draw
 from align.seeds import derive
 from generators.base import Generator
 from rewards.base import Reward
 
 if TYPE_CHECKING:
-    from align.config import Evaluate, Sampler
+    from align.settings import Config, Evaluate, Sampler
 
 
 @dataclass
@@ -69,7 +76,6 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     show: int = 0,
-    chunk: int = 256,
 ) -> Evaluation:
     """Sample every prompt once under the role in place and score it with every reward.
 
@@ -85,9 +91,9 @@ def evaluate(
     values: dict[str, list[Tensor]] = {name: [] for name in rewards}
     shown: list[Tensor] = []
     spread: list[Tensor] = []
-    for start in range(0, len(texts), chunk):
-        part = slice(start, start + chunk)
-        media = sample_media(generator, texts[part], seeds[part], settings.sampler, chunk)
+    for start in range(0, len(texts), settings.chunk):
+        part = slice(start, start + settings.chunk)
+        media = sample_media(generator, texts[part], seeds[part], settings.sampler, settings.chunk)
         scored = {id(reward): reward(media, texts[part]).values.float().cpu() for reward in rewards.values()}
         for name, reward in rewards.items():
             values[name].append(scored[id(reward)])
@@ -109,8 +115,88 @@ def sample_media(
     return decode(generator, latents, chunk)
 
 
+def evaluate_run(config: Config, run_dir: Path | None = None, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Held-out scores of a config's base, or of the policy in a run's checkpoint (its newest unless one is named).
+
+    Raises:
+        ConfigError: the config names no held-out prompts or no rewards to score them with.
+        CheckpointError: there is no checkpoint, or it belongs to another model.
+    """
+    if config.prompts.heldout is None:
+        raise ConfigError("prompts.heldout is not set: there is nothing to evaluate on")
+    trained = {"reward": config.reward} if config.reward else {}
+    rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config))
+    if not rewards:
+        raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
+    generator = build_generator(config, device_of(config))
+    role, path = "base", checkpoint
+    if run_dir is not None or checkpoint is not None:
+        roles = Roles(trainable(config, generator), ["old", "ref", "ema"])
+        path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
+        if path is None:
+            raise CheckpointError(f"{run_dir} has no checkpoint yet")
+        checkpoints.load(path, roles)
+        role = config.evaluate.role if config.train.ema else "policy"
+        with roles.use(role):
+            result = _held_out(generator, config, rewards)
+    else:
+        result = _held_out(generator, config, rewards)
+    return {"role": role, "checkpoint": str(path) if path else None, **result.row()}
+
+
+def _held_out(generator: Generator, config: Config, rewards: Mapping[str, Reward]) -> Evaluation:
+    settings = config.evaluate
+    assert config.prompts.heldout is not None
+    return evaluate(generator, read_prompts(config.prompts.heldout, settings.prompts, settings.seed), rewards, settings)
+
+
+def sample_to_folder(
+    config: Config,
+    out: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    count: int = 1,
+    seed: int = 0,
+    lora: Path | None = None,
+) -> Path:
+    """Draw ``count`` samples per prompt with the evaluation sampler into ``out``: pictures, grid, ``prompts.json``.
+
+    Args:
+        prompts: the config's first held-out ones by default.
+        lora: LoRA to put on the base.
+
+    Raises:
+        RunFolderError: ``out`` exists and is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise RunFolderError(f"{out} exists and is not empty; choose another folder with --out")
+    source = config.prompts.heldout or config.prompts.train
+    texts = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
+    generator = build_generator(config, device_of(config))
+    if lora is not None:
+        load_lora(generator, lora)
+    repeated = [text for text in texts for _ in range(count)]
+    seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
+    media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
+    save_samples(out, pictures(media), repeated, seeds)
+    return out
+
+
+def device_of(config: Config) -> torch.device:
+    """The device a command uses: the config's, or what accelerate would choose."""
+    if config.generator.device != "auto":
+        return torch.device(config.generator.device)
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def pictures(media: Tensor) -> list[np.ndarray]:
+    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``."""
+    return list((media * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy())
+
+
 def save_grid(folder: Path, result: Evaluation, count: int) -> None:
     """Write the first ``count`` samples of an evaluation as pictures, one grid and ``prompts.json``."""
-    images = (result.media[:count] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     scores = {name: values[:count].tolist() for name, values in result.scores.items()}
-    save_samples(folder, list(images), result.prompts[:count], result.seeds[:count], scores)
+    save_samples(folder, pictures(result.media[:count]), result.prompts[:count], result.seeds[:count], scores)

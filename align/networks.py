@@ -70,7 +70,7 @@ class Networks:
             return self.generator.velocity(x, t, cond, guidance)
 
     def drift(self, role: str, rows: int = 32) -> float:
-        """Diagnostic ``mean (v - v_role)^2`` at the last point, from at most ``rows`` of its rows if it must be asked."""
+        """Diagnostic ``mean (v - v_role)^2`` at the last point, from its first ``rows`` rows if it must be asked."""
         assert self._point is not None
         point = self._point
         if role in self._known or self.roles.same(role):

@@ -67,7 +67,7 @@ def json_object(line: str, path: Path, number: int) -> dict:
 
 
 def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:
-    """Which of ``total`` items step ``step`` uses: passes over a fresh shuffle each time, a function of the step alone."""
+    """Which of ``total`` items a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
     chosen = []
     for position in range(step * count, (step + 1) * count):
         epoch, offset = divmod(position, total)

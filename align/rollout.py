@@ -15,7 +15,7 @@ from align.seeds import derive
 from generators.base import Conditioning, Generator, seeded_noise
 
 if TYPE_CHECKING:
-    from align.config import Sampler
+    from align.settings import Sampler
 
 
 @dataclass
@@ -66,8 +66,9 @@ class Rollout:
         return seeded_noise(seeds, tuple(self.latents.shape[1:])).to(self.latents.device)
 
     def step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, x_next: Tensor) -> Step:
-        """The step the sampler took from ``x``, under the velocity ``v``: mean, std and log-probability of ``x_next``."""
-        assert self.sampler is not None and self.trajectory is not None
+        """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
+        assert self.sampler is not None
+        assert self.trajectory is not None
         second = self.trajectory.t_second
         level = self.sampler.level
         return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import RunFolderError
-from align.files import without_nan, write_json, write_text
+from align.files import explained, without_nan, write_json, write_text
 
 FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
 """Settings that may change between the parts of one run: they do not alter the sequence of updates."""
@@ -73,7 +73,7 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if self.writes:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(without_nan(row)) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:

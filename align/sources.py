@@ -17,7 +17,7 @@ from align.seeds import derive
 from generators.base import Generator
 
 if TYPE_CHECKING:
-    from align.config import Config, OnlineRollout, PairsRollout
+    from align.settings import Config, OnlineRollout, PairsRollout
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from align.files import write_json
 from align.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from align.config import Config
+    from align.settings import Config
 
 
 def write_summary(run: RunFolder, config: Config, status: str, seconds: float, network_calls: int) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from align.roles import Roles, ema_decay
 from align.rollout import Rollout, diversity
 from align.run_folder import RunFolder, flatten
 from align.schedule import due, lr_factor
-from align.seeds import derive
 from align.sources import OnlineSource, PairSource, Share
 from align.stopping import GracefulStop
 from align.summary import write_summary
@@ -30,8 +29,8 @@ from align.timing import Phases
 from rewards.base import Reward, RewardError
 
 if TYPE_CHECKING:
-    from align.config import Config
     from align.recipes.base import Terms
+    from align.settings import Config
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -131,9 +130,9 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
         calls = self.generator.network_calls
-        with self.phases.phase("rollout"), torch.no_grad(), self.roles.use(self.recipe.behaviour):
-            with self.accelerator.autocast():
-                rollout = self.source(step)
+        behaviour = self.roles.use(self.recipe.behaviour)
+        with self.phases.phase("rollout"), torch.no_grad(), behaviour, self.accelerator.autocast():
+            rollout = self.source(step)
         with self.phases.phase("decode"):
             rollout.media = self.source.media(rollout)
         with self.phases.phase("reward"):
@@ -261,11 +260,11 @@ class Trainer:
     def _evaluate(self, prompts: list[str]) -> Evaluation:
         each = -(-len(prompts) // self.share.world)
         mine = range(len(prompts))[self.share.rank * each : (self.share.rank + 1) * each]
-        settings, chunk = self.config.evaluate, self.config.rollout.chunk
+        settings = self.config.evaluate
         with self.roles.use(self._eval_role), torch.no_grad():
             result = evaluate(
                 self.generator, prompts, self.eval_rewards, settings,
-                indices=mine, show=self.config.samples.count, chunk=chunk,
+                indices=mine, show=self.config.samples.count,
             )  # fmt: skip
         if self.share.world > 1:
             result.scores = {

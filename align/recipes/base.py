@@ -45,7 +45,7 @@ class Terms:
 
 
 class Recipe(BaseModel):
-    """Base of every recipe. A subclass adds ``kind: Literal["name"]``, its options with vetted defaults, and the methods.
+    """Base of every recipe. A subclass adds ``kind: Literal["name"]``, its options (defaults: vetted) and the methods.
 
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.
     """

@@ -28,7 +28,7 @@ class FlowDPO(ForwardRecipe):
     beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")
     pairs: int = Field(1, ge=1, description="pairs taken from each group")
     margin: float = Field(0.0, ge=0, description="a pair needs more reward difference than this")
-    refresh: int = Field(0, ge=0, description="updates after which the reference becomes the policy; 0 = stays the base")
+    refresh: int = Field(0, ge=0, description="updates after which the reference becomes the policy; 0 = the base")
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""

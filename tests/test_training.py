@@ -1,0 +1,336 @@
+"""The loop: what must not change a gradient does not, what was stopped goes on, what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import sd3_pipeline
+from tiny_run import RECIPES, final_tensors, policy_gap, settings
+
+from align import checkpoint
+from align.errors import AlignflowError, CheckpointError, DataError, RunFolderError
+from align.settings import Config
+from align.trainer import train
+from generators.base import GeneratorError
+from rewards.base import RewardError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3 on disk."""
+    folder = tmp_path_factory.mktemp("model") / "sd3"
+    sd3_pipeline(t5=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, recipe)
+    summary = train(config)
+    weights = final_tensors(config)
+    moved = max(
+        float((weights[name] - weights[name.replace("policy/", "ref/")]).abs().max())
+        for name in weights
+        if name.startswith("policy/")
+    )
+    assert moved > 1e-3
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 3
+    assert summary["network_calls"] > 0
+    assert summary["reward_before"] is not None
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "train"] == [1, 2, 3]
+    assert [row["step"] for row in rows if row["event"] == "eval"] == [0, 2, 3]
+    assert {"kl_velocity", "contrast", "zero_variance_groups", "diversity", "time"} <= rows[1].keys()
+    assert (config.run_dir / "report.html").stat().st_size > 1000
+    assert (config.run_dir / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert (config.run_dir / "samples" / "step-000000" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("chunks", [3, 7])
+def test_accumulation_equals_a_large_batch(recipe: str, chunks: int, model: Path, tmp_path: Path) -> None:
+    weights = []
+    for name, micro_batch in (("whole", 1000), ("chunked", chunks)):
+        (tmp_path / name).mkdir()
+        options = {"steps": 1, "micro_batch": micro_batch, "max_grad_norm": 1e6}
+        config = settings(tmp_path / name, model, recipe, train=options, prompts={"heldout": None})
+        train(config)
+        weights.append(optimizer_moments(config.run_dir))
+    whole, chunked = weights
+    gap = max(float((a - b).norm() / (a.norm() + 1e-12)) for a, b in zip(whole, chunked, strict=True))
+    assert gap < 1e-4
+
+
+def optimizer_moments(run: Path) -> list[torch.Tensor]:
+    """First moments of AdamW after one update: the gradient up to a factor."""
+    path = checkpoint.latest(run / "checkpoints")
+    assert path is not None
+    state = torch.load(path / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    return [entry["exp_avg"] for entry in state.values() if float(entry["exp_avg"].norm()) > 1e-9]
+
+
+@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_dpo"])
+def test_two_processes_equal_one(recipe: str, model: Path, tmp_path: Path) -> None:
+    moments = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        run_processes(processes, folder, model, recipe)
+        moments.append(optimizer_moments(folder / "run"))
+    one, two = moments
+    assert len(one) == len(two) > 0
+    assert max(float((a - b).norm() / (a.norm() + 1e-12)) for a, b in zip(one, two, strict=True)) < 1e-4
+
+
+def run_processes(count: int, folder: Path, model: Path, recipe: str) -> None:
+    """One update on ``count`` processes through accelerate's launcher."""
+    code = (
+        "import sys; from pathlib import Path; from align.trainer import train; from tiny_run import settings\n"
+        "folder, model, recipe = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
+        "train(settings(folder, model, recipe, train={'steps': 1, 'max_grad_norm': 1e6}, evaluate={'every': 0},"
+        " reward={'kind': 'tiny_run:sometimes_missing'}))\n"
+    )
+    script = folder / "run.py"
+    script.write_text(code)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0", str(script)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(folder), str(model), recipe], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_resumed_run_ends_with_the_same_bits(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = settings(tmp_path / "a", model, train={"steps": 4})
+    train(whole)
+    first = settings(tmp_path / "b", model, train={"steps": 2})
+    train(first)
+    second = settings(tmp_path / "b", model, train={"steps": 4})
+    train(second, resume=True)
+    assert all(policy_gap(final_tensors(whole), final_tensors(second), role) == 0 for role in ("policy", "old", "ema"))
+    rows = [json.loads(line) for line in (second.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "train"] == [1, 2, 3, 4]
+
+
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = settings(tmp_path / "whole", model, train={"steps": 6})
+    train(whole)
+    killed = settings(tmp_path / "killed", model, train={"steps": 6})
+    code = (
+        "import sys; from pathlib import Path; from align.trainer import train; from tiny_run import settings\n"
+        "train(settings(Path(sys.argv[1]), Path(sys.argv[2]), train={'steps': 6}), resume=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path / "killed"), str(model)]
+    metrics = killed.run_dir / "metrics.jsonl"
+    for updates, extra in ((0, 0.0), (1, 0.05), (3, 0.02)):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and train_rows(metrics) < updates + 1:
+            time.sleep(0.005)
+        time.sleep(extra)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert train_rows(metrics) < 6
+    summary = train(killed, resume=True)
+    assert summary["status"] == "finished"
+    gaps = [policy_gap(final_tensors(whole), final_tensors(killed), role) for role in ("policy", "old", "ref", "ema")]
+    assert gaps == [0, 0, 0, 0]
+
+
+def train_rows(metrics: Path) -> int:
+    """Whole training rows written so far."""
+    return metrics.read_text().count('"event": "train"') if metrics.is_file() else 0
+
+
+def test_interrupt_leaves_a_resumable_run(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = settings(tmp_path / "whole", model, train={"steps": 5})
+    train(whole)
+    cut = settings(tmp_path / "cut", model, train={"steps": 5}, checkpoint={"every": 0})
+    reward_calls = {"left": 7}  # four for the base's evaluation and the first rollouts
+
+    import tiny_run as loop
+
+    original = loop.redness
+
+    def interrupting(media: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        reward_calls["left"] -= 1
+        if reward_calls["left"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(media, prompts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "redness", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    assert json.loads((cut.run_dir / "summary.json").read_text())["status"] == "interrupted"
+    train(cut, resume=True)
+    assert policy_gap(final_tensors(whole), final_tensors(cut)) == 0
+
+
+def test_zero_learning_rate_changes_nothing(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, train={"lr": 1e-30, "weight_decay": 0.0})
+    summary = train(config)
+    assert summary["reward_after"] == pytest.approx(summary["reward_before"], abs=1e-7)
+
+
+def test_missing_scores_are_dropped_and_counted(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, reward={"kind": "tiny_run:sometimes_missing"})
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["missing"] for row in rows if row["event"] == "train"] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "words"),
+    [
+        ("raises", RewardError, "the judge fell asleep"),
+        ("all_infinite", RewardError, "inf"),
+        ("wrong_shape", RewardError, "shape"),
+    ],
+)
+def test_a_broken_reward_stops_the_run_with_its_name(
+    reward: str, error: type[Exception], words: str, model: Path, tmp_path: Path
+) -> None:
+    config = settings(tmp_path, model, reward={"kind": f"tiny_run:{reward}"}, prompts={"heldout": None})
+    with pytest.raises(error, match=words) as caught:
+        train(config)
+    assert reward in str(caught.value)
+
+
+def test_existing_run_folder_is_never_written_over(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, train={"steps": 1})
+    train(config)
+    before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="--resume"):
+        train(config)
+    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+    other = settings(tmp_path, model, train={"steps": 2, "lr": 5e-3})
+    with pytest.raises(RunFolderError, match=r"train\.lr: 0\.01 then, 0\.005 now"):
+        train(other, resume=True)
+    train(other, overwrite=True)
+    assert train_rows(config.run_dir / "metrics.jsonl") == 2
+    stranger = tmp_path / "run2"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        train(settings(tmp_path, model, out=str(stranger)), overwrite=True)
+    assert (stranger / "thesis.txt").read_text() == "mine"
+
+
+def test_checkpoint_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    config = settings(tmp_path / "a", model, train={"steps": 1})
+    train(config)
+    text = (config.run_dir / "config.yaml").read_text()
+    (config.run_dir / "config.yaml").write_text(text.replace("rank: 4", "rank: 8"))
+    with pytest.raises(CheckpointError, match="another model or policy"):
+        train(settings(tmp_path / "a", model, train={"steps": 2}, policy={"rank": 8}), resume=True)
+
+
+@pytest.mark.parametrize("name", ["roles.safetensors", "optimizer.pt", "manifest.json"])
+def test_truncated_checkpoint_is_refused(name: str, model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, train={"steps": 2})
+    train(config)
+    path = checkpoint.latest(config.run_dir / "checkpoints")
+    assert path is not None
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(data[: len(data) // 2])
+    longer = settings(tmp_path, model, train={"steps": 3})
+    with pytest.raises(CheckpointError, match=rf"{name}.*delete step-000002 to resume from the checkpoint before"):
+        train(longer, resume=True)
+    import shutil
+
+    shutil.rmtree(path)
+    assert train(longer, resume=True)["steps"] == 3
+
+
+def test_full_disk_keeps_the_last_checkpoint(model: Path, tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: writing the next checkpoint fails half way."""
+    config = settings(tmp_path, model, train={"steps": 1}, prompts={"heldout": None})
+    train(config)
+    code = (
+        "import resource, sys; from pathlib import Path; from align.trainer import train; "
+        "from tiny_run import settings\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "train(settings(Path(sys.argv[1]), Path(sys.argv[2]), train={'steps': 2}, prompts={'heldout': None}), "
+        "resume=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path), str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "step-000001" in done.stderr or "space" in done.stderr or "large" in done.stderr
+    assert checkpoint.list_steps(config.run_dir / "checkpoints") == [1]
+    resumed = settings(tmp_path, model, train={"steps": 2}, prompts={"heldout": None})
+    assert train(resumed, resume=True)["steps"] == 2
+
+
+def test_bad_prompts_are_said_before_any_work(model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    with pytest.raises(DataError, match="holds no prompts"):
+        train(settings(tmp_path, model, prompts={"train": str(empty)}))
+    with pytest.raises(DataError, match="does not exist"):
+        train(settings(tmp_path, model, prompts={"train": str(tmp_path / "nowhere.txt")}))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "a cat"}\n{"text": "a dog"}\n')
+    with pytest.raises(DataError, match=r"broken.jsonl line 2"):
+        train(settings(tmp_path, model, prompts={"train": str(broken)}))
+    long = tmp_path / "long.txt"
+    long.write_text("word " * 500 + "\n")
+    with pytest.raises(GeneratorError, match="tokens"):
+        train(settings(tmp_path, model, prompts={"train": str(long)}))
+    assert issubclass(DataError, AlignflowError)
+
+
+def test_stored_pairs(model: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    lines = []
+    for index in range(4):
+        for name, colour in (("chosen", (220, 30, 30)), ("rejected", (30, 30, 220))):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / f"{name}{index}.png")
+        lines.append(
+            json.dumps({"prompt": "a cat", "chosen": f"chosen{index}.png", "rejected": f"rejected{index}.png"})
+        )
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(lines))
+    recipe = {"kind": "flow_dpo", "times": 2, "beta": 100}
+    config = stored_pairs_config(tmp_path, model, pairs, recipe)
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["event"] == "train"]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < losses[0] - 0.01
+    pairs.write_text(lines[0] + "\n" + json.dumps({"prompt": "a cat", "chosen": "no.png", "rejected": "no.png"}))
+    with pytest.raises(DataError, match=r"pairs.jsonl line 2: image .*no\.png does not exist"):
+        train(stored_pairs_config(tmp_path / "b", model, pairs, recipe))
+
+
+def stored_pairs_config(folder: Path, model: Path, pairs: Path, recipe: dict[str, Any]) -> Config:
+    """The tiny run, learning from a file instead of its own samples."""
+    folder.mkdir(exist_ok=True)
+    tree = settings(folder, model).model_dump(mode="json")
+    rollout = {"kind": "pairs", "file": str(pairs), "prompts": 4}
+    return Config.model_validate({**tree, "rollout": rollout, "recipe": recipe, "reward": None})

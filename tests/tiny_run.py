@@ -1,0 +1,90 @@
+"""A run small enough for a test: a tiny SD3 of random weights, a callable reward, a few updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.settings import Config
+
+
+def redness(media: Tensor, prompts: list[str]) -> Tensor:
+    """Red minus the other channels, a reward any model can learn."""
+    mean = media.mean(dim=(-1, -2))
+    return mean[:, 0] - mean[:, 1:].mean(dim=1)
+
+
+def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
+    """``redness`` without a score for every third sample."""
+    values = redness(media, prompts)
+    values[::3] = float("nan")
+    return values
+
+
+def raises(media: Tensor, prompts: list[str]) -> Tensor:
+    """A reward with a bug."""
+    raise RuntimeError("the judge fell asleep")
+
+
+def all_infinite(media: Tensor, prompts: list[str]) -> Tensor:
+    """Not one finite score."""
+    return torch.full((len(media),), float("inf"))
+
+
+def wrong_shape(media: Tensor, prompts: list[str]) -> Tensor:
+    """One number too many."""
+    return torch.zeros(len(media) + 1)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "nft": {"kind": "nft", "times": 2},
+    "grpo": {"kind": "grpo"},
+    "flow_rwr": {"kind": "flow_rwr", "times": 2},
+    "flow_dpo": {"kind": "flow_dpo", "times": 2, "pairs": 2},
+}
+
+
+def settings(folder: Path, model: Path, recipe: str = "nft", **sections: Any) -> Config:
+    """Config of a tiny run in ``folder / "run"``; keyword arguments replace or extend sections."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red cube\na blue ball\na cat\ntwo dogs\na small hat\na tree\n")
+    sampler: dict[str, Any] = {"kind": "flow_sde" if recipe == "grpo" else "ode", "steps": 3}
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "out": str(folder / "run"),
+        "generator": {"path": str(model), "device": "cpu", "size": [32, 32]},
+        "policy": {"kind": "lora", "rank": 4},
+        "prompts": {"train": str(prompts), "heldout": str(prompts)},
+        "rollout": {"prompts": 2, "group": 4, "sampler": sampler},
+        "reward": {"kind": "tiny_run:redness"},
+        "recipe": RECIPES[recipe],
+        "train": {"steps": 3, "lr": 1e-2, "ema": 0.9},
+        "evaluate": {"every": 2, "prompts": 4, "sampler": {"steps": 3}},
+        "samples": {"every": 0, "count": 2},
+        "checkpoint": {"every": 1, "keep": 2},
+    }
+    for name, value in sections.items():
+        tree[name] = {**tree[name], **value} if isinstance(tree.get(name), dict) and isinstance(value, dict) else value
+    return Config.model_validate(tree)
+
+
+def final_tensors(config: Config) -> dict[str, Tensor]:
+    """All roles as the run's last checkpoint holds them."""
+    from safetensors.torch import load_file
+
+    from align import checkpoint
+
+    path = checkpoint.latest(config.run_dir / "checkpoints")
+    assert path is not None
+    return load_file(path / "roles.safetensors")
+
+
+def policy_gap(a: dict[str, Tensor], b: dict[str, Tensor], role: str = "policy") -> float:
+    """Largest absolute difference between two runs' weights of a role."""
+    names = [name for name in a if name.startswith(f"{role}/")]
+    assert names
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in names)
