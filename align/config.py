@@ -120,7 +120,8 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
-    del schema["required"]  # what a file leaves out may come from the one it extends
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)  # what a file leaves out may come from the one it extends
     return schema
 
 

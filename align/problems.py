@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]
         return _unknown(str(path[-1]), options_at(root, data, path[:-1]), _at(data, path[:-1]))
     if detail["type"] == "setting":
         return detail["msg"]
-    message = WORDS.get(detail["type"]) or detail["msg"].replace("Input should", "should").replace("Value error, ", "")
+    message = WORDS.get(detail["type"]) or re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", detail["msg"])
     return message if detail["type"] == "missing" else f"{message}, given {detail['input']!r:.80}"
 
 

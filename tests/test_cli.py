@@ -1,0 +1,350 @@
+"""The command: exit codes, messages without tracebacks, and that light commands stay light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align import cli
+from align.errors import CheckpointError, RunFolderError, TrainingError
+from rewards.base import RewardError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs").glob("**/*.yaml"))
+
+PAIRS = """\
+generator: {path: pipeline}
+prompts: {train: prompts.txt, heldout: shapes:heldout}
+rollout: {kind: pairs, file: pairs.jsonl, prompts: 4}
+recipe: {kind: nft, times: 6}
+train: {micro_batch: 20}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a config and the files it names."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(PAIRS)
+    Path("prompts.txt").write_text("a red circle\n")
+    Path("pairs.jsonl").write_text("{}\n")
+    Path("pipeline").mkdir()
+    Path("pipeline/model_index.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process -> (exit code, stdout, stderr)."""
+
+    def runner(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return runner
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a new interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+# -- light commands ---------------------------------------------------------------------------------------------------
+
+LIGHT = {
+    "help": ["--help"],
+    "train help": ["train", "--help"],
+    "recipes": ["recipes"],
+    "check": ["check", "run.yaml"],
+    "check online": ["check", "run.yaml", "rollout.kind=online", "reward={kind: shapes}"],
+    "check grpo": [
+        *("check", "run.yaml", "rollout.kind=online", "reward={kind: shapes}", "recipe.kind=grpo"),
+        "rollout.sampler.kind=flow_sde",
+    ],
+    "env": ["env"],
+    "schema": ["schema"],
+    "report": ["report", "nowhere"],
+}
+
+
+@pytest.mark.parametrize("arguments", LIGHT.values(), ids=LIGHT.keys())
+def test_light_commands_import_no_torch(folder, arguments):
+    code = (
+        "import sys\nfrom align.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    print('exit', end.code)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)\n"
+        "print('heavy', sorted(heavy))"
+    )
+    done = fresh(code)
+    assert done.stderr == "" or "error:" in done.stderr, done.stderr
+    assert "heavy []" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["check", "run.yaml"]], ids=lambda words: words[0])
+def test_light_commands_are_quick(folder, arguments):
+    """CPU time, best of several: a busy machine stretches the wall clock but hardly this."""
+    code = (
+        f"import resource\nfrom align.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\nprint('\\ncpu', used.ru_utime + used.ru_stime)"
+    )
+    seconds = [float(fresh(code).stdout.rsplit("cpu", 1)[1]) for _ in range(3)]
+    assert min(seconds) < 0.5
+
+
+def test_recipes_lists_everything_with_a_line(run):
+    code, out, _ = run("recipes", "--json")
+    rooms = json.loads(out)
+    assert code == 0
+    assert set(rooms) >= {"generators", "recipes", "rewards", "samplers"}
+    assert "sd3" in rooms["generators"]
+    assert {"nft", "grpo"} <= set(rooms["recipes"])
+    for entries in rooms.values():
+        assert all(entries.values()), entries
+    assert all(kind in run("recipes")[1] for entries in rooms.values() for kind in entries)
+
+
+def test_version_env_and_schema(run):
+    assert run("--version")[1].startswith("alignflow ")
+    assert json.loads(run("env", "--json")[1])["python"] == sys.version.split()[0]
+    assert "train" in json.loads(run("schema")[1])["properties"]
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "check", "sample", "score", "evaluate", "report", "recipes", "env", "schema"]
+)
+def test_every_command_shows_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: alignflow {command}" in out
+
+
+def test_no_arguments_shows_help(run):
+    assert "Usage" in "".join(run()[1:])
+
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_check_tells_the_batch_in_words(folder, run):
+    code, out, err = run("check", "run.yaml")
+    assert (code, err) == (0, "")
+    assert (
+        "4 pairs = 8 samples per rollout; 6 x each = 48 terms; 1 update per rollout, in 3 chunks of 20 terms "
+        "on one process; 100 rollouts = 100 updates in all"
+    ) in out
+    assert "run.yaml is ready to run" in out
+
+
+def test_check_geometry_online_over_processes(folder, run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    online = ["rollout={kind: online, prompts: 16, group: 12, sampler: {steps: 5, guidance: 2}}"]
+    code, out, err = run(
+        "check", "run.yaml", *online, "reward={kind: shapes}", "train.micro_batch=192", "train.updates=2"
+    )
+    assert (code, err) == (0, "")
+    assert "16 prompts x 12 samples = 192 samples per rollout; 6 x each = 1152 terms" in out
+    assert "2 updates per rollout, in 2 chunks of 192 terms on 2 processes" in out
+    assert "1920 network calls per rollout" in out
+
+
+def test_check_finds_missing_files(folder, run):
+    for name in ("prompts.txt", "pairs.jsonl", "pipeline/model_index.json"):
+        Path(name).unlink()
+    code, _, err = run("check", "run.yaml", "prompts.heldout=shapes:other", "trackers=[clearml]")
+    assert code == 2
+    for path in ("prompts.train", "prompts.heldout", "rollout.file", "generator.path", "trackers"):
+        assert f"  {path}: " in err
+    assert "5 problems" in err
+
+
+@pytest.mark.parametrize("path", ["gone/away/now", "./gone", "gone"])
+def test_check_refuses_a_generator_that_is_nowhere(folder, run, path):
+    code, _, err = run("check", "run.yaml", f"generator.path={path}")
+    assert code == 2
+    assert "generator.path: no folder" in err
+
+
+def test_check_leaves_hub_ids_to_the_hub(folder, run):
+    assert run("check", "run.yaml", "generator.path=owner/model")[0] == 0
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_configs_pass_check(path, run, monkeypatch):
+    if "\nrecipe:" not in f"\n{path.read_text()}" and "extends" not in path.read_text():
+        pytest.skip("a base for others")
+    monkeypatch.chdir(ROOT)
+    code, out, err = run("check", str(path))
+    assert code == 0, err
+    assert "ready to run" in out
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "gone.yaml"],
+        ["check", "."],
+        ["check", "run.yaml", "train.lr=fast"],
+        ["check", "run.yaml", "--nonsense"],
+        ["check"],
+        ["chekc"],
+        ["train", "run.yaml", "train.stepz=1"],
+        ["train", "run.yaml", "train.steps"],
+        ["sample", "."],
+        ["sample", "run.yaml", "--count", "0"],
+        ["evaluate", "gone"],
+        ["evaluate", "run.yaml", "--set", "evaluate.promts=1"],
+        ["report", "gone"],
+        ["score", "a.png", "--prompt", "a red circle", "--reward", "shapess"],
+        ["score", "a.png", "--prompt", "a red circle", "--reward", "gone.yaml"],
+        ["score", "a.png", "--prompts-file", "gone.txt", "--reward", "shapes"],
+        ["score", "a.png", "--prompt", "a red circle"],
+    ],
+    ids=" ".join,
+)
+def test_user_mistakes_exit_2_without_traceback(folder, run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "error" in err.lower() or "Usage" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (RunFolderError("run folder x exists"), 2),
+        (CheckpointError("checkpoint x is incomplete"), 1),
+        (TrainingError("the loss is nan"), 1),
+        (RewardError("no weights"), 1),
+        (KeyError("a fault"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_of_commands(run, monkeypatch, raised, code):
+    def fail(*_args, **_kwargs):
+        raise raised
+
+    monkeypatch.setattr("align.registry.summary", fail)
+    found, _, err = run("recipes")
+    assert found == code
+    known = not isinstance(raised, KeyError)
+    assert ("Traceback" not in err) == known
+    assert f"error: {raised if known else 'this is a fault'}" in err
+    assert "Traceback" in run("recipes", "--debug")[2]
+
+
+def test_generator_errors_and_out_of_memory(run, monkeypatch):
+    import torch
+
+    from generators.base import GeneratorError
+
+    for raised, says in (
+        (GeneratorError("no such pipeline"), "error: no such pipeline"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller train.micro_batch"),
+    ):
+
+        def fail(raised=raised):
+            raise raised
+
+        monkeypatch.setattr("align.registry.summary", fail)
+        code, _, err = run("recipes")
+        assert code == 1
+        assert says in err
+        assert "Traceback" not in err
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace training by a function that notes how it was called, and may raise."""
+    import align.trainer
+
+    calls: list = []
+
+    def train(config, *, resume, overwrite):
+        calls.append((config, resume, overwrite))
+        if config.seed == 13:
+            raise KeyboardInterrupt
+        return {"gold_before": 0.25, "gold_after": 0.5, "status": "done", "reward_after": None}
+
+    monkeypatch.setattr(align.trainer, "train", train)
+    return calls
+
+
+def test_train_passes_the_config_and_prints_the_summary(folder, run, trained):
+    code, out, _ = run("train", "run.yaml", "train.lr=1e-4", "--overwrite", "--out", "here: there")
+    config, resume, overwrite = trained[0]
+    assert (code, resume, overwrite) == (0, False, True)
+    assert (config.train.lr, config.out) == (1e-4, "here: there")
+    assert "gold_after   0.5" in out
+    assert "here: there" in out
+
+
+def test_train_says_nothing_on_other_processes(folder, run, trained, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", "run.yaml")[1] == ""
+
+
+def test_interrupted_training_says_how_to_go_on(folder, run, trained):
+    code, _, err = run("train", "run.yaml", "seed=13", "train.betas=[0.9, 0.95]", "--out", "x")
+    assert code == 130
+    assert "alignflow train run.yaml seed=13 'train.betas=[0.9, 0.95]' --out x --resume" in err
+    assert run("train", "run.yaml", "--resume")[0] == 0
+    assert trained[-1][1] is True
+
+
+# -- score ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(folder):
+    import numpy as np
+    from PIL import Image
+
+    for name, size in (("a.png", 64), ("b.png", 32)):
+        Image.fromarray(np.full((size, size, 3), 128, np.uint8)).save(name)
+    return ["a.png", "b.png"]
+
+
+REWARD = "tests.test_cli:brightness"
+
+
+def brightness(media, prompts):
+    """Mean of the picture."""
+    return media.mean(dim=(1, 2, 3))
+
+
+def test_score_prints_a_table_or_json(run, pictures, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    code, out, _ = run("score", *pictures, "--prompt", "grey", "--reward", REWARD)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["image", REWARD]
+    code, out, _ = run("score", *pictures, "--prompt", "a", "--prompt", "b", "--reward", REWARD, "--json")
+    rows = json.loads(out)
+    assert [(row["image"], row["prompt"]) for row in rows] == [("a.png", "a"), ("b.png", "b")]
+    assert rows[0]["scores"][REWARD] == pytest.approx(128 / 255)
+
+
+def test_score_refuses_bad_images_and_counts(run, pictures):
+    Path("broken.png").write_text("not a picture")
+    for arguments, says in (
+        (["gone.png", "--prompt", "a"], "no image gone.png"),
+        (["broken.png", "--prompt", "a"], "broken.png is not an image"),
+        (["a.png", "b.png", "a.png", "--prompt", "a", "--prompt", "b"], "3 images and 2 prompts"),
+        (["a.png"], "1 images and 0 prompts"),
+    ):
+        code, _, err = run("score", *arguments, "--reward", "shapes")
+        assert code == 2
+        assert says in err
