@@ -60,6 +60,7 @@ def draw_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Ima
     cell_width, cell_height = width + PADDING, height + line * max(map(len, texts)) + 2 * PADDING
     columns = min(len(cells), max(2, math.ceil(math.sqrt(len(cells) * cell_height / cell_width))))
     rows = math.ceil(len(cells) / columns)
+    columns = math.ceil(len(cells) / rows)
     grid = Image.new("RGB", (columns * cell_width + PADDING, rows * cell_height + PADDING), "white")
     draw = ImageDraw.Draw(grid)
     for index, (cell, text) in enumerate(zip(cells, texts, strict=True)):

@@ -4,128 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
+from report_run import ENDS, build_run
 
 from align.errors import RunFolderError
 from align.grids import save_samples
 from align.report import write_report
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
+from align.report.facts import lora_snippet
 from align.report.reading import read_run
 from align.report.verdict import change, judge
 
-PROMPTS = [
-    "a red circle above a blue square",
-    "three small green triangles",
-    "a large yellow star left of a purple circle",
-    "two blue squares and one red triangle",
-    "a <script>alert('x')</script> & \"quoted\" cross",
-    "a tiny white circle inside a long caption that goes on and on until it has to be wrapped onto several lines",
-]
-COLOURS = ["#d33", "#36c", "#2a8", "#da2", "#93c"]
-CONFIG = """\
-name: shapes-nft
-recipe:
-  kind: nft
-  beta: 1.0
-generator:
-  kind: sd3
-  path: shapes
-rollout:
-  prompts: 16
-reward:
-  kind: clip
-train:
-  steps: 60
-  lr: 3e-4
-evaluate:
-  gold: gold
-"""
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ENDS = {"honest": (0.61, 0.72), "hacked": (0.24, 0.81), "two-scales": (0.61, 27.3)}
-
-
-def draw_scene(row: int, quality: float, side: int) -> Image.Image:
-    image = Image.new("RGB", (side, side), "#20242c")
-    pen, rng = ImageDraw.Draw(image), random.Random(row)
-    for k in range(1 + row % 3):
-        x, y = (rng.uniform(0.05, 0.55) * side for _ in range(2))
-        size = rng.uniform(0.2, 0.4) * side
-        wrong = rng.random() > quality
-        pen.ellipse((x, y, x + size, y + size), fill=COLOURS[(row + k + 2 * wrong) % 5])
-    noise = np.random.default_rng(row).normal(0, 26 * (1 - quality), (side, side, 3))
-    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
-
-
-def train_row(step: int, steps: int, end: float, start: float) -> dict:
-    rng = random.Random(step)
-    p = 1 - math.exp(-3 * step / steps)
-    reward = start + (end - start) * p
-    spread = abs(end - start) * 0.5
-    return {
-        "event": "train", "step": step, "seconds": 4.0 * step, "reward": reward + rng.gauss(0, spread / 8),
-        "reward_std": spread * (1 - 0.4 * p), "missing": 0,
-        "zero_variance_groups": rng.randint(0, 2 + round(2 * p)),
-        "loss": 0.9 - 0.1 * p + rng.gauss(0, 0.02), "grad_norm": 0.3 + abs(rng.gauss(0, 0.1)), "lr": 3e-4,
-        "kl_velocity": 0.02 * p, "contrast": 0.15 * (1 - p) + 0.02, "ratio": 1.0, "diversity": 0.4 - 0.1 * p,
-        "images_per_second": 48 + rng.gauss(0, 2), "network_calls": 1920,
-        "time": {"rollout": 1.3 + rng.gauss(0, 0.05), "decode": 0.3, "reward": 0.4, "update": 1.9, "other": 0.1},
-    }  # fmt: skip
-
-
-def eval_row(step: int, steps: int, gold: float, reward: float, start: float) -> dict:
-    p = 1 - math.exp(-3 * step / steps)
-    scores = {"gold": 0.352 + (gold - 0.352) * p, "reward": start + (reward - start) * p}
-    stderr = {"gold": 0.018, "reward": abs(reward - start) * 0.03}
-    return {
-        "event": "eval", "step": step, "role": "ema", "prompts": 256, "seconds": 5.1,
-        "scores": scores, "stderr": stderr, "missing": {"gold": 0, "reward": 0}, "diversity": 0.41 - 0.1 * p,
-    }  # fmt: skip
-
-
-def build_run(folder: Path, kind: str = "honest", steps: int = 60, side: int = 64, visits: int = 4) -> Path:
-    """A run folder as a finished training leaves it."""
-    folder.mkdir(parents=True)
-    gold, reward = ENDS[kind]
-    start = 21.0 if kind == "two-scales" else 0.44
-    evals = {step: eval_row(step, steps, gold, reward, start) for step in range(0, steps + 1, steps // 6)}
-    rows = [evals[0]]
-    for step in range(1, steps + 1):
-        rows += [train_row(step, steps, reward, start), *([evals[step]] if step in evals else [])]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = {
-        "name": f"shapes-nft-{kind}", "recipe": "nft", "generator": "sd3: shapes", "status": "finished", "seed": 7,
-        "steps": steps, "seconds": 268.4, "network_calls": 1920 * steps, "images": 192 * steps,
-    }  # fmt: skip
-    for end, row in (("before", rows[0]), ("after", rows[-1])):
-        summary |= {f"gold_{end}": row["scores"]["gold"], f"reward_{end}": row["scores"]["reward"]}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.yaml").write_text(CONFIG)
-    environment = {
-        "python": "3.11.9",
-        "machine": "Linux x86_64, 2 cores",
-        "packages": {"torch": "2.13.0", "peft": "0.21.2"},
-    }
-    (folder / "environment.json").write_text(json.dumps(environment))
-    (folder / "lora").mkdir()
-    (folder / "lora" / "pytorch_lora_weights.safetensors").write_bytes(bytes(250_000))
-    (folder / "checkpoints" / f"step-{steps:06d}").mkdir(parents=True)
-    for visit in range(visits):
-        p = visit / max(1, visits - 1)
-        images = [draw_scene(row, 0.3 + 0.7 * p, side) for row in range(len(PROMPTS))]
-        golds = [round(min(1.0, 0.2 + 0.13 * row * p + 0.3 * p), 2) for row in range(len(PROMPTS))]
-        scores = {"gold": [*golds[:-1], float("nan")], "reward": [0.4 + 0.3 * p] * len(PROMPTS)}
-        save_samples(folder / "samples" / f"step-{round(p * steps):06d}", images, PROMPTS, list(range(6)), scores)
-    return folder
 
 
 class Page(HTMLParser):
@@ -262,6 +162,39 @@ def test_warnings(tmp_path: Path, values: dict[str, float], title: str) -> None:
     assert [warning for warning, _ in edit_rows(folder, **values)] == [title]
 
 
+def test_trained_on_gold_is_said(tmp_path: Path) -> None:
+    folder = build_run(tmp_path / "run", visits=0)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        for part in ("scores", "stderr") if row["event"] == "eval" else ():
+            row[part]["reward"] = row[part]["gold"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(folder))
+    assert "trained on gold itself" in page.text
+    assert sum((block.get("class") or "").startswith("change ") for block in page.all("div")) == 1
+
+
+def test_what_else_a_recipe_logs_is_drawn(tmp_path: Path) -> None:
+    folder = build_run(tmp_path / "run", visits=0)
+    edit_rows(folder, **{"clipped_share": 0.25, "reward/my.judge:score": 0.5, "reward/ocr": 0.1})
+    text = Page(write_report(folder)).text
+    assert "clipped share" in text
+    assert "my.judge:score 0.5" in text
+
+
+def test_how_to_load_the_lora(runs: dict[str, Path]) -> None:
+    run = read_run(runs["honest"])
+    embedded = lora_snippet(run)
+    assert embedded is not None
+    assert 'from_pretrained(weights("sd3"))' in embedded
+    hub = lora_snippet(replace(run, config={"generator": {"kind": "sd3", "path": "owner/name"}}))
+    assert hub is not None
+    assert 'from_pretrained("owner/name")' in hub
+    assert 'load_lora_weights("honest/lora")' in hub
+    compile(embedded, "snippet", "exec")
+    compile(hub, "snippet", "exec")
+
+
 def test_a_better_earlier_checkpoint_is_named(tmp_path: Path) -> None:
     folder = build_run(tmp_path / "run", visits=0)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -346,29 +279,37 @@ def test_report_imports_no_torch() -> None:
 
 def open_page(*arguments: str) -> str:
     """Run the browser once without a window."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        *arguments,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine")
-@pytest.mark.parametrize(("width", "height"), [(1280, 1600), (390, 844)])
-def test_browser_shows_it_without_sideways_scrolling(
-    pages: dict[str, Path], tmp_path: Path, width: int, height: int
-) -> None:
-    # A window is never narrower than about 500 px, so the page is opened in a frame of the wanted width.
+def test_browser_shows_it_without_sideways_scrolling(pages: dict[str, Path], tmp_path: Path) -> None:
+    # A window is never narrower than about 500 px, so laptop and phone are frames of one wide window.
+    laptop, phone, height = 1280, 390, 1600
+    page = json.dumps(pages["honest"].read_text()).replace("</", "<\\/")
     probe = tmp_path / "probe.html"
     probe.write_text(
-        f'<body style="margin:0"><iframe id="f" width="{width}" height="{height}" style="border:0"></iframe><script>'
-        'f.onload = () => { const e = f.contentDocument.documentElement; document.title = "w" + e.scrollWidth };'
-        "f.srcdoc = " + json.dumps(pages["honest"].read_text()).replace("</", "<\\/") + "</script>"
+        f'<body style="margin:0;display:flex"><iframe width="{laptop}" height="{height}" style="border:0"></iframe>'
+        f'<iframe width="{phone}" height="{height}" style="border:0"></iframe><script>'
+        "for (const frame of document.querySelectorAll('iframe')) {"
+        " frame.onload = () => document.title += ' ' + frame.contentDocument.documentElement.scrollWidth;"
+        f" frame.srcdoc = {page}; }}</script>"
     )
-    picture = tmp_path / "page.png"
-    dom = open_page("--dump-dom", f"--window-size={width},{height}", "--virtual-time-budget=4000", probe.as_uri())
-    assert f"<title>w{width}</title>" in dom
-    open_page(
-        f"--screenshot={picture}", f"--window-size={width},{height}", "--virtual-time-budget=4000", probe.as_uri()
-    )
-    pixels = np.asarray(Image.open(picture).convert("L"))[:, :width]
-    assert pixels.shape[1] == width
-    assert len(np.unique(pixels)) > 40
-    assert pixels.std() > 8
+    window = (f"--window-size={laptop + phone},{height}", "--virtual-time-budget=4000", probe.as_uri())
+    title = re.search("<title>(.*?)</title>", open_page("--dump-dom", *window))
+    assert title is not None
+    assert sorted(title[1].split(), key=int) == [str(phone), str(laptop)]
+    open_page(f"--screenshot={tmp_path / 'page.png'}", *window)
+    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+    for view in (pixels[:, :laptop], pixels[:, laptop:]):
+        assert len(np.unique(view)) > 40
+        assert view.std() > 8

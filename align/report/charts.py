@@ -163,8 +163,8 @@ class Frame:
 def _domain(heights: Sequence[float]) -> tuple[float, float]:
     low, high = min(heights), max(heights)
     if high - low < 1e-4 * max(abs(high), abs(low)) or high == low:
-        room = max(abs(high), 1e-3) * 0.1
-        return low - room, high + room
+        room = abs(high) * 0.1
+        return (low - room, high + room) if room else (0.0, 1.0)
     return (0.0 if 0 <= low < 0.3 * high else low), high
 
 

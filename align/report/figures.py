@@ -9,6 +9,11 @@ from align.report.charts import Chart, Series, Value, thin
 from align.report.reading import Run
 from align.report.verdict import Z95, score_name, trained_on_gold
 
+SHOWN = {
+    *("event", "step", "seconds", "reward", "reward_std", "missing", "zero_variance_groups", "loss", "grad_norm", "lr"),
+    *("kl_velocity", "contrast", "ratio", "diversity", "images_per_second", "network_calls", "time"),
+}
+"""Train rows' names with a place of their own; whatever else a recipe logs is drawn after them."""
 PHASES = ("rollout", "decode", "reward", "update", "other")
 CONTRAST = "Mean squared distance of the policy's velocity from the one that made the samples."
 SHARED_SCALE = 0.25
@@ -153,7 +158,13 @@ def _health(run: Run) -> list[Figure]:
             if _any(run)
             else []
         ),
+        *_others(run),
     ]
+
+
+def _others(run: Run) -> list[Figure]:
+    names = dict.fromkeys(key for row in run.train for key in row if key not in SHOWN and not key.startswith("reward/"))
+    return [card for name in names for card in _simple(run, name, name.replace("_", " "), "Logged by this recipe.")]
 
 
 def _flat_groups(run: Run) -> list[Figure]:
@@ -167,7 +178,7 @@ def _any(run: Run) -> bool:
 
 
 def _speed(run: Run) -> list[Figure]:
-    phases = [_series(run, f"time.{phase}", phase, f"c{i}") for i, phase in enumerate(PHASES)]
+    phases = [Series(phase, *run.curve("time", phase), tone=f"c{i}") for i, phase in enumerate(PHASES)]
     known = [series for series in phases if series.last is not None]
     times = Chart("Time by phase", "Seconds per training step, stacked.", known, stacked=True)
     return [

@@ -74,12 +74,11 @@ class Run:
         steps, counts = self.curve("zero_variance_groups")
         return steps, [None if count is None else count / (self.groups or 1) for count in counts]
 
-    def curve(self, key: str) -> Curve:
-        """Steps and values of one number of the train rows; ``time.rollout`` reaches inside."""
-        outer, _, inner = key.partition(".")
-        values = [row.get(outer) for row in self.train]
-        if inner:
-            values = [value.get(inner) if isinstance(value, dict) else None for value in values]
+    def curve(self, key: str, part: str = "") -> Curve:
+        """Steps and values of one number of the train rows; ``part`` reaches inside, as in ``time``, ``rollout``."""
+        values = [row.get(key) for row in self.train]
+        if part:
+            values = [value.get(part) if isinstance(value, dict) else None for value in values]
         return [row["step"] for row in self.train], [number(value) for value in values]
 
     def held_out(self, name: str, part: str = "scores") -> Curve:

@@ -99,8 +99,8 @@ def judge(run: Run) -> Verdict:
         return Verdict("calm", words, _progress(run), warnings)
     subject = "Gold" if gold else "The trained reward"
     tone = {"up": "good", "down": "bad", "unsure": "calm"}[judged.direction]
-    ends = f"from {judged.value(judged.before)} to {judged.value(judged.after)}"
-    verb = {"up": "rose", "down": "fell", "unsure": "hardly moved,"}[judged.direction]
+    ends = f"{judged.value(judged.before)} to {judged.value(judged.after)}"
+    verb = {"up": "rose from", "down": "fell from", "unsure": "shows no clear change:"}[judged.direction]
     if gold and reward and gold.direction != "up" and reward.delta > 0 and reward.direction == "up":
         tone = "bad"
         sentence = f"The trained reward rose, but gold {verb} {ends}."
