@@ -20,7 +20,7 @@ from ruamel.yaml.nodes import MappingNode, Node
 from align.errors import ConfigError, Problem
 from align.problems import explain
 from align.settings import Config, Evaluate, OnlineRollout, PairsRollout, RewardOnly, Sampler
-from align.variants import OneOf, child, child_options, class_of
+from align.variants import OneOf, child, child_options, class_of, mapping
 from rewards.base import RewardSettings
 
 __all__ = [
@@ -87,7 +87,7 @@ def load_reward(text: str) -> RewardSettings:
     elif text.lstrip().startswith("{"):
         data = read_overrides([f"reward={text}"])[0].data["reward"]
     else:
-        data = {"kind": text}
+        data = text
     try:
         return RewardOnly.model_validate({"reward": data}).reward
     except ValidationError as error:
@@ -232,6 +232,8 @@ def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
 
     Where the layer changes the kind, settings of the old kind are dropped first. ``options`` is what may stand here.
     """
+    if any(isinstance(option, OneOf) for option in options):
+        base, layer = mapping(base), mapping(layer)
     if not (isinstance(base, Mapping) and isinstance(layer, Mapping)):
         return layer
     merged = dict(_kept(base, layer, options))

@@ -53,7 +53,7 @@ def rewards() -> dict[str, type[BaseModel]]:
     """Kind -> reward settings class, as :mod:`rewards` lists them."""
     import rewards as package
 
-    return dict(sorted(getattr(package, "kinds", dict)().items()))
+    return dict(sorted(package.kinds().items()))
 
 
 def generators() -> dict[str, str]:

@@ -34,21 +34,23 @@ class OneOf:
     outside: Callable[[dict[str, Any]], BaseModel] | None = None
 
     def kind_of(self, value: Any) -> Any:
-        """The kind a mapping asks for, or the default."""
+        """The kind that is asked for, or the default."""
+        value = mapping(value)
         return value.get("kind", self.default) if isinstance(value, Mapping) else None
 
     def pick(self, value: Any) -> Settings | None:
-        """The class a mapping asks for, or None where that is not known."""
+        """The class that is asked for, or None where that is not known."""
         kind = self.kind_of(value)
         return self.choices().get(kind) if isinstance(kind, str) else None
 
     def parse(self, value: Any) -> BaseModel:
-        """Mapping -> settings; settings pass through."""
+        """A mapping, or the kind alone -> settings; settings pass through."""
         if isinstance(value, BaseModel):
             return value
+        value = mapping(value)
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
-                "not_settings", "should be a mapping with a 'kind' ({kinds})", {"kinds": listing(self.choices())}
+                "not_settings", "should be a kind ({kinds}) or a mapping with one", {"kinds": listing(self.choices())}
             )
         kind = self.kind_of(value)
         if isinstance(kind, str) and ":" in kind and self.outside is not None:
@@ -75,11 +77,16 @@ class OneOf:
         if self.outside is not None:
             kind = {"type": "string", "pattern": ":", "description": "package.module:name"}
             options.append({"type": "object", "properties": {"kind": kind}, "required": ["kind"]})
-        return {"anyOf": options}
+        return {"anyOf": [{"type": "string", "description": "the kind alone"}, *options]}
 
 
 FAMILIES: dict[type, OneOf] = {}
 """Base class -> its mark, for fields of that class in settings declared elsewhere (the members of a mixture)."""
+
+
+def mapping(value: Any) -> Any:
+    """``nft`` as ``{kind: nft}``; anything else as it is."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:

@@ -141,6 +141,14 @@ def test_naming_the_same_kind_keeps_its_settings(write):
     assert config.policy.rank == 4
 
 
+def test_the_kind_alone_stands_for_its_defaults(write):
+    text = BASE.partition("recipe:")[0] + "recipe: nft\nreward: clip\n"
+    config = load_config(write(text), ["reward.variant=percent", "policy=full"])
+    assert config.recipe == registry.recipes()["nft"]()
+    assert (config.reward.kind, config.reward.variant, config.policy) == ("clip", "percent", FullPolicy())
+    assert load_config(write(), ["recipe=nft"]).recipe.beta == 0.5
+
+
 def test_changing_the_sampler_keeps_what_every_kind_has(write):
     path = write(BASE + "evaluate: {sampler: {kind: cps, steps: 7, guidance: 2, level: 0.5}}\n")
     sampler = load_config(path, ["evaluate.sampler.kind=ode"]).evaluate.sampler
@@ -198,7 +206,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("name=a/b", "name (override 'name=a/b'): should match pattern"),
         ("policy.targets=x", "should be a list [a, b], given 'x'"),
         ("trackers=[tensorbord]", "trackers.0"),
-        ("recipe=nft", "should be a mapping with a 'kind'"),
+        ("recipe=3", "should be a kind (flow_dpo"),
         ("recipe.kind=ntf", "recipe.kind (override 'recipe.kind=ntf'): no such recipe 'ntf'; did you mean 'nft'?"),
         ("recipe.kind=no.such.module:Mine", "cannot import 'no.such.module:Mine'"),
         ("recipe.kind=align.seeds:derive", "is not a class derived from align.recipes.base.Recipe"),
@@ -314,9 +322,8 @@ def test_binary_file(write):
 
 def test_heldout_prompts_are_needed_for_evaluation(write):
     text = BASE.replace(", heldout: shapes:heldout", "")
-    kind = next(iter(registry.rewards()))
-    message = refused(write(text), [f"evaluate.rewards={{gold: {{kind: {kind}}}}}"])
-    assert message.startswith("prompts.heldout: is missing")
+    message = refused(write(text), ["evaluate.rewards={gold: shapes}"])
+    assert message.startswith("prompts.heldout (run.yaml:2): is missing, and evaluate.rewards needs it")
 
 
 # -- rewards ----------------------------------------------------------------------------------------------------------
@@ -331,6 +338,24 @@ def test_unknown_reward_anywhere_lists_the_kinds(write):
 
 def test_unknown_reward_option(write):
     assert "reward.nonsense" in refused(write(), ["reward={kind: shapes, nonsense: 1}"])
+
+
+def test_a_problem_deep_in_a_mixture_is_found(write):
+    mixture = "{kind: mixture, parts: {a: {reward: {kind: clip, variannt: percent}}, b: {reward: clp, weigth: 1}}}"
+    message = refused(write(), [f"reward={mixture}"])
+    assert "reward.parts.a.reward.variannt" in message
+    assert "did you mean 'variant'?" in message
+    assert "reward.parts.b.reward" in message
+    assert "did you mean 'clip'?" in message
+    assert "reward.parts.b.weigth" in message
+    assert "did you mean 'weight'?" in message
+
+
+def test_changing_the_kind_inside_a_mixture(write):
+    mixture = "{kind: mixture, parts: {a: {weight: 2, reward: {kind: clip, variant: percent}}}}"
+    config = load_config(write(), [f"reward={mixture}", "reward.parts.a.reward.kind=shapes"])
+    assert settings_of(config)["reward"]["parts"]["a"]["reward"]["kind"] == "shapes"
+    assert config.reward.parts["a"].weight == 2
 
 
 def test_reward_for_the_command_line(write):
