@@ -1,0 +1,114 @@
+"""Any Python callable as a reward: ``kind: my_module:function`` or ``kind: path/to/file.py:function``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class CallableReward(RewardSettings):
+    """Your own code: a function, a class whose instances are called, or a subclass of RewardSettings.
+
+    It is called as ``fn(media, prompts)``, with ``group=`` if it has such an argument, and returns N numbers, a tensor
+    ``[N]`` or :class:`~rewards.base.Scores`. ``media`` is ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1].
+    """
+
+    kind: str = Field(pattern=r"^[^:]+(:.*)?:[A-Za-z_][\w.]*$", description="package.module:name or path/file.py:name")
+    options: dict[str, Any] = Field({}, description="keyword arguments for the function, or for making the class")
+    range: tuple[float, float] | None = Field(None, description="lowest and highest value, if there are such")
+    differentiable: bool = Field(False, description="whether gradients flow from the scores to the media")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Import it now, so that a missing module or option is found before anything is generated.
+
+        Raises:
+            RewardError: module, name or option not there, or not callable.
+        """
+        found = load_object(self.kind)
+        if isinstance(found, type) and issubclass(found, RewardSettings):
+            return found.model_validate({"kind": self.kind, **self.options}).build(device)
+        if isinstance(found, type):
+            where = {"device": device} if "device" in self._signature(found).parameters else {}
+            self._accepts(found, **{**where, **self.options})
+            call, options = found(**{**where, **self.options}), {}
+        else:
+            call, options = found, self.options
+        takes_group = "group" in self._signature(call).parameters
+        self._accepts(call, None, None, **options, **({"group": None} if takes_group else {}))
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Any:
+            return call(media, prompts, **options, **({"group": group} if takes_group else {}))
+
+        name = self.kind.rsplit(":", 1)[1]
+        return Reward(name, function, range=self.range or (-math.inf, math.inf), differentiable=self.differentiable)
+
+    def _signature(self, call: Any) -> inspect.Signature:
+        if not callable(call):
+            raise RewardError(f"reward {self.kind!r} is a {type(call).__name__}, not something to call")
+        try:
+            return inspect.signature(call)
+        except ValueError as error:
+            raise RewardError(f"reward {self.kind!r}: {error}; call it from a function of your own") from error
+
+    def _accepts(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        signature = self._signature(call)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            said = f"{self.kind.rsplit(':', 1)[1]}{signature}"
+            wanted = "(media, prompts, **options)" if args else "(**options)"
+            raise RewardError(f"reward {self.kind!r} is {said} and cannot be called as {wanted}: {error}") from error
+
+
+def load_object(kind: str) -> Any:
+    """The object at ``package.module:name`` or ``path/to/file.py:name``; modules are also looked for in the working
+    folder.
+
+    Raises:
+        RewardError: no such file, module or name.
+    """
+    place, name = kind.rsplit(":", 1)
+    found: Any = _from_file(Path(place).expanduser()) if place.endswith(".py") else _from_module(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            have = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            raise RewardError(f"{place!r} has no {name!r}; it has {', '.join(have) or 'nothing to call'}")
+        found = getattr(found, part)
+    return found
+
+
+def _from_module(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console command does not look in the working folder by itself
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        remedy = "run where it is, install it, or write path/to/file.py:name"
+        raise RewardError(f"cannot import {name!r}: {error}; {remedy}") from error
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise RewardError(f"no file {path}, looked for from {Path.cwd()}")
+    spec = importlib.util.spec_from_file_location(f"alignflow_reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,85 @@
+"""What every reward call goes through: shapes are checked, a failure becomes NaN with a reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward, RewardError, Scores
+
+logger = logging.getLogger(__name__)
+
+
+def checked_scores(reward: Reward, media: Tensor, prompts: list[str], group: Tensor | None = None) -> Scores:
+    """Call ``reward`` and make :class:`Scores` of what it returns or raises.
+
+    Args:
+        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1].
+        prompts: N of them.
+        group: ``[N]`` prompt number of each sample, or None.
+
+    Returns:
+        values ``[N]`` float32, on the CPU without graph unless the reward is differentiable. NaN, with a reason each,
+        where the reward gave NaN, infinity or None, and everywhere when it raised an exception.
+
+    Raises:
+        RewardError: media or the returned scores have the wrong shape, or the reward itself raised RewardError.
+    """
+    _check_inputs(reward, media, prompts, group)
+    count = len(prompts)
+    try:
+        with nullcontext() if reward.differentiable else torch.no_grad():
+            result = reward.function(media, prompts, group)
+    except RewardError:
+        raise
+    except Exception as error:
+        logger.debug("reward %s failed", reward.name, exc_info=True)
+        why = f"{type(error).__name__}: {error}"
+        return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
+    scores = result if isinstance(result, Scores) else Scores(result)
+    values = _as_vector(reward, scores.values, count, "scores")
+    if not reward.differentiable:
+        values = values.detach().cpu()
+    parts = {
+        name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu() for name, part in scores.parts.items()
+    }
+    return Scores(torch.where(values.isfinite(), values, torch.nan), _reasons(values, scores.reasons), parts)
+
+
+def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor | None) -> None:
+    good = isinstance(media, Tensor) and media.ndim in (4, 5) and media.shape[-3] == 3 and media.is_floating_point()
+    if not good:
+        given = f"{media.dtype} {list(media.shape)}" if isinstance(media, Tensor) else type(media).__name__
+        raise RewardError(f"reward {reward.name!r}: media should be float [N, 3, H, W] or [N, F, 3, H, W], got {given}")
+    lengths = [len(media), len(prompts), *([] if group is None else [len(group)])]
+    if len(set(lengths)) > 1:
+        raise RewardError(f"reward {reward.name!r}: media, prompts and group should be equally many, got {lengths}")
+
+
+def _as_vector(reward: Reward, values: Any, count: int, what: str) -> Tensor:
+    """Tensor, array or sequence of numbers (None = no score) -> float32 ``[count]``."""
+    if isinstance(values, list | tuple):
+        if values and all(isinstance(value, Tensor) and value.ndim == 0 for value in values):
+            values = torch.stack(values)  # keeps the graph
+        else:
+            values = [torch.nan if value is None else value for value in values]
+    try:
+        vector = torch.as_tensor(values).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {reward.name!r}: {what} should be {count} numbers, got {type(values).__name__} ({error})"
+        ) from error
+    if vector.shape != (count,):
+        raise RewardError(f"reward {reward.name!r}: {what} should have shape [{count}], got {list(vector.shape)}")
+    return vector
+
+
+def _reasons(values: Tensor, given: Mapping[int, str]) -> dict[int, str]:
+    """One reason for every value that is not finite, the reward's own where it gave one."""
+    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    return {index: given.get(index, f"the reward returned {values[index].item()}") for index in bad}
