@@ -138,7 +138,7 @@ def step(
     if x_next is None:
         if noise is None and kind in STOCHASTIC:
             raise ValueError(f"a {kind} step needs noise to draw with, or x_next to score")
-        x_next = mean if noise is None else mean + column(std, x) * noise
+        x_next = mean if noise is None else mean + column(std, x) * noise.to(x)
     return Step(x_next, mean, std, _log_density(x_next.detach(), mean, std))
 
 

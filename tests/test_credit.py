@@ -226,6 +226,7 @@ def test_one_pair_for_every_group_whatever_is_missing():
     assert not pairs.valid.any()
     assert not pairs.gap.any()
     assert torch.cat([pairs.winner, pairs.loser]).max() < 5
+    assert not best_worst(*one_group(1.0), margin=-1.0).valid.any()
 
 
 def test_top_pairs_match_ranks_from_both_ends():
