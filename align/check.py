@@ -50,10 +50,9 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     rollout = config.rollout
     source = sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"pairs of {rollout.file}"
     scores = ", ".join(evaluate.rewards) or "the trained reward"
-    gold = f", gold {evaluate.gold}" if evaluate.gold else ""
-    held_out = (
-        f"{config.prompts.heldout}: {evaluate.prompts} prompts, {scores}{gold}, by {sampler_line(evaluate.sampler)}"
-    )
+    gold = f" ({evaluate.gold} decides)" if evaluate.gold else ""
+    drawn = f"{count(evaluate.prompts, 'prompt')}, {sampler_line(evaluate.sampler)}"
+    held_out = f"{config.prompts.heldout}: {drawn}; scores {scores}{gold}"
     return [
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
         ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {generator.device}"),
@@ -131,8 +130,11 @@ def _pairs(config: Config) -> list[Problem]:
 
 def _generator(config: Config) -> list[Problem]:
     kind, path = config.generator.kind, config.generator.path
-    if find_embedded(kind, path) is not None:
-        return []
+    world = Path(generators.__path__[0]) / path
+    if path.isidentifier() and (world / "weights").is_dir():
+        if (world / "weights" / kind).is_dir():
+            return []
+        return [Problem("generator.path", f"the embedded world {path!r} holds no {kind!r}")]
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / "model_index.json").is_file():
@@ -142,12 +144,6 @@ def _generator(config: Config) -> list[Problem]:
         return []  # a hub id: whether it is there is asked when it is loaded
     message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"
     return [Problem("generator.path", message)]
-
-
-def find_embedded(kind: str, world: str) -> Path | None:
-    """Folder of an embedded model, if ``world`` names one."""
-    folder = Path(generators.__path__[0]) / world / "weights" / kind
-    return folder if world.isidentifier() and folder.is_dir() else None
 
 
 def _trackers(config: Config) -> list[Problem]:
