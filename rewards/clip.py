@@ -22,7 +22,7 @@ class ClipReward(RewardSettings):
     """
 
     kind: Literal["clip"] = Field("clip", description="CLIP similarity")
-    path: str = Field("shapes", description="shapes (the embedded world's own), a CLIPModel folder, or a hub id")
+    model: str = Field("shapes", description="shapes (the embedded world's own), a CLIPModel folder, or a hub id")
     processor: str | None = Field(None, description="folder or hub id of tokenizer and image settings, if elsewhere")
     variant: Literal["cosine", "percent", "logit"] = Field(
         "cosine",
@@ -39,7 +39,7 @@ class ClipReward(RewardSettings):
         """
         from rewards.clip_model import Clip
 
-        clip = Clip.load(weights(self.path), weights(self.processor or self.path), self.dtype, device)
+        clip = Clip.load(weights(self.model), weights(self.processor or self.model), self.dtype, device)
         scale = {"cosine": 1.0, "percent": 100.0, "logit": clip.logit_scale}[self.variant]
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ def weights(path: str) -> str:
     if folder.is_dir():
         return str(folder)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise RewardError(f"reward 'clip': no folder {folder}; path is shapes, a folder, or a hub id owner/name")
+        raise RewardError(f"reward 'clip': no folder {folder}; model is shapes, a folder, or a hub id owner/name")
     return path
 
 

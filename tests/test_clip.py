@@ -48,17 +48,17 @@ def test_clip_equals_transformers(clip_folder, size, tolerance):
     prompts = ["a red circle", "x", "word " * 40]
     expected, scale = reference(clip_folder, images, prompts)
     assert expected.std() > 0.02
-    reward = ClipReward(path=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), batch=2).build()
     torch.testing.assert_close(reward(media, prompts).values.detach(), expected, atol=tolerance, rtol=0)
     for variant, factor in (("percent", 100), ("logit", scale)):
-        reward = ClipReward(path=str(clip_folder), variant=variant).build()
+        reward = ClipReward(model=str(clip_folder), variant=variant).build()
         scores = reward(media, prompts).values.detach()
         torch.testing.assert_close(scores, factor * expected, atol=factor * tolerance, rtol=0)
         assert reward.range == (-factor, factor)
 
 
 def test_clip_gradient_reaches_every_pixel_that_counts(clip_folder):
-    reward = ClipReward(path=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), batch=2).build()
     media = eight_bit(3, 40, 40)[1].requires_grad_()
     reward(media, PROMPTS).values.sum().backward()
     assert (media.grad != 0).float().mean() > 0.99
@@ -67,7 +67,7 @@ def test_clip_gradient_reaches_every_pixel_that_counts(clip_folder):
 
 
 def test_clip_of_a_video_is_the_mean_of_its_frames(clip_folder):
-    reward = ClipReward(path=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), batch=2).build()
     frames = eight_bit(6, 32, 32)[1]
     video = reward(frames.unflatten(0, (3, 2)), ["a", "b", "c"]).values
     single = reward(frames, ["a", "a", "b", "b", "c", "c"]).values
@@ -76,14 +76,14 @@ def test_clip_of_a_video_is_the_mean_of_its_frames(clip_folder):
 
 def test_clip_scores_do_not_depend_on_the_batch(clip_folder):
     media = eight_bit(3, 32, 32)[1]
-    one, many = (ClipReward(path=str(clip_folder), batch=batch).build()(media, PROMPTS).values for batch in (1, 8))
+    one, many = (ClipReward(model=str(clip_folder), batch=batch).build()(media, PROMPTS).values for batch in (1, 8))
     torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
 
 
 def test_clip_in_bfloat16(clip_folder):
     media = eight_bit(3, 32, 32)[1]
     full, half = (
-        ClipReward(path=str(clip_folder), dtype=name).build()(media, PROMPTS) for name in ("float32", "bfloat16")
+        ClipReward(model=str(clip_folder), dtype=name).build()(media, PROMPTS) for name in ("float32", "bfloat16")
     )
     assert 0 < (full.values - half.values).abs().max() < 0.02
     assert half.values.dtype == torch.float32
@@ -93,19 +93,19 @@ def test_clip_that_is_none(clip_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     with pytest.raises(RewardError, match=r"no folder /no/where"):
-        ClipReward(path="/no/where").build()
+        ClipReward(model="/no/where").build()
     with pytest.raises(RewardError, match=r"owner/name does not load as AutoConfig"):
-        ClipReward(path="owner/name").build()
+        ClipReward(model="owner/name").build()
     for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("visual_projection.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RewardError, match=r"lacks 1 weights, first visual_projection\.weight"):
-        ClipReward(path=str(tmp_path)).build()
+        ClipReward(model=str(tmp_path)).build()
     (tmp_path / "model.safetensors").write_bytes((clip_folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(RewardError, match=r"does not load as CLIPModel: SafetensorError"):
-        ClipReward(path=str(tmp_path)).build()
+        ClipReward(model=str(tmp_path)).build()
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(RewardError, match="holds a bert model"):
-        ClipReward(path=str(tmp_path)).build()
+        ClipReward(model=str(tmp_path)).build()

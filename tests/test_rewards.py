@@ -142,7 +142,7 @@ def where(data):
 
 def test_parse():
     assert rewards.parse("shapes") == rewards.parse({"kind": "shapes"})
-    settings = rewards.parse({"kind": "clip", "path": "x/y", "batch": 4})
+    settings = rewards.parse({"kind": "clip", "model": "x/y", "batch": 4})
     assert isinstance(settings, ClipReward)
     assert rewards.parse(settings) is settings
     assert isinstance(rewards.parse({"kind": "a.b:c"}), CallableReward)
