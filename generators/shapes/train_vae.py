@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from .train_common import Log, cosine, optimizer, to_pixels
+from .world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Obj, Scene
 
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
@@ -42,6 +43,20 @@ def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     error = out - x
     edges = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
     return (weight * error.abs()).mean() + 0.5 * edges
+
+
+def crowd(rng: np.random.Generator) -> Scene:
+    """Up to eight objects of any kind and size: an autoencoder learns more from these than from empty background."""
+    objects: list[Obj] = []
+    for _ in range(int(rng.integers(4, 20))):
+        size = tuple(SIZES)[rng.integers(len(SIZES))]
+        width = rng.uniform(*SIZES[size])
+        x, y = rng.uniform(1, CANVAS - 1 - width, 2)
+        box = (x, y, x + width, y + width)
+        gaps = [max(x - b[2], b[0] - x - width, y - b[3], b[1] - y - width) for b in (o.box for o in objects)]
+        if min(gaps, default=9) > 1.5 and len(objects) < 8:
+            objects.append(Obj(tuple(SHAPES)[rng.integers(len(SHAPES))], tuple(COLOURS)[rng.integers(7)], size, box))
+    return Scene(tuple(objects), tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
 
 
 def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -232,10 +233,11 @@ def is_held_out(spec: Spec) -> bool:
 def sample_spec(task: str, rng: np.random.Generator) -> Spec:
     """Draws a spec of one of TASKS, from both splits."""
 
-    def pick(options: object) -> str:
-        return str(rng.choice(list(options)))  # type: ignore[call-overload]
+    def pick(options: Iterable[str]) -> str:
+        options = tuple(options)
+        return options[rng.integers(len(options))]
 
-    def maybe(options: object, p: float) -> str | None:
+    def maybe(options: Iterable[str], p: float) -> str | None:
         return pick(options) if rng.random() < p else None
 
     background = maybe(BACKGROUNDS, 0.3)
@@ -271,7 +273,7 @@ def sample_specs(split: str, n: int, seed: int) -> list[Spec]:
             spec = sample_spec(task, rng)
             if is_held_out(spec) == (split == "heldout"):
                 tries += 1
-                if spec not in seen or tries > 30:
+                if spec not in seen or tries > 10:
                     break
         seen.add(spec)
         specs.append(spec)
