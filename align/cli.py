@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from align.errors import AlignflowError, RunFolderError
+from align.files import without_nan
 
 app = typer.Typer(
     name="alignflow",
@@ -130,11 +131,12 @@ def sample(
 ) -> None:
     """Draw samples from a config's generator or a run's policy into a folder."""
     settings, run_dir = _settings_of(source, overrides)
+    if run_dir is not None and lora is None:
+        lora = run_dir / "lora"
+        if not lora.is_dir():
+            raise RunFolderError(f"{run_dir} has no lora/ yet; name one with --lora, or the config to sample the base")
     from align.evaluate import sample_to_folder
 
-    own = run_dir / "lora" if run_dir is not None else None
-    if lora is None and own is not None and own.is_dir():
-        lora = own
     prompts = _prompts(prompt, prompts_file) or None
     typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, lora=lora))
 
@@ -177,7 +179,7 @@ def evaluate(
 
     row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint)
     if as_json:
-        typer.echo(json.dumps(row, indent=2))
+        typer.echo(json.dumps(without_nan(row), indent=2))
         return
     scores = [
         [name, _cell(value), _cell(row["stderr"][name]), str(row["missing"][name])]

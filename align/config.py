@@ -19,23 +19,11 @@ from ruamel.yaml.nodes import MappingNode, Node
 
 from align.errors import ConfigError, Problem
 from align.problems import explain
-from align.settings import Config, Evaluate, OnlineRollout, PairsRollout, RewardOnly, Sampler
+from align.settings import Config, RewardOnly, Sampler
 from align.variants import OneOf, child, child_options, class_of, mapping
 from rewards.base import RewardSettings
 
-__all__ = [
-    "Config",
-    "Evaluate",
-    "OnlineRollout",
-    "PairsRollout",
-    "Sampler",
-    "dump_config",
-    "json_schema",
-    "load_config",
-    "load_reward",
-    "read_yaml",
-    "settings_of",
-]
+__all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
 
 FILES = (("prompts", "train"), ("prompts", "heldout"), ("rollout", "file"), ("generator", "path"))
 """Settings that may name a file beside the config."""

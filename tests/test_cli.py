@@ -305,6 +305,65 @@ def test_interrupted_training_says_how_to_go_on(folder, run, trained):
     assert trained[-1][1] is True
 
 
+# -- sample and evaluate ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Replace sampling and evaluation by functions that note how they were called."""
+    import align.evaluate
+
+    calls: list = []
+
+    def sample_to_folder(config, out, **options):
+        calls.append((config, out, options))
+        return out
+
+    def evaluate_run(config, **options):
+        calls.append((config, options))
+        scores = {"scores": {"gold": 0.25}, "stderr": {"gold": float("nan")}, "missing": {"gold": 1}}
+        return {**scores, "prompts": 4, "seconds": 1.5}
+
+    monkeypatch.setattr(align.evaluate, "sample_to_folder", sample_to_folder)
+    monkeypatch.setattr(align.evaluate, "evaluate_run", evaluate_run)
+    return calls
+
+
+@pytest.fixture
+def run_folder(folder):
+    """A run folder as far as these commands look."""
+    (folder / "done" / "lora").mkdir(parents=True)
+    Path("done/config.yaml").write_text("name: done\n" + PAIRS)
+    return Path("done")
+
+
+def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
+    words = ["--prompt", "a", "--prompt", "b", "--count", "2", "--seed", "5", "--out", "here"]
+    assert run("sample", "run.yaml", *words, "--set", "evaluate.sampler.steps=3")[:2] == (0, "here\n")
+    config, out, options = evaluated[-1]
+    assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
+    assert options == {"prompts": ["a", "b"], "count": 2, "seed": 5, "lora": None}
+    assert run("sample", str(run_folder), "--prompts-file", "prompts.txt")[0] == 0
+    assert evaluated[-1][2] == {"prompts": ["a red circle"], "count": 1, "seed": 0, "lora": run_folder / "lora"}
+
+
+def test_sample_from_a_run_without_lora_does_not_draw_the_base_silently(run, run_folder, evaluated):
+    (run_folder / "lora").rmdir()
+    code, _, err = run("sample", str(run_folder))
+    assert code == 2
+    assert "done has no lora/ yet" in err
+    assert not evaluated
+
+
+def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
+    code, out, _ = run("evaluate", str(run_folder), "--checkpoint", "step", "--set", "evaluate.prompts=4")
+    assert code == 0
+    assert evaluated[-1][0].evaluate.prompts == 4
+    assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step")}
+    assert out.splitlines()[1].split() == ["gold", "0.25", "nan", "1"]
+    assert json.loads(run("evaluate", "run.yaml", "--json")[1])["stderr"] == {"gold": None}
+
+
 # -- score ------------------------------------------------------------------------------------------------------------
 
 
