@@ -74,9 +74,18 @@ def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
         except OSError:
             if Path(path).is_dir():
                 raise
+            _ask_hub()
             return cls.from_pretrained(path, **options)
     except Exception as error:  # transformers raises whatever its readers raise
         said = (str(error).strip().splitlines() or [""])[0]
-        raise RewardError(
-            f"reward 'clip': {path} does not load as {cls.__name__}: {type(error).__name__}: {said}"
-        ) from error
+        why = f"{type(error).__name__}: {said}"
+        raise RewardError(f"reward 'clip': {path} does not load as {cls.__name__}: {why}") from error
+
+
+def _ask_hub() -> None:
+    """One request that raises when the hub does not answer, because its client retries for 20 s a file."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        raise RewardError("not in the local hub cache, and HF_HUB_OFFLINE is set")
+    get_session().head(constants.ENDPOINT, timeout=2.0)

@@ -12,7 +12,7 @@ import torch
 
 import generators
 from generators.base import Conditioning, Generator, GeneratorError
-from generators.load import adapter, load
+from generators.load import adapter, find, load
 from generators.sd3 import SD3
 
 PROMPTS = ["a red cube", "two blue circles left of a star", "x"]
@@ -229,6 +229,14 @@ def test_load_a_folder(folder):
         same = fresh.velocity(noise, torch.tensor(0.5), fresh.encode(["x"]))
     torch.testing.assert_close(mine, same, atol=1e-5, rtol=0)
     assert load("generators.sd3:SD3", str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_embedded_worlds_lie_beside_the_adapters(tmp_path, monkeypatch):
+    monkeypatch.setattr("generators.load.__file__", str(tmp_path / "load.py"))
+    (tmp_path / "world" / "weights" / "sd3").mkdir(parents=True)
+    assert find("sd3", "world") == tmp_path / "world" / "weights" / "sd3"
+    with pytest.raises(GeneratorError, match="embedded world 'world' holds no 'wan'; it holds sd3"):
+        find("wan", "world")
 
 
 @pytest.mark.parametrize(
