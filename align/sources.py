@@ -77,7 +77,7 @@ class PairSource:
         DataError: names file, line and path of what is missing or unreadable, before any training.
     """
 
-    def __init__(self, config: Config, generator: Generator, share: Share) -> None:
+    def __init__(self, config: Config, generator: Generator, share: Share, keep: bool = False) -> None:
         assert config.rollout.kind == "pairs"
         self.settings: PairsRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed

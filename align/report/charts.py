@@ -162,9 +162,11 @@ class Frame:
 
 def _domain(heights: Sequence[float]) -> tuple[float, float]:
     low, high = min(heights), max(heights)
+    if max(abs(high), abs(low)) < 1e-9:  # ticks are rounded to 12 decimals
+        return 0.0, 1.0
     if high - low < 1e-4 * max(abs(high), abs(low)) or high == low:
         room = abs(high) * 0.1
-        return (low - room, high + room) if room else (0.0, 1.0)
+        return low - room, high + room
     return (0.0 if 0 <= low < 0.3 * high else low), high
 
 

@@ -1,0 +1,156 @@
+"""How much of a training step is ours: a step against the bare network, decode and reward calls it consists of.
+
+    python -m benchmarks.step configs/shapes/*.yaml --steps 5 --json out.json
+
+One step is recorded: every network call with its arguments and whether it carried a gradient, every decode, every
+reward call. Then whole steps and replays of the recorded calls (forward, backward, nothing else) take turns, so that a
+busy neighbour slows both. Overhead is the median of step / replay, less one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from align.config import load_config
+from align.run_folder import RunFolder
+from align.settings import Config
+from align.trainer import Trainer
+
+Call = Callable[[], None]
+
+
+class Recorder:
+    """Records the calls of one training step so that they can be made again without the step around them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.calls: dict[str, list[Call]] = {"network": [], "decode": [], "reward": []}
+
+    def record(self) -> None:
+        """Run one step with every network, decode and reward call noted."""
+        generator, reward = self.trainer.generator, self.trainer.reward
+        predict, decode = generator.predict, generator.decode
+        generator.predict = self._noting("network", predict, self._network)  # type: ignore[method-assign]
+        generator.decode = self._noting("decode", decode, _plain)  # type: ignore[method-assign]
+        if reward is not None:
+            self.trainer.reward = self._noting("reward", reward, _plain)  # type: ignore[assignment]
+        self.trainer.step(0)
+        self.trainer.reward = reward
+        generator.predict, generator.decode = predict, decode  # type: ignore[method-assign]
+
+    def _noting(self, kind: str, function: Any, remake: Callable[..., Call]) -> Any:
+        def noted(*arguments: Any) -> Any:
+            kept = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+            self.calls[kind].append(remake(function, kept, torch.is_grad_enabled()))
+            return function(*arguments)
+
+        noted.name = getattr(function, "name", kind)  # type: ignore[attr-defined]
+        return noted
+
+    def _network(self, predict: Any, arguments: list[Any], with_grad: bool) -> Call:
+        parameters = self.trainer.parameters
+
+        def call() -> None:
+            with torch.set_grad_enabled(with_grad):
+                v = predict(*arguments)
+                if with_grad:
+                    torch.autograd.grad(v.float().square().mean(), parameters, allow_unused=True)
+
+        return call
+
+    def replay(self) -> dict[str, float]:
+        """Seconds of the recorded calls by kind."""
+        seconds = {}
+        for kind, calls in self.calls.items():
+            started = time.perf_counter()
+            for call in calls:
+                call()
+            _wait()
+            seconds[kind] = time.perf_counter() - started
+        return seconds
+
+
+def _plain(function: Any, arguments: list[Any], with_grad: bool) -> Call:
+    def call() -> None:
+        with torch.no_grad():
+            function(*arguments)
+
+    return call
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(config: Config, steps: int) -> dict[str, Any]:
+    """Benchmark one config: seconds, overhead, images per second and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.generator.device == "cpu")
+        trainer = Trainer(config, RunFolder(Path(folder)), accelerator)
+        recorder = Recorder(trainer)
+        recorder.record()
+        whole, bare = [], []
+        for step in range(1, steps + 1):
+            started = time.perf_counter()
+            row = trainer.step(step)
+            _wait()
+            whole.append(time.perf_counter() - started)
+            bare.append(recorder.replay())
+    ratios = [seconds / sum(parts.values()) for seconds, parts in zip(whole, bare, strict=True)]
+    parts = {kind: statistics.median(part[kind] for part in bare) for kind in bare[0]}
+    samples = config.rollout.prompts * getattr(config.rollout, "group", 2)
+    return {
+        "recipe": config.recipe.kind,
+        "step_seconds": statistics.median(whole),
+        **{f"{kind}_seconds": seconds for kind, seconds in parts.items()},
+        "overhead": statistics.median(ratios) - 1,
+        "overhead_range": [min(ratios) - 1, max(ratios) - 1],
+        "images_per_second": samples / statistics.median(whole),
+        "network_calls": row["network_calls"],
+        "peak_memory_mib": peak_memory(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def peak_memory() -> float:
+    """MiB: the accelerator's peak where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Benchmark every config named on the command line; print a table, write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override, such as train.lr=1e-4")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps per config")
+    parser.add_argument("--json", type=Path, help="write the measurements here")
+    options = parser.parse_args()
+    results = {}
+    columns = ("step_seconds", "network_seconds", "decode_seconds", "reward_seconds", "overhead", "images_per_second")
+    print("config".ljust(28), *(column.rjust(17) for column in columns), "peak MiB".rjust(9))
+    for path in options.configs:
+        result = measure(load_config(path, options.overrides), options.steps)
+        results[str(path)] = result
+        cells = [f"{result[column]:17.3f}" for column in columns]
+        print(str(path).ljust(28), *cells, f"{result['peak_memory_mib']:9.0f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
