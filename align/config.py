@@ -151,7 +151,10 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds {type(data).__name__} {data!r:.40}"
         raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")
-    return Layer(data, dict(_places(node, path)))
+    try:
+        return Layer(data, dict(_places(node, path)))
+    except RecursionError:
+        raise ConfigError(f"{path}: an alias (*name) stands inside what it names") from None
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Layer]:

@@ -24,6 +24,8 @@ WORDS = {
     "tuple_type": "should be a list [a, b]",
     "dict_type": "should be a mapping",
     "model_type": "should be a mapping",
+    "invalid_key": "a setting's name should be text",
+    "finite_number": "should be a finite number",
     "missing": "is missing",
 }
 """Error type -> message where pydantic's own talks of Python."""
@@ -60,7 +62,13 @@ def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]
     if detail["type"] == "setting":
         return detail["msg"]
     message = WORDS.get(detail["type"]) or re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", detail["msg"])
-    return message if detail["type"] == "missing" else f"{message}, given {detail['input']!r:.80}"
+    return message if detail["type"] == "missing" else f"{message}, given {_given(detail['input'])}"
+
+
+def _given(value: Any) -> str:
+    """A value as YAML says it, cut where it is long."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else f"{value!r:.80}"
 
 
 def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:

@@ -79,6 +79,8 @@ def load_object(spec: str) -> Any:
         ConfigError: the module or the name is not there.
     """
     module_name, _, name = spec.partition(":")
+    if not (module_name and name):
+        raise ConfigError(f"{spec!r} should read package.module:name")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 import generators
 from align import registry
+from align.errors import ConfigError
 from align.recipes.base import Recipe
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
 from rewards.base import RewardSettings
@@ -23,7 +24,7 @@ Problems = list[tuple[str, str]]
 class Settings(BaseModel):
     """Base of every part of the tree: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # -- the model and what is trained of it ------------------------------------------------------------------------------
@@ -218,7 +219,10 @@ def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
 
 
 def _recipe_outside(data: dict[str, Any]) -> Recipe:
-    cls = registry.load_object(data["kind"])
+    try:
+        cls = registry.load_object(data["kind"])
+    except ConfigError as error:
+        raise problems_at([("kind", str(error))], data["kind"]) from None
     if not (isinstance(cls, type) and issubclass(cls, Recipe)):
         raise problems_at([("kind", f"{data['kind']} is not a class derived from align.recipes.base.Recipe")])
     return cls.model_validate(data)
@@ -240,7 +244,7 @@ class Evaluate(Settings):
 
     every: int = Field(10, ge=0, description="steps between evaluations; 0 = only before and after")
     prompts: int = Field(256, ge=1, description="held-out prompts, one sample each")
-    seed: int = Field(0, ge=0, description="of the noise, the same at every evaluation")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the noise, the same at every evaluation")
     sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
     chunk: int = Field(256, ge=1, description="samples made and scored at a time")
     rewards: dict[str, Annotated[RewardSettings, REWARD]] = Field({}, description="name -> reward to report")
@@ -268,8 +272,8 @@ class Checkpoint(Settings):
 class Config(Settings):
     """One run."""
 
-    name: str = Field(pattern=r"^[\w.+-]+$", description="names the run folder; default: the config's file name")
-    seed: int = Field(0, ge=0, description="of everything random in training")
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random in training")
     out: str | None = Field(None, description="run folder; null = runs/<name>")
     generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
     policy: Annotated[

@@ -204,6 +204,13 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("generator.size=[64]", "generator.size.1"),
         ("generator.kind=sd33", "no such generator 'sd33'; did you mean 'sd3'?"),
         ("name=a/b", "name (override 'name=a/b'): should match pattern"),
+        ("name=..", "should match pattern"),
+        ("train.lr=.inf", "should be a finite number, given inf"),
+        ("train.ema=.nan", "train.ema"),
+        ("train=", "train (override 'train='): should be a mapping, given null"),
+        ("seed=4294967296", "should be less than 4294967296"),
+        ("recipe=:x", "recipe.kind"),
+        ("recipe='x:'", "'x:' should read package.module:name"),
         ("policy.targets=x", "should be a list [a, b], given 'x'"),
         ("trackers=[tensorbord]", "trackers.0"),
         ("recipe=3", "should be a kind (flow_dpo"),
@@ -312,6 +319,19 @@ def test_broken_yaml_names_the_line(write, text, line, says):
     assert message.startswith(f"run.yaml:{line}: ")
     assert says in message
     assert "\n" not in message
+
+
+def test_alias_inside_itself(write):
+    assert "an alias (*name) stands inside" in refused(write(BASE + "train: &train {lr: *train}\n"))
+
+
+def test_merge_keys_and_anchors_work(write):
+    config = load_config(write(BASE + "train: &quick {steps: 3}\nevaluate: {sampler: &few {steps: 3}}\n"))
+    assert config.train.steps == config.evaluate.sampler.steps == 3
+
+
+def test_keys_that_are_no_text(write):
+    assert "a setting's name should be text" in refused(write(BASE + "1: 2\n"))
 
 
 def test_binary_file(write):
