@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import written
 
-from align import cli
 from align.errors import CheckpointError, RunFolderError, TrainingError
 from rewards.base import RewardError
 
+run = written.run
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("**/*.yaml"))
 
@@ -36,19 +37,6 @@ def folder(tmp_path, monkeypatch):
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").write_text("{}")
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command in this process -> (exit code, stdout, stderr)."""
-
-    def runner(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(arguments)
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return runner
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
@@ -362,48 +350,3 @@ def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
     assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step")}
     assert out.splitlines()[1].split() == ["gold", "0.25", "nan", "1"]
     assert json.loads(run("evaluate", "run.yaml", "--json")[1])["stderr"] == {"gold": None}
-
-
-# -- score ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pictures(folder):
-    import numpy as np
-    from PIL import Image
-
-    for name, size in (("a.png", 64), ("b.png", 32)):
-        Image.fromarray(np.full((size, size, 3), 128, np.uint8)).save(name)
-    return ["a.png", "b.png"]
-
-
-REWARD = "tests.test_cli:brightness"
-
-
-def brightness(media, prompts):
-    """Mean of the picture."""
-    return media.mean(dim=(1, 2, 3))
-
-
-def test_score_prints_a_table_or_json(run, pictures, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    code, out, _ = run("score", *pictures, "--prompt", "grey", "--reward", REWARD)
-    assert code == 0
-    assert out.splitlines()[0].split() == ["image", REWARD]
-    code, out, _ = run("score", *pictures, "--prompt", "a", "--prompt", "b", "--reward", REWARD, "--json")
-    rows = json.loads(out)
-    assert [(row["image"], row["prompt"]) for row in rows] == [("a.png", "a"), ("b.png", "b")]
-    assert rows[0]["scores"][REWARD] == pytest.approx(128 / 255)
-
-
-def test_score_refuses_bad_images_and_counts(run, pictures):
-    Path("broken.png").write_text("not a picture")
-    for arguments, says in (
-        (["gone.png", "--prompt", "a"], "no image gone.png"),
-        (["broken.png", "--prompt", "a"], "broken.png is not an image"),
-        (["a.png", "b.png", "a.png", "--prompt", "a", "--prompt", "b"], "3 images and 2 prompts"),
-        (["a.png"], "1 images and 0 prompts"),
-    ):
-        code, _, err = run("score", *arguments, "--reward", "shapes")
-        assert code == 2
-        assert says in err
