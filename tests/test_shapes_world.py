@@ -67,7 +67,7 @@ def test_parsing_does_not_depend_on_the_pixel_size(pictures, size):
 
 def scene(*objects: tuple[str, str, str, float, float], background: str = "white") -> Scene:
     def box(size: str, x: float, y: float) -> tuple[float, float, float, float]:
-        half = sum(world.SIZES[size]) / 4
+        half = world.SIZES[size] / 2
         return (x - half, y - half, x + half, y + half)
 
     return Scene(tuple(Obj(shape, colour, size, box(size, x, y)) for shape, colour, size, x, y in objects), background)

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
@@ -18,7 +19,7 @@ from . import measure, world
 from .train_clip import train_clip
 from .train_common import Log
 from .train_sd3 import train_sd3
-from .train_vae import encode, train_vae
+from .train_vae import crowd, encode, train_vae
 
 STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
 HERE = Path(__file__).parent / "weights"
@@ -28,8 +29,8 @@ HERE = Path(__file__).parent / "weights"
 class Budget:
     """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
-    vae_scenes: int = 20_000
-    vae_steps: int = 3_000
+    vae_scenes: int = 12_000
+    vae_steps: int = 5_000
     vae_batch: int = 16
     sd3_scenes: int = 40_002
     sd3_steps: int = 3_000
@@ -58,7 +59,8 @@ def save_half(model: StableDiffusion3Pipeline | torch.nn.Module, folder: Path) -
 
 def build_vae(out: Path, budget: Budget, log: Log) -> None:
     """Trains the autoencoder and keeps it where the pipeline will have it."""
-    images, _ = world.dataset("train", budget.vae_scenes, seed=0)
+    rng = np.random.default_rng(0)
+    images = np.stack([world.render(crowd(rng)) for _ in range(budget.vae_scenes)])
     vae = train_vae(images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
     save_half(vae, out / "sd3" / "vae")
 

@@ -1,4 +1,7 @@
-"""Measures the embedded models with the verifier, and writes their card."""
+"""Measures the embedded models with the verifier, and writes their card.
+
+Part of the builder, not of any generator, and so the one place here that knows a reward.
+"""
 
 from __future__ import annotations
 

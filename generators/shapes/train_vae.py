@@ -50,7 +50,7 @@ def crowd(rng: np.random.Generator) -> Scene:
     objects: list[Obj] = []
     for _ in range(int(rng.integers(4, 20))):
         size = tuple(SIZES)[rng.integers(len(SIZES))]
-        width = rng.uniform(*SIZES[size])
+        width = SIZES[size] * rng.uniform(0.9, 1.1)
         x, y = rng.uniform(1, CANVAS - 1 - width, 2)
         box = (x, y, x + width, y + width)
         gaps = [max(x - b[2], b[0] - x - width, y - b[3], b[1] - y - width) for b in (o.box for o in objects)]

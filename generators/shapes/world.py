@@ -31,8 +31,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (12, 12, 12),
 }
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}  # word: plural
-SIZES: dict[str, tuple[float, float]] = {"small": (10.0, 12.5), "medium": (15.5, 19.0), "large": (23.0, 27.0)}
-SIZE_LIMITS = (14.0, 21.0)  # a box narrower than the first is small, wider than the second is large
+SIZES = {"small": 11.0, "medium": 16.0, "large": 22.0}  # width of the box
+SIZE_LIMITS = (13.5, 19.0)  # a box narrower than the first is small, wider than the second is large
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -40,7 +40,8 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 HELD_OUT_PAIRS = frozenset(
     {("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"), ("purple", "circle")}
 )
-GAP = 3.0  # free space between two objects, and between an object and the border
+GAP = 2.0  # least free space between two objects
+PITCH = 8.0  # sampled objects have their centres at PITCH * (k + 1/2) on both axes
 
 
 # ------------------------------------------------------------------------------------------------ scenes and pictures
@@ -287,9 +288,10 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ layouts
 def _boxes(widths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """One try at boxes [n, 4] of these widths with GAP between them and to the border; None where they collide."""
-    corner = rng.uniform(GAP, CANVAS - GAP - widths[:, None], (len(widths), 2))
-    boxes = np.concatenate([corner, corner + widths[:, None]], 1)
+    """One try at boxes [n, 4] of these widths on the inner lattice, or None where two come nearer than GAP."""
+    centre = (rng.integers(1, int(CANVAS / PITCH) - 1, (len(widths), 2)) + 0.5) * PITCH
+    half = widths[:, None] / 2
+    boxes = np.concatenate([centre - half, centre + half], 1)
     for a, b in combinations(boxes, 2):
         if max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) < GAP:
             return None
@@ -304,8 +306,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     kinds = [w for w in spec.wants for _ in range(w.count)]
     first = spec.wants[0].count
     for _ in range(2000):
-        widths = np.array([rng.uniform(*SIZES[k.size or "medium"]) for k in kinds])
-        boxes = _boxes(widths, rng)
+        boxes = _boxes(np.array([SIZES[k.size or "medium"] for k in kinds]), rng)
         if boxes is None:
             continue
         if spec.relation:
@@ -317,7 +318,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
         raise ValueError(f"no room on the canvas for {caption(spec)!r}")
     free = {w: str(rng.choice(list(COLOURS))) for w in spec.wants}  # objects of one kind share their colour
     objects = tuple(
-        Obj(k.shape, k.colour or free[k], k.size or "medium", tuple(np.round(b, 2).tolist()))
+        Obj(k.shape, k.colour or free[k], k.size or "medium", tuple(b.tolist()))
         for k, b in zip(kinds, boxes, strict=True)
     )
     return Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS))))
