@@ -60,7 +60,7 @@ assert not {{"generators", "rewards", "align"}} & set(sys.modules)
     assert (tmp_path / "out.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("zeros", [0, 256])
+@pytest.mark.parametrize("zeros", [1, 256])
 def test_base_follows_prompts_only_sometimes(pipe, zeros):
     """Gold is far from perfect on the mean, and the best of a few is much better; the zero T5 tokens do not matter."""
     prompts = world.prompts("heldout", 24, seed=10)

@@ -125,9 +125,10 @@ def card(facts: dict) -> str:
 Small models of the real classes, trained on the world of `generators/shapes/world.py` (64x64 pictures of flat
 coloured shapes with captions), written by `python -m generators.shapes.build` with fixed seeds on one CPU core.
 
-- `sd3/`: a `StableDiffusion3Pipeline` without T5 (latents 8x8x8, 16 image tokens). Pass `max_sequence_length=0`
-  for speed: it only sets how many zero tokens stand in for the T5. Its captions were wrong in the last part of its
-  training (see `train_sd3.py`), and the held-out combinations of `world.is_held_out` were in none of them.
+- `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
+  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. Its captions
+  were wrong in the last part of its training (see `train_sd3.py`), and the held-out combinations of
+  `world.is_held_out` were in none of them.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 
 Files hold float16; plain `from_pretrained` gives float32.

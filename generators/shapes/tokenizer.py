@@ -1,12 +1,13 @@
-"""CLIP byte-pair tokenizers in which every word of the world's captions is one token."""
+"""The embedded models' tokenizers: CLIP's byte-pair ones, in which every word of the world is one token, and a T5's."""
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from itertools import pairwise
 
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5TokenizerFast
 
 from .world import BACKGROUNDS, COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 
@@ -51,3 +52,15 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {piece: i for i, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """The smallest T5 tokenizer: letters, for an encoder that says nothing."""
+    vocab = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((c, -3.0) for c in string.ascii_letters),
+    ]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=256)

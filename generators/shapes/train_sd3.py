@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from .tokenizer import MAX_LENGTH, clip_tokenizer
+from .tokenizer import MAX_LENGTH, clip_tokenizer, t5_tokenizer
 from .train_common import Log, cosine, optimizer
 from .train_vae import LATENT_CHANNELS, decode
 
@@ -46,8 +46,19 @@ def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWit
     return CLIPTextModelWithProjection(config)
 
 
+def silent_t5() -> T5EncoderModel:
+    """A T5 that answers zeros, as the pipeline does where it has none: `from_pretrained` insists on a T5's files."""
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()), d_model=sum(TEXT_WIDTHS), d_kv=8, d_ff=8, num_layers=1, num_heads=1,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    t5 = T5EncoderModel(config)
+    nn.init.zeros_(t5.encoder.final_layer_norm.weight)
+    return t5
+
+
 def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """An untrained pipeline around a trained `vae`: no T5, for which SD3 feeds zeros."""
+    """An untrained pipeline around a trained `vae`; its T5 says nothing."""
     tok, tok2 = clip_tokenizer(), clip_tokenizer(pad_token="!</w>")  # SD3 pads its second tokenizer with '!'
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -69,10 +80,10 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         text_encoder=text_encoder(TEXT_WIDTHS[0], 3, tok.pad_token_id),
         text_encoder_2=text_encoder(TEXT_WIDTHS[1], 2, tok2.pad_token_id),
-        text_encoder_3=None,
+        text_encoder_3=silent_t5(),
         tokenizer=tok,
         tokenizer_2=tok2,
-        tokenizer_3=None,
+        tokenizer_3=t5_tokenizer(),
     )
 
 
@@ -80,8 +91,8 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
 class RepeatedToken(JointAttnProcessor2_0):
     """Joint attention in which the last text token stands for `repeats` equal ones.
 
-    Without a T5 the pipeline appends `max_sequence_length` (256 by default) zero tokens. They have no positions,
-    so they stay equal in every layer: training may hold one and add log(repeats) to its attention logits.
+    The pipeline appends `max_sequence_length` (256 by default) tokens of the T5, here all zeros. They have no
+    positions, so they stay equal in every layer: training may hold one and add log(repeats) to its attention logits.
     """
 
     repeats: int = 1
