@@ -69,8 +69,7 @@ class Rollout:
         """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
         assert self.sampler is not None
         assert self.trajectory is not None
-        second = self.trajectory.t_second
-        level = self.sampler.level
+        second, level = self.trajectory.t_second, self.sampler.level or 0.0
         return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)
 
 
@@ -100,7 +99,7 @@ def draw(
     Args:
         cond: N rows.
         seeds: ``[N]``; the initial noise and that of every stochastic step come from them alone.
-        steps: indices of the stochastic steps; None = every step of a stochastic sampler.
+        steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
         keep: store the stochastic steps.
         chunk: samples per network call.
 
@@ -142,8 +141,14 @@ def _draw_chunk(
 
 def join(paths: Sequence[Trajectory]) -> Trajectory:
     """One trajectory of all samples; the steps are the same in every part."""
-    stacked = {name: torch.cat([getattr(p, name) for p in paths]) for name in ("x", "x_next", "mean", "logp", "std")}
-    return replace(paths[0], **stacked)
+    return replace(
+        paths[0],
+        x=torch.cat([path.x for path in paths]),
+        x_next=torch.cat([path.x_next for path in paths]),
+        mean=torch.cat([path.mean for path in paths]),
+        logp=torch.cat([path.logp for path in paths]),
+        std=torch.cat([path.std for path in paths]),
+    )
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ class RunFolder:
         """
         if not self.path.exists() or not any(self.path.iterdir()):
             return
-        if not (self.path / "config.yaml").is_file():
+        made_here = all((self.path / name).is_file() for name in ("config.yaml", "environment.json"))
+        if not made_here or Path.cwd().is_relative_to(self.path.resolve()):
             raise RunFolderError(f"{self.path} exists and is not a run folder; choose another with --out")
         if resume and not overwrite:
             self._check_same(config)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from align.errors import DataError
+from align.media import read_image
 
 if TYPE_CHECKING:
     from rewards.base import RewardSettings
@@ -46,15 +44,3 @@ def score_images(
             if 0 in scores.reasons:
                 row["reasons"][name] = scores.reasons[0]
     return rows
-
-
-def read_image(path: Path) -> Tensor:
-    """An image file as ``[3, H, W]`` in [0, 1]; raises DataError naming the file."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"no image {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} is not an image that can be read: {error}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from align.errors import DataError
+from align.media import read_image
 from align.prompts import indices_at, json_object, read_prompts
 from align.rollout import Rollout, decode, draw, stochastic_steps
 from align.seeds import derive
@@ -128,14 +128,3 @@ def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
     if not pairs:
         raise DataError(f"pair file {path} holds no pairs")
     return pairs
-
-
-def read_image(path: Path, size: tuple[int, int]) -> Tensor:
-    """An image file as ``[3, H, W]`` in [0, 1], cropped and resized to ``size`` (height, width)."""
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (size[1], size[0]), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"image {path} cannot be read: {error}") from None
-    data = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return data.view(size[0], size[1], 3).permute(2, 0, 1).float() / 255

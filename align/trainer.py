@@ -76,7 +76,7 @@ class Trainer:
             self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
         )
         if options.gradient_checkpointing:
-            self.generator.backbone.enable_gradient_checkpointing()
+            self.generator.pipeline.transformer.enable_gradient_checkpointing()
         self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
         self.generator.network = self.network
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
@@ -117,8 +117,7 @@ class Trainer:
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
-                shown = {name: row[name] for name in ("reward", "images_per_second") if name in row}
-                progress.update(step + 1, shown)
+                progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
                 self._look(step + 1, progress)
                 if stop.asked or due(step + 1, config.checkpoint.every, config.train.steps):
                     self._save(step + 1)

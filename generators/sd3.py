@@ -28,8 +28,9 @@ class SD3(Generator):
 
     def __init__(self, pipeline: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__(pipeline, size)
-        self.folded = pipeline.text_encoder_3 is None
-        if self.folded:
+        t5 = pipeline.text_encoder_3  # a final norm of zero makes it a placeholder: its tokens are zeros
+        self.has_t5 = t5 is not None and bool(t5.encoder.final_layer_norm.weight.any())
+        if not self.has_t5:
             fold_null_tokens(self.backbone)
 
     def native_size(self) -> tuple[int, int]:
@@ -49,8 +50,7 @@ class SD3(Generator):
 
         Without T5 the pipeline puts as many zeros there and the network attends to them; here one stands for all.
         """
-        tokenizer = self.pipeline.tokenizer_3
-        return 256 if tokenizer is None else min(256, tokenizer.model_max_length)
+        return min(256, self.pipeline.tokenizer_3.model_max_length) if self.has_t5 else 256
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -63,7 +63,7 @@ class SD3(Generator):
             do_classifier_free_guidance=False,
             max_sequence_length=self.text_length,
         )
-        if self.folded:
+        if not self.has_t5:
             embeds = embeds[:, : self.pipeline.tokenizer_max_length + 1]
         return Conditioning({"embeds": embeds, "pooled": pooled})
 
@@ -71,7 +71,7 @@ class SD3(Generator):
         """CLIP is always cut at 77 tokens and meant to be; a prompt that nobody reads to its end is an error."""
         pipeline = self.pipeline
         readers = [(pipeline.tokenizer, pipeline.tokenizer_max_length)]
-        if pipeline.text_encoder_3 is not None:
+        if self.has_t5:
             readers.append((pipeline.tokenizer_3, self.text_length))
         tokenizer, limit = max(readers, key=lambda reader: reader[1])
         for index, prompt in enumerate(prompts):
@@ -90,7 +90,7 @@ class SD3(Generator):
             timestep=t * self.pipeline.scheduler.config.num_train_timesteps,
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
             pooled_projections=cond.tensors["pooled"].to(self.dtype),
-            joint_attention_kwargs={"null_tokens": self.text_length} if self.folded else None,
+            joint_attention_kwargs={"null_tokens": self.text_length} if not self.has_t5 else None,
             return_dict=False,
         )[0]
 

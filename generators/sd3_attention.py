@@ -8,6 +8,7 @@ instead of 256 gives the same velocity at a fraction of the cost (a seventh on t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -56,6 +57,6 @@ class FoldedJointAttention:
         return hidden_states, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def fold_null_tokens(transformer: nn.Module) -> None:
+def fold_null_tokens(transformer: Any) -> None:
     """Let ``transformer`` take ``joint_attention_kwargs={"null_tokens": n}``; calls without it compute as before."""
     transformer.set_attn_processor(FoldedJointAttention())

@@ -27,7 +27,7 @@ class RewardSettings(BaseModel):
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load what the reward needs onto ``device``. Torch is imported here, not before."""

@@ -40,6 +40,7 @@ def generator():
         (False, (64, 32), {}),
         (True, (128, 96), {"shift": 1.0, "use_dynamic_shifting": True}),
         (False, (16, 48), {"shift": 5.0}),
+        ("null", None, {}),
     ],
 )
 def test_equals_pipeline(guidance, t5, size, scheduler):

@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
     keeps_trajectory: ClassVar[bool] = False
