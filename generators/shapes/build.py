@@ -19,7 +19,7 @@ from . import measure, world
 from .train_clip import train_clip
 from .train_common import Log
 from .train_sd3 import train_sd3
-from .train_vae import crowd, encode, train_vae
+from .train_vae import crowd, encode, harden_decoder, train_vae
 
 STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
 HERE = Path(__file__).parent / "weights"
@@ -29,8 +29,9 @@ HERE = Path(__file__).parent / "weights"
 class Budget:
     """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
-    vae_scenes: int = 12_000
+    vae_scenes: int = 8_000
     vae_steps: int = 5_000
+    decoder_steps: int = 2_500
     vae_batch: int = 16
     sd3_scenes: int = 40_002
     sd3_steps: int = 3_000
@@ -41,7 +42,7 @@ class Budget:
     measured: int = 96
 
 
-QUICK = Budget(48, 2, 4, 48, 2, 4, 48, 2, 4, 6)
+QUICK = Budget(48, 2, 2, 4, 48, 2, 4, 48, 2, 4, 6)
 
 
 def save_half(model: StableDiffusion3Pipeline | torch.nn.Module, folder: Path) -> None:
@@ -61,7 +62,10 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     """Trains the autoencoder and keeps it where the pipeline will have it."""
     rng = np.random.default_rng(0)
     images = np.stack([world.render(crowd(rng)) for _ in range(budget.vae_scenes)])
+    scenes, _ = world.dataset("train", budget.vae_scenes, seed=0)  # as many without a crowd
+    images = np.concatenate([images, scenes])
     vae = train_vae(images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
+    harden_decoder(vae, images, budget.decoder_steps, budget.vae_batch, seed=0, log=log)
     save_half(vae, out / "sd3" / "vae")
 
 

@@ -14,6 +14,8 @@ CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 3e-4  # per latent dimension, against an L1 of about 0.01: keeps latents smooth, not Gaussian
 
+LATENT_NOISE = 0.25  # of the scaled latents, whose spread is 1
+
 
 def new_vae() -> AutoencoderKL:
     """An untrained autoencoder in SD3's arrangement: no quant convolutions, 8 times smaller on each side."""
@@ -84,6 +86,28 @@ def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -
     z = encode(vae, images[:2048])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
     return vae
+
+
+def harden_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
+    """Trains the decoder alone on latents with noise of up to LATENT_NOISE: a generator's latents are never exact."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    latents, decoder = encode(vae, images), vae.decoder.to(memory_format=torch.channels_last).train()
+    opt = optimizer(decoder.parameters(), lr=1e-3)
+    for step in range(steps):
+        rows = rng.integers(0, len(images), batch)
+        x, z = to_pixels(images[rows]), latents[rows]
+        z = z + LATENT_NOISE * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = decoder(z / vae.config.scaling_factor + vae.config.shift_factor)
+        loss = reconstruction_loss(out.float(), x)
+        cosine(opt, step, steps)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        opt.step()
+        log("decoder", step, steps, loss=loss.item())
+    decoder.to(memory_format=torch.contiguous_format).eval()
 
 
 @torch.no_grad()
