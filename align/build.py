@@ -15,10 +15,20 @@ if TYPE_CHECKING:
     from align.settings import Config
 
 
+def hush() -> None:
+    """No bars for reading weights from disk, which takes seconds; those of downloads stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def build_generator(config: Config, device: torch.device | str) -> Generator:
     """The generator of a config, loaded onto ``device``; raises GeneratorError."""
     from generators.load import load
 
+    hush()
     settings = config.generator
     return load(settings.kind, settings.path, dtype=settings.dtype, size=settings.size, device=device)
 
@@ -36,6 +46,7 @@ def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parame
 
 def build_rewards(settings: Mapping[str, RewardSettings | None], device: torch.device | str) -> dict[str, Reward]:
     """Name -> ready reward; equal settings are built once, entries without settings are left out."""
+    hush()
     built: list[tuple[RewardSettings, Reward]] = []
     rewards = {}
     for name, wanted in settings.items():

@@ -38,6 +38,8 @@ PromptsFile = Annotated[Path | None, typer.Option(help="prompts: .txt, one a lin
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. User mistakes become ``error: ...`` and an exit code, never a traceback."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are first imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

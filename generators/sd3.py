@@ -13,7 +13,8 @@ from torch import Tensor
 from generators.base import Conditioning, Generator, GeneratorError, in_chunks
 from generators.sd3_attention import fold_null_tokens
 
-VAE_PIXELS = 4 * 1024**2  # decoded at once: four images of a megapixel, hundreds of small ones
+VAE_PIXELS = 2**22  # coded at once: four images of a megapixel
+VAE_PIXELS_CPU = 2**16  # what fits its cache: 16 images of 64 x 64, twice as fast as 192 at once
 
 
 class SD3(Generator):
@@ -32,6 +33,7 @@ class SD3(Generator):
         self.has_t5 = t5 is not None and bool(t5.encoder.final_layer_norm.weight.any())
         if not self.has_t5:
             fold_null_tokens(self.backbone)
+        pipeline.vae.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
 
     def native_size(self) -> tuple[int, int]:
         side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
@@ -107,7 +109,8 @@ class SD3(Generator):
         return (latents.float() - vae.config.shift_factor) * vae.config.scaling_factor
 
     def _vae_batch(self) -> int:
-        return VAE_PIXELS // (self.size[0] * self.size[1])
+        pixels = VAE_PIXELS_CPU if self.device.type == "cpu" else VAE_PIXELS
+        return pixels // (self.size[0] * self.size[1])
 
     def times(self, steps: int) -> Tensor:
         if steps < 1:

@@ -135,7 +135,7 @@ def test_decode_and_encode_keep_the_graph(generator, monkeypatch):
     assert latents.grad.abs().sum(dim=(1, 2, 3)).min() > 0
     theirs = generator.pipeline.vae.encode(media * 2 - 1).latent_dist.mode()
     torch.testing.assert_close(whole, (theirs - 0.0609) * 1.5035, atol=1e-5, rtol=0)
-    monkeypatch.setattr("generators.sd3.VAE_PIXELS", 64 * 64)  # one image at a time
+    monkeypatch.setattr("generators.sd3.VAE_PIXELS_CPU", 64 * 64)  # one image at a time
     torch.testing.assert_close(generator.decode(latents), media, atol=1e-5, rtol=0)
     torch.testing.assert_close(generator.encode_media(media), whole, atol=1e-5, rtol=0)
 
