@@ -50,10 +50,10 @@ def save_samples(
     return folder
 
 
-def draw_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Images in a near-square grid, each with its label wrapped below it (newlines start a new line)."""
+def draw_grid(images: Sequence[Any], labels: Sequence[str]) -> Image.Image:
+    """Images (PIL or arrays) in a near-square grid, each with its label wrapped below (newlines start a new line)."""
     font = ImageFont.load_default(size=FONT_SIZE)
-    cells = [_fit(image) for image in images]
+    cells = [_fit(_picture(image)) for image in images]
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
     texts = [_wrap(label, font, width) for label in labels]
     line = FONT_SIZE + 4
