@@ -183,7 +183,7 @@ def train_sd3(
         rows = rng.integers(0, len(latents), batch)
         wrong = WRONG_SHARE if step >= WRONG_FROM * steps else 0.0
         x0, eps = latents[rows], torch.randn(batch, *latents.shape[1:])
-        t = torch.sigmoid(1.1 * torch.randn(batch))
+        t = torch.sigmoid(0.6 + 1.2 * torch.randn(batch))  # what a picture holds is decided at high noise
         tt = t.view(-1, 1, 1, 1)
         repeats = int(2 ** rng.uniform(0, 8.1)) if rng.random() < 0.35 else 0
         v = model((1 - tt) * x0 + tt * eps, t, *captions.batch(rows, wrong, rng), repeats)
