@@ -6,6 +6,7 @@ the one exception to "rewards import no generator".
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import permutations
 from typing import Any
 
@@ -16,12 +17,15 @@ from generators.shapes.parse import parse_image
 from generators.shapes.world import RELATIONS, Obj, Scene, Spec, Want, parse_caption, relation_of
 
 
+_spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
+
+
 def score(image: np.ndarray, prompt: str) -> tuple[float, float]:
     """(strict, dense) of a picture [h, w, 3], uint8 or float in [0, 1]; see `judge`.
 
     Raises ValueError where `prompt` is outside the world's grammar.
     """
-    return judge(parse_image(image), parse_caption(prompt))
+    return judge(parse_image(image), _spec(prompt))
 
 
 def score_batch(images: Any, prompts: list[str]) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def _templates() -> np.ndarray:
 
 
 def unmix(image: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Background index, cover [h, w] in [0, 1] and colour index [h, w] of float32 pixels [h, w, 3] in 0..255.
+    """Background index, cover in [0, 1] and colour index of float32 pixels [h, w, 3] in 0..255.
+
+    Both are [h + 2, w + 2], with an empty margin of one pixel.
 
     The background is the nearest to the median of the border. A pixel is a blend of it with one colour: the
     colour whose line from the background passes nearest, `cover` being how far along the pixel lies.
@@ -36,14 +38,15 @@ def unmix(image: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     offset = image.reshape(-1, 3) - _GROUNDS[ground]
     lines = _COLOURS - _GROUNDS[ground]
     square = (lines**2).sum(1)
-    cover = np.zeros(len(offset), np.float32)
-    colour = np.zeros(len(offset), np.int64)
-    active = np.flatnonzero((offset**2).sum(1) > 900.0)
+    active = np.flatnonzero((offset * offset).sum(1) > 900.0)
     dots = offset[active] @ lines.T
     along = np.clip(dots / square, 0, 1)
-    colour[active] = (along * (along * square - 2 * dots)).argmin(1)
-    cover[active] = along[np.arange(len(active)), colour[active]]
-    return ground, cover.reshape(image.shape[:2]), colour.reshape(image.shape[:2])
+    best = (along * (along * square - 2 * dots)).argmin(1)
+    cover = np.zeros((image.shape[0] + 2, image.shape[1] + 2), np.float32)
+    colour = np.zeros(cover.shape, np.int64)
+    at = active // image.shape[1] + 1, active % image.shape[1] + 1
+    cover[at], colour[at] = along[np.arange(len(active)), best], best
+    return ground, cover, colour
 
 
 def parse_image(image: np.ndarray) -> Scene:
@@ -56,42 +59,40 @@ def parse_image(image: np.ndarray) -> Scene:
     scale = CANVAS / pixels.shape[0]
     ground, cover, colour = unmix(pixels)
     labels, _ = ndimage.label(cover > 0.5)
-    objects: list[Obj] = []
+    _split_by_colour(labels, colour)
+    objects = []
     for k, where in enumerate(ndimage.find_objects(labels), 1):
-        if min(s.stop - s.start for s in where) * scale < MIN_SIDE:
-            continue
-        inside = labels[where] == k
-        votes = np.bincount(colour[where][inside], minlength=len(_COLOURS))
-        parts = np.flatnonzero(votes > 0.25 * votes.sum())
-        if len(parts) <= 1:
-            objects.append(_object(where, inside, cover, int(votes.argmax()), scale))
-            continue
-        for c in parts:
-            sub, _ = ndimage.label(inside & (colour[where] == c))
-            for j, inner in enumerate(ndimage.find_objects(sub), 1):
-                if min(s.stop - s.start for s in inner) * scale >= MIN_SIDE:
-                    outer = tuple(slice(w.start + s.start, w.start + s.stop) for w, s in zip(where, inner, strict=True))
-                    objects.append(_object(outer, sub[inner] == j, cover, int(c), scale))
+        if where and min(s.stop - s.start for s in where) * scale >= MIN_SIDE:
+            votes = np.bincount(colour[where][labels[where] == k])
+            objects.append(_object(where, labels, k, cover, list(COLOURS)[int(votes.argmax())], scale))
     return Scene(tuple(objects), list(BACKGROUNDS)[ground])
 
 
-def _object(where: tuple, inside: np.ndarray, cover: np.ndarray, colour: int, scale: float) -> Obj:
-    """One object from its box of whole pixels: half covered outer pixels give the box to a fraction of a pixel."""
+def _split_by_colour(labels: np.ndarray, colour: np.ndarray) -> None:
+    """Gives each part of its own colour in a component a label of its own, in place, if it is a quarter or more."""
+    top = int(labels.max())
+    for k, where in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[where] == k
+        votes = np.bincount(colour[where][inside])
+        for c in np.flatnonzero(votes > 0.25 * votes.sum())[1:]:
+            parts, n = ndimage.label(inside & (colour[where] == c))
+            labels[where][parts > 0] = parts[parts > 0] + top
+            top += n
+
+
+def _object(where: tuple, labels: np.ndarray, k: int, cover: np.ndarray, colour: str, scale: float) -> Obj:
+    """The object of label `k` in the box of whole pixels `where`; outer pixels give the box to a fraction of one."""
     rows, cols = where
-    grown = np.zeros((inside.shape[0] + 2, inside.shape[1] + 2), np.float32)
-    top, left = max(rows.start - 1, 0), max(cols.start - 1, 0)
-    patch = cover[top : rows.stop + 1, left : cols.stop + 1]
-    y, x = top - rows.start + 1, left - cols.start + 1
-    grown[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
-    near = ndimage.binary_dilation(np.pad(inside, 1), np.ones((3, 3), bool))
-    grown *= near
-    tall, wide = grown.max(1), grown.max(0)
-    y0, y1 = rows.start + 1 - tall[:2].sum(), rows.stop - 1 + tall[-2:].sum()
-    x0, x1 = cols.start + 1 - wide[:2].sum(), cols.stop - 1 + wide[-2:].sum()
-    shape = _shape(grown, y0 - rows.start + 1, y1 - rows.start + 1, x0 - cols.start + 1, x1 - cols.start + 1)
-    box = tuple(round(float(c) * scale, 2) for c in (x0, y0, x1, y1))
+    rows, cols = slice(rows.start - 1, rows.stop + 1), slice(cols.start - 1, cols.stop + 1)
+    label = labels[rows, cols]
+    own = np.where((label == k) | (label == 0), cover[rows, cols], 0)
+    tall, wide = own.max(1), own.max(0)
+    y0, y1 = 2 - tall[:2].sum(), len(tall) - 2 + tall[-2:].sum()
+    x0, x1 = 2 - wide[:2].sum(), len(wide) - 2 + wide[-2:].sum()
+    left, top = cols.start - 1, rows.start - 1  # `cover` has a margin of one pixel
+    box = tuple(round(float(c) * scale, 2) for c in (left + x0, top + y0, left + x1, top + y1))
     width = ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
-    return Obj(shape, list(COLOURS)[colour], size_name(width), box)
+    return Obj(_shape(own, y0, y1, x0, x1), colour, size_name(width), box)
 
 
 def _shape(cover: np.ndarray, y0: float, y1: float, x0: float, x1: float) -> str:
