@@ -16,7 +16,6 @@ from scipy.optimize import linear_sum_assignment
 from generators.shapes.parse import parse_image
 from generators.shapes.world import RELATIONS, Obj, Scene, Spec, Want, parse_caption, relation_of
 
-
 _spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
 
 
@@ -53,7 +52,7 @@ def score_batch(images: Any, prompts: list[str]) -> dict[str, Any]:
 def judge(scene: Scene, spec: Spec) -> tuple[float, float]:
     """(strict, dense) of a scene: strict is 1 where all that `spec` asks for holds and nothing else is there, or 0.
 
-    Dense is (objects * relation * background) ** 2: `objects` the mean likeness of wanted and found objects in their
+    Dense is objects * relation * background: `objects` the mean likeness of wanted and found objects in their
     best matching, with every missing or additional object a zero; `relation` and `background` 1 where right and
     1/2, 0.7 where wrong. In [0, 1], and 1 exactly where strict is 1.
     """
@@ -62,7 +61,7 @@ def judge(scene: Scene, spec: Spec) -> tuple[float, float]:
     total, relation = best_match(likes, spec, scene.objects)
     objects = total / max(likes.shape)
     background = 1.0 if spec.background in (None, scene.background) else 0.7
-    dense = (objects * (0.5 + 0.5 * relation) * background) ** 2
+    dense = objects * (0.5 + 0.5 * relation) * background
     return float(dense == 1.0), dense
 
 
