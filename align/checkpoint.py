@@ -1,8 +1,9 @@
 """Checkpoints: complete, atomic, rotated, checked before they are read.
 
-``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (read with ``weights_only``), and
-``manifest.json``: counters (the data position and the learning rate follow from them), versions of the roles, RNG
-states, what the checkpoint belongs to, and size and SHA-256 of every file. It appears in one rename.
+``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (and RNG states; read with
+``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or ``transformer/`` where all weights are
+trained), and ``manifest.json``: counters (the data position and the learning rate follow from them), versions of the
+roles, and size and SHA-256 of every file. It appears in one rename.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,23 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save(folder: Path, step: int, roles: Roles, optimizer: Optimizer, counters: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    roles: Roles,
+    optimizer: Optimizer,
+    counters: dict[str, Any],
+    keep: int,
+    export: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Write ``folder/step-NNNNNN`` and drop all but the newest ``keep``.
 
     Args:
         counters: JSON numbers the trainer needs to go on (steps, updates, seconds, network calls).
+        export: writes into the checkpoint what other programs load.
+
+    Raises:
+        RunFolderError: it cannot be written (full disk); the checkpoints before it are intact.
     """
     path = folder / f"step-{step:06d}"
     with new_folder(path) as staging:
@@ -41,9 +55,10 @@ def save(folder: Path, step: int, roles: Roles, optimizer: Optimizer, counters: 
         try:
             save_file(tensors, staging / "roles.safetensors")
             torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, staging / "optimizer.pt")
+            export(staging)
         except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
             raise OSError(str(error).splitlines()[0]) from error
-        files = {file.name: _digest(file) for file in sorted(staging.iterdir())}
+        files = {str(file.relative_to(staging)): _digest(file) for file in sorted(staging.rglob("*")) if file.is_file()}
         manifest = {"format": FORMAT, "step": step, "counters": counters, "roles": roles.versions(), "files": files}
         write_json(staging / "manifest.json", manifest)
     for old in list_steps(folder)[:-keep]:

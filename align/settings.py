@@ -192,7 +192,7 @@ class Train(Settings):
 
     steps: int = Field(100, ge=1, description="rollouts, each followed by its updates")
     updates: int = Field(1, ge=1, description="optimizer steps per rollout, each on an equal share of the terms")
-    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
     warmup: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")

@@ -19,10 +19,10 @@ def write_summary(run: RunFolder, config: Config, status: str, seconds: float, n
     """
     rows = run.rows()
     evaluations = [row for row in rows if row["event"] == "eval"]
+    before: dict[str, Any] = next((row for row in evaluations if row["step"] == 0), {})
     summary: dict[str, Any] = {}
     for label, name in (("gold", config.evaluate.gold), ("reward", "reward")):
-        for when, index in (("before", 0), ("after", -1)):
-            row = evaluations[index] if evaluations else {}
+        for when, row in (("before", before), ("after", evaluations[-1] if evaluations else {})):
             summary[f"{label}_{when}"] = row.get("scores", {}).get(name)
             summary[f"{label}_{when}_stderr"] = row.get("stderr", {}).get(name)
     summary |= {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
@@ -46,6 +48,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    AcceleratorState._reset_state()  # a second run in one process may use another precision
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         cpu=config.generator.device == "cpu",
@@ -111,7 +114,7 @@ class Trainer:
         clock = time.perf_counter()
         self.phases.take()
         with GracefulStop(progress.say) as stop:
-            if done == 0:
+            if done == 0 and config.evaluate.at_start:
                 self._look(0, progress)
             for step in range(done, config.train.steps):
                 row = self.step(step)
@@ -138,6 +141,7 @@ class Trainer:
             row = self._score(rollout)
         with self.phases.phase("update"):
             row |= self._learn(rollout)
+            self.roles.follow("old", self.recipe.old_decay(step + 1))
         time_spent = self.phases.take()
         samples = len(rollout.seeds) * self.share.world
         return row | {
@@ -230,7 +234,6 @@ class Trainer:
         self.optimizer.zero_grad()
         if options.ema:
             self.roles.follow("ema", ema_decay(self.updates, options.ema))
-        self.roles.follow("old", self.recipe.old_decay(self.updates))
         return {"grad_norm": norm, "lr": lr}
 
     # -- looking ------------------------------------------------------------------------------------------------
@@ -278,10 +281,19 @@ class Trainer:
         if self.run.writes:
             counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
             counters["network_calls"] = self.generator.network_calls
-            checkpoint.save(
-                self.run.checkpoints, step, self.roles, self.optimizer.optimizer, counters, self.config.checkpoint.keep
-            )
+            keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
+            checkpoint.save(self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export)
         self.accelerator.wait_for_everyone()
+
+    def _export(self, folder: Path) -> None:
+        """What others load: the evaluated role's LoRA, or its whole transformer."""
+        from align.lora import save_lora
+
+        with self.roles.use(self._eval_role):
+            if self.config.policy.kind == "lora":
+                save_lora(self.generator, folder)
+            else:
+                self.generator.backbone.save_pretrained(folder / "transformer")
 
     def _resume(self) -> int:
         path = checkpoint.latest(self.run.checkpoints)
@@ -298,12 +310,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
         if self.run.writes:
-            from align.lora import save_lora
             from align.report import write_report
 
-            if self.config.policy.kind == "lora":
-                with self.roles.use(self._eval_role):
-                    save_lora(self.generator, self.run.path / "lora")
+            lora = self.config.policy.kind == "lora"
+            self._export(self.run.path / "lora" if lora else self.run.path)
             calls = self.generator.network_calls * self.share.world
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
             write_report(self.run.path)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning configs/shapes/nft.yaml configs/shapes/grpo.yaml --seeds 0 1 2 --json out.json
 
-A seed is that of training and of the held-out noise, so every seed has a base of its own. ``--set train.lr=1e-30`` is
+A seed is that of training and of the held-out noise, so every seed has a base of its own. ``--set train.lr=0`` is
 the control: nothing may rise.
 """
 

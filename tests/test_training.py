@@ -189,7 +189,7 @@ def test_interrupt_leaves_a_resumable_run(model: Path, tmp_path: Path) -> None:
 
 
 def test_zero_learning_rate_changes_nothing(model: Path, tmp_path: Path) -> None:
-    config = settings(tmp_path, model, train={"lr": 1e-30, "weight_decay": 0.0})
+    config = settings(tmp_path, model, train={"lr": 0})
     summary = train(config)
     assert summary["reward_after"] == pytest.approx(summary["reward_before"], abs=1e-7)
 
@@ -245,7 +245,7 @@ def test_checkpoint_of_another_model_is_refused(model: Path, tmp_path: Path) -> 
     text = (config.run_dir / "config.yaml").read_text()
     (config.run_dir / "config.yaml").write_text(text.replace("rank: 4", "rank: 8"))
     with pytest.raises(CheckpointError, match="another model or policy"):
-        train(settings(tmp_path / "a", model, train={"steps": 2}, policy={"rank": 8}), resume=True)
+        train(settings(tmp_path / "a", model, train={"steps": 2}, policy={"kind": "lora", "rank": 8}), resume=True)
 
 
 @pytest.mark.parametrize("name", ["roles.safetensors", "optimizer.pt", "manifest.json"])
@@ -334,3 +334,74 @@ def stored_pairs_config(folder: Path, model: Path, pairs: Path, recipe: dict[str
     tree = settings(folder, model).model_dump(mode="json")
     rollout = {"kind": "pairs", "file": str(pairs), "prompts": 4}
     return Config.model_validate({**tree, "rollout": rollout, "recipe": recipe, "reward": None})
+
+
+@pytest.mark.parametrize("recipe", ["nft", "grpo"])
+def test_full_fine_tuning(recipe: str, model: Path, tmp_path: Path) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    config = settings(
+        tmp_path, model, recipe, policy={"kind": "full"}, train={"lr": 1e-3, "ema": 0}, evaluate={"role": "policy"}
+    )
+    train(config)
+    weights = final_tensors(config)
+    saved = SD3Transformer2DModel.from_pretrained(config.run_dir / "transformer").state_dict()
+    trained = [name for name in saved if f"ref/{name}" in weights]  # position embeddings are a buffer
+    moved = [name for name in trained if not torch.equal(saved[name], weights[f"ref/{name}"])]
+    assert moved
+    assert all(torch.equal(saved[name], weights[f"policy/{name}"]) for name in moved)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model: Path, tmp_path: Path) -> None:
+    moments = []
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        (tmp_path / name).mkdir()
+        options = {"steps": 1, "gradient_checkpointing": checkpointing}
+        config = settings(tmp_path / name, model, train=options, prompts={"heldout": None})
+        train(config)
+        moments.append(optimizer_moments(config.run_dir))
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+
+def test_mixed_precision_trains(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, train={"precision": "bf16"})
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["grad_norm"] > 0 for row in rows if row["event"] == "train")
+    assert all(value.dtype == torch.float32 for value in final_tensors(config).values())
+
+
+def test_on_policy_shortcuts_save_the_calls_of_old_and_ref(model: Path, tmp_path: Path) -> None:
+    recipe = {"kind": "nft", "times": 2, "old": "on_policy", "kl": 0.0}
+    config = settings(tmp_path, model, recipe=recipe, prompts={"heldout": None})
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    drawn, terms = 8 * 3, 8 * 2
+    assert rows[0]["network_calls"] == drawn + terms  # policy, old and ref are one
+    assert [row["network_calls"] for row in rows[1:]] == [drawn + terms + 16] * 2  # and the drift from the base
+
+
+def test_checkpoint_lora_loads_in_an_untouched_pipeline(model: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    from align.evaluate import sample_media
+    from generators.load import load
+
+    config = settings(tmp_path, model, policy={"kind": "lora", "rank": 4, "alpha": 16}, generator={"size": [64, 64]})
+    train(config)
+    path = checkpoint.latest(config.run_dir / "checkpoints")
+    assert path is not None
+    untouched = StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None)
+    untouched.load_lora_weights(path)
+    ours = load("sd3", str(model))
+    from align.lora import load_lora
+
+    load_lora(ours, path)
+    media = sample_media(ours, ["a cat"], [7], config.evaluate.sampler)
+    from align.seeds import derive
+
+    latents = ours.noise([derive(7, "start")])
+    theirs = untouched(
+        "a cat", latents=latents, num_inference_steps=3, guidance_scale=1.0, output_type="pt", height=64, width=64
+    ).images
+    assert float((media - theirs).abs().max()) <= 1e-5

@@ -47,8 +47,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(folder: Path, model: Path, recipe: str = "nft", **sections: Any) -> Config:
-    """Config of a tiny run in ``folder / "run"``; keyword arguments replace or extend sections."""
+def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **sections: Any) -> Config:
+    """Config of a tiny run in ``folder / "run"``; arguments extend sections, or replace them by a new kind."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a red cube\na blue ball\na cat\ntwo dogs\na small hat\na tree\n")
     sampler: dict[str, Any] = {"kind": "flow_sde" if recipe == "grpo" else "ode", "steps": 3}
@@ -60,14 +60,15 @@ def settings(folder: Path, model: Path, recipe: str = "nft", **sections: Any) ->
         "prompts": {"train": str(prompts), "heldout": str(prompts)},
         "rollout": {"prompts": 2, "group": 4, "sampler": sampler},
         "reward": {"kind": "tiny_run:redness"},
-        "recipe": RECIPES[recipe],
+        "recipe": RECIPES[recipe] if isinstance(recipe, str) else recipe,
         "train": {"steps": 3, "lr": 1e-2, "ema": 0.9},
         "evaluate": {"every": 2, "prompts": 4, "sampler": {"steps": 3}},
         "samples": {"every": 0, "count": 2},
         "checkpoint": {"every": 1, "keep": 2},
     }
     for name, value in sections.items():
-        tree[name] = {**tree[name], **value} if isinstance(tree.get(name), dict) and isinstance(value, dict) else value
+        extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
+        tree[name] = {**tree[name], **value} if extends else value
     return Config.model_validate(tree)
 
 

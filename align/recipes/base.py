@@ -78,8 +78,8 @@ class Recipe(BaseModel):
         """Loss per term ``[M]`` of one chunk, with gradient to the policy."""
         raise NotImplementedError
 
-    def old_decay(self, update: int) -> float:
-        """After optimizer step ``update`` (from 1): ``old <- d old + (1 - d) policy``; 0 follows the policy."""
+    def old_decay(self, step: int) -> float:
+        """After the updates of rollout ``step`` (from 1): ``old <- d old + (1 - d) policy``; 0 follows the policy."""
         return 0.0
 
 

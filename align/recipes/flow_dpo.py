@@ -28,7 +28,7 @@ class FlowDPO(ForwardRecipe):
     beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")
     pairs: int = Field(1, ge=1, description="pairs taken from each group")
     margin: float = Field(0.0, ge=0, description="a pair needs more reward difference than this")
-    refresh: int = Field(0, ge=0, description="updates after which the reference becomes the policy; 0 = the base")
+    refresh: int = Field(0, ge=0, description="rollouts after which the reference becomes the policy; 0 = the base")
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""
@@ -68,6 +68,6 @@ class FlowDPO(ForwardRecipe):
             return loss
         return losses.Loss(loss.value + self.kl * (drift[0] + drift[1]) / 2, loss.metrics)
 
-    def old_decay(self, update: int) -> float:
+    def old_decay(self, step: int) -> float:
         """The reference stands still between refreshes."""
-        return 0.0 if self.refresh and update % self.refresh == 0 else 1.0
+        return 0.0 if self.refresh and step % self.refresh == 0 else 1.0

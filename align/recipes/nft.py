@@ -35,7 +35,7 @@ class NFT(ForwardRecipe):
         "all", description="which side of the advantage teaches"
     )
     old: Literal["on_policy", "linear", "delayed"] = Field(
-        "linear", description="decay of old per update: 0 | min(0.001 u, 0.5) | 0 until 75, then to 0.999 by 0.0075"
+        "linear", description="decay of old per rollout: 0 | min(0.001 n, 0.5) | 0 until 75, then to 0.999 by 0.0075"
     )
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class NFT(ForwardRecipe):
         loss = align.losses.nft(x0, x_t, t, v, net.old(), probability, self.beta)
         return self.anchored(loss, v, net.ref() if self.kl else None)
 
-    def old_decay(self, update: int) -> float:
+    def old_decay(self, step: int) -> float:
         """The published schedules 0, 1 and 2."""
         if self.old == "on_policy":
             return 0.0
         if self.old == "linear":
-            return min(0.001 * update, 0.5)
-        return 0.0 if update < 75 else min(0.0075 * (update - 75), 0.999)
+            return min(0.001 * step, 0.5)
+        return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)
