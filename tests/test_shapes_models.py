@@ -60,19 +60,27 @@ assert not {{"generators", "rewards", "align"}} & set(sys.modules)
     assert (tmp_path / "out.png").stat().st_size > 100
 
 
-@pytest.mark.parametrize("zeros", [1, 256])
-def test_base_follows_prompts_only_sometimes(pipe, zeros):
-    """Gold is far from perfect on the mean, and the best of a few is much better; the zero T5 tokens do not matter."""
-    prompts = world.prompts("heldout", 24, seed=10)
-    repeated = [p for p in prompts for _ in range(4)]
-    generator = torch.Generator().manual_seed(0)
+def draw(pipe: StableDiffusion3Pipeline, prompts: list[str], t5_tokens: int) -> np.ndarray:
+    """Four pictures of each prompt, [4 n, 3, 64, 64]."""
     images = pipe(
-        repeated, num_inference_steps=10, guidance_scale=1.0, generator=generator, output_type="np",
-        max_sequence_length=zeros, height=64, width=64,
+        prompts, num_images_per_prompt=4, num_inference_steps=10, guidance_scale=1.0, output_type="np",
+        generator=torch.Generator().manual_seed(0), max_sequence_length=t5_tokens,
     ).images  # fmt: skip
-    dense = score_batch(images.transpose(0, 3, 1, 2), repeated)["dense"].reshape(24, 4)
-    assert 0.25 < dense.mean() < 0.65
+    return images.transpose(0, 3, 1, 2)
+
+
+def test_base_follows_prompts_only_sometimes(pipe):
+    """Gold is far from perfect on the mean, and the best of a few is much better: reinforcement has work to do."""
+    prompts = world.prompts("heldout", 30, seed=10)
+    dense = score_batch(draw(pipe, prompts, 1), [p for p in prompts for _ in range(4)])["dense"].reshape(-1, 4)
+    assert 0.3 < dense.mean() < 0.6
     assert dense.max(1).mean() > dense.mean() + 0.15
+
+
+def test_the_number_of_silent_t5_tokens_hardly_matters(pipe):
+    prompts = world.prompts("train", 6, seed=12)
+    few, many = draw(pipe, prompts, 1), draw(pipe, prompts, 256)
+    assert np.abs(few - many).mean() < 0.5 * np.abs(few - few[::-1]).mean()
 
 
 def test_one_repeated_token_equals_many():

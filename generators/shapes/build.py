@@ -33,9 +33,9 @@ class Budget:
     vae_steps: int = 5_000
     decoder_steps: int = 2_500
     vae_batch: int = 16
-    sd3_scenes: int = 40_002
-    sd3_steps: int = 3_000
-    sd3_batch: int = 128
+    sd3_scenes: int = 36_000
+    sd3_steps: int = 3_600
+    sd3_batch: int = 96
     clip_scenes: int = 30_000
     clip_steps: int = 1_100
     clip_batch: int = 128
