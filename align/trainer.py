@@ -122,9 +122,10 @@ class Trainer:
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
                 self._look(step + 1, progress)
-                if stop.asked or due(step + 1, config.checkpoint.every, config.train.steps):
+                stopping = self._any(stop.asked)
+                if stopping or due(step + 1, config.checkpoint.every, config.train.steps):
                     self._save(step + 1)
-                if stop.asked and step + 1 < config.train.steps:
+                if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
                     raise KeyboardInterrupt
         return self._finish("finished")
@@ -293,7 +294,7 @@ class Trainer:
             if self.config.policy.kind == "lora":
                 save_lora(self.generator, folder)
             else:
-                self.generator.backbone.save_pretrained(folder / "transformer")
+                self.generator.pipeline.transformer.save_pretrained(folder / "transformer")
 
     def _resume(self) -> int:
         path = checkpoint.latest(self.run.checkpoints)
@@ -336,6 +337,10 @@ class Trainer:
         from contextlib import nullcontext
 
         return nullcontext() if last else self.accelerator.no_sync(self.network)
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any process says so: a signal may reach one of them first."""
+        return asked if self.share.world == 1 else bool(self._gather(torch.tensor([asked])).any())
 
     def _gather(self, values: Tensor) -> Tensor:
         return self.accelerator.gather(values.to(self.accelerator.device)).cpu()

@@ -405,3 +405,18 @@ def test_checkpoint_lora_loads_in_an_untouched_pipeline(model: Path, tmp_path: P
         "a cat", latents=latents, num_inference_steps=3, guidance_scale=1.0, output_type="pt", height=64, width=64
     ).images
     assert float((media - theirs).abs().max()) <= 1e-5
+
+
+def test_trackers_by_name(model: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = settings(tmp_path, model, trackers=["tensorboard"])
+    train(config)
+    folders = {file.parent for file in config.run_dir.rglob("events.out.tfevents*")}
+    scalars = {}
+    for folder in folders:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        scalars |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert scalars["train/reward"] == [1, 2, 3]
+    assert scalars["eval/scores.reward"] == [0, 2, 3]
