@@ -84,6 +84,7 @@ def best_match(likes: np.ndarray, spec: Spec, objects: tuple[Obj, ...]) -> tuple
 def relation_share(spec: Spec, match: dict[int, int], objects: tuple[Obj, ...]) -> float:
     """The mean over pairs of 1 where the relation holds, else how far it is on the way there (below 1/2), or 0."""
     first, second = spec.wants[0].count, spec.wants[1].count
+    direction = np.array(RELATIONS[spec.relation or ""])
     shares = []
     for i in range(first):
         for j in range(first, first + second):
@@ -91,7 +92,7 @@ def relation_share(spec: Spec, match: dict[int, int], objects: tuple[Obj, ...]) 
                 shares.append(0.0)
                 continue
             offset = relation_of(objects[match[i]].box, objects[match[j]].box)
-            along = float(offset @ np.array(RELATIONS[spec.relation]))
+            along = float(offset @ direction)
             shares.append(1.0 if along > 0.5 else max(along, 0.0))
     return sum(shares) / len(shares)
 

@@ -36,7 +36,7 @@ class Budget:
     sd3_scenes: int = 36_000
     sd3_steps: int = 3_600
     sd3_batch: int = 96
-    clip_scenes: int = 30_000
+    clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
     measured: int = 96

@@ -123,7 +123,7 @@ def card(facts: dict) -> str:
     return f"""# The embedded models
 
 Small models of the real classes, trained on the world of `generators/shapes/world.py` (64x64 pictures of flat
-coloured shapes with captions), written by `python -m generators.shapes.build` with fixed seeds on one CPU core.
+coloured shapes with captions) on one CPU core. `python -m generators.shapes.build` rebuilds them with fixed seeds.
 
 - `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
   `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. Its captions
@@ -136,6 +136,7 @@ Files hold float16; plain `from_pretrained` gives float32.
 Measured with the verifier `rewards/shapes.py`. `sd3`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt,
 `best_` the best of them; `vae`: held-out renders after a round trip; `clip`: on held-out renders and on the base's
 pictures of held-out prompts. `seconds` are those of the training on one core that was shared with other work.
+{facts.get("note", "")}
 
 | part | fact | value |
 |---|---|---|

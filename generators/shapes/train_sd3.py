@@ -25,7 +25,7 @@ HEADS, HEAD_DIM, LAYERS = 4, 32, 5
 TEXT_WIDTHS = (96, 32)  # hidden and projection size of the two text encoders
 EMA = 0.998
 NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works
-WRONG_FROM, WRONG_SHARE = 0.6, 0.15  # from this part of the training on, this share of captions is another picture's
+WRONG_FROM, WRONG_SHARE = 0.6, 0.1  # from this part of the training on, this share of captions is another picture's
 
 
 def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWithProjection:
