@@ -10,10 +10,11 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL
 
 from . import measure, world
 from .train_clip import train_clip
@@ -45,7 +46,7 @@ class Budget:
 QUICK = Budget(48, 2, 2, 4, 48, 2, 4, 48, 2, 4, 6)
 
 
-def save_half(model: StableDiffusion3Pipeline | torch.nn.Module, folder: Path) -> None:
+def save_half(model: Any, folder: Path) -> None:
     """Writes `model` in float16; a plain `from_pretrained` gives float32 all the same.
 
     diffusers loads float32 unless told otherwise, transformers what a config names, so the configs name float32.

@@ -90,9 +90,9 @@ def _object(where: tuple, labels: np.ndarray, k: int, cover: np.ndarray, colour:
     y0, y1 = 2 - tall[:2].sum(), len(tall) - 2 + tall[-2:].sum()
     x0, x1 = 2 - wide[:2].sum(), len(wide) - 2 + wide[-2:].sum()
     left, top = cols.start - 1, rows.start - 1  # `cover` has a margin of one pixel
-    box = tuple(round(float(c) * scale, 2) for c in (left + x0, top + y0, left + x1, top + y1))
-    width = ((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
-    return Obj(_shape(own, y0, y1, x0, x1), colour, size_name(width), box)
+    west, north, east, south = (round(float(c) * scale, 2) for c in (left + x0, top + y0, left + x1, top + y1))
+    width = ((east - west) * (south - north)) ** 0.5
+    return Obj(_shape(own, y0, y1, x0, x1), colour, size_name(width), (west, north, east, south))
 
 
 def _shape(cover: np.ndarray, y0: float, y1: float, x0: float, x1: float) -> str:

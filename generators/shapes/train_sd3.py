@@ -17,6 +17,8 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from generators.sd3_attention import fold_null_tokens
+
 from .tokenizer import MAX_LENGTH, clip_tokenizer, t5_tokenizer
 from .train_common import Log, cosine, optimizer
 from .train_vae import LATENT_CHANNELS, decode
@@ -87,34 +89,6 @@ def new_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     )
 
 
-@dataclass
-class RepeatedToken(JointAttnProcessor2_0):
-    """Joint attention in which the last text token stands for `repeats` equal ones.
-
-    The pipeline appends `max_sequence_length` (256 by default) tokens of the T5, here all zeros. They have no
-    positions, so they stay equal in every layer: training may hold one and add log(repeats) to its attention logits.
-    """
-
-    repeats: int = 1
-
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> tuple:
-        def heads(x: Tensor, norm: nn.Module | None = None) -> Tensor:
-            x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return norm(x) if norm else x
-
-        image, text, n = hidden_states, encoder_hidden_states, hidden_states.shape[1]
-        q = torch.cat([heads(attn.to_q(image), attn.norm_q), heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
-        k = torch.cat([heads(attn.to_k(image), attn.norm_k), heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
-        v = torch.cat([heads(attn.to_v(image)), heads(attn.add_v_proj(text))], 2)
-        bias = None
-        if self.repeats > 1:
-            bias = q.new_zeros(1, 1, 1, k.shape[2])
-            bias[..., -1] = np.log(self.repeats)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-        image, text = out[:, :n], out[:, n:]
-        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
-
-
 class Model(nn.Module):
     """The trained parts of a pipeline as one module: latents, times and token ids in, velocities out."""
 
@@ -129,11 +103,10 @@ class Model(nn.Module):
         return F.pad(sequence, (0, 0, 0, zeros)), torch.cat([o.text_embeds for o in outs], -1)
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, ids_2: Tensor, repeats: int = 0) -> Tensor:
-        """Velocity [n, 8, 8, 8] at noise level t [n] in [0, 1]."""
-        for block in self.transformer.transformer_blocks:
-            block.attn.processor.repeats = repeats
-        sequence, pooled = self.conditioning(ids, ids_2, min(repeats, 1))
-        return self.transformer(x, sequence, pooled, t * 1000, return_dict=False)[0]
+        """Velocity [n, 8, 8, 8] at noise level t [n] in [0, 1], `repeats` zero tokens of the T5 folded into one."""
+        sequence, pooled = self.conditioning(ids, ids_2, zeros=min(repeats, 1))
+        folded = {"null_tokens": max(repeats, 1)}
+        return self.transformer(x, sequence, pooled, t * 1000, joint_attention_kwargs=folded, return_dict=False)[0]
 
 
 @dataclass
@@ -176,8 +149,7 @@ def train_sd3(
     rng = np.random.default_rng(seed)
     pipe = new_pipeline(vae)
     model = Model(pipe)
-    for block in pipe.transformer.transformer_blocks:
-        block.attn.processor = RepeatedToken()
+    fold_null_tokens(pipe.transformer)
     captions, opts, mean = Captions(pipe, texts), optimizers(model, lr=2e-3), copy.deepcopy(model)
     for step in range(steps):
         rows = rng.integers(0, len(latents), batch)
@@ -213,8 +185,10 @@ def update_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
 @torch.no_grad()
 def sample(pipe: StableDiffusion3Pipeline, prompts: list[str], seed: int, steps: int = 10) -> np.ndarray:
     """Pictures float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
-    ids = [t(prompts, padding="max_length", return_tensors="pt").input_ids for t in (pipe.tokenizer, pipe.tokenizer_2)]
-    sequence, pooled = Model(pipe).conditioning(*ids, zeros=0)
+    ids, ids_2 = (
+        t(prompts, padding="max_length", return_tensors="pt").input_ids for t in (pipe.tokenizer, pipe.tokenizer_2)
+    )
+    sequence, pooled = Model(pipe).conditioning(ids, ids_2, zeros=0)
     x = torch.randn(len(prompts), LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
     for i in range(steps):
         t = torch.full((len(x),), 1000 * (1 - i / steps))

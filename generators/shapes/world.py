@@ -115,9 +115,10 @@ def relation_of(a: tuple, b: tuple, margin: float = 0.1) -> np.ndarray:
     The offset of the centres is shrunk by margin * (sum of the boxes' extents) on each axis, then divided by
     the length of the unshrunk offset; zero where the boxes lie on each other.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    offset = (a[:2] + a[2:] - b[:2] - b[2:]) / 2
-    shrunk = np.maximum(np.abs(offset) - margin * (a[2:] - a[:2] + b[2:] - b[:2]), 0) * np.sign(offset)
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    offset = (first[:2] + first[2:] - second[:2] - second[2:]) / 2
+    extent = first[2:] - first[:2] + second[2:] - second[:2]
+    shrunk = np.maximum(np.abs(offset) - margin * extent, 0) * np.sign(offset)
     return shrunk / max(float(np.hypot(*offset)), 1e-6)
 
 
@@ -196,9 +197,9 @@ def parse_caption(text: str) -> Spec:
             "right of|above|below> <the same>] [on a <colour> background]'"
         )
     g = found.groups()
-    wants = [_want(*g[:4], text=text)]
+    wants = [_want(g[0], g[1], g[2], g[3], text)]
     if g[4]:
-        wants.append(_want(*g[5:9], text=text))
+        wants.append(_want(g[5], g[6], g[7], g[8], text))
     relation = next((r for r in RELATIONS if g[4] and g[4].endswith(r)), None)
     if len(wants) == 2 and relation is None and len({(w.shape, w.colour, w.size) for w in wants}) == 1:
         raise ValueError(f"caption {text!r} names the same object twice; say its number instead")
