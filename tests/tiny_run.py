@@ -17,6 +17,11 @@ def redness(media: Tensor, prompts: list[str]) -> Tensor:
     return mean[:, 0] - mean[:, 1:].mean(dim=1)
 
 
+def brightness(media: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of all pixels: on the embedded world mostly the background, free where the prompt does not name it."""
+    return media.mean(dim=(1, 2, 3))
+
+
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
     """``redness`` without a score for every third sample."""
     values = redness(media, prompts)
