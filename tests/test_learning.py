@@ -1,7 +1,7 @@
 """Every recipe raises its reward on held-out prompts of the embedded world, and none does at learning rate 0.
 
-Brightness is a reward that a few updates can raise with any sound algorithm; for gold the policy has to compose what the
-prompt says, which ``nft`` learns fastest. What full runs reach is measured by ``benchmarks/learning.py``.
+Brightness is a reward that a few updates can raise with any sound algorithm; for gold the policy has to compose what
+the prompt says, which ``nft`` learns fastest. What full runs reach is measured by ``benchmarks/learning.py``.
 """
 
 from __future__ import annotations
