@@ -1,7 +1,7 @@
 """Trains the world's SD3: the transformer and both text encoders, jointly, by flow matching on latents.
 
-The base it gives is imperfect on purpose. It draws everything, but the last part of its training saw a share of
-wrong captions (another picture's), so it follows a prompt only some of the time, as large models do.
+The base it gives is imperfect on purpose. The last part of its training sees a share of wrong captions (another
+picture's), so it follows a prompt only some of the time, as large models do.
 """
 
 from __future__ import annotations
