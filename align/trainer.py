@@ -242,7 +242,8 @@ class Trainer:
     def _look(self, step: int, progress: Progress) -> None:
         config, steps = self.config, self.config.train.steps
         full = due(step, config.evaluate.every, steps) and bool(self.held_out)
-        if not full and not (self.held_out and due(step, config.samples.every, steps)):
+        drawn = bool(self.held_out and config.samples.count) and due(step, config.samples.every, steps)
+        if not full and not drawn:
             return
         began = time.perf_counter()
         held_out = self.held_out if full else self.held_out[: config.samples.count]

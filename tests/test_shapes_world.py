@@ -28,14 +28,19 @@ def chw(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 3, 1, 2).astype(np.float32) / 255
 
 
+def place(o: Obj) -> tuple[int, int]:
+    """Which of the world's places an object is at, to order objects by."""
+    return round((o.box[0] + o.box[2]) / 20), round((o.box[1] + o.box[3]) / 20)
+
+
 def test_rendered_scenes_are_read_back_and_satisfy_their_captions(pictures):
     specs, scenes, images = pictures
     result = score_batch(chw(images), [world.caption(s) for s in specs])
     assert result["strict"].mean() >= 0.99
     assert result["reasons"] == {}
     for scene, image in zip(scenes[:60], images, strict=False):
-        seen = sorted(parse_image(image).objects, key=lambda o: o.box)
-        for a, b in zip(seen, sorted(scene.objects, key=lambda o: o.box), strict=True):
+        seen = sorted(parse_image(image).objects, key=place)
+        for a, b in zip(seen, sorted(scene.objects, key=place), strict=True):
             assert (a.shape, a.colour, a.size) == (b.shape, b.colour, b.size)
             assert np.abs(np.subtract(a.box, b.box)).max() < 1.5  # a triangle's tip is thinner than a pixel
 
@@ -242,3 +247,22 @@ def test_world_and_verifier_need_no_torch():
 def test_unknown_weights_name_what_exists():
     with pytest.raises(FileNotFoundError, match="no embedded weights 'sdxl'"):
         weights("sdxl")
+
+
+def test_clutter_adds_small_objects_and_keeps_the_rest():
+    rng = np.random.default_rng(0)
+    added = []
+    for spec in world.sample_specs("train", 120, seed=3):
+        named = world.sample_scene(spec, rng)
+        full = world.clutter(named, 2, rng)
+        assert full.objects[: len(named.objects)] == named.objects
+        extra = full.objects[len(named.objects) :]
+        assert {o.size for o in extra} <= {"small"}
+        added.append(len(extra))
+        if extra:
+            assert judge(full, spec)[0] == 0
+    assert max(added) == 2
+    assert sum(added) > 200  # there is nearly always room
+    clean, cluttered = world.dataset("train", 20, seed=1), world.dataset("train", 20, seed=1, extras=3)
+    assert clean[1] == cluttered[1]
+    assert not np.array_equal(clean[0], cluttered[0])

@@ -194,6 +194,12 @@ def test_zero_learning_rate_changes_nothing(model: Path, tmp_path: Path) -> None
     assert summary["reward_after"] == pytest.approx(summary["reward_before"], abs=1e-7)
 
 
+def test_no_samples_asked_for_between_evaluations(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, samples={"every": 1, "count": 0}, evaluate={"every": 0}, train={"steps": 2})
+    assert train(config)["status"] == "finished"
+    assert not list((config.run_dir / "samples").glob("*/*.png"))
+
+
 def test_missing_scores_are_dropped_and_counted(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, reward={"kind": "tiny_run:sometimes_missing"})
     train(config)

@@ -1,6 +1,6 @@
 """Rebuilds the embedded models from nothing: `python -m generators.shapes.build [--out DIR] [--stage all] [--quick]`.
 
-About an hour on one CPU core with the full budgets; `--quick` runs the same code in seconds and yields models that
+About two hours on two CPU cores with the full budgets; `--quick` runs the same code in seconds and yields models that
 load but draw nothing. Seeds are fixed; another version of torch or another processor gives other last digits.
 """
 
@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from . import measure, world
 from .train_clip import train_clip
 from .train_common import Log
-from .train_sd3 import train_sd3
+from .train_sd3 import Plan, fit, new_pipeline
 from .train_vae import crowd, encode, harden_decoder, train_vae
 
 STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
@@ -34,28 +34,28 @@ class Budget:
     vae_steps: int = 5_000
     decoder_steps: int = 2_500
     vae_batch: int = 16
-    sd3_scenes: int = 36_000
-    sd3_steps: int = 3_600
-    sd3_batch: int = 96
+    sd3_plans: tuple[Plan, ...] = (Plan(120_000, 7_000, 96, 1.5e-3), Plan(60_000, 1_200, 96, 1e-3, extras=3))
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
     measured: int = 96
 
 
-QUICK = Budget(48, 2, 2, 4, 48, 2, 4, 48, 2, 4, 6)
+QUICK = Budget(48, 2, 2, 4, (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, extras=3)), 48, 2, 4, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
     """Writes `model` in float16; a plain `from_pretrained` gives float32 all the same.
 
-    diffusers loads float32 unless told otherwise, transformers what a config names, so the configs name float32.
+    diffusers loads float32 unless told otherwise, transformers what a config names, so the configs name float32. Where
+    a part was loaded from is not written down.
     """
     model.to(torch.float16)
     model.save_pretrained(folder)
     for path in [folder / "config.json", *folder.glob("*/config.json")]:
         if path.exists():
-            path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+            kept = [line for line in path.read_text().splitlines() if '"_name_or_path"' not in line]
+            path.write_text("\n".join(kept).replace('"dtype": "float16"', '"dtype": "float32"') + "\n")
     model.to(torch.float32)
 
 
@@ -70,11 +70,23 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     save_half(vae, out / "sd3" / "vae")
 
 
+def encoded(vae: AutoencoderKL, scenes: int, seed: int, extras: int = 0) -> tuple[torch.Tensor, list[str]]:
+    """Latents [scenes, 8, 8, 8] and captions of the training split, drawn in parts: the pictures need not fit."""
+    sizes = [min(10_000, scenes - i) for i in range(0, scenes, 10_000)]
+    latents, texts = [], []
+    for part, size in enumerate(sizes):
+        images, captions = world.dataset("train", size, 1000 * seed + part, extras)
+        latents.append(encode(vae, images))
+        texts += captions
+    return torch.cat(latents), texts
+
+
 def build_sd3(out: Path, budget: Budget, log: Log) -> None:
     """Trains transformer and text encoders around the autoencoder in `out`."""
     vae = AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval()
-    images, texts = world.dataset("train", budget.sd3_scenes, seed=1)
-    pipe = train_sd3(vae, encode(vae, images), texts, budget.sd3_steps, budget.sd3_batch, seed=1, log=log)
+    pipe = new_pipeline(vae)
+    for seed, plan in enumerate(budget.sd3_plans, 1):
+        fit(pipe, *encoded(vae, plan.scenes, seed, plan.extras), plan, seed, log)
     save_half(pipe, out / "sd3")
 
 
@@ -110,7 +122,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, in seconds")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # models this small do not gain from more
+    torch.set_num_threads(2)  # models this small do not gain from more
     print(json.dumps(build(args.out, args.stage, QUICK if args.quick else None), indent=2))
 
 

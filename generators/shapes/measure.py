@@ -126,9 +126,9 @@ Small models of the real classes, trained on the world of `generators/shapes/wor
 coloured shapes with captions) on one CPU core. `python -m generators.shapes.build` rebuilds them with fixed seeds.
 
 - `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
-  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. Its captions
-  were wrong in the last part of its training (see `train_sd3.py`), and the held-out combinations of
-  `world.is_held_out` were in none of them.
+  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last
+  pictures it was trained on hold small objects that their captions do not name (see `train_sd3.py`), so it draws
+  such objects unasked. The held-out combinations of `world.is_held_out` were in none of its captions.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 
 Files hold float16; plain `from_pretrained` gives float32.

@@ -1,7 +1,7 @@
 """Trains the world's SD3: the transformer and both text encoders, jointly, by flow matching on latents.
 
-The base it gives is imperfect on purpose. The last part of its training sees a share of wrong captions (another
-picture's), so it follows a prompt only some of the time, as large models do.
+The base it gives is imperfect on purpose. In the last part of its training the pictures hold small objects that their
+captions do not name, as pictures on the web do, so it draws what it was not asked for.
 """
 
 from __future__ import annotations
@@ -26,8 +26,19 @@ from .train_vae import LATENT_CHANNELS, decode
 HEADS, HEAD_DIM, LAYERS = 4, 32, 5
 TEXT_WIDTHS = (96, 32)  # hidden and projection size of the two text encoders
 EMA = 0.998
+HIGH = 1.1  # centre of the training times' logits: what a picture holds is decided at high noise
 NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works
-WRONG_FROM, WRONG_SHARE = 0.6, 0.1  # from this part of the training on, this share of captions is another picture's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, unnamed objects at most."""
+
+    scenes: int
+    steps: int
+    batch: int
+    lr: float
+    extras: int = 0
 
 
 def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWithProjection:
@@ -125,11 +136,10 @@ class Captions:
         rows = torch.tensor([unique[text] for text in self.texts])
         self.ids, self.empty = [table[rows] for table in tables], [table[0] for table in tables]
 
-    def batch(self, rows: np.ndarray, wrong: float, rng: np.random.Generator) -> list[Tensor]:
-        """The captions of `rows`, a share `wrong` of them another picture's and a share NO_CAPTION of them empty."""
-        swapped = np.where(rng.random(len(rows)) < wrong, rng.integers(0, len(self.texts), len(rows)), rows)
+    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
+        """The captions of `rows`, a share NO_CAPTION of them empty."""
         drop = torch.from_numpy(rng.random((len(rows), 1)) < NO_CAPTION)
-        return [torch.where(drop, e, ids[swapped]) for ids, e in zip(self.ids, self.empty, strict=True)]
+        return [torch.where(drop, e, ids[rows]) for ids, e in zip(self.ids, self.empty, strict=True)]
 
 
 def optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
@@ -141,39 +151,34 @@ def optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, optimizer((p for n, p in model.named_parameters() if n not in inner), lr)]
 
 
-def train_sd3(
-    vae: AutoencoderKL, latents: Tensor, texts: list[str], steps: int, batch: int, seed: int, log: Log
-) -> StableDiffusion3Pipeline:
-    """Trains on scaled latents [n, 8, 8, 8] and their captions; returns the pipeline with averaged weights."""
+def fit(pipe: StableDiffusion3Pipeline, latents: Tensor, texts: list[str], plan: Plan, seed: int, log: Log) -> None:
+    """Trains `pipe` in place on scaled latents [n, 8, 8, 8] and their captions; it ends with the averaged weights."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    pipe = new_pipeline(vae)
-    model = Model(pipe)
+    rng, captions = np.random.default_rng(seed), Captions(pipe, texts)
+    model = Model(pipe).train()
     fold_null_tokens(pipe.transformer)
-    captions, opts, mean = Captions(pipe, texts), optimizers(model, lr=2e-3), copy.deepcopy(model)
-    for step in range(steps):
-        rows = rng.integers(0, len(latents), batch)
-        wrong = WRONG_SHARE if step >= WRONG_FROM * steps else 0.0
-        x0, eps = latents[rows], torch.randn(batch, *latents.shape[1:])
-        t = torch.sigmoid(0.6 + 1.2 * torch.randn(batch))  # what a picture holds is decided at high noise
+    opts, mean = optimizers(model, plan.lr), copy.deepcopy(model)
+    for step in range(plan.steps):
+        rows = rng.integers(0, len(latents), plan.batch)
+        x0, eps = latents[rows], torch.randn(plan.batch, *latents.shape[1:])
+        t = torch.sigmoid(HIGH + 1.2 * torch.randn(plan.batch))
         tt = t.view(-1, 1, 1, 1)
         repeats = int(2 ** rng.uniform(0, 8.1)) if rng.random() < 0.35 else 0
-        v = model((1 - tt) * x0 + tt * eps, t, *captions.batch(rows, wrong, rng), repeats)
+        v = model((1 - tt) * x0 + tt * eps, t, *captions.batch(rows, rng), repeats)
         loss = F.mse_loss(v, eps - x0)
         for opt in opts:
-            cosine(opt, step, steps, warmup=100)
+            cosine(opt, step, plan.steps, warmup=100)
             opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
         update_mean(mean, model, min(EMA, (step + 1) / (step + 10)))
-        log("sd3", step, steps, loss=loss.item())
+        log("sd3", step, plan.steps, loss=loss.item())
     model.load_state_dict(mean.state_dict())
     pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
     for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
         part.eval()
-    return pipe
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def harden_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, batch: in
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: np.ndarray, batch: int = 128) -> torch.Tensor:
+def encode(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> torch.Tensor:
     """The scaled latents [n, 8, 8, 8] of uint8 pictures [n, 64, 64, 3]: the posterior's means."""
     means = [vae.encode(to_pixels(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
     return (torch.cat(means) - vae.config.shift_factor) * vae.config.scaling_factor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -41,7 +41,7 @@ HELD_OUT_PAIRS = frozenset(
     {("red", "triangle"), ("green", "circle"), ("blue", "cross"), ("yellow", "square"), ("purple", "circle")}
 )
 GAP = 2.0  # least free space between two objects
-PITCH = 8.0  # sampled objects have their centres at PITCH * (k + 1/2) on both axes
+PLACES = (12.0, 32.0, 52.0)  # sampled objects have their centres there, on both axes
 
 
 # ------------------------------------------------------------------------------------------------ scenes and pictures
@@ -289,14 +289,16 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ layouts
 def _boxes(widths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """One try at boxes [n, 4] of these widths on the inner lattice, or None where two come nearer than GAP."""
-    centre = (rng.integers(1, int(CANVAS / PITCH) - 1, (len(widths), 2)) + 0.5) * PITCH
+    """One try at boxes [n, 4] of these widths on the lattice of PLACES, or None where two come nearer than GAP."""
+    centre = np.array(PLACES)[rng.integers(0, len(PLACES), (len(widths), 2))]
     half = widths[:, None] / 2
     boxes = np.concatenate([centre - half, centre + half], 1)
-    for a, b in combinations(boxes, 2):
-        if max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) < GAP:
-            return None
-    return boxes
+    return boxes if all(_apart(a, b) for a, b in combinations(boxes, 2)) else None
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes leave GAP between them."""
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= GAP
 
 
 def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
@@ -325,8 +327,23 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     return Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS))))
 
 
-def dataset(split: str, n: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on."""
+def clutter(scene: Scene, extras: int, rng: np.random.Generator) -> Scene:
+    """`scene` with up to `extras` more small objects of any shape and colour, where there is room for them."""
+    objects = list(scene.objects)
+    for _ in range(10 * extras):
+        box = _boxes(np.array([SIZES["small"]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
+        if len(objects) < len(scene.objects) + extras and all(_apart(box, o.box) for o in objects):
+            shape, colour = str(rng.choice(list(SHAPES))), str(rng.choice(list(COLOURS)))
+            objects.append(Obj(shape, colour, "small", tuple(box.tolist())))
+    return Scene(tuple(objects), scene.background)
+
+
+def dataset(split: str, n: int, seed: int, extras: int = 0) -> tuple[np.ndarray, list[str]]:
+    """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
+
+    With `extras` a picture holds up to that many objects that its caption does not name, each with probability 1/2.
+    """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
-    return np.stack([render(sample_scene(s, rng)) for s in specs]), [caption(s) for s in specs]
+    scenes = [clutter(sample_scene(s, rng), int(rng.binomial(extras, 0.5)), rng) for s in specs]
+    return np.stack([render(scene) for scene in scenes]), [caption(s) for s in specs]
