@@ -112,7 +112,7 @@ class Generator(ABC):
         for option in fields(self.options):
             if getattr(self.options, option.name) != option.default and option.name not in self.accepts:
                 raise GeneratorError(
-                    f"generator.{option.name}: {self.pipeline_class} has no such choice; it has {', '.join(self.accepts)}"
+                    f"generator.{option.name}: {self.pipeline_class} has none; it has {', '.join(self.accepts)}"
                 )
 
     # -- what differs from model to model -----------------------------------------------------------------------

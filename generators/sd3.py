@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generators.base import Conditioning, Generator, GeneratorError, Options
+from generators.base import Conditioning, Generator, Options
 from generators.sd3_attention import fold_null_tokens
 from generators.spacing import spaced
 

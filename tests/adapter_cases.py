@@ -30,6 +30,9 @@ def packed(generator: Generator, noise: Tensor) -> Tensor:
     return pack(noise)
 
 
+SQUARE = Options(size=(64, 64))
+
+
 @dataclass(frozen=True)
 class Case:
     """One way to call one pipeline.
@@ -50,7 +53,7 @@ class Case:
     build: Callable[[], Any]
     guidance: float = 1.0
     call: dict[str, Any] = field(default_factory=dict)
-    options: Options = Options(size=(64, 64))
+    options: Options = SQUARE
     latents: Callable[[Generator, Tensor], Tensor] = same
     inputs: dict[str, Tensor] = field(default_factory=dict)
     one_by_one: bool = False
@@ -90,7 +93,8 @@ CASES = [
     Case("qwen-image", "qwen_image", tiny_image.qwen_image, call={"true_cfg_scale": 1.0}, latents=packed),
     Case(
         "qwen-image-cfg", "qwen_image", tiny_image.qwen_image, guidance=4.0, latents=packed,
-        call={"true_cfg_scale": 4.0, "negative_prompt": [" ", " "]}, options=Options(size=(32, 64), negative_prompt=" "),
+        call={"true_cfg_scale": 4.0, "negative_prompt": [" ", " "]},
+        options=Options(size=(32, 64), negative_prompt=" "),
     ),
     Case("z-image", "z_image", tiny_image.z_image, call={"guidance_scale": 0.0}),
     Case("z-image-cfg", "z_image", tiny_image.z_image, guidance=4.0, call={"guidance_scale": 3.0}),

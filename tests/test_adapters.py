@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tiny_image
+import tiny_video
 import torch
 from adapter_cases import CASES, PROMPTS, Case
 from torch import Tensor
 
 from align import samplers
 from align.lora import add_lora, save_lora
-from generators.base import Conditioning, Generator
+from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
 STEPS = 3
@@ -133,3 +135,35 @@ def test_lora_reloads_in_the_untouched_pipeline(case, tmp_path):
     media = generator.decode(ours(case, generator, noise))
     assert (media - base).abs().max() > 1e-4
     torch.testing.assert_close(media, theirs(case, pipeline, generator, noise), atol=1e-5, rtol=0)
+
+
+def test_an_option_the_model_does_not_know_is_refused():
+    with pytest.raises(GeneratorError, match=r"generator\.frames: FluxPipeline has none; it has size, text_length"):
+        adapter("flux")(tiny_image.flux(), Options(frames=9))
+
+
+def test_inputs_are_asked_for_and_their_size_is_checked():
+    generator = adapter("flux_fill")(tiny_image.flux_fill(), Options(size=(64, 64)))
+    with pytest.raises(GeneratorError, match="FluxFillPipeline needs 'image' with every prompt"):
+        generator.encode(["a"])
+    small = {"image": torch.zeros(1, 3, 64, 64), "mask": torch.zeros(1, 1, 32, 32)}
+    with pytest.raises(GeneratorError, match=r"mask: shape \(1, 1, 32, 32\), need 1 of 64 x 64"):
+        generator.encode(["a"], small)
+
+
+@pytest.mark.parametrize(("frames", "near"), [(8, "5 or 9"), (10, "9 or 13")])
+def test_frames_that_the_vae_cannot_code(frames, near):
+    with pytest.raises(
+        GeneratorError, match=rf"generator\.frames {frames}: one more than a multiple of 4, such as {near}"
+    ):
+        adapter("wan")(tiny_video.wan(), Options(size=(32, 32), frames=frames))
+
+
+def test_texts_of_unequal_length_are_padded():
+    short, long = Conditioning({"x": torch.ones(1, 2, 3)}), Conditioning({"x": torch.ones(2, 4, 3)})
+    both = Conditioning.cat([short, long]).tensors["x"]
+    assert both.shape == (3, 4, 3)
+    assert both[0].sum() == 6
+    assert both[0, 2:].abs().max() == 0
+    flat = Conditioning.cat([Conditioning({"n": torch.tensor([1.0])}), Conditioning({"n": torch.tensor([2.0])})])
+    assert flat.tensors["n"].tolist() == [1.0, 2.0]
