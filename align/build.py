@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from generators.base import Generator
+from generators.base import Generator, Options
 from rewards.base import Reward, RewardSettings
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def build_generator(config: Config, device: torch.device | str) -> Generator:
 
     hush()
     settings = config.generator
-    return load(settings.kind, settings.path, dtype=settings.dtype, size=settings.size, device=device)
+    options = Options(**{field.name: getattr(settings, field.name) for field in fields(Options)})
+    return load(settings.kind, settings.path, dtype=settings.dtype, options=options, device=device)
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:

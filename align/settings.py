@@ -37,6 +37,10 @@ class GeneratorConfig(Settings):
     path: str = Field(description="embedded world (shapes), diffusers folder, or hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
     size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
+    frames: int | None = Field(None, ge=1, description="frames of a clip; null = the pipeline's own")
+    text_length: int | None = Field(None, ge=1, description="prompt tokens the network reads; null = pipeline's own")
+    embedded_guidance: float | None = Field(None, ge=0, description="guidance scale a distilled network takes as input")
+    negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
     device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
 
     @field_validator("kind")

@@ -7,17 +7,17 @@ A generator converts to its pipeline's own scale inside and nowhere else does an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-
-class GeneratorError(ValueError):
-    """A generator cannot do what was asked; the message says what, where and what to do instead."""
+from generators import codec
+from generators.errors import GeneratorError as GeneratorError
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,44 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One conditioning holding the rows of all ``parts`` in order."""
-        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+        """One conditioning holding the rows of all ``parts`` in order.
+
+        Texts of unequal length ``[B, L, ...]`` are padded with zeros; a model that minds carries a mask beside them.
+        """
+        return Conditioning({name: _cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows of all ``tensors``, zeros appended along dimension 1 where it is shorter than the longest."""
+    longest = max((x.shape[1] for x in tensors if x.ndim > 1), default=0)
+    return torch.cat(
+        [F.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1])) if x.ndim > 1 else x for x in tensors]
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about a pipeline; None leaves the pipeline's own default.
+
+    Args:
+        size: (height, width) in pixels.
+        frames: frames of a clip.
+        text_length: tokens of the prompt the network reads (``max_sequence_length``).
+        embedded_guidance: the guidance scale a distilled network takes as an input (FLUX dev, HunyuanVideo).
+        negative_prompt: what classifier-free guidance leads away from.
+    """
+
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    text_length: int | None = None
+    embedded_guidance: float | None = None
+    negative_prompt: str = ""
 
 
 class Generator(ABC):
     """Velocity, text encoding and latent coding of one diffusers pipeline.
 
-    A subclass supplies the five abstract methods and the two class attributes; everything else exists once, here.
+    A subclass supplies the abstract methods and the class attributes; everything else exists once, here.
 
     Attributes:
         backbone: the network that is trained (``pipeline.transformer``), always the bare module.
@@ -55,22 +85,35 @@ class Generator(ABC):
         lora_targets: default LoRA target module names.
         pipeline_class: name of the diffusers class this adapter reads.
         optional: components the pipeline draws without; a folder may leave them out.
+        accepts: names of the :class:`Options` this model knows.
+        inputs: names of the media every prompt comes with: ``image``, ``mask``.
     """
 
     lora_targets: tuple[str, ...] = ()
     pipeline_class: str = ""
     optional: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ("size", "negative_prompt")
+    inputs: tuple[str, ...] = ()
 
-    def __init__(self, pipeline: Any, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, pipeline: Any, options: Options | None = None) -> None:
         self.pipeline = pipeline
+        self.options = options or Options()
+        self._check_options()
         self.backbone: nn.Module = pipeline.transformer
         self.network: Any = self.backbone
-        self.size = size or self.native_size()
+        self.size = self.options.size or self.native_size()
         self.network_calls = 0
         self._negative: Conditioning | None = None
         for module in self.modules().values():
             module.requires_grad_(False).eval()
         self.check_size()
+
+    def _check_options(self) -> None:
+        for option in fields(self.options):
+            if getattr(self.options, option.name) != option.default and option.name not in self.accepts:
+                raise GeneratorError(
+                    f"generator.{option.name}: {self.pipeline_class} has none; it has {', '.join(self.accepts)}"
+                )
 
     # -- what differs from model to model -----------------------------------------------------------------------
 
@@ -79,8 +122,15 @@ class Generator(ABC):
         """(height, width) in pixels that the pipeline draws by default."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts -> conditioning with ``B = len(prompts)`` rows. Raises GeneratorError for a prompt too long."""
+    def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The text's share of the conditioning, B rows each. Raises GeneratorError for a prompt too long.
+
+        ``inputs`` matters only where the text encoder looks at the picture as well.
+        """
+
+    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The share of the media named in :attr:`inputs`, ``[B, C, H, W]`` in [0, 1] at :attr:`size`, B rows each."""
+        return {}
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
@@ -91,21 +141,66 @@ class Generator(ABC):
         """One unguided network call: ``x [N, ...]``, ``t [N]`` in [0, 1], ``cond`` with N rows -> ``v [N, ...]``."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``[N, ...]`` -> media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, float32 in [0, 1]; keeps the graph."""
-
-    @abstractmethod
-    def encode_media(self, media: Tensor) -> Tensor:
-        """Media in [0, 1] -> latents (the mode of the encoder's distribution), inverse of :meth:`decode`."""
-
-    @abstractmethod
     def times(self, steps: int) -> Tensor:
         """Time grid ``[steps + 1]``, falling from 1 to 0, as the pipeline's own scheduler spaces it."""
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``[N, ...]`` -> media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, float32 in [0, 1]; keeps the graph."""
+        return codec.decode(self.pipeline.vae, latents)
+
+    def encode_media(self, media: Tensor) -> Tensor:
+        """Media in [0, 1] -> latents (the mode of the encoder's distribution), inverse of :meth:`decode`."""
+        return codec.encode(self.pipeline.vae, media)
+
+    def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance of two velocities ``[N, ...]``; a pipeline that rescales overrides it."""
+        return unconditional + guidance * (conditional - unconditional)
+
     # -- what is the same for all of them -----------------------------------------------------------------------
 
-    def check_size(self) -> None:  # noqa: B027 - a model without limits has nothing to say
-        """Raise GeneratorError when the model cannot draw :attr:`size`; a subclass knows its own limits."""
+    def size_multiple(self) -> int:
+        """Pixels that height and width must be multiples of: the VAE's reduction times the network's patch."""
+        return 2 * self.pipeline.vae_scale_factor
+
+    def largest_side(self) -> int | None:
+        """Pixels that height and width may have at most; None = no limit."""
+        return None
+
+    def check_size(self) -> None:
+        """Raise GeneratorError when the model cannot draw :attr:`size`; a subclass may know more limits."""
+        unit, largest = self.size_multiple(), self.largest_side()
+        if any(side < unit or side % unit or (largest and side > largest) for side in self.size):
+            limit = f", at most {largest}" if largest else ""
+            raise GeneratorError(f"size {self.size}: height and width must be multiples of {unit}{limit}")
+
+    @staticmethod
+    def check_length(prompts: Sequence[str], tokenizer: Any, limit: int) -> None:
+        """Raise GeneratorError for a prompt of more than ``limit`` tokens: nobody would read its end."""
+        for index, prompt in enumerate(prompts):
+            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if count > limit:
+                start = " ".join(prompt.split()[:8])[:60]
+                raise GeneratorError(f"prompt {index} ({start!r} ...) has {count} tokens, the model reads {limit}")
+
+    def encode(self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> Conditioning:
+        """Prompts and the media they come with -> conditioning with ``B = len(prompts)`` rows.
+
+        Args:
+            inputs: name -> ``[B, C, H, W]`` in [0, 1] for every name in :attr:`inputs`.
+
+        Raises:
+            GeneratorError: a prompt too long, an input missing or of another size.
+        """
+        given = {name: value.to(self.device) for name, value in (inputs or {}).items() if name in self.inputs}
+        for name in self.inputs:
+            if name not in given:
+                raise GeneratorError(f"{self.pipeline_class} needs {name!r} with every prompt")
+            if given[name].shape[0] != len(prompts) or tuple(given[name].shape[-2:]) != tuple(self.size):
+                raise GeneratorError(
+                    f"{name}: shape {tuple(given[name].shape)}, need {len(prompts)} of {self.size[0]} x {self.size[1]}"
+                )
+        with torch.no_grad():
+            return Conditioning({**self.encode_text(prompts, given), **self.encode_inputs(given)})
 
     @property
     def device(self) -> torch.device:
@@ -140,16 +235,17 @@ class Generator(ABC):
             self.network_calls += x.shape[0]
             return self.predict(x, t, cond).float()
         self.network_calls += 2 * x.shape[0]
-        rows = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        both = Conditioning.cat([self.negative()[rows], cond])
+        both = Conditioning.cat([self.negative(cond), cond])
         unconditional, conditional = self.predict(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        return self.guide(unconditional, conditional, guidance)
 
-    def negative(self) -> Conditioning:
-        """Conditioning of the empty prompt, one row, encoded once."""
+    def negative(self, cond: Conditioning) -> Conditioning:
+        """``cond`` with the negative prompt's text, encoded once, instead of its own."""
         if self._negative is None:
-            self._negative = self.encode([""])
-        return self._negative
+            with torch.no_grad():
+                self._negative = Conditioning(self.encode_text([self.options.negative_prompt], {}))
+        rows = torch.zeros(len(cond), dtype=torch.long, device=self.device)
+        return Conditioning({**cond.tensors, **self._negative[rows].tensors})
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal latents ``[N, ...]``, float32: row i depends on ``seeds[i]`` alone, on no batch or device."""
@@ -163,11 +259,6 @@ class Generator(ABC):
             yield
         finally:
             self.network = before
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """``function`` over at most ``size`` rows at a time, so a VAE's activations do not grow with the batch."""
-    return torch.cat([function(part) for part in rows.split(max(1, size))])
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

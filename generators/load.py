@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 import generators
-from generators.base import Generator, GeneratorError
+from generators.base import Generator, GeneratorError, Options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling it unreachable
@@ -46,7 +46,7 @@ def load(
     path: str,
     *,
     dtype: str = "float32",
-    size: tuple[int, int] | None = None,
+    options: Options | None = None,
     device: torch.device | str = "cpu",
 ) -> Generator:
     """Load a pipeline and see it as a velocity field.
@@ -55,7 +55,7 @@ def load(
         kind: adapter, see :func:`adapter`.
         path: an embedded world (``shapes``), a folder written by ``save_pretrained``, or a hub id ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
-        size: (height, width) in pixels; the pipeline's own by default.
+        options: what the user chose about the pipeline.
         device: where the networks go.
 
     Raises:
@@ -73,7 +73,7 @@ def load(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return cls(pipeline, size=size).to(device)
+    return cls(pipeline, options).to(device)
 
 
 def find(kind: str, path: str) -> Path:

@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from align.lora import FILE, LoraError, add_lora, load_lora, save_lora
+from generators.base import Options
 from generators.sd3 import SD3
 
 SIZE = (32, 32)
 
 
 def sd3(dtype=torch.float32, seed=0):
-    return SD3(tiny.sd3_pipeline(t5=False, seed=seed).to(dtype), size=SIZE)
+    return SD3(tiny.sd3_pipeline(t5=False, seed=seed).to(dtype), Options(size=SIZE))
 
 
 def trained(rank=4, alpha=16, dtype=torch.float32):
@@ -96,9 +97,9 @@ def test_untouched_pipeline_draws_the_same(tmp_path, rank, alpha, tolerance):
     generator = trained(rank, alpha)
     save_lora(generator, tmp_path)
     pipeline = tiny.sd3_pipeline(t5=False)
-    base = velocity(SD3(pipeline, size=SIZE))
+    base = velocity(SD3(pipeline, Options(size=SIZE)))
     pipeline.load_lora_weights(tmp_path)
-    ours, theirs = velocity(generator), velocity(SD3(pipeline, size=SIZE))
+    ours, theirs = velocity(generator), velocity(SD3(pipeline, Options(size=SIZE)))
     assert (ours - base).abs().max() > 0.01
     assert (ours - theirs).abs().max() <= tolerance
     # whole images, by the pipeline's own loop, without anything of ours in it

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 import generators
-from generators.base import Conditioning, Generator, GeneratorError
+from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter, find, load
 from generators.sd3 import SD3
 
@@ -45,7 +45,7 @@ def generator():
 )
 def test_equals_pipeline(guidance, t5, size, scheduler):
     pipeline = tiny.sd3_pipeline(t5=t5, **scheduler)
-    generator = SD3(pipeline, size=size)
+    generator = SD3(pipeline, Options(size=size))
     untouched = tiny.sd3_pipeline(t5=t5, **scheduler)  # its own, since the adapter may change how attention is computed
     height, width = size or (64, 64)
     assert generator.size == (height, width)
@@ -94,8 +94,8 @@ def test_noise_belongs_to_its_seed(generator):
 def test_negative_is_the_empty_prompt_and_encoded_once(generator, monkeypatch):
     generator.to("cpu")
     _, theirs, _, theirs_pooled = generator.pipeline.encode_prompt(["x"], None, None, max_sequence_length=256)
-    assert torch.equal(generator.negative().tensors["embeds"], theirs)
-    assert torch.equal(generator.negative().tensors["pooled"], theirs_pooled)
+    assert torch.equal(generator.negative(generator.encode(["x"])).tensors["embeds"], theirs)
+    assert torch.equal(generator.negative(generator.encode(["x"])).tensors["pooled"], theirs_pooled)
     cond, noise = generator.encode(PROMPTS), generator.noise([0, 1, 2])
     monkeypatch.setattr(generator, "encode", None)
     calls = generator.network_calls
@@ -135,7 +135,7 @@ def test_decode_and_encode_keep_the_graph(generator, monkeypatch):
     assert latents.grad.abs().sum(dim=(1, 2, 3)).min() > 0
     theirs = generator.pipeline.vae.encode(media * 2 - 1).latent_dist.mode()
     torch.testing.assert_close(whole, (theirs - 0.0609) * 1.5035, atol=1e-5, rtol=0)
-    monkeypatch.setattr("generators.sd3.VAE_PIXELS_CPU", 64 * 64)  # one image at a time
+    monkeypatch.setattr("generators.codec.VAE_PIXELS_CPU", 64 * 64)  # one image at a time
     torch.testing.assert_close(generator.decode(latents), media, atol=1e-5, rtol=0)
     torch.testing.assert_close(generator.encode_media(media), whole, atol=1e-5, rtol=0)
 
@@ -180,7 +180,7 @@ def test_one_null_token_stands_for_all_in_the_gradient_too():
 @pytest.mark.parametrize("size", [(64, 60), (272, 64), (0, 64), (-64, 64)])
 def test_impossible_sizes(size):
     with pytest.raises(GeneratorError, match=r"multiples of 16, at most 256"):
-        SD3(tiny.sd3_pipeline(t5=False), size=size)
+        SD3(tiny.sd3_pipeline(t5=False), Options(size=size))
 
 
 def test_too_long_a_prompt_is_named():
@@ -222,8 +222,8 @@ def copy(folder, tmp_path):
 
 
 def test_load_a_folder(folder):
-    generator = load("sd3", str(folder), size=(32, 32))
-    fresh = SD3(tiny.sd3_pipeline(t5=False), size=(32, 32))
+    generator = load("sd3", str(folder), options=Options(size=(32, 32)))
+    fresh = SD3(tiny.sd3_pipeline(t5=False), Options(size=(32, 32)))
     noise = fresh.noise([1])
     with torch.no_grad():
         mine = generator.velocity(noise, torch.tensor(0.5), generator.encode(["x"]))

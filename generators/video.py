@@ -1,0 +1,48 @@
+"""What the video adapters share: clips ``[N, F, 3, H, W]`` over latents ``[N, C, F', H', W']``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from generators.base import Generator, GeneratorError, Options
+
+
+class VideoGenerator(Generator):
+    """A generator of clips whose VAE keeps the first frame and compresses those after it in time.
+
+    Attributes:
+        frames: frames of a clip, one more than a multiple of the VAE's compression in time.
+    """
+
+    accepts = ("size", "frames", "text_length", "negative_prompt")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    native_frames = 81
+
+    def __init__(self, pipeline: Any, options: Options | None = None) -> None:
+        self.frames = (options.frames if options else None) or self.native_frames
+        super().__init__(pipeline, options)
+
+    def compression(self) -> tuple[int, int]:
+        """How many (frames, pixels a side) become one latent."""
+        return self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
+
+    def size_multiple(self) -> int:
+        patch = self.pipeline.transformer.config.patch_size
+        return self.compression()[1] * (patch[-1] if isinstance(patch, list | tuple) else patch)
+
+    def check_size(self) -> None:
+        super().check_size()
+        unit = self.compression()[0]
+        if (self.frames - 1) % unit:
+            below = (self.frames - 1) // unit * unit + 1
+            raise GeneratorError(
+                f"generator.frames {self.frames}: one more than a multiple of {unit}, such as {below} or {below + unit}"
+            )
+
+    def latent_shape(self) -> tuple[int, ...]:
+        time, space = self.compression()
+        return self.channels(), (self.frames - 1) // time + 1, self.size[0] // space, self.size[1] // space
+
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.pipeline.transformer.config.in_channels

@@ -1,0 +1,80 @@
+"""Wan 2.1 and 2.2 text to video: ``WanPipeline``, with one expert or two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from generators.base import Conditioning
+from generators.spacing import spaced
+from generators.video import VideoGenerator
+
+
+class Wan(VideoGenerator):
+    """Network that predicts ``eps - x0`` at ``timestep = 1000 t``. In 2.2 a second expert draws below the boundary.
+
+    The high-noise expert is the backbone, what is trained; the other stays as it is. A 2.2 without a second expert
+    counts time per token.
+    """
+
+    pipeline_class = "WanPipeline"
+    optional = ("transformer_2",)
+
+    def native_size(self) -> tuple[int, int]:
+        return 480, 832
+
+    def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        limit = self.options.text_length or 512
+        self.check_length(prompts, self.pipeline.tokenizer, limit)
+        embeds, _ = self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=limit, device=self.device
+        )
+        return {"embeds": embeds}
+
+    def channels(self) -> int:
+        return self.pipeline.vae.config.z_dim
+
+    def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Each row by the expert of its time."""
+        boundary = self.pipeline.config.boundary_ratio
+        if boundary is None or self.pipeline.transformer_2 is None:
+            return self._call(self.network, x, t, cond)
+        high = t >= boundary
+        if high.all() or not high.any():
+            return self._call(self.network if high.all() else self.pipeline.transformer_2, x, t, cond)
+        v = torch.empty_like(x, dtype=self.dtype)
+        for network, rows in ((self.network, high), (self.pipeline.transformer_2, ~high)):
+            index = rows.nonzero().flatten()
+            v = v.index_copy(0, index, self._call(network, x[index], t[index], cond[index]).to(v.dtype))
+        return v
+
+    def _call(self, network: object, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        assert callable(network)
+        return network(
+            hidden_states=self.network_input(x, cond).to(self.dtype),
+            timestep=self.timestep(x, t),
+            encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
+            return_dict=False,
+            **self.extra(cond),
+        )[0]
+
+    def network_input(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """What goes into the network for ``x``."""
+        return x
+
+    def extra(self, cond: Conditioning) -> dict[str, Tensor]:
+        """Further conditions, by the network's argument name."""
+        return {}
+
+    def timestep(self, x: Tensor, t: Tensor) -> Tensor:
+        """``[N]``, or for 2.2's one-expert model ``[N, tokens]``."""
+        scaled = t * self.pipeline.scheduler.config.num_train_timesteps
+        if not self.pipeline.config.expand_timesteps:
+            return scaled
+        _, height, width = x.shape[2:]
+        return scaled[:, None].expand(-1, x.shape[2] * (height // 2) * (width // 2))
+
+    def times(self, steps: int) -> Tensor:
+        return spaced(self.pipeline.scheduler, steps)
