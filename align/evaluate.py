@@ -192,7 +192,9 @@ def device_of(config: Config) -> torch.device:
 
 
 def pictures(media: Tensor) -> list[np.ndarray]:
-    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``."""
+    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``; of a clip ``[F, 3, H, W]`` the middle frame."""
+    if media.ndim == 5:
+        media = media[:, media.shape[1] // 2]
     return list((media * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy())
 
 

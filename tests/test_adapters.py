@@ -12,6 +12,7 @@ from adapter_cases import CASES, PROMPTS, Case
 from torch import Tensor
 
 from align import samplers
+from align.evaluate import pictures
 from align.lora import add_lora, save_lora
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
@@ -167,3 +168,10 @@ def test_texts_of_unequal_length_are_padded():
     assert both[0, 2:].abs().max() == 0
     flat = Conditioning.cat([Conditioning({"n": torch.tensor([1.0])}), Conditioning({"n": torch.tensor([2.0])})])
     assert flat.tensors["n"].tolist() == [1.0, 2.0]
+
+
+def test_a_clip_is_shown_by_its_middle_frame():
+    media = torch.rand(2, 5, 3, 4, 6)
+    shown = pictures(media)
+    assert [picture.shape for picture in shown] == [(4, 6, 3)] * 2
+    assert torch.equal(torch.from_numpy(shown[1]), (media[1, 2] * 255).round().byte().permute(1, 2, 0))
