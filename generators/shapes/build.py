@@ -1,6 +1,6 @@
 """Rebuilds the embedded models from nothing: `python -m generators.shapes.build [--out DIR] [--stage all] [--quick]`.
 
-About two hours on two CPU cores with the full budgets; `--quick` runs the same code in seconds and yields models that
+Hours on two CPU cores with the full budgets; `--quick` runs the same code in seconds and yields models that
 load but draw nothing. Seeds are fixed; another version of torch or another processor gives other last digits.
 """
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, in seconds")
     args = parser.parse_args()
-    torch.set_num_threads(2)  # models this small do not gain from more
+    torch.set_num_threads(2)
     print(json.dumps(build(args.out, args.stage, QUICK if args.quick else None), indent=2))
 
 

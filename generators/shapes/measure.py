@@ -135,7 +135,7 @@ Files hold float16; plain `from_pretrained` gives float32.
 
 Measured with the verifier `rewards/shapes.py`. `sd3`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt,
 `best_` the best of them; `vae`: held-out renders after a round trip; `clip`: on held-out renders and on the base's
-pictures of held-out prompts. `seconds` are those of the training on one core that was shared with other work.
+pictures of held-out prompts. `seconds` are those of the training.
 {facts.get("note", "")}
 
 | part | fact | value |
