@@ -87,6 +87,7 @@ class Generator(ABC):
         optional: components the pipeline draws without; a folder may leave them out.
         accepts: names of the :class:`Options` this model knows.
         inputs: names of the media every prompt comes with: ``image``, ``mask``.
+        guidance_default: what a guidance-distilled network is told unless the user says otherwise.
     """
 
     lora_targets: tuple[str, ...] = ()
@@ -94,6 +95,7 @@ class Generator(ABC):
     optional: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ("size", "negative_prompt")
     inputs: tuple[str, ...] = ()
+    guidance_default: float = 1.0
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
         self.pipeline = pipeline
@@ -114,12 +116,17 @@ class Generator(ABC):
                 raise GeneratorError(
                     f"generator.{option.name}: {self.pipeline_class} has none; it has {', '.join(self.accepts)}"
                 )
+        if self.options.embedded_guidance is not None and not self.distilled:
+            raise GeneratorError(
+                "generator.embedded_guidance: this network takes no guidance scale; use rollout.sampler.guidance"
+            )
 
     # -- what differs from model to model -----------------------------------------------------------------------
 
-    @abstractmethod
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels that the pipeline draws by default."""
+        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        return side, side
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +178,9 @@ class Generator(ABC):
         unit, largest = self.size_multiple(), self.largest_side()
         if any(side < unit or side % unit or (largest and side > largest) for side in self.size):
             limit = f", at most {largest}" if largest else ""
-            raise GeneratorError(f"size {self.size}: height and width must be multiples of {unit}{limit}")
+            raise GeneratorError(
+                f"generator.size {list(self.size)}: height and width must be multiples of {unit}{limit}"
+            )
 
     @staticmethod
     def check_length(prompts: Sequence[str], tokenizer: Any, limit: int) -> None:
@@ -201,6 +210,16 @@ class Generator(ABC):
                 )
         with torch.no_grad():
             return Conditioning({**self.encode_text(prompts, given), **self.encode_inputs(given)})
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network takes a guidance scale as an input."""
+        return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
+
+    def guidance_input(self, t: Tensor) -> Tensor | None:
+        """The scale a guidance-distilled network is told, ``[N]``; None for one that is not."""
+        scale = self.options.embedded_guidance
+        return torch.full_like(t, self.guidance_default if scale is None else scale) if self.distilled else None
 
     @property
     def device(self) -> torch.device:

@@ -37,9 +37,6 @@ def statistics(vae: Any, ndim: int, device: torch.device) -> tuple[Tensor, Tenso
     """
     config = vae.config
     mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-    if mean is None:
-        buffers = dict(vae.named_buffers(recurse=False))  # where LTX keeps them
-        mean, std = buffers.get("latents_mean"), buffers.get("latents_std")
     scale = getattr(config, "scaling_factor", None) or 1.0
     if mean is None:
         mean, std = [getattr(config, "shift_factor", None) or 0.0], [1.0]

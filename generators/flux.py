@@ -22,10 +22,6 @@ class Flux(Generator):
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
     guidance_default = 3.5
 
-    def native_size(self) -> tuple[int, int]:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        return side, side
-
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         limit = self.options.text_length or 512
         self.check_length(prompts, self.pipeline.tokenizer_2, limit)
@@ -61,13 +57,6 @@ class Flux(Generator):
         """Positions (0, row, column) of the packed latents, ``[H/2 * W/2, 3]``."""
         height, width = x.shape[-2:]
         return self.pipeline._prepare_latent_image_ids(0, height // 2, width // 2, x.device, self.dtype)
-
-    def guidance_input(self, t: Tensor) -> Tensor | None:
-        """The scale a guidance-distilled network is told, ``[N]``; None for one that is not."""
-        if not self.pipeline.transformer.config.guidance_embeds:
-            return None
-        scale = self.options.embedded_guidance
-        return torch.full_like(t, self.guidance_default if scale is None else scale)
 
     def times(self, steps: int) -> Tensor:
         _, height, width = self.latent_shape()

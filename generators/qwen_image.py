@@ -21,10 +21,6 @@ class QwenImage(Generator):
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
 
-    def native_size(self) -> tuple[int, int]:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        return side, side
-
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         limit = self.options.text_length or 512
         self.check_length(prompts, self.pipeline.tokenizer, limit)
@@ -54,13 +50,6 @@ class QwenImage(Generator):
         """What the network sees of the picture: tokens ``[N, L, C]`` and the (frame, row, column) counts they fill."""
         height, width = x.shape[-2:]
         return pack(x), [(1, height // 2, width // 2)]
-
-    def guidance_input(self, t: Tensor) -> Tensor | None:
-        """The scale a guidance-distilled network is told, ``[N]``; None for one that is not."""
-        scale = self.options.embedded_guidance
-        if not self.pipeline.transformer.config.guidance_embeds or scale is None:
-            return None
-        return torch.full_like(t, scale)
 
     def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance whose every token keeps the norm of the conditional one."""

@@ -32,10 +32,6 @@ class SD3(Generator):
             fold_null_tokens(self.backbone)
         pipeline.vae.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
 
-    def native_size(self) -> tuple[int, int]:
-        side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        return side, side
-
     def size_multiple(self) -> int:
         return self.pipeline.vae_scale_factor * self.pipeline.transformer.config.patch_size
 

@@ -15,8 +15,8 @@ from generators.video import VideoGenerator
 class Wan(VideoGenerator):
     """Network that predicts ``eps - x0`` at ``timestep = 1000 t``. In 2.2 a second expert draws below the boundary.
 
-    The high-noise expert is the backbone, what is trained; the other stays as it is. A 2.2 without a second expert
-    counts time per token.
+    The high-noise expert is the backbone, what is trained; the other stays as it is, so a recipe's times should lie
+    above the boundary. A 2.2 without a second expert counts time per token.
     """
 
     pipeline_class = "WanPipeline"
@@ -53,20 +53,11 @@ class Wan(VideoGenerator):
     def _call(self, network: object, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         assert callable(network)
         return network(
-            hidden_states=self.network_input(x, cond).to(self.dtype),
+            hidden_states=x.to(self.dtype),
             timestep=self.timestep(x, t),
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
             return_dict=False,
-            **self.extra(cond),
         )[0]
-
-    def network_input(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """What goes into the network for ``x``."""
-        return x
-
-    def extra(self, cond: Conditioning) -> dict[str, Tensor]:
-        """Further conditions, by the network's argument name."""
-        return {}
 
     def timestep(self, x: Tensor, t: Tensor) -> Tensor:
         """``[N]``, or for 2.2's one-expert model ``[N, tokens]``."""

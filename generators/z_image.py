@@ -35,9 +35,6 @@ class ZImage(Generator):
         mask = torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]
         return {"embeds": pad_sequence(texts, batch_first=True), "mask": mask}
 
-    def size_multiple(self) -> int:
-        return 2 * self.pipeline.vae_scale_factor
-
     def latent_shape(self) -> tuple[int, ...]:
         factor = self.pipeline.vae_scale_factor
         return self.pipeline.transformer.in_channels, self.size[0] // factor, self.size[1] // factor

@@ -45,7 +45,6 @@ class Case:
         options: what our generator is told.
         latents: our noise -> the pipeline's ``latents`` argument.
         inputs: name -> our tensors [B, C, H, W] in [0, 1], one per prompt.
-        one_by_one: the pipeline takes one prompt at a time.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Case:
     options: Options = SQUARE
     latents: Callable[[Generator, Tensor], Tensor] = same
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    one_by_one: bool = False
 
 
 def pictures(channels: int) -> Tensor:

@@ -22,6 +22,11 @@ def brightness(media: Tensor, prompts: list[str]) -> Tensor:
     return media.mean(dim=(1, 2, 3))
 
 
+def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of all pixels, of pictures and clips."""
+    return media.flatten(1).mean(dim=1)
+
+
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
     """``redness`` without a score for every third sample."""
     values = redness(media, prompts)
