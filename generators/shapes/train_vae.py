@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from .train_common import Log, cosine, optimizer, to_pixels
-from .world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Obj, Scene
 
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
-KL_WEIGHT = 3e-4  # per latent dimension, against an L1 of about 0.01: keeps latents smooth, not Gaussian
-
-LATENT_NOISE = 0.25  # of the scaled latents, whose spread is 1
+KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
+KL_WARMUP = 0.3  # share of the training over which the weight rises: with all of it at once nothing is ever encoded
+LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
 
 
 def new_vae() -> AutoencoderKL:
@@ -47,20 +46,6 @@ def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (weight * error.abs()).mean() + 0.5 * edges
 
 
-def crowd(rng: np.random.Generator) -> Scene:
-    """Up to eight objects of any kind and size: an autoencoder learns more from these than from empty background."""
-    objects: list[Obj] = []
-    for _ in range(int(rng.integers(4, 20))):
-        size = tuple(SIZES)[rng.integers(len(SIZES))]
-        width = SIZES[size] * rng.uniform(0.9, 1.1)
-        x, y = rng.uniform(1, CANVAS - 1 - width, 2)
-        box = (x, y, x + width, y + width)
-        gaps = [max(x - b[2], b[0] - x - width, y - b[3], b[1] - y - width) for b in (o.box for o in objects)]
-        if min(gaps, default=9) > 1.5 and len(objects) < 8:
-            objects.append(Obj(tuple(SHAPES)[rng.integers(len(SHAPES))], tuple(COLOURS)[rng.integers(7)], size, box))
-    return Scene(tuple(objects), tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
-
-
 def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
     """Trains on uint8 [n, 64, 64, 3] and sets scaling_factor and shift_factor from the latents' mean and spread."""
     torch.manual_seed(seed)
@@ -75,7 +60,8 @@ def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -
             posterior = vae.encode(x).latent_dist
             out = vae.decode(posterior.sample()).sample
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        loss = reconstruction_loss(out.float(), x) + KL_WEIGHT * kl
+        weight = KL_WEIGHT * min(1.0, (step + 1) / (KL_WARMUP * steps))
+        loss = reconstruction_loss(out.float(), x) + weight * kl
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()

@@ -327,15 +327,22 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     return Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS))))
 
 
-def clutter(scene: Scene, extras: int, rng: np.random.Generator) -> Scene:
-    """`scene` with up to `extras` more small objects of any shape and colour, where there is room for them."""
+def clutter(scene: Scene, extras: int, rng: np.random.Generator, sizes: Sequence[str] = ("small",)) -> Scene:
+    """`scene` with up to `extras` more objects of any shape, colour and of `sizes`, where there is room for them."""
     objects = list(scene.objects)
     for _ in range(10 * extras):
-        box = _boxes(np.array([SIZES["small"]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
+        size = str(rng.choice(list(sizes)))
+        box = _boxes(np.array([SIZES[size]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
         if len(objects) < len(scene.objects) + extras and all(_apart(box, o.box) for o in objects):
             shape, colour = str(rng.choice(list(SHAPES))), str(rng.choice(list(COLOURS)))
-            objects.append(Obj(shape, colour, "small", tuple(box.tolist())))
+            objects.append(Obj(shape, colour, size, tuple(box.tolist())))
     return Scene(tuple(objects), scene.background)
+
+
+def crowd(rng: np.random.Generator) -> Scene:
+    """One to eight objects of any kind and size."""
+    background = str(rng.choice(list(BACKGROUNDS)))
+    return clutter(Scene((), background), int(rng.integers(1, 9)), rng, tuple(SIZES))
 
 
 def dataset(split: str, n: int, seed: int, extras: int = 0) -> tuple[np.ndarray, list[str]]:
