@@ -6,6 +6,7 @@ from typing import Any
 
 import tiny
 import torch
+from tokenizers import pre_tokenizers
 
 
 def seeded(build: Any) -> Any:
@@ -62,7 +63,6 @@ def flux_fill() -> Any:
 
 def qwen_tokenizer(max_length: int = 1024) -> Any:
     """Qwen's tokenizer without merges: a token per byte and the special ones its pipelines use."""
-    from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
     vocab = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -130,12 +130,9 @@ def qwen_image() -> Any:
             guidance_embeds=False,
             axes_dims_rope=(8, 4, 4),
         )
-        vae = diffusers.AutoencoderKLQwenImage(
-            base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-        )
         return diffusers.QwenImagePipeline(
             transformer=transformer.eval(),
-            vae=vae.eval(),
+            vae=tiny.clip_vae("AutoencoderKLQwenImage"),
             tokenizer=tokenizer,
             text_encoder=qwen_vl(tokenizer),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True),
