@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import adapter_cases
+import image_cases
 import pytest
 import tiny_image
 import tiny_run
 import tiny_video
 import torch
-from adapter_cases import CASES, PROMPTS, Case
+from adapter_cases import PROMPTS, Case
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
 STEPS = 3
+CASES = [*adapter_cases.CASES, *image_cases.CASES]
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -165,7 +168,7 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "flux2_klein", "qwen_image", "z_image", "wan"])
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")
