@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tiny_flux2
-from adapter_cases import Case
+import tiny_image
+from adapter_cases import IMAGE, Case, packed
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from generators.base import Options
+
+
+def pil(image: Tensor) -> Image.Image:
+    """The only picture of ``[1, 3, H, W]``."""
+    return Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def shades(size: tuple[int, int]) -> Tensor:
+    """Two pictures [2, 3, H, W] whose values are multiples of 1/255, as PIL holds them."""
+    return (F.interpolate(IMAGE, size, mode="bilinear") * 255).round() / 255
+
+
+def editor(name: str, **how: Any) -> Callable[[], Any]:
+    """Builder of a Qwen-Image editor."""
+    return lambda: tiny_image.qwen_image(f"QwenImage{name}Pipeline", **how)
+
 
 CASES = [
     Case(
@@ -24,5 +47,28 @@ CASES = [
     Case(
         "flux2-klein-distilled", "flux2_klein", lambda: tiny_flux2.klein(distilled=True),
         call={"guidance_scale": 4.0, "max_sequence_length": 96}, options=Options(size=(64, 64), text_length=96),
+    ),
+    Case(
+        "qwen-edit", "qwen_image_edit", editor("Edit"), call={"true_cfg_scale": 1.0}, latents=packed,
+        inputs={"image": shades((64, 64))}, single=True,
+    ),
+    Case(
+        "qwen-edit-cfg", "qwen_image_edit", editor("Edit"), guidance=4.0, latents=packed,
+        call={"true_cfg_scale": 4.0, "negative_prompt": "blurry"}, single=True,
+        inputs={"image": shades((32, 96))}, options=Options(size=(32, 96), negative_prompt="blurry"),
+    ),
+    Case(
+        "qwen-edit-plus", "qwen_image_edit_plus", editor("EditPlus"), call={"true_cfg_scale": 1.0}, latents=packed,
+        inputs={"image": shades((96, 64))}, options=Options(size=(96, 64)), single=True,
+    ),
+    Case(
+        "qwen-edit-plus-cfg", "qwen_image_edit_plus", editor("EditPlus"), guidance=4.0, latents=packed,
+        call={"true_cfg_scale": 4.0, "negative_prompt": " "}, single=True,
+        inputs={"image": shades((64, 64))}, options=Options(size=(64, 64), negative_prompt=" "),
+    ),
+    Case(
+        "qwen-edit-2511", "qwen_image_edit_plus", editor("EditPlus", zero_cond_t=True), guidance=4.0, latents=packed,
+        call={"true_cfg_scale": 4.0, "negative_prompt": " "}, single=True,
+        inputs={"image": shades((64, 64))}, options=Options(size=(64, 64), negative_prompt=" "),
     ),
 ]  # fmt: skip

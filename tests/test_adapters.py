@@ -13,6 +13,7 @@ import tiny_run
 import tiny_video
 import torch
 from adapter_cases import PROMPTS, Case
+from image_cases import pil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from align.trainer import train
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
+pytestmark = pytest.mark.usefixtures("small_sources")
 STEPS = 3
 CASES = [*adapter_cases.CASES, *image_cases.CASES]
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -48,19 +50,28 @@ def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: floa
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
     """Media ``[N, (F,) 3, H, W]`` of the untouched pipeline's own call."""
+    if not case.single:
+        return call(case, pipeline, generator, noise, slice(None))
+    return torch.cat([call(case, pipeline, generator, noise, slice(i, i + 1)) for i in range(len(noise))])
 
-    told = case.call | {{"mask": "mask_image"}.get(name, name): value for name, value in case.inputs.items()}
+
+def call(case: Case, pipeline: Any, generator: Generator, noise: Tensor, rows: slice) -> Tensor:
+    given = {name: value[rows] for name, value in case.inputs.items()}
+    told = {
+        {"mask": "mask_image"}.get(name, name): pil(value) if case.single else value for name, value in given.items()
+    }
     height, width = generator.size
     frames = {"num_frames": generator.frames} if hasattr(generator, "frames") else {}
     return pipeline(
-        prompt=list(PROMPTS),  # Z-Image writes into the list it is given
+        prompt=PROMPTS[rows],  # a copy: Z-Image writes into the list it is given
         height=height,
         width=width,
         num_inference_steps=STEPS,
-        latents=case.latents(generator, noise),
+        latents=case.latents(generator, noise[rows]),
         output_type="pt",
         return_dict=False,
         **frames,
+        **case.call,
         **told,
     )[0]
 
@@ -100,7 +111,7 @@ def test_encoding_inverts_decoding_but_for_the_vae(case):
         media = generator.decode(generator.noise([0]))
         latents = generator.encode_media(media)
         pixels = (media.transpose(1, 2) if media.ndim == 5 else media) * 2 - 1
-        if case.kind == "qwen_image":  # its VAE knows clips only
+        if case.kind.startswith("qwen_image"):  # its VAE knows clips only
             pixels = pixels.unsqueeze(2)
         vae = generator.pipeline.vae
         bare = vae.decode(vae.encode(pixels).latent_dist.mode()).sample

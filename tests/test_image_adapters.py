@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import tiny_flux2
+import tiny_image
+import torch
+from image_cases import pil, shades
 
 from generators.base import GeneratorError, Options
+from generators.codec import pack
 from generators.load import adapter
 
 
@@ -17,3 +21,37 @@ def test_flux2_counts_its_chat_template_among_the_tokens(kind, build):
     assert generator.encode(["abcde"]).tensors["embeds"].shape[:2] == (1, frame + 5)
     with pytest.raises(GeneratorError, match=rf"prompt 1 \('abcdef' ...\) has {frame + 6} tokens, the model reads"):
         generator.encode(["abcde", "abcdef"])
+
+
+EDITORS = [("qwen_image_edit", "QwenImageEditPipeline"), ("qwen_image_edit_plus", "QwenImageEditPlusPipeline")]
+
+
+@pytest.mark.parametrize(("kind", "name"), EDITORS)
+def test_a_qwen_editor_brings_its_source_to_the_pipelines_areas(kind, name):
+    """Sides of the two pictures the pipeline makes of a 32 x 96 one, and what a step of it draws."""
+    generator, pipeline = (
+        adapter(kind)(tiny_image.qwen_image(name), Options(size=(32, 96))),
+        tiny_image.qwen_image(name),
+    )
+    image, noise = shades((32, 96))[:1], generator.noise([1])
+    cond = generator.encode(["make it blue"], {"image": image})
+    assert cond.tensors["source"].shape[-2:] == (576 // 8, 1760 // 8)  # about 1024 ** 2 pixels
+    with torch.no_grad():
+        latents = noise - generator.velocity(noise, torch.tensor(1.0), cond)
+        media = generator.decode(latents)
+    expected = pipeline(
+        image=pil(image), prompt="make it blue", height=32, width=96, num_inference_steps=1, latents=pack(noise),
+        true_cfg_scale=1.0, output_type="pt", return_dict=False,
+    )[0]  # fmt: skip
+    torch.testing.assert_close(media, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), EDITORS)
+def test_a_qwen_editor_reads_both_texts_beside_each_picture(kind, name, small_sources):
+    generator = adapter(kind)(tiny_image.qwen_image(name), Options(size=(64, 64), negative_prompt="blurry"))
+    one = generator.encode(["a", "a"], {"image": shades((64, 64))})
+    negative = generator.negative(one)
+    for texts in (one.tensors["embeds"], negative.tensors["embeds"]):
+        assert (texts[0] - texts[1]).abs().max() > 1e-4  # the prompts are equal, the pictures are not
+    assert negative.tensors["embeds"].shape[1] == one.tensors["embeds"].shape[1] + len("blurry") - len("a")
+    assert torch.equal(negative.tensors["source"], one.tensors["source"])
