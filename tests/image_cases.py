@@ -7,6 +7,7 @@ from typing import Any
 
 import tiny_flux2
 import tiny_image
+import tiny_sana
 from adapter_cases import IMAGE, Case, packed
 from PIL import Image
 from torch import Tensor
@@ -28,6 +29,11 @@ def shades(size: tuple[int, int]) -> Tensor:
 def editor(name: str, **how: Any) -> Callable[[], Any]:
     """Builder of a Qwen-Image editor."""
     return lambda: tiny_image.qwen_image(f"QwenImage{name}Pipeline", **how)
+
+
+def sana_euler() -> Any:
+    """Sana with every branch of its network and a scheduler whose timesteps are fractions."""
+    return tiny_sana.sana("FlowMatchEulerDiscreteScheduler", learned_sigma=True)
 
 
 CASES = [
@@ -70,5 +76,21 @@ CASES = [
         "qwen-edit-2511", "qwen_image_edit_plus", editor("EditPlus", zero_cond_t=True), guidance=4.0, latents=packed,
         call={"true_cfg_scale": 4.0, "negative_prompt": " "}, single=True,
         inputs={"image": shades((64, 64))}, options=Options(size=(64, 64), negative_prompt=" "),
+    ),
+    Case(
+        "sana", "sana", tiny_sana.sana, call={"guidance_scale": 1.0, "use_resolution_binning": False}, solver="dpm2",
+    ),
+    Case(
+        "sana-cfg", "sana", tiny_sana.sana, guidance=4.5, solver="dpm2",
+        call={"guidance_scale": 4.5, "negative_prompt": "blurry", "use_resolution_binning": False},
+        options=Options(size=(32, 96), negative_prompt="blurry"),
+    ),
+    Case(
+        "sana-euler", "sana", sana_euler, options=Options(size=(64, 32), text_length=60),
+        call={"guidance_scale": 1.0, "use_resolution_binning": False, "max_sequence_length": 60},
+    ),
+    Case(
+        "sana-euler-cfg", "sana", sana_euler, guidance=3.0,
+        call={"guidance_scale": 3.0, "use_resolution_binning": False},
     ),
 ]  # fmt: skip

@@ -38,14 +38,14 @@ def ours(case: Case, generator: Generator, noise: Tensor) -> Tensor:
     """Latents after our deterministic sampler."""
     cond = generator.encode(PROMPTS, case.inputs)
     with torch.no_grad():
-        return draw(generator, cond, noise, case.guidance)
+        return draw(generator, cond, noise, case)
 
 
-def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: float) -> Tensor:
+def draw(generator: Generator, cond: Conditioning, noise: Tensor, case: Case) -> Tensor:
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return generator.velocity(x, t, cond, guidance)
+        return generator.velocity(x, t, cond, case.guidance)
 
-    return samplers.sample(velocity, noise, generator.times(STEPS), kind="ode")[0]
+    return samplers.sample(velocity, noise, generator.times(STEPS), kind=case.solver)[0]
 
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ def test_encoding_inverts_decoding_but_for_the_vae(case):
         if case.kind.startswith("qwen_image"):  # its VAE knows clips only
             pixels = pixels.unsqueeze(2)
         vae = generator.pipeline.vae
-        bare = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        code = vae.encode(pixels)
+        bare = vae.decode(code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent).sample
         ours = generator.decode(latents)
     assert latents.shape == (1, *generator.latent_shape())
     bare = bare.transpose(1, 2) if media.ndim == 5 else bare.reshape(media.shape)
@@ -179,7 +180,7 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "flux2", "flux2_klein", "qwen_image", "z_image", "wan"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "flux2_klein", "qwen_image", "sana", "z_image", "wan"])
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

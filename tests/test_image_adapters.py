@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_flux2
 import tiny_image
+import tiny_sana
 import torch
 from image_cases import pil, shades
 
@@ -55,3 +56,24 @@ def test_a_qwen_editor_reads_both_texts_beside_each_picture(kind, name, small_so
         assert (texts[0] - texts[1]).abs().max() > 1e-4  # the prompts are equal, the pictures are not
     assert negative.tensors["embeds"].shape[1] == one.tensors["embeds"].shape[1] + len("blurry") - len("a")
     assert torch.equal(negative.tensors["source"], one.tensors["source"])
+
+
+def test_sana_reads_a_prompt_to_its_last_token_and_refuses_a_longer_one():
+    generator = adapter("sana")(tiny_sana.sana(), Options(size=(64, 64), text_length=8))
+    cond = generator.encode(["abcdef", "abcdeg"])
+    assert cond.tensors["mask"].tolist() == [[1] * 8] * 2  # the start, the instruction's last token, the prompt
+    changed = (cond.tensors["embeds"][0] - cond.tensors["embeds"][1]).abs().amax(-1) > 0
+    assert changed.tolist() == [False] * 7 + [True]
+    with pytest.raises(GeneratorError, match=r"prompt 0 \('abcdefg' ...\) has 8 tokens, the model reads 7"):
+        generator.encode(["abcdefg"])
+
+
+def test_sana_counts_time_as_its_scheduler_does():
+    """Whole thousandths of the grid that DPM-Solver++ makes, fractions of the one that Euler makes."""
+    generator = adapter("sana")(tiny_sana.sana(), Options(size=(64, 64)))
+    for steps in range(1, 51):
+        generator.pipeline.scheduler.set_timesteps(steps)
+        expected = generator.pipeline.scheduler.timesteps
+        assert generator.timestep(generator.times(steps)[:-1]).tolist() == expected.tolist(), steps
+    euler = adapter("sana")(tiny_sana.sana("FlowMatchEulerDiscreteScheduler"), Options(size=(64, 64)))
+    assert euler.timestep(torch.tensor([0.12345])).item() == pytest.approx(123.45)
