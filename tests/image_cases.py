@@ -55,6 +55,16 @@ CASES = [
         call={"guidance_scale": 4.0, "max_sequence_length": 96}, options=Options(size=(64, 64), text_length=96),
     ),
     Case(
+        "flux2-edit", "flux2_edit", tiny_flux2.dev, call={"guidance_scale": 2.5, "max_sequence_length": 384},
+        inputs={"image": shades((64, 64))}, single=True,
+        options=Options(size=(64, 64), text_length=384, embedded_guidance=2.5),
+    ),
+    Case(
+        "flux2-klein-edit-cfg", "flux2_klein_edit", tiny_flux2.klein, guidance=4.0,
+        call={"guidance_scale": 4.0, "max_sequence_length": 96}, inputs={"image": shades((64, 96))}, single=True,
+        options=Options(size=(64, 96), text_length=96),
+    ),
+    Case(
         "qwen-edit", "qwen_image_edit", editor("Edit"), call={"true_cfg_scale": 1.0}, latents=packed,
         inputs={"image": shades((64, 64))}, single=True,
     ),

@@ -47,6 +47,24 @@ def test_a_qwen_editor_brings_its_source_to_the_pipelines_areas(kind, name):
     torch.testing.assert_close(media, expected, atol=1e-5, rtol=0)
 
 
+def test_flux2_shrinks_a_source_beyond_a_megapixel_as_its_pipeline_does():
+    options = Options(size=(1040, 1040), text_length=64)
+    generator, pipeline = adapter("flux2_klein_edit")(tiny_flux2.klein(), options), tiny_flux2.klein()
+    image, noise = shades((1040, 1040))[:1], generator.noise([1])
+    cond = generator.encode(["make it blue"], {"image": image})
+    assert cond.tensors["source"].shape[-2:] == (
+        63,
+        63,
+    )  # of 1023 pixels: the area is rounded down, then whole tokens are cut
+    with torch.no_grad():
+        media = generator.decode(noise - generator.velocity(noise, torch.tensor(1.0), cond))
+    expected = pipeline(
+        image=pil(image), prompt="make it blue", height=1040, width=1040, num_inference_steps=1, latents=noise,
+        guidance_scale=1.0, max_sequence_length=64, output_type="pt", return_dict=False,
+    )[0]  # fmt: skip
+    torch.testing.assert_close(media, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("kind", "name"), EDITORS)
 def test_a_qwen_editor_reads_both_texts_beside_each_picture(kind, name, small_sources):
     generator = adapter(kind)(tiny_image.qwen_image(name), Options(size=(64, 64), negative_prompt="blurry"))
