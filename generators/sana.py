@@ -20,7 +20,7 @@ class Sana(Generator):
     """
 
     pipeline_class = "SanaPipeline"
-    accepts = ("size", "text_length", "negative_prompt")
+    accepts: tuple[str, ...] = ("size", "text_length", "negative_prompt")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # of self-attention, which is linear, and cross-attention
 
     def native_size(self) -> tuple[int, int]:
@@ -41,13 +41,14 @@ class Sana(Generator):
         """Texts ``[B, L, D]`` after ``instruction``, of which the network sees the last token, and their mask."""
         limit = self.options.text_length or 300
         self.check_length(prompts, self.pipeline.tokenizer, limit - bool(instruction))
-        embeds, mask, _, _ = self.pipeline.encode_prompt(
+        only_prompts = {"do_classifier_free_guidance": False} if "negative_prompt" in self.accepts else {}
+        embeds, mask = self.pipeline.encode_prompt(
             list(prompts),
-            do_classifier_free_guidance=False,
             device=self.device,
             max_sequence_length=limit,
             complex_human_instruction=instruction,
-        )
+            **only_prompts,
+        )[:2]
         return {"embeds": embeds, "mask": mask}
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -59,16 +60,19 @@ class Sana(Generator):
             x.to(self.dtype),
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
             encoder_attention_mask=cond.tensors["mask"],
-            timestep=self.timestep(t) * self.pipeline.transformer.config.timestep_scale,
+            timestep=self.timestep(t),
+            guidance=self.guidance_input(t),
             return_dict=False,
         )[0]
         return out[:, : x.shape[1]]  # a network that learned its variance puts it behind
 
     def timestep(self, t: Tensor) -> Tensor:
-        """``1000 t``; in whole numbers where the scheduler counts so, as those made for diffusion do."""
+        """``1000 t``, in whole numbers where the scheduler counts so, on the network's scale."""
         config = self.pipeline.scheduler.config
-        scaled = t * config.num_train_timesteps
-        return torch.floor(scaled) if config.get("use_flow_sigmas") else scaled
+        count = t * config.num_train_timesteps
+        if config.get("use_flow_sigmas"):  # a scheduler made for diffusion
+            count = torch.floor(count)
+        return count * self.pipeline.transformer.config.timestep_scale
 
     def times(self, steps: int) -> Tensor:
         return spaced(self.pipeline.scheduler, steps)

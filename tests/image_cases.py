@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ def editor(name: str, **how: Any) -> Callable[[], Any]:
 
 def sana_euler() -> Any:
     """Sana with every branch of its network and a scheduler whose timesteps are fractions."""
-    return tiny_sana.sana("FlowMatchEulerDiscreteScheduler", learned_sigma=True)
+    branches = {"out_channels": 16, "qk_norm": "rms_norm_across_heads", "interpolation_scale": 1, "timestep_scale": 0.5}
+    return tiny_sana.sana("FlowMatchEulerDiscreteScheduler", **branches)
 
 
 CASES = [
@@ -102,5 +104,17 @@ CASES = [
     Case(
         "sana-euler-cfg", "sana", sana_euler, guidance=3.0,
         call={"guidance_scale": 3.0, "use_resolution_binning": False},
+    ),
+    Case(
+        "sana-sprint", "sana_sprint", tiny_sana.sprint, steps=1,
+        call={"guidance_scale": 4.5, "use_resolution_binning": False, "intermediate_timesteps": None},
+    ),
+    Case(
+        "sana-sprint-wide", "sana_sprint", tiny_sana.sprint, steps=1,
+        options=Options(size=(32, 96), embedded_guidance=2.0, text_length=60),
+        call={
+            "guidance_scale": 2.0, "use_resolution_binning": False, "intermediate_timesteps": None,
+            "max_sequence_length": 60, "max_timesteps": math.pi / 2,  # its default is a time beyond 1 by 4e-6
+        },
     ),
 ]  # fmt: skip

@@ -25,7 +25,6 @@ from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
 pytestmark = pytest.mark.usefixtures("small_sources")
-STEPS = 3
 CASES = [*adapter_cases.CASES, *image_cases.CASES]
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
@@ -45,7 +44,7 @@ def draw(generator: Generator, cond: Conditioning, noise: Tensor, case: Case) ->
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, cond, case.guidance)
 
-    return samplers.sample(velocity, noise, generator.times(STEPS), kind=case.solver)[0]
+    return samplers.sample(velocity, noise, generator.times(case.steps), kind=case.solver)[0]
 
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ def call(case: Case, pipeline: Any, generator: Generator, noise: Tensor, rows: s
         prompt=PROMPTS[rows],  # a copy: Z-Image writes into the list it is given
         height=height,
         width=width,
-        num_inference_steps=STEPS,
+        num_inference_steps=case.steps,
         latents=case.latents(generator, noise[rows]),
         output_type="pt",
         return_dict=False,
@@ -180,7 +179,9 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "flux2", "flux2_klein", "qwen_image", "sana", "z_image", "wan"])
+@pytest.mark.parametrize(
+    "kind", ["flux", "flux2", "flux2_klein", "qwen_image", "sana", "sana_sprint", "z_image", "wan"]
+)
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

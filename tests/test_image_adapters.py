@@ -9,6 +9,7 @@ import tiny_sana
 import torch
 from image_cases import pil, shades
 
+from align import samplers
 from generators.base import GeneratorError, Options
 from generators.codec import pack
 from generators.load import adapter
@@ -95,3 +96,22 @@ def test_sana_counts_time_as_its_scheduler_does():
         assert generator.timestep(generator.times(steps)[:-1]).tolist() == expected.tolist(), steps
     euler = adapter("sana")(tiny_sana.sana("FlowMatchEulerDiscreteScheduler"), Options(size=(64, 64)))
     assert euler.timestep(torch.tensor([0.12345])).item() == pytest.approx(123.45)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_sana_sprint_draws_fresh_noise_between_steps_as_cps_at_level_one_does(steps):
+    generator, pipeline = adapter("sana_sprint")(tiny_sana.sprint(), Options(size=(64, 64))), tiny_sana.sprint()
+    start, source = generator.noise([1, 2]), torch.Generator().manual_seed(5)
+    fresh = [torch.randn(start.shape, generator=source) for _ in range(steps - 1)]
+    cond, times = generator.encode(["a", "b"]), generator.times(steps)
+    with torch.no_grad():
+        latents, _ = samplers.sample(
+            lambda x, t: generator.velocity(x, t, cond), start, times, kind="cps", level=1.0, noise=fresh.__getitem__
+        )
+        media = generator.decode(latents)
+    expected = pipeline(
+        prompt=["a", "b"], height=64, width=64, num_inference_steps=steps, latents=start, output_type="pt",
+        generator=torch.Generator().manual_seed(5), use_resolution_binning=False, return_dict=False,
+        intermediate_timesteps=1.3 if steps == 2 else None,
+    )[0]  # fmt: skip
+    torch.testing.assert_close(media, expected, atol=1e-5, rtol=0)

@@ -67,7 +67,26 @@ def vae() -> Any:
     ).eval()
 
 
-def sana(solver: str = "DPMSolverMultistepScheduler", learned_sigma: bool = False) -> Any:
+def transformer(**settings: Any) -> Any:
+    """Two-layer Sana network."""
+    from diffusers import SanaTransformer2DModel
+
+    common = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 32,
+        "sample_size": 8,
+    }
+    return SanaTransformer2DModel(**{**common, **settings}).eval()
+
+
+def sana(solver: str = "DPMSolverMultistepScheduler", **network: Any) -> Any:
     """``SanaPipeline`` with the scheduler of its released folders or another."""
     import diffusers
 
@@ -76,25 +95,27 @@ def sana(solver: str = "DPMSolverMultistepScheduler", learned_sigma: bool = Fals
 
     def build() -> Any:
         tokenizer = gemma_tokenizer()
-        transformer = diffusers.SanaTransformer2DModel(
-            in_channels=8,
-            out_channels=16 if learned_sigma else 8,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=2,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
-            caption_channels=32,
-            sample_size=8,
-            qk_norm="rms_norm_across_heads" if learned_sigma else None,
-            interpolation_scale=1 if learned_sigma else None,
-            timestep_scale=0.5 if learned_sigma else 1.0,
-        )
         return diffusers.SanaPipeline(
-            transformer=transformer.eval(),
+            transformer=transformer(**network),
             vae=vae(),
             scheduler=getattr(diffusers, solver)(**settings),
+            tokenizer=tokenizer,
+            text_encoder=gemma(tokenizer),
+        )
+
+    return seeded(build)
+
+
+def sprint() -> Any:
+    """``SanaSprintPipeline``."""
+    import diffusers
+
+    def build() -> Any:
+        tokenizer = gemma_tokenizer()
+        return diffusers.SanaSprintPipeline(
+            transformer=transformer(guidance_embeds=True, guidance_embeds_scale=0.1),
+            vae=vae(),
+            scheduler=diffusers.SCMScheduler(),
             tokenizer=tokenizer,
             text_encoder=gemma(tokenizer),
         )
