@@ -44,7 +44,7 @@ CASES = [
         options=Options(size=(64, 64), text_length=384),
     ),
     Case(
-        "flux2-wide", "flux2", tiny_flux2.dev, call={"guidance_scale": 2.5},
+        "flux2-wide", "flux2", lambda: tiny_flux2.dev(processor=True), call={"guidance_scale": 2.5},
         options=Options(size=(32, 96), embedded_guidance=2.5),
     ),
     Case(

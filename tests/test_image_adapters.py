@@ -14,11 +14,18 @@ from generators.base import GeneratorError, Options
 from generators.codec import pack
 from generators.load import adapter
 
+FLUX2 = [
+    ("flux2", tiny_flux2.dev),
+    ("flux2", lambda: tiny_flux2.dev(processor=True)),
+    ("flux2_klein", tiny_flux2.klein),
+]
 
-@pytest.mark.parametrize(("kind", "build"), [("flux2", tiny_flux2.dev), ("flux2_klein", tiny_flux2.klein)])
+
+@pytest.mark.parametrize(("kind", "build"), FLUX2)
 def test_flux2_counts_its_chat_template_among_the_tokens(kind, build):
     pipeline = build()
-    frame = len(pipeline.tokenizer(adapter(kind)(pipeline).chat("")).input_ids)
+    tokenizer = getattr(pipeline.tokenizer, "tokenizer", pipeline.tokenizer)
+    frame = len(tokenizer(adapter(kind)(pipeline).chat("")).input_ids)
     generator = adapter(kind)(pipeline, Options(size=(32, 32), text_length=frame + 5))
     assert generator.encode(["abcde"]).tensors["embeds"].shape[:2] == (1, frame + 5)
     with pytest.raises(GeneratorError, match=rf"prompt 1 \('abcdef' ...\) has {frame + 6} tokens, the model reads"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tiny_image import qwen_tokenizer, seeded
+from transformers.processing_utils import ProcessorMixin
 
 # long enough for the layers that the pipelines read by default
 MISTRAL_LAYERS, QWEN_LAYERS = 30, 27
@@ -72,8 +73,19 @@ def mistral(tokenizer: Any) -> Any:
     return Mistral3ForConditionalGeneration(config).eval()
 
 
-def dev() -> Any:
-    """``Flux2Pipeline``; a bare tokenizer stands for its processor, which needs torchvision."""
+class TextProcessor(ProcessorMixin):
+    """What ``Flux2Pipeline`` asks of Pixtral's processor, whose part for pictures needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["tokenizer"]
+
+    def __init__(self, tokenizer: Any = None, chat_template: Any = None) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+def dev(processor: bool = False) -> Any:
+    """``Flux2Pipeline`` that reads its text with a processor, as the real one, or with a bare tokenizer."""
     import diffusers
 
     def build() -> Any:
@@ -83,7 +95,7 @@ def dev() -> Any:
             transformer=transformer(True),
             vae=vae(),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            tokenizer=tokenizer,
+            tokenizer=TextProcessor(tokenizer, CHAT) if processor else tokenizer,
             text_encoder=mistral(tokenizer),
         )
 
