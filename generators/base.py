@@ -139,6 +139,10 @@ class Generator(ABC):
         """The share of the media named in :attr:`inputs`, ``[B, C, H, W]`` in [0, 1] at :attr:`size`, B rows each."""
         return {}
 
+    def encode_negative(self) -> dict[str, Tensor]:
+        """The negative prompt's text, one row; a pipeline that reads it otherwise than a prompt overrides it."""
+        return self.encode_text([self.options.negative_prompt], {})
+
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one sample's latents, ``(C, H, W)`` or ``(C, F, H, W)``, at :attr:`size`."""
@@ -262,7 +266,7 @@ class Generator(ABC):
         """``cond`` with the negative prompt's text, encoded once, instead of its own."""
         if self._negative is None:
             with torch.no_grad():
-                self._negative = Conditioning(self.encode_text([self.options.negative_prompt], {}))
+                self._negative = Conditioning(self.encode_negative())
         rows = torch.zeros(len(cond), dtype=torch.long, device=self.device)
         return Conditioning({**cond.tensors, **self._negative[rows].tensors})
 

@@ -18,7 +18,7 @@ class QwenImage(Generator):
     """Network on 2 x 2 packed latents of a video VAE's single frame; guided velocities keep the conditional's norm."""
 
     pipeline_class = "QwenImagePipeline"
-    accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")
+    accepts: tuple[str, ...] = ("size", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
 
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,12 +18,19 @@ def even_sigmas(steps: int) -> Sequence[float]:
     return np.linspace(1.0, 1 / steps, steps).tolist()
 
 
-def spaced(scheduler: Any, steps: int, sigmas: Sequence[float] | None = None, tokens: int | None = None) -> Tensor:
+def spaced(
+    scheduler: Any,
+    steps: int,
+    sigmas: Sequence[float] | None = None,
+    tokens: int | None = None,
+    mu: float | None = None,
+) -> Tensor:
     """Times ``[steps + 1]`` from 1 (or the scheduler's highest) to 0 as ``scheduler`` spaces them, shift included.
 
     Args:
         sigmas: grid given to the scheduler before its shift; None = its own.
         tokens: image tokens, for a scheduler whose shift grows with them.
+        mu: logarithm of that shift, where the pipeline has a rule of its own.
     """
     if steps < 1:
         raise GeneratorError(f"{steps} sampling steps: at least 1 is needed")
@@ -32,6 +39,8 @@ def spaced(scheduler: Any, steps: int, sigmas: Sequence[float] | None = None, to
     if config.get("use_dynamic_shifting") and tokens is not None:
         shape = (("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15))
         options["mu"] = calculate_shift(tokens, *(config.get(name, default) for name, default in shape))
+    if config.get("use_dynamic_shifting") and mu is not None:
+        options["mu"] = mu
     if sigmas is not None and not config.get("use_flow_sigmas"):
         options["sigmas"] = list(sigmas)
     scheduler.set_timesteps(steps, **options)

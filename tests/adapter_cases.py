@@ -45,6 +45,9 @@ class Case:
         options: what our generator is told.
         latents: our noise -> the pipeline's ``latents`` argument.
         inputs: name -> our tensors [B, C, H, W] in [0, 1], one per prompt.
+        steps: of either sampler; one where the pipeline puts fresh noise between two.
+        solver: our kind of step, where the pipeline's scheduler takes another than Euler's.
+        single: the pipeline takes one prompt a call, and its pictures from PIL.
     """
 
     name: str
@@ -55,6 +58,9 @@ class Case:
     options: Options = SQUARE
     latents: Callable[[Generator, Tensor], Tensor] = same
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 3
+    solver: str = "ode"
+    single: bool = False
 
 
 def pictures(channels: int) -> Tensor:

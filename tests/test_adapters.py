@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import adapter_cases
+import image_cases
 import pytest
 import tiny_image
 import tiny_run
 import tiny_video
 import torch
-from adapter_cases import CASES, PROMPTS, Case
+from adapter_cases import PROMPTS, Case
+from image_cases import pil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +24,8 @@ from align.trainer import train
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
-STEPS = 3
+pytestmark = pytest.mark.usefixtures("small_sources")
+CASES = [*adapter_cases.CASES, *image_cases.CASES]
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -33,31 +37,40 @@ def ours(case: Case, generator: Generator, noise: Tensor) -> Tensor:
     """Latents after our deterministic sampler."""
     cond = generator.encode(PROMPTS, case.inputs)
     with torch.no_grad():
-        return draw(generator, cond, noise, case.guidance)
+        return draw(generator, cond, noise, case)
 
 
-def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: float) -> Tensor:
+def draw(generator: Generator, cond: Conditioning, noise: Tensor, case: Case) -> Tensor:
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return generator.velocity(x, t, cond, guidance)
+        return generator.velocity(x, t, cond, case.guidance)
 
-    return samplers.sample(velocity, noise, generator.times(STEPS), kind="ode")[0]
+    return samplers.sample(velocity, noise, generator.times(case.steps), kind=case.solver)[0]
 
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
     """Media ``[N, (F,) 3, H, W]`` of the untouched pipeline's own call."""
+    if not case.single:
+        return call(case, pipeline, generator, noise, slice(None))
+    return torch.cat([call(case, pipeline, generator, noise, slice(i, i + 1)) for i in range(len(noise))])
 
-    told = case.call | {{"mask": "mask_image"}.get(name, name): value for name, value in case.inputs.items()}
+
+def call(case: Case, pipeline: Any, generator: Generator, noise: Tensor, rows: slice) -> Tensor:
+    given = {name: value[rows] for name, value in case.inputs.items()}
+    told = {
+        {"mask": "mask_image"}.get(name, name): pil(value) if case.single else value for name, value in given.items()
+    }
     height, width = generator.size
     frames = {"num_frames": generator.frames} if hasattr(generator, "frames") else {}
     return pipeline(
-        prompt=list(PROMPTS),  # Z-Image writes into the list it is given
+        prompt=PROMPTS[rows],  # a copy: Z-Image writes into the list it is given
         height=height,
         width=width,
-        num_inference_steps=STEPS,
-        latents=case.latents(generator, noise),
+        num_inference_steps=case.steps,
+        latents=case.latents(generator, noise[rows]),
         output_type="pt",
         return_dict=False,
         **frames,
+        **case.call,
         **told,
     )[0]
 
@@ -97,10 +110,11 @@ def test_encoding_inverts_decoding_but_for_the_vae(case):
         media = generator.decode(generator.noise([0]))
         latents = generator.encode_media(media)
         pixels = (media.transpose(1, 2) if media.ndim == 5 else media) * 2 - 1
-        if case.kind == "qwen_image":  # its VAE knows clips only
+        if case.kind.startswith("qwen_image"):  # its VAE knows clips only
             pixels = pixels.unsqueeze(2)
         vae = generator.pipeline.vae
-        bare = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+        code = vae.encode(pixels)
+        bare = vae.decode(code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent).sample
         ours = generator.decode(latents)
     assert latents.shape == (1, *generator.latent_shape())
     bare = bare.transpose(1, 2) if media.ndim == 5 else bare.reshape(media.shape)
@@ -165,7 +179,9 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan"])
+@pytest.mark.parametrize(
+    "kind", ["flux", "flux2", "flux2_klein", "qwen_image", "sana", "sana_sprint", "z_image", "wan"]
+)
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

@@ -55,11 +55,11 @@ def clip_text_encoder(tokenizer: Any, with_projection: bool = True) -> Any:
     return (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(config).eval()
 
 
-def t5_encoder(tokenizer: Any, width: int = 64) -> Any:
-    """Two-layer T5 encoder."""
-    from transformers import T5Config, T5EncoderModel
+def t5_encoder(tokenizer: Any, width: int = 64, family: str = "T5") -> Any:
+    """Two-layer encoder of the ``T5`` or the ``UMT5`` family."""
+    import transformers
 
-    config = T5Config(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
         d_model=width,
         d_kv=16,
@@ -71,7 +71,7 @@ def t5_encoder(tokenizer: Any, width: int = 64) -> Any:
         decoder_start_token_id=tokenizer.pad_token_id,
         feed_forward_proj="gated-gelu",
     )
-    return T5EncoderModel(config).eval()
+    return getattr(transformers, f"{family}EncoderModel")(config).eval()
 
 
 def vae(latent_channels: int = 16) -> Any:
@@ -90,6 +90,15 @@ def vae(latent_channels: int = 16) -> Any:
         use_post_quant_conv=False,
         shift_factor=0.0609,
         scaling_factor=1.5035,
+    ).eval()
+
+
+def clip_vae(name: str) -> Any:
+    """VAE of clips, 8 times down and 4 times in time: ``AutoencoderKLWan`` or ``AutoencoderKLQwenImage``."""
+    import diffusers
+
+    return getattr(diffusers, name)(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     ).eval()
 
 

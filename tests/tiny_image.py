@@ -6,6 +6,9 @@ from typing import Any
 
 import tiny
 import torch
+from tokenizers import pre_tokenizers
+from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
 
 
 def seeded(build: Any) -> Any:
@@ -62,7 +65,6 @@ def flux_fill() -> Any:
 
 def qwen_tokenizer(max_length: int = 1024) -> Any:
     """Qwen's tokenizer without merges: a token per byte and the special ones its pipelines use."""
-    from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
 
     vocab = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -113,8 +115,22 @@ def qwen_vl(tokenizer: Any, width: int = 32) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen_image() -> Any:
-    """``QwenImagePipeline``."""
+class ImageOnlyProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its part for clips, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def qwen_image(name: str = "QwenImagePipeline", zero_cond_t: bool = False) -> Any:
+    """``QwenImagePipeline``, or an editor: ``QwenImageEditPipeline``, ``QwenImageEditPlusPipeline``."""
     import diffusers
 
     def build() -> Any:
@@ -127,18 +143,19 @@ def qwen_image() -> Any:
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=32,
-            guidance_embeds=False,
             axes_dims_rope=(8, 4, 4),
+            zero_cond_t=zero_cond_t,
         )
-        vae = diffusers.AutoencoderKLQwenImage(
-            base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-        )
-        return diffusers.QwenImagePipeline(
+        pixels = {"shortest_edge": 28 * 28, "longest_edge": 4 * 56 * 56}
+        pictures = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
+        editor = {"processor": ImageOnlyProcessor(pictures, tokenizer)} if "Edit" in name else {}
+        return getattr(diffusers, name)(
             transformer=transformer.eval(),
-            vae=vae.eval(),
+            vae=tiny.clip_vae("AutoencoderKLQwenImage"),
             tokenizer=tokenizer,
             text_encoder=qwen_vl(tokenizer),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True),
+            **editor,
         )
 
     return seeded(build)

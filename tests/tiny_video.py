@@ -8,24 +8,6 @@ import tiny
 from tiny_image import seeded
 
 
-def umt5_encoder(tokenizer: Any, width: int = 32) -> Any:
-    """Two-layer UMT5 encoder."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    config = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=8,
-        d_ff=37,
-        num_layers=2,
-        num_heads=4,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        feed_forward_proj="gated-gelu",
-    )
-    return UMT5EncoderModel(config).eval()
-
-
 def wan_transformer() -> Any:
     """Two-layer Wan network."""
     from diffusers import WanTransformer3DModel
@@ -52,18 +34,15 @@ def wan(experts: int = 1, expand_timesteps: bool = False) -> Any:
 
     def build() -> Any:
         tokenizer = tiny.t5_tokenizer()
-        vae = diffusers.AutoencoderKLWan(
-            base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-        )
         return diffusers.WanPipeline(
             transformer=wan_transformer(),
             transformer_2=wan_transformer() if experts == 2 else None,
             boundary_ratio=0.9 if experts == 2 else None,
             expand_timesteps=expand_timesteps,
-            vae=vae.eval(),
+            vae=tiny.clip_vae("AutoencoderKLWan"),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
             tokenizer=tokenizer,
-            text_encoder=umt5_encoder(tokenizer),
+            text_encoder=tiny.t5_encoder(tokenizer, 32, "UMT5"),
         )
 
     return seeded(build)
