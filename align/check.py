@@ -10,6 +10,7 @@ from pathlib import Path
 import generators
 from align.errors import ConfigError, DataError, Problem
 from align.settings import Config, OnlineRollout, PairsRollout, Sampler
+from align.tables import HUB
 
 
 def geometry(config: Config, processes: int = 1) -> str:
@@ -96,7 +97,8 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    problems = [*_prompts(config), *_pairs(config), *_generator(config), *_trackers(config)]
+    parts = (_prompts, _pairs, _generator, _clips, _trackers)
+    problems = [problem for part in parts for problem in part(config)]
     if problems:
         raise ConfigError(problems, config.name)
 
@@ -112,6 +114,9 @@ def _prompts(config: Config) -> list[Problem]:
                 message = f"the embedded world has shapes:train and shapes:heldout, given {source!r}"
                 problems.append(Problem(f"prompts.{name}", message))
             continue
+        if source.startswith(HUB):
+            problems += _hub(f"prompts.{name}", source)
+            continue
         from align.prompts import read_prompts
 
         try:
@@ -123,8 +128,25 @@ def _prompts(config: Config) -> list[Problem]:
 
 def _pairs(config: Config) -> list[Problem]:
     rollout = config.rollout
-    if isinstance(rollout, PairsRollout) and not Path(rollout.file).is_file():
+    if not isinstance(rollout, PairsRollout):
+        return []
+    if rollout.file.startswith(HUB):
+        return _hub("rollout.file", rollout.file)
+    if not Path(rollout.file).is_file():
         return [Problem("rollout.file", f"no file {rollout.file} (looked in {Path.cwd()} and beside the config)")]
+    return []
+
+
+def _hub(path: str, source: str) -> list[Problem]:
+    """A dataset is fetched when the run begins; here only whether it can be."""
+    if find_spec("datasets") is None:
+        return [Problem(path, f"{source} needs the package datasets: pip install 'alignflow[data]'")]
+    return []
+
+
+def _clips(config: Config) -> list[Problem]:
+    if config.samples.clips == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
+        return [Problem("samples.clips", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
     return []
 
 

@@ -330,9 +330,12 @@ def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
     assert run("sample", "run.yaml", *words, "--set", "evaluate.sampler.steps=3")[:2] == (0, "here\n")
     config, out, options = evaluated[-1]
     assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
-    assert options == {"prompts": ["a", "b"], "count": 2, "seed": 5, "lora": None}
+    assert [prompt.text for prompt in options.pop("prompts")] == ["a", "b"]
+    assert options == {"count": 2, "seed": 5, "lora": None}
     assert run("sample", str(run_folder), "--prompts-file", "prompts.txt")[0] == 0
-    assert evaluated[-1][2] == {"prompts": ["a red circle"], "count": 1, "seed": 0, "lora": run_folder / "lora"}
+    options = evaluated[-1][2]
+    assert [prompt.text for prompt in options.pop("prompts")] == ["a red circle"]
+    assert options == {"count": 1, "seed": 0, "lora": run_folder / "lora"}
 
 
 def test_sample_from_a_run_without_lora_does_not_draw_the_base_silently(run, run_folder, evaluated):
