@@ -97,7 +97,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
         except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num}: not CSV ({error})") from None
+            raise DataError(f"{path} line {reader.line_num + 1}: not CSV ({error})") from None
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------
