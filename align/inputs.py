@@ -67,7 +67,7 @@ def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | 
     if found != frames:
         is_, should = (f"a clip of {n} frames" if n else "a picture" for n in (found, frames))
         remedy = "; set generator.frames or cut the clip" if found and frames else ""
-        raise DataError(f"{prompt.place}: {name!r} is {is_}, the generator draws {should}{remedy}")
+        raise DataError(f"{prompt.where}: {name!r} is {is_}, the generator draws {should}{remedy}")
     return to_tensor(fit(pixels, size))
 
 
@@ -76,11 +76,11 @@ def _pictures(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
     found = {name: _read(prompt, name) for name in names}
     for name, pixels in found.items():
         if pixels.ndim == 4:
-            raise DataError(f"{prompt.place}: {name!r} is a clip of {len(pixels)} frames; give a picture")
+            raise DataError(f"{prompt.where}: {name!r} is a clip of {len(pixels)} frames; give a picture")
     sizes = {name: pixels.shape[:2] for name, pixels in found.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-        raise DataError(f"{prompt.place}: pictures of one prompt must be of one size, height x width; they are {said}")
+        raise DataError(f"{prompt.where}: pictures of one prompt must be of one size, height x width; they are {said}")
     return found
 
 
@@ -88,8 +88,8 @@ def _read(prompt: Prompt, name: str) -> np.ndarray:
     source = prompt.media[name]
     content: bytes | Path | None = source.content() if isinstance(source, Cell) else source
     if content is None:
-        raise DataError(f"{prompt.place}: {name!r} is empty")
+        raise DataError(f"{prompt.where}: {name!r} is empty")
     try:
         return read_pixels(content)
     except DataError as error:
-        raise DataError(f"{prompt.place}: {name!r}: {error}") from None
+        raise DataError(f"{prompt.where}: {name!r}: {error}") from None

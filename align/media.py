@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIDEO = (".mp4", ".mov", ".webm", ".mkv", ".avi")
-"""Containers that need a codec."""
+"""Containers that need a codec; mp4 is the one that is written."""
 ANIMATED = (".webp", ".gif")
+MOVING = ("WEBP", "GIF", "PNG", "AVIF")
+"""Formats whose further frames are motion; elsewhere they are pages, previews or the second eye of a camera."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 
 
@@ -54,7 +56,7 @@ def read_pixels(source: Path | bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             frames, held = [], []
-            for frame in ImageSequence.Iterator(image):
+            for frame in ImageSequence.Iterator(image) if image.format in MOVING else [image]:
                 frames.append(_opaque(frame))
                 held.append(int(frame.info.get("duration") or 0))
     except FileNotFoundError:
@@ -105,8 +107,7 @@ def _read_video(path: Path) -> np.ndarray:
     try:
         return iio.imread(path, plugin=plugin)
     except Exception as error:  # each codec has errors of its own
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(f"{path} is not a clip that can be read: {said}") from error
+        raise DataError(f"{path} is not a clip that can be read: {_first_line(error)}") from error
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -133,17 +134,17 @@ def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | N
     """Pixels as the content of a file.
 
     Args:
-        suffix: ``.png``, ``.jpg``, ``.webp``, ``.gif``, or one of :data:`VIDEO`.
+        suffix: ``.png``, ``.jpg``, ``.webp``, ``.gif`` or ``.mp4``.
         fps: frames per second of a clip.
         quality: 1 to 100 for a webp that may lose detail; None keeps every pixel.
 
     Raises:
-        DataError: a clip for a format of pictures, a suffix nobody knows, odd sides or no codec for a video.
+        DataError: a clip for a format of pictures, a suffix nobody knows, odd sides or no codec for mp4.
     """
-    if suffix in VIDEO:
-        return _encode_video(pixels if pixels.ndim == 4 else pixels[None], suffix, fps)
+    if suffix == ".mp4":
+        return _encode_video(pixels if pixels.ndim == 4 else pixels[None], fps)
     if suffix not in FORMATS:
-        raise DataError(f"{suffix!r}: media are written as {', '.join((*FORMATS, *VIDEO))}")
+        raise DataError(f"{suffix!r}: media are written as {', '.join((*FORMATS, '.mp4'))}")
     options: dict[str, Any] = {}
     if pixels.ndim == 4:
         if suffix not in ANIMATED:
@@ -157,17 +158,24 @@ def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | N
     return buffer.getvalue()
 
 
-def _encode_video(pixels: np.ndarray, suffix: str, fps: float) -> bytes:
+def _encode_video(pixels: np.ndarray, fps: float) -> bytes:
     height, width = pixels.shape[1:3]
     if height % 2 or width % 2:
-        raise DataError(f"{suffix} needs even sides, this clip has {height} x {width} pixels; write .webp")
+        raise DataError(f".mp4 needs even sides, this clip has {height} x {width} pixels; write .webp")
     import imageio.v3 as iio
 
-    plugin = video_plugin(suffix)
+    plugin = video_plugin()
     options: dict[str, Any] = {"fps": fps, "codec": "libx264"}
     if plugin == "FFMPEG":  # sizes as they are, and a quality at which errors are hard to see
         options |= {"macro_block_size": 2, "quality": None, "output_params": ["-crf", "12"]}
-    return iio.imwrite("<bytes>", pixels, extension=suffix, plugin=plugin, **options)
+    try:
+        return iio.imwrite("<bytes>", pixels, extension=".mp4", plugin=plugin, **options)
+    except Exception as error:  # each codec has errors of its own
+        raise DataError(f".mp4 cannot be written: {_first_line(error)}; write .webp") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def video_plugin(suffix: str = ".mp4") -> str:

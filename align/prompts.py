@@ -37,6 +37,11 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
 
+    @property
+    def where(self) -> str:
+        """Its place, or the text itself where nobody noted one."""
+        return self.place or repr(self.text)
+
 
 def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
     """Prompts of ``shapes:train``, ``shapes:heldout``, a file or ``hub:owner/name[:split]``, in their order.
@@ -58,7 +63,7 @@ def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[P
         if split not in ("train", "heldout"):
             raise DataError(f"prompts '{source}': the embedded world has 'shapes:train' and 'shapes:heldout'")
         return [Prompt(text, place=source) for text in prompts(split, count or TRAIN_COUNT, seed)]
-    found = list(islice(_text_prompts(Path(source)) if source.endswith(".txt") else read_table(source), count))
+    found = list(islice(_text_prompts(Path(source)) if source.lower().endswith(".txt") else read_table(source), count))
     if not found:
         raise DataError(f"{source} holds no prompts")
     return found
@@ -115,7 +120,7 @@ def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> No
         for name in wanted:
             if name not in prompt.media:
                 raise DataError(
-                    f"{prompt.place or repr(prompt.text)}: {who} needs {name!r} with every prompt; "
+                    f"{prompt.where}: {who} needs {name!r} with every prompt; "
                     f'name a file under "{name}" in a .jsonl, .csv or .parquet'
                 )
 

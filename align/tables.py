@@ -51,15 +51,17 @@ def read_rows(source: str) -> Iterator[Row]:
     path = Path(source)
     if not path.is_file():
         raise DataError(f"file {path} does not exist (looked in {Path.cwd()})")
-    if path.suffix == ".jsonl":
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
         yield from _json_rows(path)
-    elif path.suffix == ".csv":
+    elif kind == ".csv":
         yield from _csv_rows(path)
-    elif path.suffix == ".parquet":
+    elif kind == ".parquet":
         yield from _dataset_rows(source, "parquet", "train", data_files=str(path))
     else:
         raise DataError(
-            f"{path} ends in {path.suffix!r}; tables are read from .jsonl, .csv, .parquet and hub:owner/name"
+            f"{path} ends in {path.suffix!r}; tables are read from .jsonl, .csv, .parquet and hub:owner/name[:split], "
+            "prompts also from .txt"
         )
 
 
@@ -127,8 +129,9 @@ def _load(source: str, name: str, split: str, **options: Any) -> Any:
     import datasets
 
     try:
-        if not options and (Path(name) / "dataset_dict.json").is_file():
-            table = datasets.load_from_disk(name)[split]
+        if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # save_to_disk
+            saved = datasets.load_from_disk(name)
+            table = saved[split] if isinstance(saved, dict) else saved
         else:
             table = datasets.load_dataset(name, split=split, **options)
     except Exception as error:  # a hierarchy of its own, and that of the hub client below it

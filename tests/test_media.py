@@ -108,6 +108,16 @@ def test_transparency_becomes_white_and_the_camera_is_believed(tmp_path):
     assert np.array_equal(read_pixels(tmp_path / "grey.png"), PICTURE[:, :, :1].repeat(3, 2))
 
 
+def test_previews_inside_a_photo_are_no_motion(tmp_path):
+    for name, form in (("photo.jpg", "MPO"), ("pages.tiff", "TIFF")):
+        first, second = Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)
+        first.save(tmp_path / name, form, save_all=True, append_images=[second])
+        with Image.open(tmp_path / name) as image:
+            assert image.n_frames == 2
+        assert read_pixels(tmp_path / name).shape == PICTURE.shape
+    assert np.array_equal(read_pixels(tmp_path / "pages.tiff"), PICTURE)
+
+
 def test_a_size_crops_about_the_middle():
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 255

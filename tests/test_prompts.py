@@ -260,6 +260,8 @@ def test_folders_as_datasets(here, cache):
         read_prompts("hub:./nowhere")
     cache.DatasetDict({"val": cache.Dataset.from_dict({"prompt": ["d"]})}).save_to_disk("saved")
     assert [prompt.text for prompt in read_prompts("hub:./saved:val")] == ["d"]
+    cache.Dataset.from_dict({"prompt": ["e"]}).save_to_disk("alone")
+    assert [prompt.text for prompt in read_prompts("hub:./alone")] == ["e"]
 
 
 @needs_datasets
