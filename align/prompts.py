@@ -20,6 +20,9 @@ TRAIN_COUNT = 4096
 MEDIA = ("image", "mask")
 """What may come with a prompt: the source picture, and a mask that is white where it is to be drawn anew."""
 
+PAIR = ("chosen", "rejected")
+"""The media of a stored preference, better first."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -78,6 +81,18 @@ def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
     folder = Path() if source.startswith(HUB) else Path(source).parent
     for place, row in read_rows(source):
         yield _prompt_of(row, place, folder, {*MEDIA, *needed}, needed)
+
+
+def read_pairs(source: str) -> list[Prompt]:
+    """Prompts with ``chosen`` and ``rejected`` in every row; every file is checked to exist.
+
+    Raises:
+        DataError: names the line of what is missing.
+    """
+    pairs = list(read_table(source, needed=PAIR))
+    if not pairs:
+        raise DataError(f"{source} holds no pairs")
+    return pairs
 
 
 def _text_prompts(path: Path) -> Iterator[Prompt]:

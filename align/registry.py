@@ -62,6 +62,17 @@ def generators() -> dict[str, str]:
     return {kind: _first_line(_docstring(folder / f"{kind}.py")) for kind in adapters.kinds()}
 
 
+def inputs(kind: str) -> tuple[str, ...]:
+    """Media that prompts of an adapter must come with, read as text; none known for one outside the repository."""
+    file = Path(adapters.__path__[0]) / f"{kind}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for node in cls.body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["inputs"]:
+                return tuple(ast.literal_eval(node.value))
+    return ()
+
+
 def summary() -> dict[str, dict[str, str]]:
     """Everything registered: room -> kind -> one line."""
     return {

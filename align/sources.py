@@ -11,17 +11,13 @@ from torch import Tensor
 
 from align.errors import DataError
 from align.inputs import encode, read_sample, take
-from align.prompts import Prompt, check_media, indices_at, read_prompts, read_table
+from align.prompts import PAIR, check_media, indices_at, read_pairs, read_prompts
 from align.rollout import Rollout, decode, draw, stochastic_steps
 from align.seeds import derive
 from generators.base import Generator
 
 if TYPE_CHECKING:
     from align.settings import Config, OnlineRollout, PairsRollout
-
-
-PAIR = ("chosen", "rejected")
-"""The media of a pair, better first."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +123,3 @@ class PairSource:
     def media(self, rollout: Rollout) -> Tensor:
         """The stored media."""
         return rollout.media
-
-
-def read_pairs(source: str) -> list[Prompt]:
-    """Prompts with ``chosen`` and ``rejected`` in every row; every file is checked to exist.
-
-    Raises:
-        DataError: names the line of what is missing.
-    """
-    pairs = list(read_table(source, needed=PAIR))
-    if not pairs:
-        raise DataError(f"{source} holds no pairs")
-    return pairs

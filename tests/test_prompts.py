@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align import tables
+from align import registry, tables
 from align.config import load_config
 from align.errors import ConfigError, DataError
-from align.prompts import check_media, indices_at, read_prompts
-from align.sources import read_pairs
+from align.prompts import check_media, indices_at, read_pairs, read_prompts
 from align.tables import Cell
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra 'data' (datasets)")
@@ -275,6 +274,14 @@ def test_a_folder_of_pictures_as_dataset(here, cache):
 # -- check ------------------------------------------------------------------------------------------------------------
 
 
+def test_what_adapters_ask_for_is_known_without_loading_them():
+    from generators import kinds
+    from generators.load import adapter
+
+    assert {kind: registry.inputs(kind) for kind in kinds()} == {kind: adapter(kind).inputs for kind in kinds()}
+    assert registry.inputs("somewhere.else:Fill") == ()
+
+
 def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
     from align import check
 
@@ -282,6 +289,15 @@ def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
     text = "generator: {path: owner/name}\nrecipe: nft\nreward: {kind: clip}\nprompts: {train: %s}\n"
     with pytest.raises(ConfigError, match=r"prompts.train: set/p.jsonl line 1: no image set/gone.png"):
         check.check_files(load_config(write("run.yaml", text % "set/p.jsonl")))
+    write("set/p.jsonl", '{"prompt": "a", "image": "a.png"}')
+    fill = ["generator.kind=flux_fill", "prompts.heldout=shapes:heldout"]
+    with pytest.raises(ConfigError) as caught:
+        check.check_files(load_config("run.yaml", fill))
+    for says in (
+        "train: set/p.jsonl line 1: generator flux_fill needs 'mask'",
+        "heldout: shapes:heldout: generator flux_",
+    ):
+        assert f"  prompts.{says}" in str(caught.value)
     config = load_config(write("run.yaml", text % '"hub:owner/name"'), ["samples.clips=mp4"])
     monkeypatch.setattr(check, "find_spec", lambda name: object())
     check.check_files(config)
