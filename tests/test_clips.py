@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import tiny_run
 import tiny_video
+import torch
 import written
 from PIL import Image
 from report_run import build_run
 
 from align import media
 from align.errors import DataError
+from align.evaluate import Evaluation, save_grid
 from align.grids import save_samples
 from align.inputs import read_sample
 from align.media import encode, read_pixels
 from align.prompts import Prompt
 from align.report import write_report
-from align.settings import Config
+from align.settings import Config, Samples
 from align.trainer import train
 
 run = written.run
@@ -77,6 +79,17 @@ def test_samples_are_written_as_asked(tmp_path, clips):
     assert np.array_equal(read_pixels(folder / "001.png"), CLIPS[1, 2])
     index = json.loads((folder / "prompts.json").read_text())
     assert (index["clips"], index["fps"]) == (clips, 10)
+
+
+def test_settings_say_how_samples_are_written(tmp_path):
+    media = torch.from_numpy(CLIPS).movedim(-1, -3).float() / 255
+    result = Evaluation(["a", "b"], [1, 2], {"gold": torch.tensor([0.5, 0.25])}, media, 0.0, 0.0)
+    save_grid(tmp_path / "samples", result, Samples(count=1, clips="gif", fps=8))
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "000.gif", "000.png", "grid.png", "prompts.json",
+    ]  # fmt: skip
+    index = json.loads((tmp_path / "samples/prompts.json").read_text())
+    assert index == {"prompts": ["a"], "seeds": [1], "clips": "gif", "fps": 8, "scores": {"gold": [0.5]}}
 
 
 def test_large_clips_are_written_small(tmp_path):
