@@ -8,8 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import generators
+from align import registry
 from align.errors import ConfigError, DataError, Problem
+from align.prompts import Prompt, check_media, read_pairs, read_prompts
 from align.settings import Config, OnlineRollout, PairsRollout, Sampler
+from align.tables import HUB
 
 
 def geometry(config: Config, processes: int = 1) -> str:
@@ -96,7 +99,8 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    problems = [*_prompts(config), *_pairs(config), *_generator(config), *_trackers(config)]
+    parts = (_prompts, _pairs, _generator, _clips, _trackers)
+    problems = [problem for part in parts for problem in part(config)]
     if problems:
         raise ConfigError(problems, config.name)
 
@@ -107,24 +111,54 @@ def _prompts(config: Config) -> list[Problem]:
         source = getattr(config.prompts, name)
         if source is None:
             continue
-        if source.startswith("shapes:"):
-            if source not in ("shapes:train", "shapes:heldout"):
-                message = f"the embedded world has shapes:train and shapes:heldout, given {source!r}"
-                problems.append(Problem(f"prompts.{name}", message))
+        if source.startswith(HUB):
+            problems += _hub(f"prompts.{name}", source)
             continue
-        from align.prompts import read_prompts
-
         try:
-            read_prompts(source)
+            prompts = _read(source)
+            if name == "heldout" or isinstance(config.rollout, OnlineRollout):
+                _check_inputs(prompts, config)
         except DataError as error:
             problems.append(Problem(f"prompts.{name}", str(error)))
     return problems
 
 
+def _read(source: str) -> list[Prompt]:
+    """Prompts of a file; of the embedded world, whose are drawn and come with nothing, one that stands for all."""
+    if not source.startswith("shapes:"):
+        return read_prompts(source)
+    if source not in ("shapes:train", "shapes:heldout"):
+        raise DataError(f"the embedded world has shapes:train and shapes:heldout, given {source!r}")
+    return [Prompt("", place=source)]
+
+
 def _pairs(config: Config) -> list[Problem]:
     rollout = config.rollout
-    if isinstance(rollout, PairsRollout) and not Path(rollout.file).is_file():
-        return [Problem("rollout.file", f"no file {rollout.file} (looked in {Path.cwd()} and beside the config)")]
+    if not isinstance(rollout, PairsRollout):
+        return []
+    if rollout.file.startswith(HUB):
+        return _hub("rollout.file", rollout.file)
+    try:
+        _check_inputs(read_pairs(rollout.file), config)
+    except DataError as error:
+        return [Problem("rollout.file", str(error))]
+    return []
+
+
+def _check_inputs(prompts: list[Prompt], config: Config) -> None:
+    check_media(prompts, registry.inputs(config.generator.kind), f"generator {config.generator.kind}")
+
+
+def _hub(path: str, source: str) -> list[Problem]:
+    """A dataset is fetched when the run begins; here only whether it can be."""
+    if find_spec("datasets") is None:
+        return [Problem(path, f"{source} needs the package datasets: pip install 'alignflow[data]'")]
+    return []
+
+
+def _clips(config: Config) -> list[Problem]:
+    if config.samples.clips == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
+        return [Problem("samples.clips", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
     return []
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,9 @@ SourceArgument = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
-PromptsFile = Annotated[Path | None, typer.Option(help="prompts: .txt, one a line, or .jsonl")]
+PromptsFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,6 +125,8 @@ def sample(
     source: SourceArgument,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
+    image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
+    mask: Annotated[Path | None, typer.Option(help="mask of every --prompt: white is drawn anew")] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA file or folder; a run's own by default")] = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
@@ -139,33 +143,33 @@ def sample(
             raise RunFolderError(f"{run_dir} has no lora/ yet; name one with --lora, or the config to sample the base")
     from align.evaluate import sample_to_folder
 
-    prompts = _prompts(prompt, prompts_file) or None
+    prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
     typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, lora=lora))
 
 
 @app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
 def score(
-    images: Annotated[list[Path], typer.Argument(help="image files", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="pictures or clips", show_default=False)],
     reward: Annotated[list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; may be repeated")],
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score images with rewards: one prompt for all of them, or one each."""
+    """Score pictures or clips with rewards: one prompt for all of them, or one each."""
     from align.config import load_reward
 
     settings = {name: load_reward(name) for name in reward}
     prompts = _prompts(prompt, prompts_file)
-    from align.scoring import score_images
+    from align.scoring import score_files
 
-    rows = score_images(images, prompts, settings)
+    rows = score_files(files, prompts, settings)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    typer.echo(_table(["image", *settings], [[row["image"], *map(_cell, row["scores"].values())] for row in rows]))
+    typer.echo(_table(["file", *settings], [[row["file"], *map(_cell, row["scores"].values())] for row in rows]))
     for row in rows:
         for name, reason in row["reasons"].items():
-            typer.echo(f"{row['image']}: no {name} score: {reason}", err=True)
+            typer.echo(f"{row['file']}: no {name} score: {reason}", err=True)
 
 
 @app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")
@@ -256,13 +260,15 @@ def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Pa
     return load_config(source / "config.yaml", overrides or []), source
 
 
-def _prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
-    """Prompts given one by one, then those of a file."""
-    if file is None:
-        return list(prompts or [])
-    from align.prompts import read_prompts
+def _prompts(
+    texts: Sequence[str] | None, file: str | None, media: Mapping[str, Path | None] | None = None
+) -> list[Any]:
+    """Prompts given one by one, all with the same media, then those of a file."""
+    from align.prompts import Prompt, read_prompts
 
-    return [*(prompts or []), *read_prompts(str(file))]
+    given = {name: path for name, path in (media or {}).items() if path is not None}
+    prompts = [Prompt(text, given, place=f"--prompt {text!r}") for text in texts or ()]
+    return prompts if file is None else [*prompts, *read_prompts(file)]
 
 
 def _print_values(values: dict[str, Any]) -> None:

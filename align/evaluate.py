@@ -16,17 +16,19 @@ from torch import Tensor
 from align import checkpoint as checkpoints
 from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError, RunFolderError
-from align.grids import save_samples
+from align.grids import save_samples, still
+from align.inputs import encode
 from align.lora import load_lora
-from align.prompts import read_prompts
+from align.media import to_pixels
+from align.prompts import Prompt, check_media, read_prompts
 from align.roles import Roles
 from align.rollout import decode, diversity, draw
 from align.seeds import derive
-from generators.base import Generator
+from generators.base import Conditioning, Generator
 from rewards.base import Reward
 
 if TYPE_CHECKING:
-    from align.settings import Config, Evaluate, Sampler
+    from align.settings import Config, Evaluate, Sampler, Samples
 
 
 @dataclass
@@ -70,7 +72,7 @@ def standard_error(values: Tensor) -> float:
 
 def evaluate(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     rewards: Mapping[str, Reward],
     settings: Evaluate,
     *,
@@ -86,17 +88,19 @@ def evaluate(
     """
     started = time.perf_counter()
     chosen = list(range(len(prompts)) if indices is None else indices)
-    texts = [prompts[i] for i in chosen]
+    asked, wants = [prompts[i] for i in chosen], wanted(rewards)
+    texts = [prompt.text for prompt in asked]
     seeds = [derive(settings.seed, "evaluate", i) for i in chosen]
     values: dict[str, list[Tensor]] = {name: [] for name in rewards}
     shown: list[Tensor] = []
     spread: list[Tensor] = []
     for start in range(0, len(texts), settings.chunk):
         part = slice(start, start + settings.chunk)
-        media = sample_media(generator, texts[part], seeds[part], settings.sampler, settings.chunk)
-        scored = {id(reward): reward(media, texts[part]).values.float().cpu() for reward in rewards.values()}
+        cond, inputs = encode(generator, asked[part], wants)
+        media = _draw(generator, cond, seeds[part], settings.sampler, settings.chunk)
+        scores_of = {id(reward): reward(media, texts[part], None, inputs) for reward in rewards.values()}
         for name, reward in rewards.items():
-            values[name].append(scored[id(reward)])
+            values[name].append(scores_of[id(reward)].values.float().cpu())
         shown.append(media[: max(show - start, 0)].cpu())
         spread.append(torch.tensor([diversity(media, torch.zeros(len(media)))]))
     scores = {name: torch.cat(parts) for name, parts in values.items()}
@@ -104,13 +108,41 @@ def evaluate(
     return Evaluation(texts, seeds, scores, torch.cat(shown), float(torch.cat(spread).mean()), elapsed)
 
 
+def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
+    """Names of the inputs that any of the rewards asks for."""
+    return tuple(dict.fromkeys(name for reward in rewards.values() for name in reward.wants))
+
+
+def held_out(config: Config, generator: Generator, rewards: Mapping[str, Reward]) -> list[Prompt]:
+    """The prompts a config evaluates on.
+
+    Raises:
+        DataError: they cannot be read, or come without what generator or rewards need.
+    """
+    assert config.prompts.heldout is not None
+    prompts = read_prompts(config.prompts.heldout, config.evaluate.prompts, config.evaluate.seed)
+    check_needs(prompts, generator, rewards)
+    return prompts
+
+
+def check_needs(prompts: Sequence[Prompt], generator: Generator, rewards: Mapping[str, Reward]) -> None:
+    """Raise DataError for a prompt that comes without a picture which the generator or a reward needs."""
+    check_media(prompts, generator.inputs, generator.pipeline_class)
+    for reward in rewards.values():
+        check_media(prompts, reward.wants, f"reward {reward.name!r}")
+
+
 def sample_media(
-    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, chunk: int = 256
+    generator: Generator, prompts: Sequence[Prompt | str], seeds: Sequence[int], sampler: Sampler, chunk: int = 256
 ) -> Tensor:
-    """One sample per prompt: media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1]."""
-    unique = list(dict.fromkeys(prompts))
-    row = torch.tensor([unique.index(prompt) for prompt in prompts], device=generator.device)
-    cond = generator.encode(unique)[row]
+    """One sample per prompt: media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1]. A text is a prompt by itself."""
+    made = {text: Prompt(text) for text in prompts if isinstance(text, str)}
+    asked = [made[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+    check_needs(asked, generator, {})
+    return _draw(generator, encode(generator, asked)[0], seeds, sampler, chunk)
+
+
+def _draw(generator: Generator, cond: Conditioning, seeds: Sequence[int], sampler: Sampler, chunk: int) -> Tensor:
     latents, _ = draw(generator, cond, seeds, sampler, chunk=chunk)
     return decode(generator, latents, chunk)
 
@@ -145,21 +177,19 @@ def evaluate_run(config: Config, run_dir: Path | None = None, checkpoint: Path |
 
 
 def _held_out(generator: Generator, config: Config, rewards: Mapping[str, Reward]) -> Evaluation:
-    settings = config.evaluate
-    assert config.prompts.heldout is not None
-    return evaluate(generator, read_prompts(config.prompts.heldout, settings.prompts, settings.seed), rewards, settings)
+    return evaluate(generator, held_out(config, generator, rewards), rewards, config.evaluate)
 
 
 def sample_to_folder(
     config: Config,
     out: Path,
     *,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     count: int = 1,
     seed: int = 0,
     lora: Path | None = None,
 ) -> Path:
-    """Draw ``count`` samples per prompt with the evaluation sampler into ``out``: pictures, grid, ``prompts.json``.
+    """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
 
     Args:
         prompts: the config's first held-out ones by default.
@@ -171,15 +201,15 @@ def sample_to_folder(
     if out.exists() and any(out.iterdir()):
         raise RunFolderError(f"{out} exists and is not empty; choose another folder with --out")
     source = config.prompts.heldout or config.prompts.train
-    texts = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
+    asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
     generator = build_generator(config, device_of(config))
     if lora is not None:
         load_lora(generator, lora)
-    repeated = [text for text in texts for _ in range(count)]
+    repeated = [prompt for prompt in asked for _ in range(count)]
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
     media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
-    save_samples(out, pictures(media), repeated, seeds)
-    return out
+    texts, how = [prompt.text for prompt in repeated], config.samples
+    return save_samples(out, to_pixels(media), texts, seeds, fps=how.fps, clips=how.clips)
 
 
 def device_of(config: Config) -> torch.device:
@@ -193,12 +223,12 @@ def device_of(config: Config) -> torch.device:
 
 def pictures(media: Tensor) -> list[np.ndarray]:
     """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``; of a clip ``[F, 3, H, W]`` the middle frame."""
-    if media.ndim == 5:
-        media = media[:, media.shape[1] // 2]
-    return list((media * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy())
+    return [still(pixels) for pixels in to_pixels(media)]
 
 
-def save_grid(folder: Path, result: Evaluation, count: int) -> None:
-    """Write the first ``count`` samples of an evaluation as pictures, one grid and ``prompts.json``."""
-    scores = {name: values[:count].tolist() for name, values in result.scores.items()}
-    save_samples(folder, pictures(result.media[:count]), result.prompts[:count], result.seeds[:count], scores)
+def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
+    """Write the first samples of an evaluation as pictures or clips, one grid and ``prompts.json``."""
+    first = slice(how.count)
+    scores = {name: values[first].tolist() for name, values in result.scores.items()}
+    pixels = to_pixels(result.media[first])
+    save_samples(folder, pixels, result.prompts[first], result.seeds[first], scores, fps=how.fps, clips=how.clips)

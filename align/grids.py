@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from align.files import new_folder, write_json
+from align.media import encode
 
 SMALLEST, LARGEST = 128, 512
 """Sides of a cell of the grid, in pixels; smaller images grow by whole factors, larger ones shrink."""
+LOSSLESS = 96
+"""Clips up to this side are written without loss; larger ones would take megabytes and seconds each."""
 PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -24,30 +28,50 @@ def save_samples(
     prompts: Sequence[str],
     seeds: Sequence[int],
     scores: Mapping[str, Sequence[float | None]] | None = None,
+    *,
+    fps: float = 16,
+    clips: str = "webp",
 ) -> Path:
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
+    A clip is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``.
+
     Args:
         folder: usually ``samples/step-000030``; replaced if it exists.
-        images: N PIL images or uint8 arrays ``[H, W, 3]``.
+        images: N PIL images, uint8 arrays ``[H, W, 3]``, or clips ``[F, H, W, 3]``.
         prompts: N captions.
         seeds: N seeds.
         scores: name -> N scores; NaN and None both mean that the score could not be had.
+        fps: frames per second of the clips.
+        clips: what clips are written as; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
+
+    Raises:
+        DataError: mp4 without a codec.
     """
     table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
     for name, column in {"prompts": prompts, "seeds": seeds, **table}.items():
         if len(column) != len(images):
             raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
-    pictures = [_picture(image) for image in images]
+    pictures = [_picture(still(image)) for image in images]
+    moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder) as staging:
         for index, picture in enumerate(pictures):
             picture.save(staging / f"{index:03d}.png")
+        for index, clip in moving.items():
+            quality = None if max(clip.shape[1:3]) <= LOSSLESS else 90
+            (staging / f"{index:03d}.{clips}").write_bytes(encode(clip, f".{clips}", fps, quality=quality))
         if pictures:
             labels = [_label(prompt, table, row) for row, prompt in enumerate(prompts)]
             draw_grid(pictures, labels).save(staging / "grid.png")
-        content = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
+        content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
+        content |= {"clips": clips, "fps": fps} if moving else {}
         write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
     return folder
+
+
+def still(image: Any) -> Any:
+    """The image itself; of a clip ``[F, H, W, 3]`` the middle frame."""
+    return image[len(image) // 2] if np.ndim(image) == 4 else image
 
 
 def draw_grid(images: Sequence[Any], labels: Sequence[str]) -> Image.Image:

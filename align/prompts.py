@@ -1,27 +1,63 @@
-"""Prompts from the embedded world or from files, and which of them a step uses."""
+"""Prompts from the embedded world, files or datasets, and which of them a step uses."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from align.errors import DataError
 from align.seeds import derive
+from align.tables import HUB, Cell, read_lines, read_rows
 
 TRAIN_COUNT = 4096
 """Prompts drawn from the embedded world's endless training split."""
 
+MEDIA = ("image", "mask")
+"""What may come with a prompt: the source picture, and a mask that is white where it is to be drawn anew."""
 
-def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[str]:
-    """Prompts of ``shapes:train``, ``shapes:heldout``, a ``.txt`` (one a line) or a ``.jsonl`` (key ``prompt``).
+PAIR = ("chosen", "rejected")
+"""The media of a stored preference, better first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What one sample is asked for. Nothing it names is opened before a step needs it.
+
+    Args:
+        text: what is to be drawn.
+        media: name -> file, or picture inside a dataset.
+        metadata: everything else its row held, for rewards that want it.
+        place: where it was written, for messages.
+    """
+
+    text: str
+    media: Mapping[str, Path | Cell] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """Its place, or the text itself where nobody noted one."""
+        return self.place or repr(self.text)
+
+
+def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+    """Prompts of ``shapes:train``, ``shapes:heldout``, a file or ``hub:owner/name[:split]``, in their order.
+
+    A ``.txt`` holds one a line. In a ``.jsonl``, ``.csv``, ``.parquet`` or dataset the column ``prompt`` is the text,
+    ``image`` and ``mask`` are files relative to the table's folder, the rest is metadata (so is what an object under
+    ``metadata`` holds).
 
     Args:
         count: at most so many; a file's first ones, the world's by ``seed``.
 
     Raises:
-        DataError: missing, empty or unreadable file; names the line.
+        DataError: missing, empty or unreadable; names file, line and key, and what to do.
     """
     if source.startswith("shapes:"):
         from generators.shapes.world import prompts
@@ -29,41 +65,79 @@ def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[s
         split = source.removeprefix("shapes:")
         if split not in ("train", "heldout"):
             raise DataError(f"prompts '{source}': the embedded world has 'shapes:train' and 'shapes:heldout'")
-        return prompts(split, count or TRAIN_COUNT, seed)
-    return _read_file(Path(source))[:count]
+        return [Prompt(text, place=source) for text in prompts(split, count or TRAIN_COUNT, seed)]
+    found = list(islice(_text_prompts(Path(source)) if source.lower().endswith(".txt") else read_table(source), count))
+    if not found:
+        raise DataError(f"{source} holds no prompts")
+    return found
 
 
-def _read_file(path: Path) -> list[str]:
+def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
+    """Prompts of the rows of a table, one by one.
+
+    Args:
+        needed: media every row must name.
+    """
+    folder = Path() if source.startswith(HUB) else Path(source).parent
+    for place, row in read_rows(source):
+        yield _prompt_of(row, place, folder, {*MEDIA, *needed}, needed)
+
+
+def read_pairs(source: str) -> list[Prompt]:
+    """Prompts with ``chosen`` and ``rejected`` in every row; every file is checked to exist.
+
+    Raises:
+        DataError: names the line of what is missing.
+    """
+    pairs = list(read_table(source, needed=PAIR))
+    if not pairs:
+        raise DataError(f"{source} holds no pairs")
+    return pairs
+
+
+def _text_prompts(path: Path) -> Iterator[Prompt]:
     if not path.is_file():
-        raise DataError(f"prompt file {path} does not exist; give a .txt or .jsonl file, or shapes:train")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"prompt file {path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise DataError(f"prompt file {path} holds no prompts; write one a line")
-    if path.suffix == ".jsonl":
-        return [_prompt_of(line, path, number) for number, line in numbered]
-    return [line for _, line in numbered]
+        raise DataError(f"prompt file {path} does not exist (looked in {Path.cwd()})")
+    for number, line in read_lines(path):
+        yield Prompt(line, place=f"{path} line {number}")
 
 
-def _prompt_of(line: str, path: Path, number: int) -> str:
-    row = json_object(line, path, number)
-    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise DataError(f'{path} line {number}: needs a non-empty text under "prompt"')
-    return row["prompt"].strip()
+def _prompt_of(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
+    text = row.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+        has = ", ".join(map(str, row)) or "nothing"
+        raise DataError(f'{place}: needs a text under "prompt"; it has {has}: call the text\'s column "prompt"')
+    media = {name: _file(row[name], name, place, folder) for name in sorted(names) if row.get(name) is not None}
+    for name in needed:
+        if name not in media:
+            raise DataError(f'{place}: needs a file under "{name}"')
+    other = {key: value for key, value in row.items() if key not in names and key != "prompt"}
+    if isinstance(other.get("metadata"), dict):
+        other |= other.pop("metadata")
+    return Prompt(text.strip(), media, other, place)
 
 
-def json_object(line: str, path: Path, number: int) -> dict:
-    """One line of a JSONL file as a dict. Raises DataError naming file and line."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {number}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(row, dict):
-        raise DataError(f'{path} line {number}: expected an object like {{"prompt": "..."}}')
-    return row
+def _file(value: Any, name: str, place: str, folder: Path) -> Path | Cell:
+    if isinstance(value, Cell):
+        return value
+    if not isinstance(value, str) or not value:
+        raise DataError(f'{place}: "{name}" should be a file name, given {value!r:.80}')
+    path = folder / Path(value).expanduser()
+    if not path.is_file():
+        raise DataError(f'{place}: no {name} {path}; "{name}" is a path relative to {folder.resolve()}, or absolute')
+    return path
+
+
+def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> None:
+    """Raise DataError for the first prompt without the pictures ``who`` needs; metadata every prompt has."""
+    wanted = [name for name in names if name != "metadata"]
+    for prompt in prompts:
+        for name in wanted:
+            if name not in prompt.media:
+                raise DataError(
+                    f"{prompt.where}: {who} needs {name!r} with every prompt; "
+                    f'name a file under "{name}" in a .jsonl, .csv or .parquet'
+                )
 
 
 def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:

@@ -62,6 +62,24 @@ def generators() -> dict[str, str]:
     return {kind: _first_line(_docstring(folder / f"{kind}.py")) for kind in adapters.kinds()}
 
 
+def inputs(kind: str) -> tuple[str, ...]:
+    """Media that prompts of an adapter must come with, read as text; none known for one outside the repository.
+
+    They stand in its class, or in a class it is derived from.
+    """
+    file = Path(adapters.__path__[0]) / f"{kind}.py"
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    for node in (node for cls in classes for node in cls.body):
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["inputs"]:
+            return tuple(ast.literal_eval(node.value))
+    bases = {ast.unparse(base) for cls in classes for base in cls.bases}
+    parents = [
+        node.module for node in body if isinstance(node, ast.ImportFrom) and bases & {a.name for a in node.names}
+    ]
+    return next((found for name in parents if (found := inputs((name or "").removeprefix("generators.")))), ())
+
+
 def summary() -> dict[str, dict[str, str]]:
     """Everything registered: room -> kind -> one line."""
     return {

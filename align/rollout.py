@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Rollout:
         sampler: settings the samples were drawn with; None for stored samples.
         trajectory: the stochastic steps, if the recipe needs them.
         rewards: ``[N]``, NaN where there is none; None until scored.
+        inputs: what the prompts came with, as far as the reward wants it: name -> N of them.
     """
 
     prompts: list[str]
@@ -44,6 +45,7 @@ class Rollout:
     sampler: Sampler | None = None
     trajectory: Trajectory | None = None
     rewards: Tensor | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def valid(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scores of image files: what ``alignflow score`` does."""
+"""Scores of picture and clip files: what ``alignflow score`` does."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.errors import DataError
-from align.media import read_image
+from align.inputs import read_inputs
+from align.media import read_media
+from align.prompts import Prompt, check_media
 
 if TYPE_CHECKING:
     from rewards.base import RewardSettings
 
 
-def score_images(
-    images: Sequence[Path], prompts: Sequence[str], rewards: Mapping[str, RewardSettings], device: str = "cpu"
+def score_files(
+    files: Sequence[Path], prompts: Sequence[Prompt], rewards: Mapping[str, RewardSettings], device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """One row per image: ``image, prompt, scores: {name: value or None}, reasons: {name: why None}``.
+    """One row per file: ``file, prompt, scores: {name: value or None}, reasons: {name: why None}``.
 
     Args:
-        images: files of any size.
-        prompts: one for all images, or one each.
+        files: pictures or clips of any size; what a reward wants beside them is read at the same size.
+        prompts: one for all files, or one each.
 
     Raises:
-        DataError: an image that cannot be read, or another number of prompts.
+        DataError: a file that cannot be read, another number of prompts, or a prompt without what a reward wants.
     """
-    if len(prompts) not in (1, len(images)):
-        raise DataError(f"{len(images)} images and {len(prompts)} prompts: give one prompt for all, or one each")
-    texts = list(prompts) * len(images) if len(prompts) == 1 else list(prompts)
-    media = [read_image(path).to(device) for path in images]
+    if len(prompts) not in (1, len(files)):
+        raise DataError(f"{len(files)} files and {len(prompts)} prompts: give one prompt for all, or one each")
+    asked = list(prompts) * len(files) if len(prompts) == 1 else list(prompts)
+    media = [read_media(path).to(device) for path in files]
     rows: list[dict[str, Any]] = [
-        {"image": str(path), "prompt": text, "scores": {}, "reasons": {}}
-        for path, text in zip(images, texts, strict=True)
+        {"file": str(path), "prompt": prompt.text, "scores": {}, "reasons": {}}
+        for path, prompt in zip(files, asked, strict=True)
     ]
     for name, settings in rewards.items():
         reward = settings.build(device)
-        for row, image in zip(rows, media, strict=True):
-            scores = reward(image[None], [row["prompt"]])
+        check_media(prompts, reward.wants, f"reward {reward.name!r}")
+        for row, one, prompt in zip(rows, media, asked, strict=True):
+            inputs = read_inputs([prompt], reward.wants, (one.shape[-2], one.shape[-1]))
+            scores = reward(one[None], [prompt.text], None, inputs)
             value = float(scores.values[0])
             row["scores"][name] = None if np.isnan(value) else value
             if 0 in scores.reasons:

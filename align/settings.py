@@ -69,7 +69,8 @@ class FullPolicy(Settings):
 
 
 class Prompts(Settings):
-    """What is drawn: ``shapes:train``, a .txt file (one prompt a line) or a .jsonl file ({"prompt": ...} a line)."""
+    """What is drawn: ``shapes:train``, a .txt file (one prompt a line), a .jsonl, .csv or .parquet file, or
+    ``hub:owner/name[:split]``, with columns prompt, image, mask; any other column is metadata for rewards."""
 
     train: str = Field(description="prompts to learn from")
     heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")
@@ -181,10 +182,10 @@ class OnlineRollout(Settings):
 
 
 class PairsRollout(Settings):
-    """Learn from stored preferences: a .jsonl of {"prompt", "chosen", "rejected"}, image paths relative to it."""
+    """Learn from stored preferences: a table with columns prompt, chosen, rejected; file names relative to it."""
 
     kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
-    file: str = Field(description="the .jsonl file")
+    file: str = Field(description="a .jsonl, .csv or .parquet file, or hub:owner/name[:split]")
     prompts: int = Field(16, ge=1, description="pairs per step, over all processes")
 
 
@@ -260,10 +261,14 @@ class Evaluate(Settings):
 
 
 class Samples(Settings):
-    """Images on disk along the way, with the same prompts and seeds every time."""
+    """Pictures or clips on disk along the way, with the same prompts and seeds every time."""
 
     every: int = Field(10, ge=0, description="steps between sample grids; 0 = only before and after")
     count: int = Field(8, ge=0, description="samples in a grid; 0 = none")
+    clips: Literal["webp", "gif", "mp4"] = Field(
+        "webp", description="what clips are written as, each beside its middle frame as png"
+    )
+    fps: float = Field(16, gt=0, description="frames per second of written clips")
 
 
 class Checkpoint(Settings):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from align.errors import DataError
-from align.media import read_image
-from align.prompts import indices_at, json_object, read_prompts
+from align.inputs import encode, read_sample, take
+from align.prompts import PAIR, check_media, indices_at, read_pairs, read_prompts
 from align.rollout import Rollout, decode, draw, stochastic_steps
 from align.seeds import derive
 from generators.base import Generator
@@ -36,23 +36,36 @@ class Share:
 
 
 class OnlineSource:
-    """Samples drawn by the role in place when called."""
+    """Samples drawn by the role in place when called.
 
-    def __init__(self, config: Config, generator: Generator, share: Share, keep: bool) -> None:
+    Args:
+        keep: store the stochastic steps of the sampler.
+        wants: inputs of the prompts that the reward asks for.
+
+    Raises:
+        DataError: prompts that cannot be read, or come without what generator or reward need.
+    """
+
+    def __init__(
+        self, config: Config, generator: Generator, share: Share, keep: bool, wants: Sequence[str] = ()
+    ) -> None:
         assert config.rollout.kind == "online"
         self.settings: OnlineRollout = config.rollout
         self.prompts = read_prompts(config.prompts.train, config.prompts.limit)
         self.generator, self.share, self.keep, self.seed = generator, share, keep, config.seed
+        self.wants = wants
+        check_media(self.prompts, generator.inputs, generator.pipeline_class)
+        check_media(self.prompts, wants, "the reward")
 
     def __call__(self, step: int) -> Rollout:
         """The rollout of step ``step`` (from 0): ``prompts / world`` prompts with ``group`` samples each."""
         settings, generator = self.settings, self.generator
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local = self.share.of(settings.prompts)
-        texts = [self.prompts[chosen[i]] for i in local]
-        cond = generator.encode(texts)
+        asked = [self.prompts[chosen[i]] for i in local]
+        cond, inputs = encode(generator, asked, self.wants)
         group = torch.tensor(list(local)).repeat_interleave(settings.group)
-        row = torch.arange(len(texts)).repeat_interleave(settings.group)
+        row = torch.arange(len(asked)).repeat_interleave(settings.group)
         first = local.start * settings.group
         seeds = [derive(self.seed, "rollout", step, first + i) for i in range(len(row))]
         steps = stochastic_steps(settings.sampler, step, self.seed)
@@ -60,8 +73,9 @@ class OnlineSource:
         latents, path = draw(
             generator, cond[rows], seeds, settings.sampler, steps=steps, keep=self.keep, chunk=settings.chunk
         )
-        prompts = [text for text in texts for _ in range(settings.group)]
-        return Rollout(prompts, group, seeds, cond, row, latents, latents[:0], settings.sampler, path)
+        prompts = [asked[i].text for i in row.tolist()]
+        wanted = take({name: inputs[name] for name in self.wants}, row)
+        return Rollout(prompts, group, seeds, cond, row, latents, latents[:0], settings.sampler, path, inputs=wanted)
 
     def media(self, rollout: Rollout) -> Tensor:
         """Decoded media of the rollout, ``[N, ...]`` in [0, 1]."""
@@ -69,20 +83,22 @@ class OnlineSource:
 
 
 class PairSource:
-    """Stored pairs: a JSONL file with ``prompt``, ``chosen`` and ``rejected`` (image paths beside the file).
+    """Stored pairs: a table with ``prompt``, ``chosen`` and ``rejected`` (files of pictures, or of clips).
 
     A pair becomes a group of two with rewards 1 and 0.
 
     Raises:
-        DataError: names file, line and path of what is missing or unreadable, before any training.
+        DataError: names file, line and path of what is missing, before any training; of what is unreadable, when read.
     """
 
-    def __init__(self, config: Config, generator: Generator, share: Share, keep: bool = False) -> None:
+    def __init__(
+        self, config: Config, generator: Generator, share: Share, keep: bool = False, wants: Sequence[str] = ()
+    ) -> None:
         assert config.rollout.kind == "pairs"
         self.settings: PairsRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed
-        path = Path(self.settings.file)
-        self.pairs = read_pairs(path)
+        self.pairs = read_pairs(self.settings.file)
+        check_media(self.pairs, generator.inputs, generator.pipeline_class)
 
     def __call__(self, step: int) -> Rollout:
         """The pairs of step ``step`` as a rollout that already has its rewards."""
@@ -90,15 +106,16 @@ class PairSource:
         chosen = indices_at(step, settings.prompts, len(self.pairs), self.seed)
         local = self.share.of(settings.prompts)
         pairs = [self.pairs[chosen[i]] for i in local]
-        media = torch.stack([read_image(path, generator.size) for pair in pairs for path in pair[1:]])
-        media = media.to(generator.device)
+        frames = getattr(generator, "frames", None)
+        stored = [read_sample(pair, name, generator.size, frames) for pair in pairs for name in PAIR]
+        media = torch.stack(stored).to(generator.device)
         with torch.no_grad():
             latents = torch.cat([generator.encode_media(part) for part in media.split(64)])
-        cond = generator.encode([prompt for prompt, _, _ in pairs])
+        cond, _ = encode(generator, pairs)
         row = torch.arange(len(pairs)).repeat_interleave(2)
         group = torch.tensor(list(local)).repeat_interleave(2)
         seeds = [derive(self.seed, "pairs", step, 2 * local.start + i) for i in range(len(row))]
-        prompts = [pair[0] for pair in pairs for _ in range(2)]
+        prompts = [pair.text for pair in pairs for _ in PAIR]
         rollout = Rollout(prompts, group, seeds, cond, row, latents.float(), media)
         rollout.rewards = torch.tensor([1.0, 0.0]).repeat(len(pairs))
         return rollout
@@ -106,25 +123,3 @@ class PairSource:
     def media(self, rollout: Rollout) -> Tensor:
         """The stored media."""
         return rollout.media
-
-
-def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
-    """(prompt, chosen, rejected) of every line; every image is checked to exist."""
-    if not path.is_file():
-        raise DataError(f"pair file {path} does not exist")
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = json_object(line, path, number)
-        missing = [key for key in ("prompt", "chosen", "rejected") if not isinstance(row.get(key), str)]
-        if missing:
-            raise DataError(f"{path} line {number}: needs text under {', '.join(missing)}")
-        images = [path.parent / row[key] for key in ("chosen", "rejected")]
-        for image in images:
-            if not image.is_file():
-                raise DataError(f"{path} line {number}: image {image} does not exist")
-        pairs.append((row["prompt"], images[0], images[1]))
-    if not pairs:
-        raise DataError(f"pair file {path} holds no pairs")
-    return pairs

@@ -16,10 +16,10 @@ from torch import Tensor
 from align import advantages, checkpoint
 from align.build import build_generator, build_rewards, trainable
 from align.errors import TrainingError
-from align.evaluate import Evaluation, evaluate, save_grid
+from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.networks import Networks
 from align.progress import Progress
-from align.prompts import read_prompts
+from align.prompts import Prompt
 from align.roles import Roles, ema_decay
 from align.rollout import Rollout, diversity
 from align.run_folder import RunFolder, flatten
@@ -87,20 +87,21 @@ class Trainer:
         self.held_out, self.eval_rewards = self._evaluation()
         self.share = Share(accelerator.process_index, accelerator.num_processes)
         source = PairSource if config.rollout.kind == "pairs" else OnlineSource
-        self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory)
+        wants = wanted({"reward": self.reward} if self.reward else {})
+        self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
         self.phases = Phases()
         self.updates, self.seconds, self.skipped = 0, 0.0, 0
 
-    def _evaluation(self) -> tuple[list[str], dict[str, Reward]]:
+    def _evaluation(self) -> tuple[list[Prompt], dict[str, Reward]]:
         settings = self.config.evaluate
         if self.config.prompts.heldout is None:
             return [], {}
-        prompts = read_prompts(self.config.prompts.heldout, settings.prompts, settings.seed)
         other = {name: reward for name, reward in settings.rewards.items() if reward != self.config.reward}
         built = build_rewards(other, self.accelerator.device)
         rewards = {name: built.get(name, self.reward) for name in settings.rewards}
         trained = {"reward": self.reward} if self.reward else {}
-        return prompts, {**trained, **{name: reward for name, reward in rewards.items() if reward}}
+        known = {**trained, **{name: reward for name, reward in rewards.items() if reward}}
+        return held_out(self.config, self.generator, known), known
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Trainer:
         parts: dict[str, float] = {}
         if rollout.rewards is None:
             assert self.reward is not None
-            scores = self.reward(rollout.media, rollout.prompts, rollout.group)
+            scores = self.reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs)
             rollout.rewards = scores.values.detach().float().cpu()
             self._refuse_all_missing(scores.values, dict(scores.reasons))
             parts = {f"reward/{name}": self._mean(values) for name, values in scores.parts.items()}
@@ -246,22 +247,21 @@ class Trainer:
         if not full and not drawn:
             return
         began = time.perf_counter()
-        held_out = self.held_out if full else self.held_out[: config.samples.count]
-        result = self._evaluate(held_out)
+        result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
             row = {"event": "eval", "step": step, "role": self._eval_role, **result.row()}
             self._log(row)
             scores = "  ".join(f"{name} {value:.3f}" for name, value in row["scores"].items())
             progress.say(f"held-out, update {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
         if self.run.writes and config.samples.count:
-            save_grid(self.run.path / "samples" / f"step-{step:06d}", result, config.samples.count)
+            save_grid(self.run.path / "samples" / f"step-{step:06d}", result, config.samples)
         self.phases.take()
 
     @property
     def _eval_role(self) -> str:
         return "policy" if not self.config.train.ema else self.config.evaluate.role
 
-    def _evaluate(self, prompts: list[str]) -> Evaluation:
+    def _evaluate(self, prompts: list[Prompt]) -> Evaluation:
         each = -(-len(prompts) // self.share.world)
         mine = range(len(prompts))[self.share.rank * each : (self.share.rank + 1) * each]
         settings = self.config.evaluate
@@ -274,7 +274,7 @@ class Trainer:
             result.scores = {
                 name: torch.tensor(gather_object(values.tolist())) for name, values in result.scores.items()
             }
-            result.prompts = list(prompts)
+            result.prompts = [prompt.text for prompt in prompts]
         return result
 
     # -- keeping ------------------------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+INPUTS = ("image", "mask", "metadata")
+"""What a prompt may come with: the source picture ``[N, 3, H, W]``, its mask ``[N, 1, H, W]`` (1 = to be drawn anew),
+both float in [0, 1] at the size of the media, and N dicts of whatever else the prompt's row held."""
+
+
 class RewardError(RuntimeError):
     """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
 
@@ -51,7 +56,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Reward:
-    """A ready reward. ``reward(media, prompts, group)`` -> :class:`Scores`.
+    """A ready reward. ``reward(media, prompts, group, inputs)`` -> :class:`Scores`.
 
     Args:
         name: how it is called in logs and reports.
@@ -60,19 +65,30 @@ class Reward:
             the prompt each sample belongs to (only rewards that compare samples of one prompt look at it).
         range: (lowest, highest) raw value.
         differentiable: whether gradients flow from the values to the media.
+        wants: names of the :data:`INPUTS` the function is given besides, by keyword.
     """
 
     name: str
     function: Callable[..., Any]
     range: tuple[float, float] = (float("-inf"), float("inf"))
     differentiable: bool = False
+    wants: tuple[str, ...] = ()
 
-    def __call__(self, media: Tensor, prompts: Sequence[str], group: Tensor | None = None) -> Scores:
+    def __call__(
+        self,
+        media: Tensor,
+        prompts: Sequence[str],
+        group: Tensor | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> Scores:
         """Score N samples; checks shape, turns what raised or is not finite into NaN with a reason.
 
+        Args:
+            inputs: what the prompts came with, N of each; at least what :attr:`wants` names.
+
         Raises:
-            RewardError: the function returned something that is not N numbers.
+            RewardError: the function returned something that is not N numbers, or an input it wants is missing.
         """
         from rewards.checks import checked_scores
 
-        return checked_scores(self, media, list(prompts), group)
+        return checked_scores(self, media, list(prompts), group, inputs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from rewards.base import Reward, RewardError, RewardSettings
+from rewards.base import INPUTS, Reward, RewardError, RewardSettings
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class CallableReward(RewardSettings):
     """Your own code: a function, a class whose instances are called, or a subclass of RewardSettings.
 
-    It is called as ``fn(media, prompts)``, with ``group=`` if it has such an argument, and returns N numbers, a tensor
-    ``[N]`` or :class:`~rewards.base.Scores`. ``media`` is ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1].
+    It is called as ``fn(media, prompts)``, and returns N numbers, a tensor ``[N]`` or :class:`~rewards.base.Scores`.
+    ``media`` is ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1]. An argument called ``group``, ``image``,
+    ``mask`` or ``metadata`` (see :data:`~rewards.base.INPUTS`) is filled in by name.
     """
 
     kind: str = Field(pattern=r"^[^:]+(:.*)?:[A-Za-z_][\w.]*$", description="package.module:name or path/file.py:name")
@@ -47,14 +48,16 @@ class CallableReward(RewardSettings):
             call, options = found(**{**where, **self.options}), {}
         else:
             call, options = found, self.options
-        takes_group = "group" in self._signature(call).parameters
-        self._accepts(call, None, None, **options, **({"group": None} if takes_group else {}))
+        free = self._signature(call).parameters.keys() - options.keys()
+        takes_group, wants = "group" in free, tuple(name for name in INPUTS if name in free)
+        filled = dict.fromkeys([*wants, *(["group"] if takes_group else [])])
+        self._accepts(call, None, None, **options, **filled)
 
-        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Any:
-            return call(media, prompts, **options, **({"group": group} if takes_group else {}))
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Any:
+            return call(media, prompts, **options, **inputs, **({"group": group} if takes_group else {}))
 
-        name = self.kind.rsplit(":", 1)[1]
-        return Reward(name, function, range=self.range or (-math.inf, math.inf), differentiable=self.differentiable)
+        name, span = self.kind.rsplit(":", 1)[1], self.range or (-math.inf, math.inf)
+        return Reward(name, function, range=span, differentiable=self.differentiable, wants=wants)
 
     def _signature(self, call: Any) -> inspect.Signature:
         if not callable(call):

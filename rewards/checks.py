@@ -15,26 +15,35 @@ from rewards.base import Reward, RewardError, Scores
 logger = logging.getLogger(__name__)
 
 
-def checked_scores(reward: Reward, media: Tensor, prompts: list[str], group: Tensor | None = None) -> Scores:
+def checked_scores(
+    reward: Reward,
+    media: Tensor,
+    prompts: list[str],
+    group: Tensor | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Scores:
     """Call ``reward`` and make :class:`Scores` of what it returns or raises.
 
     Args:
         media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1].
         prompts: N of them.
         group: ``[N]`` prompt number of each sample, or None.
+        inputs: name -> N of what the prompts came with; the reward is given those it wants.
 
     Returns:
         values ``[N]`` float32, on the CPU without graph unless the reward is differentiable. NaN, with a reason each,
         where the reward gave NaN, infinity or None, and everywhere when it raised an exception.
 
     Raises:
-        RewardError: media or the returned scores have the wrong shape, or the reward itself raised RewardError.
+        RewardError: media or the returned scores have the wrong shape, a wanted input is missing, or the reward itself
+            raised RewardError.
     """
     _check_inputs(reward, media, prompts, group)
     count = len(prompts)
+    wanted = {name: _input(reward, inputs or {}, name, media, count) for name in reward.wants}
     try:
         with nullcontext() if reward.differentiable else torch.no_grad():
-            result = reward.function(media, prompts, group)
+            result = reward.function(media, prompts, group, **wanted)
     except RewardError:
         raise
     except Exception as error:
@@ -59,6 +68,16 @@ def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor 
     lengths = [len(media), len(prompts), *([] if group is None else [len(group)])]
     if len(set(lengths)) > 1:
         raise RewardError(f"reward {reward.name!r}: media, prompts and group should be equally many, got {lengths}")
+
+
+def _input(reward: Reward, inputs: Mapping[str, Any], name: str, media: Tensor, count: int) -> Any:
+    """What the prompts came with under ``name``, where the media are."""
+    if name not in inputs:
+        raise RewardError(f"reward {reward.name!r} needs {name!r} with every prompt; it was given none")
+    value = inputs[name]
+    if len(value) != count:
+        raise RewardError(f"reward {reward.name!r}: {count} prompts, but {len(value)} of {name!r}")
+    return value.to(media.device) if isinstance(value, Tensor) else value
 
 
 def _as_vector(reward: Reward, values: Any, count: int, what: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,13 +50,13 @@ class Mixture(RewardSettings):
                     f"mixture: {name!r} has no finite range; normalise it by group or batch, or not at all"
                 )
 
-        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
             groups = _numbers(prompts) if group is None else group.cpu()
             total = torch.zeros(len(prompts), device=media.device if differentiable else "cpu")
             reasons: dict[int, str] = {}
             raw: dict[str, Tensor] = {}
             for name, part in self.parts.items():
-                scores = ready[name](media, prompts, group)
+                scores = ready[name](media, prompts, group, inputs)
                 values = normalise(scores.values, part.normalise, ready[name].range, groups)
                 total = total + part.weight * (values if differentiable else values.detach()).to(total.device)
                 raw |= {name: scores.values, **{f"{name}/{key}": value for key, value in scores.parts.items()}}
@@ -67,7 +67,8 @@ class Mixture(RewardSettings):
         differentiable = all(reward.differentiable for reward in ready.values())
         limits = [_limits(part, ready[name].range) for name, part in self.parts.items()]
         lowest, highest = sum(low for low, _ in limits), sum(high for _, high in limits)
-        return Reward("mixture", function, range=(lowest, highest), differentiable=differentiable)
+        wants = tuple(dict.fromkeys(want for reward in ready.values() for want in reward.wants))
+        return Reward("mixture", function, (lowest, highest), differentiable, wants)
 
 
 def normalise(values: Tensor, how: str, span: tuple[float, float], groups: Tensor) -> Tensor:

@@ -33,7 +33,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(PAIRS)
     Path("prompts.txt").write_text("a red circle\n")
-    Path("pairs.jsonl").write_text("{}\n")
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}\n')
+    for name in ("a.png", "b.png"):
+        Path(name).touch()
     Path("pipeline").mkdir()
     Path("pipeline/model_index.json").write_text("{}")
     return tmp_path
@@ -141,6 +143,18 @@ def test_check_geometry_online_over_processes(folder, run, monkeypatch):
     assert "16 prompts x 12 samples = 192 samples per rollout; 6 x each = 1152 terms" in out
     assert "2 updates per rollout, in 2 chunks of 192 terms on 2 processes" in out
     assert "1920 network calls per rollout" in out
+
+
+def test_check_reads_pairs(folder, run):
+    Path("b.png").unlink()
+    code, _, err = run("check", "run.yaml")
+    assert code == 2
+    assert "rollout.file: pairs.jsonl line 1: no rejected b.png" in err
+    Path("b.png").touch()
+    code, _, err = run("check", "run.yaml", "generator.kind=flux_kontext")
+    assert code == 2
+    assert "rollout.file: pairs.jsonl line 1: generator flux_kontext needs 'image' with every prompt" in err
+    assert "prompts.train" not in err
 
 
 def test_check_finds_missing_files(folder, run):
@@ -330,9 +344,12 @@ def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
     assert run("sample", "run.yaml", *words, "--set", "evaluate.sampler.steps=3")[:2] == (0, "here\n")
     config, out, options = evaluated[-1]
     assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
-    assert options == {"prompts": ["a", "b"], "count": 2, "seed": 5, "lora": None}
+    assert [prompt.text for prompt in options.pop("prompts")] == ["a", "b"]
+    assert options == {"count": 2, "seed": 5, "lora": None}
     assert run("sample", str(run_folder), "--prompts-file", "prompts.txt")[0] == 0
-    assert evaluated[-1][2] == {"prompts": ["a red circle"], "count": 1, "seed": 0, "lora": run_folder / "lora"}
+    options = evaluated[-1][2]
+    assert [prompt.text for prompt in options.pop("prompts")] == ["a red circle"]
+    assert options == {"count": 1, "seed": 0, "lora": run_folder / "lora"}
 
 
 def test_sample_from_a_run_without_lora_does_not_draw_the_base_silently(run, run_folder, evaluated):

@@ -35,10 +35,10 @@ def test_score_prints_a_table_or_json(run, pictures, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     code, out, _ = run("score", *pictures, "--prompt", "grey", "--reward", REWARD)
     assert code == 0
-    assert out.splitlines()[0].split() == ["image", REWARD]
+    assert out.splitlines()[0].split() == ["file", REWARD]
     code, out, _ = run("score", *pictures, "--prompt", "a", "--prompt", "b", "--reward", REWARD, "--json")
     rows = json.loads(out)
-    assert [(row["image"], row["prompt"]) for row in rows] == [("a.png", "a"), ("b.png", "b")]
+    assert [(row["file"], row["prompt"]) for row in rows] == [("a.png", "a"), ("b.png", "b")]
     assert rows[0]["scores"][REWARD] == pytest.approx(128 / 255)
 
 
@@ -47,8 +47,8 @@ def test_score_refuses_bad_images_and_counts(run, pictures):
     for arguments, says in (
         (["gone.png", "--prompt", "a"], "no image gone.png"),
         (["broken.png", "--prompt", "a"], "broken.png is not an image"),
-        (["a.png", "b.png", "a.png", "--prompt", "a", "--prompt", "b"], "3 images and 2 prompts"),
-        (["a.png"], "1 images and 0 prompts"),
+        (["a.png", "b.png", "a.png", "--prompt", "a", "--prompt", "b"], "3 files and 2 prompts"),
+        (["a.png"], "1 files and 0 prompts"),
     ):
         code, _, err = run("score", *arguments, "--reward", "shapes")
         assert code == 2

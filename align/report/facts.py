@@ -59,12 +59,13 @@ def lora_snippet(run: Run) -> str | None:
     base = (
         f"weights({_quoted(generator.get('kind'))})" if embedded else _quoted(generator.get("path") or "the base model")
     )
+    result, field = ("clip", "frames") if run.samples and run.samples[0].clips else ("image", "images")
     return (
         "from diffusers import DiffusionPipeline\n"
         f"{EMBEDDED if embedded else ''}\n"
         f"pipeline = DiffusionPipeline.from_pretrained({base})\n"
         f"pipeline.load_lora_weights({_quoted(run.folder.resolve().name + '/lora')})\n"
-        f"image = pipeline({_quoted(run.samples[0].prompts[0] if run.samples else 'a prompt')}).images[0]"
+        f"{result} = pipeline({_quoted(run.samples[0].prompts[0] if run.samples else 'a prompt')}).{field}[0]"
     )
 
 

@@ -1,4 +1,4 @@
-"""Samples before, between and after, as images inside the page."""
+"""Samples before, between and after, as images inside the page; clips play as animated webp."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from align.errors import DataError
+from align.media import encode, fit, read_pixels
 from align.report.charts import MINUS
 from align.report.reading import Run, Samples
 
@@ -18,16 +21,19 @@ PAIR_SIDE, STRIP_SIDE = 384, 160
 MAX_PAIRS, MAX_STRIPS, MAX_VISITS = 24, 8, 8
 LARGE_PAIRS = 12
 """Pairs shown when images are too large to embed unchanged."""
+LARGE_CLIPS, CLIP_FRAMES = 6, 24
+"""The same for clips, and how many frames of a clip are embedded, evenly."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded image."""
+    """An embedded image; of a clip also its middle frame, for those who asked for less motion and for print."""
 
     uri: str
     width: int
     height: int
     crisp: bool
+    still: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ def gallery(run: Run) -> Gallery | None:
     first, last = visits[0], visits[-1]
     shared = [key for key in _keys(first) if key in set(_keys(last))]
     probe = embed(first.images[0], PAIR_SIDE)
-    shown = shared[: MAX_PAIRS if probe is None or probe.crisp else LARGE_PAIRS]
+    large = LARGE_CLIPS if first.clips else LARGE_PAIRS
+    shown = shared[: MAX_PAIRS if probe is None or probe.crisp else large]
     pairs = [_pair(first, last, key) for key in shown]
     between = _spread_out(visits)
     strips = [_strip(between, key) for key in shown[:MAX_STRIPS]] if len(between) > 2 else []
@@ -102,6 +109,18 @@ def embed(path: Path, side: int) -> Picture | None:
     return Picture(_uri(buffer.getvalue(), "webp"), *small.size, crisp=False)
 
 
+def embed_clip(path: Path, middle: Picture, fps: float) -> Picture:
+    """A clip at the size of its embedded middle frame; that frame alone where the clip cannot be read."""
+    try:
+        pixels = read_pixels(path)
+    except DataError:
+        return middle
+    every = -(-len(pixels) // CLIP_FRAMES) if pixels.ndim == 4 else 1
+    frames = fit(pixels[::every] if pixels.ndim == 4 else pixels, (middle.height, middle.width))
+    content = encode(np.ascontiguousarray(frames), ".webp", fps / every, quality=None if middle.crisp else 70)
+    return Picture(_uri(content, "webp"), middle.width, middle.height, middle.crisp, still=middle.uri)
+
+
 def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -120,9 +139,16 @@ def _image(visit: Samples, key: tuple[str, int], side: int) -> Picture | None:
     return None if row is None else embed(visit.images[row], side)
 
 
+def _playing(visit: Samples, key: tuple[str, int]) -> Picture | None:
+    """The picture of a pair, or its clip."""
+    row, picture = _row(visit, key), _image(visit, key, PAIR_SIDE)
+    clip = visit.clip(row) if row is not None else None
+    return picture if picture is None or clip is None else embed_clip(clip, picture, visit.fps)
+
+
 def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:
-    after = _image(last, key, PAIR_SIDE) if last.step != first.step else None
-    return Pair(*key, _image(first, key, PAIR_SIDE), after, _scores(first, last, key))
+    after = _playing(last, key) if last.step != first.step else None
+    return Pair(*key, _playing(first, key), after, _scores(first, last, key))
 
 
 def _scores(first: Samples, last: Samples, key: tuple[str, int]) -> list[Score]:

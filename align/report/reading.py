@@ -20,13 +20,25 @@ Curve = tuple[list[float], list[float | None]]
 
 @dataclass(frozen=True)
 class Samples:
-    """One visit to the fixed prompts and seeds, as ``align.grids.save_samples`` wrote it."""
+    """One visit to the fixed prompts and seeds, as ``align.grids.save_samples`` wrote it.
+
+    Args:
+        images: the pictures; of clips their middle frames.
+        clips: what the clips beside them end in; empty where there are none.
+        fps: frames per second of the clips.
+    """
 
     step: int
     prompts: list[str]
     seeds: list[int]
     scores: dict[str, list[float | None]]
     images: list[Path]
+    clips: str = ""
+    fps: float = 16
+
+    def clip(self, row: int) -> Path | None:
+        """The clip of a row, None where the samples are pictures."""
+        return self.images[row].with_suffix(f".{self.clips}") if self.clips else None
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,8 @@ def _read_samples(folder: Path) -> list[Samples]:
                 seeds=list(index.get("seeds") or range(len(prompts))),
                 scores={name: [number(value) for value in column] for name, column in scores.items()},
                 images=[path / f"{row:03d}.png" for row in range(len(prompts))],
+                clips=str(index.get("clips") or ""),
+                fps=number(index.get("fps")) or 16,
             )
         )
     return sorted(found, key=lambda samples: samples.step)
