@@ -174,8 +174,8 @@ class Generic(Generator):
         levels = [step.sigma for step in steps] + [steps[-1].next_sigma]
         if min(levels) < 0 or max(levels) > 1 + 1e-5:
             raise GeneratorError(
-                f"{type(self.pipeline.scheduler).__name__} has noise levels from {min(levels):.3g} to {max(levels):.3g}, a "
-                "flow's lie in [0, 1]; a flow-matching scheduler is needed, or an adapter"
+                f"{type(self.pipeline.scheduler).__name__} has noise levels from {min(levels):.3g} to "
+                f"{max(levels):.3g}, a flow's lie in [0, 1]; a flow-matching scheduler is needed, or an adapter"
             )
         state = steps[0].before.float()
         if (state.mean().abs() + (state.std() - 1).abs()) * state.numel() ** 0.5 > 10:
