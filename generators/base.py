@@ -101,7 +101,7 @@ class Generator(ABC):
         self.pipeline = pipeline
         self.options = options or Options()
         self._check_options()
-        self.backbone: nn.Module = pipeline.transformer
+        self.backbone: nn.Module = self.denoiser()
         self.network: Any = self.backbone
         self.size = self.options.size or self.native_size()
         self.network_calls = 0
@@ -122,6 +122,10 @@ class Generator(ABC):
             )
 
     # -- what differs from model to model -----------------------------------------------------------------------
+
+    def denoiser(self) -> nn.Module:
+        """The network that is trained."""
+        return self.pipeline.transformer
 
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels that the pipeline draws by default."""
@@ -207,7 +211,7 @@ class Generator(ABC):
         given = {name: value.to(self.device) for name, value in (inputs or {}).items() if name in self.inputs}
         for name in self.inputs:
             if name not in given:
-                raise GeneratorError(f"{self.pipeline_class} needs {name!r} with every prompt")
+                raise GeneratorError(f"{type(self.pipeline).__name__} needs {name!r} with every prompt")
             if given[name].shape[0] != len(prompts) or tuple(given[name].shape[-2:]) != tuple(self.size):
                 raise GeneratorError(
                     f"{name}: shape {tuple(given[name].shape)}, need {len(prompts)} of {self.size[0]} x {self.size[1]}"

@@ -17,6 +17,7 @@ import generators
 from generators.base import Generator, GeneratorError, Options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one
 HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling it unreachable
 
 
@@ -67,13 +68,19 @@ def load(
     folder = find(kind, path)
     index = _check(folder, cls)
     # a component saved as None is not taken as None by from_pretrained unless it is told again
-    absent: dict[str, Any] = {name: None for name in cls.optional if not any(index.get(name, ()))}
+    optional = index if cls.pipeline_class == ANY else cls.optional
+    absent: dict[str, Any] = {name: None for name in optional if _absent(index.get(name, [None]))}
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, **absent)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return cls(pipeline, options).to(device)
+
+
+def _absent(entry: Any) -> bool:
+    """Whether an entry of model_index.json stands for a component that is not there."""
+    return isinstance(entry, list) and not any(entry)
 
 
 def find(kind: str, path: str) -> Path:
@@ -124,7 +131,7 @@ def _check(folder: Path, cls: type[Generator]) -> dict[str, Any]:
         raise GeneratorError(f"{folder} is not a diffusers pipeline: it has no model_index.json") from None
     except json.JSONDecodeError as error:
         raise GeneratorError(f"{folder}/model_index.json is not JSON: {error}") from error
-    if index.get("_class_name") != cls.pipeline_class:
+    if cls.pipeline_class not in (index.get("_class_name"), ANY):
         known = ", ".join(f"{kind} ({adapter(kind).pipeline_class})" for kind in generators.kinds())
         raise GeneratorError(
             f"{folder} holds a {index.get('_class_name')}, this adapter reads {cls.pipeline_class}; adapters: {known}"

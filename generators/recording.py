@@ -1,0 +1,132 @@
+"""What a diffusers pipeline does when it draws: every network call and every scheduler step, as they happen.
+
+The pipeline's own code runs unmodified. Its scheduler is replaced by a copy whose ``step`` also writes things down, and
+its denoiser carries hooks; both are taken off again, whatever happens.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from generators.errors import GeneratorError
+
+DENOISERS = ("transformer", "unet", "transformer_2")  # components that may be called once a step
+
+
+@dataclass
+class Call:
+    """One call of the denoiser: every argument by its name, and the first tensor it gave back."""
+
+    arguments: dict[str, Any]
+    output: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """One scheduler step: velocity as the scheduler got it, state before and after, noise levels before and after."""
+
+    calls: list[Call]
+    output: Tensor
+    before: Tensor
+    after: Tensor
+    sigma: float
+    next_sigma: float
+
+
+@dataclass
+class Tape:
+    """A run of a pipeline: its steps, the times of its grid."""
+
+    steps: list[Step] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    sigmas: Tensor | None = None
+
+
+class LeaveError(Exception):
+    """Raised inside a pipeline to leave it once all that was wanted is known."""
+
+
+def denoiser(pipeline: Any) -> tuple[str, nn.Module]:
+    """Name and module of the network a pipeline calls at every step.
+
+    Raises:
+        GeneratorError: it has none of :data:`DENOISERS`, or two that share the work.
+    """
+    found = {name: part for name in DENOISERS if isinstance(part := getattr(pipeline, name, None), nn.Module)}
+    if not found:
+        raise GeneratorError(f"{type(pipeline).__name__} has none of {', '.join(DENOISERS)}: no network to train")
+    if len(found) > 1:
+        raise GeneratorError(
+            f"{type(pipeline).__name__} draws with {' and '.join(found)}: experts by time need an adapter of their own"
+        )
+    return next(iter(found.items()))
+
+
+@contextmanager
+def recording(
+    pipeline: Any,
+    *,
+    stop_after: int | None = None,
+    forced: Tensor | None = None,
+    stub: Callable[[dict[str, Any]], Tensor] | None = None,
+) -> Iterator[Tape]:
+    """Writes down what ``pipeline`` does inside the block.
+
+    Raises GeneratorError for a scheduler without noise levels.
+
+    Args:
+        stop_after: leave the pipeline at this network call, before it is made.
+        forced: what every scheduler step answers instead of its own result.
+        stub: answers in the network's place, given the arguments by name.
+    """
+    network = denoiser(pipeline)[1]
+    tape, original, forward = Tape(), pipeline.scheduler, network.forward
+    bind = inspect.signature(forward)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = Call(dict(bind.bind(*args, **kwargs).arguments))
+        made.arguments.update(made.arguments.pop("kwargs", {}))
+        tape.calls.append(made)
+        if stop_after is not None and len(tape.calls) >= stop_after:
+            raise LeaveError
+        out = Transformer2DModelOutput(stub(made.arguments)) if stub else forward(*args, **kwargs)
+        made.output = out[0]
+        return out
+
+    scheduler = copy.deepcopy(original)
+    step = scheduler.step
+
+    def stepped(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        index = len(tape.steps)
+        if not hasattr(scheduler, "sigmas"):
+            raise GeneratorError(
+                f"{type(scheduler).__name__} counts no noise levels: a flow-matching scheduler is needed"
+            )
+        tape.sigmas = scheduler.sigmas.detach().float().cpu().clone()
+        out = step(model_output, timestep, sample, *args, **kwargs)
+        after = out[0] if isinstance(out, tuple) else out.prev_sample
+        done = sum(len(s.calls) for s in tape.steps)
+        sigma, following = (float(tape.sigmas[i]) for i in (index, index + 1))
+        tape.steps.append(Step(tape.calls[done:], model_output, sample, after, sigma, following))
+        if forced is None:
+            return out
+        return (forced.to(after.dtype),) if isinstance(out, tuple) else type(out)(prev_sample=forced.to(after.dtype))
+
+    scheduler.step = stepped
+    network.forward = call  # type: ignore[method-assign]
+    pipeline.scheduler = scheduler
+    try:
+        yield tape
+    except LeaveError:
+        pass
+    finally:
+        pipeline.scheduler = original
+        del network.forward

@@ -1,0 +1,113 @@
+"""A pipeline without an adapter is understood by watching it, or refused with what was tried."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import tiny_image
+import torch
+from adapter_cases import CASES, PROMPTS, Case
+from diffusers import DDIMScheduler, HeunDiscreteScheduler
+
+from align import samplers
+from align.lora import add_lora
+from generators.base import GeneratorError, Options
+from generators.generic import Generic
+from generators.load import adapter
+
+STEPS = 3
+WATCHED = ("flux-dev-wide", "flux-dev-true-cfg", "flux-kontext", "flux-fill", "qwen-image", "wan21-cfg")
+CHOSEN = [case for case in CASES if case.name in WATCHED]
+each = pytest.mark.parametrize("case", CHOSEN, ids=[case.name for case in CHOSEN])
+
+
+def drawn(generator, case, noise):
+    """Latents after our deterministic sampler."""
+    cond = generator.encode(PROMPTS, case.inputs)
+    with torch.no_grad():
+        velocity = lambda x, t: generator.velocity(x, t, cond, case.guidance)  # noqa: E731
+        return samplers.sample(velocity, noise, generator.times(STEPS), kind="ode")[0]
+
+
+def test_every_watched_case_is_there():
+    assert len(CHOSEN) == len(WATCHED)
+
+
+@each
+def test_equals_the_adapter_somebody_wrote(case: Case):
+    """The adapters equal the pipelines' own calls (test_adapters); both see the same noise, packed or not."""
+    if case.name == "flux-kontext":  # its picture is optional: watched as text to image, it is FLUX
+        case = next(c for c in CASES if c.name == "flux-dev")
+    written, watched = adapter(case.kind)(case.build(), case.options), Generic(case.build(), case.options)
+    noise = written.noise([3, 4])
+    theirs = written.decode(drawn(written, case, noise))
+    ours = watched.decode(drawn(watched, case, case.latents(written, noise)))
+    assert watched.size == written.size
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_gradients_flow_through_velocity_and_decoder():
+    generator = Generic(tiny_image.flux(), Options(size=(64, 64)))
+    parameters = add_lora(generator, 4, 4)
+    x, t = generator.noise([1, 2]).requires_grad_(), torch.tensor([0.4, 0.9])
+    media = generator.decode(x - generator.velocity(x, t, generator.encode(PROMPTS)))
+    media.square().mean().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().sum()) > 0
+    assert sum(float(value.grad.abs().sum()) for _, value in parameters if value.grad is not None) > 0
+
+
+def test_the_pipeline_is_left_as_it_was():
+    pipeline = tiny_image.flux()
+    scheduler = pipeline.scheduler
+    Generic(pipeline, Options(size=(64, 64)))
+    assert pipeline.scheduler is scheduler
+    assert "forward" not in vars(pipeline.transformer)
+    assert "step" not in vars(scheduler)
+
+
+def test_a_scheduler_of_no_flow_is_refused():
+    pipeline = tiny.sd3_pipeline()
+    pipeline.scheduler = DDIMScheduler()
+    with pytest.raises(GeneratorError, match="DDIMScheduler counts no noise levels"):
+        Generic(pipeline, Options(size=(64, 64)))
+    pipeline.scheduler = HeunDiscreteScheduler()
+    with pytest.raises(GeneratorError, match=r"HeunDiscreteScheduler has noise levels from 0 to"):
+        Generic(pipeline, Options(size=(64, 64)))
+
+
+def test_an_argument_it_cannot_read_is_named():
+    """Z-Image gives its network a list of pictures."""
+    case = next(c for c in CASES if c.kind == "z_image")
+    with pytest.raises(GeneratorError, match="argument x changes from step to step"):
+        Generic(case.build(), case.options)
+
+
+def test_a_velocity_it_does_not_reproduce_is_refused(monkeypatch):
+    """Noise inside the network: no replay can equal it."""
+    pipeline = tiny_image.flux()
+    pipeline.transformer.proj_out.register_forward_hook(lambda m, a, out: out + torch.randn_like(out))
+    with pytest.raises(GeneratorError, match="replaying step 0 gives another velocity"):
+        Generic(pipeline, Options(size=(64, 64)))
+
+
+def test_guidance_it_cannot_combine_is_refused_and_one_works():
+    """Qwen-Image rescales its guided velocity; we say so instead of guessing."""
+    case = next(c for c in CASES if c.name == "qwen-image-cfg")
+    generator = Generic(case.build(), case.options)
+    x, cond = generator.noise([0]), generator.encode(PROMPTS[:1])
+    with pytest.raises(GeneratorError, match="guidance: no two of the outputs"):
+        generator.velocity(x, torch.tensor(0.5), cond, 4.0)
+    with torch.no_grad():
+        assert generator.velocity(x, torch.tensor(0.5), cond).shape == x.shape
+
+
+def test_options_the_pipeline_does_not_take_are_refused():
+    with pytest.raises(GeneratorError, match=r"generator.frames: FluxPipeline takes no num_frames"):
+        Generic(tiny_image.flux(), Options(size=(64, 64), frames=9))
+
+
+def test_two_experts_need_an_adapter():
+    case = next(c for c in CASES if c.name == "wan22-two-experts")
+    with pytest.raises(GeneratorError, match="transformer and transformer_2"):
+        Generic(case.build(), case.options)
