@@ -124,8 +124,9 @@ def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
     generator.backbone.requires_grad_(False)
     tensors = load_file(file)
     for name, value in generator.backbone.named_parameters():
-        if f".{ADAPTER}." in name:  # diffusers rounds them to the base's dtype, which may be bfloat16
-            value.data = tensors[PREFIX + name.replace(f".{ADAPTER}.", ".")].to(value.device, torch.float32)
+        key = PREFIX + name.replace(f".{ADAPTER}.", ".")
+        if f".{ADAPTER}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
+            value.data = tensors[key].to(value.device, torch.float32)  # rounded to the base's dtype until now
 
 
 def _linear(generator: Generator) -> dict[str, tuple[int, ...]]:

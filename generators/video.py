@@ -15,7 +15,7 @@ class VideoGenerator(Generator):
     """
 
     accepts = ("size", "frames", "text_length", "negative_prompt")
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     native_frames = 81
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:

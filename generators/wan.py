@@ -20,7 +20,7 @@ class Wan(VideoGenerator):
     """
 
     pipeline_class = "WanPipeline"
-    optional = ("transformer_2",)
+    optional: tuple[str, ...] = ("transformer_2",)
 
     def native_size(self) -> tuple[int, int]:
         return 480, 832
@@ -53,11 +53,16 @@ class Wan(VideoGenerator):
     def _call(self, network: object, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         assert callable(network)
         return network(
-            hidden_states=x.to(self.dtype),
+            hidden_states=self.seen(x, cond).to(self.dtype),
             timestep=self.timestep(x, t),
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
+            encoder_hidden_states_image=cond.tensors.get("features"),
             return_dict=False,
         )[0]
+
+    def seen(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """What the network sees of the clip: its latents, and whatever stands beside them, ``[N, ..., F', H', W']``."""
+        return x
 
     def timestep(self, x: Tensor, t: Tensor) -> Tensor:
         """``[N]``, or for 2.2's one-expert model ``[N, tokens]``."""

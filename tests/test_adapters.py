@@ -10,7 +10,10 @@ import tiny_image
 import tiny_run
 import tiny_video
 import torch
-from adapter_cases import CASES, PROMPTS, Case
+from adapter_cases import CASES as IMAGE_CASES
+from adapter_cases import PROMPTS, Case
+from adapter_cases_video import CASES as VIDEO_CASES
+from diffusers.utils import numpy_to_pil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
 STEPS = 3
+CASES = IMAGE_CASES + VIDEO_CASES
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -32,8 +36,10 @@ def generator_of(case: Case) -> Generator:
 def ours(case: Case, generator: Generator, noise: Tensor) -> Tensor:
     """Latents after our deterministic sampler."""
     cond = generator.encode(PROMPTS, case.inputs)
-    with torch.no_grad():
-        return draw(generator, cond, noise, case.guidance)
+    rows = torch.arange(len(noise))
+    with torch.no_grad():  # in the pipeline's batches: the last bits of a matrix product depend on them
+        parts = [draw(generator, cond[i], noise[i], case.guidance) for i in rows.split(1 if case.one_by_one else 2)]
+    return torch.cat(parts)
 
 
 def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: float) -> Tensor:
@@ -45,16 +51,28 @@ def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: floa
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
     """Media ``[N, (F,) 3, H, W]`` of the untouched pipeline's own call."""
+    latents = case.latents(generator, noise)
+    if case.one_by_one:
+        rows = []
+        for i, prompt in enumerate(PROMPTS):
+            given = {name: numpy_to_pil(value[i].permute(1, 2, 0).numpy())[0] for name, value in case.inputs.items()}
+            rows.append(call(case, pipeline, generator, [prompt], latents[i : i + 1], given))
+        return torch.cat(rows)
+    return call(case, pipeline, generator, list(PROMPTS), latents, case.inputs)  # Z-Image writes into its list
 
-    told = case.call | {{"mask": "mask_image"}.get(name, name): value for name, value in case.inputs.items()}
+
+def call(
+    case: Case, pipeline: Any, generator: Generator, prompts: list[str], latents: Tensor, inputs: dict[str, Any]
+) -> Tensor:
+    told = case.call | {{"mask": "mask_image"}.get(name, name): value for name, value in inputs.items()}
     height, width = generator.size
     frames = {"num_frames": generator.frames} if hasattr(generator, "frames") else {}
     return pipeline(
-        prompt=list(PROMPTS),  # Z-Image writes into the list it is given
+        prompt=prompts,
         height=height,
         width=width,
         num_inference_steps=STEPS,
-        latents=case.latents(generator, noise),
+        latents=latents,
         output_type="pt",
         return_dict=False,
         **frames,

@@ -26,16 +26,16 @@ def umt5_encoder(tokenizer: Any, width: int = 32) -> Any:
     return UMT5EncoderModel(config).eval()
 
 
-def wan_transformer() -> Any:
-    """Two-layer Wan network."""
+def wan_transformer(channels: int = 16, beside: int = 0, image_dim: int | None = None) -> Any:
+    """Two-layer Wan network; ``beside`` channels are read and not drawn, ``image_dim`` is that of CLIP features."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
+        in_channels=channels + beside,
+        out_channels=channels,
         text_dim=32,
         freq_dim=32,
         ffn_dim=32,
@@ -43,27 +43,86 @@ def wan_transformer() -> Any:
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=32,
+        image_dim=image_dim,
+        added_kv_proj_dim=None if image_dim is None else 24,
     ).eval()
 
 
-def wan(experts: int = 1, expand_timesteps: bool = False) -> Any:
+def wan_vae(high_compression: bool = False) -> Any:
+    """Wan's VAE with 4-channel blocks: 2.1's, or the 16 times smaller one of 2.2's one-expert model."""
+    from diffusers import AutoencoderKLWan
+
+    small = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    if not high_compression:
+        return AutoencoderKLWan(z_dim=16, **small).eval()
+    return AutoencoderKLWan(
+        z_dim=48,
+        decoder_base_dim=4,
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        scale_factor_spatial=16,
+        latents_mean=[0.02 * i - 0.4 for i in range(48)],
+        latents_std=[0.5 + 0.01 * i for i in range(48)],
+        **small,
+    ).eval()
+
+
+def wan(experts: int = 1, expand_timesteps: bool = False, high_compression: bool = False) -> Any:
     """``WanPipeline`` of 2.1, of 2.2 with two experts, or of 2.2 with times per token."""
     import diffusers
 
+    channels = 48 if high_compression else 16
+
     def build() -> Any:
         tokenizer = tiny.t5_tokenizer()
-        vae = diffusers.AutoencoderKLWan(
-            base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-        )
         return diffusers.WanPipeline(
-            transformer=wan_transformer(),
-            transformer_2=wan_transformer() if experts == 2 else None,
+            transformer=wan_transformer(channels),
+            transformer_2=wan_transformer(channels) if experts == 2 else None,
             boundary_ratio=0.9 if experts == 2 else None,
             expand_timesteps=expand_timesteps,
-            vae=vae.eval(),
+            vae=wan_vae(high_compression),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
             tokenizer=tokenizer,
             text_encoder=umt5_encoder(tokenizer),
+        )
+
+    return seeded(build)
+
+
+def clip_vision() -> tuple[Any, Any]:
+    """Three-layer CLIP vision model of width 32 and its picture processor."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=16
+    )
+    side = {"height": 32, "width": 32}
+    return CLIPVisionModel(config).eval(), CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side)
+
+
+def wan_i2v(experts: int = 1, first_frame: bool = False) -> Any:
+    """``WanImageToVideoPipeline``: 2.1 with CLIP features, 2.2 with two experts, or 2.2 with the picture as frame."""
+    import diffusers
+
+    channels, beside = (48, 0) if first_frame else (16, 20)
+    image_dim = 32 if experts == 1 and not first_frame else None
+
+    def build() -> Any:
+        tokenizer = tiny.t5_tokenizer()
+        encoder, processor = clip_vision() if image_dim else (None, None)
+        return diffusers.WanImageToVideoPipeline(
+            transformer=wan_transformer(channels, beside, image_dim),
+            transformer_2=wan_transformer(channels, beside) if experts == 2 else None,
+            boundary_ratio=0.9 if experts == 2 else None,
+            expand_timesteps=first_frame,
+            vae=wan_vae(first_frame),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            tokenizer=tokenizer,
+            text_encoder=umt5_encoder(tokenizer),
+            image_encoder=encoder,
+            image_processor=processor,
         )
 
     return seeded(build)

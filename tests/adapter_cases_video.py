@@ -1,0 +1,47 @@
+"""The video adapters' parity cases, see :mod:`adapter_cases`."""
+
+from __future__ import annotations
+
+import tiny_video
+from adapter_cases import Case, pictures
+
+from generators.base import Options
+
+CLIP = Options(size=(32, 48), frames=9, text_length=40)
+WIDE = Options(size=(32, 64), frames=5)
+SQUARE = Options(size=(64, 64), frames=5)
+
+
+def bytes_of(height: int, width: int) -> dict:
+    """Two smooth pictures that a file can hold exactly."""
+    return {"image": (pictures(3)[..., :height, :width] * 255).round() / 255}
+
+
+CASES = [
+    Case(
+        "wan22-ti2v", "wan", lambda: tiny_video.wan(expand_timesteps=True, high_compression=True), guidance=3.0,
+        call={"guidance_scale": 3.0, "max_sequence_length": 512}, options=WIDE,
+    ),
+    Case(
+        "wan21-i2v", "wan_i2v", tiny_video.wan_i2v, call={"guidance_scale": 1.0}, one_by_one=True,
+        inputs=bytes_of(32, 48), options=Options(size=(32, 48), frames=9),
+    ),
+    Case(
+        "wan21-i2v-cfg", "wan_i2v", tiny_video.wan_i2v, guidance=5.0, one_by_one=True, inputs=bytes_of(32, 64),
+        call={"guidance_scale": 5.0, "negative_prompt": "blurry"},
+        options=Options(size=(32, 64), frames=5, negative_prompt="blurry"),
+    ),
+    Case(
+        "wan22-i2v-two-experts", "wan_i2v", lambda: tiny_video.wan_i2v(2), guidance=3.0, one_by_one=True,
+        call={"guidance_scale": 3.0, "max_sequence_length": 40}, inputs=bytes_of(32, 48), options=CLIP,
+    ),
+    Case(
+        "wan22-i2v-first-frame", "wan_i2v", lambda: tiny_video.wan_i2v(first_frame=True), one_by_one=True,
+        call={"guidance_scale": 1.0}, inputs=bytes_of(32, 64), options=WIDE,
+    ),
+    Case(
+        "wan22-i2v-first-frame-cfg", "wan_i2v", lambda: tiny_video.wan_i2v(first_frame=True), guidance=4.0,
+        one_by_one=True, call={"guidance_scale": 4.0}, inputs=bytes_of(64, 64),
+        options=Options(size=(64, 64), frames=9),
+    ),
+]  # fmt: skip

@@ -1,0 +1,72 @@
+"""What single video adapters promise beyond the checks that all of them share."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_video
+import torch
+from adapter_cases import PROMPTS
+from adapter_cases_video import bytes_of
+
+from align import samplers
+from align.lora import add_lora, load_lora, save_lora
+from generators.base import Generator, GeneratorError, Options
+from generators.load import adapter
+
+# -- Wan, image to video ------------------------------------------------------------------------------------------
+
+SMALL = Options(size=(32, 64), frames=5)
+PICTURES = bytes_of(32, 64)
+
+
+def first_frame() -> Generator:
+    return adapter("wan_i2v")(tiny_video.wan_i2v(first_frame=True), SMALL)
+
+
+@pytest.mark.parametrize("kind", samplers.KINDS)
+def test_every_sampler_ends_on_the_picture(kind):
+    """All kinds of stochastic step, and none in the last: some add noise there that nothing removes."""
+    generator = first_frame()
+    cond = generator.encode(PROMPTS, PICTURES)
+    times = generator.times(4)
+    noise = generator.noise([1, 2])
+    with torch.no_grad():
+        x, _ = samplers.sample(
+            lambda x, t: generator.velocity(x, t, cond), noise, times, kind=kind,
+            level=0.0 if kind in ("ode", "dpm2") else 0.7, steps=() if kind in ("ode", "dpm2") else (0, 1, 2),
+            noise=lambda step: generator.noise([10 + step, 20 + step]),
+        )  # fmt: skip
+    torch.testing.assert_close(x[:, :, :1], cond.tensors["first"], atol=1e-5, rtol=0)
+    assert (x[:, :, 1:] - noise[:, :, 1:]).abs().max() > 0.05
+
+
+def test_the_forward_process_agrees_on_the_pictures_frame():
+    """``v = eps - x0`` there for any clip that begins with the picture, at any time: nothing to learn, no loss."""
+    generator = first_frame()
+    cond = generator.encode(PROMPTS, PICTURES)
+    x0, eps, t = generator.noise([3, 4]), generator.noise([5, 6]), torch.tensor([0.3, 0.8])
+    x0[:, :, :1] = cond.tensors["first"]
+    x = (1 - t.view(-1, 1, 1, 1, 1)) * x0 + t.view(-1, 1, 1, 1, 1) * eps
+    with torch.no_grad():
+        v = generator.velocity(x, t, cond)
+    torch.testing.assert_close(v[:, :, :1], (eps - x0)[:, :, :1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_text_that_would_be_taken_for_the_picture_is_refused():
+    with pytest.raises(GeneratorError, match=r"generator\.text_length 40: .* reads exactly 512 tokens"):
+        adapter("wan_i2v")(tiny_video.wan_i2v(), Options(size=(32, 64), frames=5, text_length=40))
+
+
+def test_a_lora_without_the_pictures_branch_loads(tmp_path):
+    """diffusers adds zeros to it, for LoRA of text to video; ours reads it to the same values."""
+    trained, fresh = (adapter("wan_i2v")(tiny_video.wan_i2v(), SMALL) for _ in range(2))
+    for _, value in add_lora(trained, 4, 8, targets=["to_q", "to_k"]):
+        value.data += 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    save_lora(trained, tmp_path)
+    cond, noise = trained.encode(PROMPTS, PICTURES), trained.noise([1, 2])
+    with torch.no_grad():
+        base = fresh.velocity(noise, torch.tensor(0.7), cond)
+        load_lora(fresh, tmp_path)
+        ours, theirs = (one.velocity(noise, torch.tensor(0.7), cond) for one in (trained, fresh))
+    assert (ours - base).abs().max() > 1e-3
+    torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=0)
