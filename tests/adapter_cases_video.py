@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tiny_hunyuan
 import tiny_video
 from adapter_cases import Case, pictures
 
@@ -9,7 +10,6 @@ from generators.base import Options
 
 CLIP = Options(size=(32, 48), frames=9, text_length=40)
 WIDE = Options(size=(32, 64), frames=5)
-SQUARE = Options(size=(64, 64), frames=5)
 
 
 def bytes_of(height: int, width: int) -> dict:
@@ -43,5 +43,23 @@ CASES = [
         "wan22-i2v-first-frame-cfg", "wan_i2v", lambda: tiny_video.wan_i2v(first_frame=True), guidance=4.0,
         one_by_one=True, call={"guidance_scale": 4.0}, inputs=bytes_of(64, 64),
         options=Options(size=(64, 64), frames=9),
+    ),
+    Case(
+        "hunyuan-video", "hunyuan_video", tiny_hunyuan.hunyuan_video, call={"guidance_scale": 6.0},
+        options=Options(size=(32, 48), frames=9),
+    ),
+    Case(
+        "hunyuan-video-told", "hunyuan_video", tiny_hunyuan.hunyuan_video, options=Options(
+            size=(32, 64), frames=5, embedded_guidance=2.0, text_length=80
+        ), call={"guidance_scale": 2.0, "max_sequence_length": 80},
+    ),
+    Case(
+        "hunyuan-video-true-cfg", "hunyuan_video", tiny_hunyuan.hunyuan_video, guidance=3.0,
+        call={"guidance_scale": 6.0, "true_cfg_scale": 3.0, "negative_prompt": ["blurry", "blurry"]},
+        options=Options(size=(32, 32), frames=5, negative_prompt="blurry"),
+    ),
+    Case(
+        "hunyuan-video-cfg", "hunyuan_video", lambda: tiny_hunyuan.hunyuan_video(guidance_embeds=False), guidance=4.0,
+        call={"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}, options=WIDE,
     ),
 ]  # fmt: skip
