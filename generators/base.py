@@ -64,6 +64,8 @@ class Options:
         text_length: tokens of the prompt the network reads (``max_sequence_length``).
         embedded_guidance: the guidance scale a distilled network takes as an input (FLUX dev, HunyuanVideo).
         negative_prompt: what classifier-free guidance leads away from.
+        guidance_rescale: share in [0, 1] by which guided velocities are drawn back to the conditional's spread.
+        frame_rate: frames a second the network is told.
     """
 
     size: tuple[int, int] | None = None
@@ -71,6 +73,8 @@ class Options:
     text_length: int | None = None
     embedded_guidance: float | None = None
     negative_prompt: str = ""
+    guidance_rescale: float = 0.0
+    frame_rate: int | None = None
 
 
 class Generator(ABC):

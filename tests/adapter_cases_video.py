@@ -5,8 +5,15 @@ from __future__ import annotations
 import tiny_hunyuan
 import tiny_video
 from adapter_cases import Case, pictures
+from torch import Tensor
 
-from generators.base import Options
+from generators.base import Generator, Options
+
+
+def tokens(generator: Generator, noise: Tensor) -> Tensor:
+    """Latents as one token each."""
+    return noise.flatten(2).transpose(1, 2)
+
 
 CLIP = Options(size=(32, 48), frames=9, text_length=40)
 WIDE = Options(size=(32, 64), frames=5)
@@ -61,5 +68,21 @@ CASES = [
     Case(
         "hunyuan-video-cfg", "hunyuan_video", lambda: tiny_hunyuan.hunyuan_video(guidance_embeds=False), guidance=4.0,
         call={"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}, options=WIDE,
+    ),
+    Case(
+        "ltx", "ltx", tiny_video.ltx, call={"guidance_scale": 1.0}, latents=tokens,
+        options=Options(size=(32, 64), frames=17),
+    ),
+    Case(
+        "ltx-cfg", "ltx", tiny_video.ltx, guidance=3.0, latents=tokens, options=Options(
+            size=(64, 64), frames=9, text_length=40, negative_prompt="blurry", frame_rate=8
+        ), call={
+            "guidance_scale": 3.0, "max_sequence_length": 40, "negative_prompt": ["blurry", "blurry"], "frame_rate": 8
+        },
+    ),
+    Case(
+        "ltx-cfg-rescaled", "ltx", lambda: tiny_video.ltx(told_time=True), guidance=4.0, latents=tokens,
+        call={"guidance_scale": 4.0, "guidance_rescale": 0.7},
+        options=Options(size=(64, 64), frames=9, guidance_rescale=0.7),
     ),
 ]  # fmt: skip

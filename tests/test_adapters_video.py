@@ -70,3 +70,21 @@ def test_a_lora_without_the_pictures_branch_loads(tmp_path):
         ours, theirs = (one.velocity(noise, torch.tensor(0.7), cond) for one in (trained, fresh))
     assert (ours - base).abs().max() > 1e-3
     torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=0)
+
+
+# -- LTX ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_that_adds_noise_adds_the_same_to_every_clip():
+    generator = adapter("ltx")(tiny_video.ltx(told_time=True), Options(size=(32, 64), frames=9))
+    latents = generator.noise([1, 2])
+    with torch.no_grad():
+        silent = generator.decode(latents)
+        for name, value in generator.pipeline.vae.named_parameters():
+            if name.endswith("per_channel_scale1"):
+                value.fill_(0.5)
+        state = torch.get_rng_state()
+        both, second = generator.decode(latents), generator.decode(latents[1:])
+    assert (both - silent).abs().max() > 1e-3
+    assert torch.equal(both[1:], second)
+    assert torch.equal(torch.get_rng_state(), state)

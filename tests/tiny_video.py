@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
+import torch
 from tiny_image import seeded
 
 
@@ -124,5 +125,45 @@ def wan_i2v(experts: int = 1, first_frame: bool = False) -> Any:
             image_encoder=encoder,
             image_processor=processor,
         )
+
+    return seeded(build)
+
+
+def ltx(told_time: bool = False) -> Any:
+    """``LTXPipeline``, with the VAE of the first version or one that is told a time."""
+    import diffusers
+
+    def build() -> Any:
+        tokenizer = tiny.t5_tokenizer()
+        transformer = diffusers.LTXVideoTransformer3DModel(
+            in_channels=16,
+            out_channels=16,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            num_layers=2,
+            caption_channels=64,
+        )
+        vae = diffusers.AutoencoderKLLTXVideo(
+            latent_channels=16,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1),
+            decoder_inject_noise=(told_time, told_time, False, False, False),
+            timestep_conditioning=told_time,
+        )
+        vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+        vae.latents_std.copy_(torch.linspace(0.5, 2.0, 16))
+        return diffusers.LTXPipeline(
+            transformer=transformer.eval(),
+            vae=vae.eval(),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+                shift=1.0, use_dynamic_shifting=True, max_shift=2.05, base_shift=0.95, base_image_seq_len=16,
+                max_image_seq_len=64, shift_terminal=0.1,
+            ),
+            tokenizer=tokenizer,
+            text_encoder=tiny.t5_encoder(tokenizer),
+        )  # fmt: skip
 
     return seeded(build)
