@@ -85,4 +85,16 @@ CASES = [
         call={"guidance_scale": 4.0, "guidance_rescale": 0.7},
         options=Options(size=(64, 64), frames=9, guidance_rescale=0.7),
     ),
+    Case(
+        "mochi", "mochi", tiny_video.mochi, call={"guidance_scale": 1.0}, options=Options(size=(32, 48), frames=13),
+    ),
+    Case(
+        "mochi-cfg", "mochi", tiny_video.mochi, guidance=4.5, call={
+            "guidance_scale": 4.5, "max_sequence_length": 60, "negative_prompt": ["blurry", "blurry"]
+        }, options=Options(size=(64, 48), frames=7, text_length=60, negative_prompt="blurry"),
+    ),
+    Case(
+        "mochi-cfg-blank", "mochi", lambda: tiny_video.mochi(blank_empty=True), guidance=3.0,
+        call={"guidance_scale": 3.0}, options=Options(size=(32, 32), frames=7),
+    ),
 ]  # fmt: skip

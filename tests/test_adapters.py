@@ -184,7 +184,7 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan", "hunyuan_video", "ltx"])
+@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan", "hunyuan_video", "ltx", "mochi"])
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

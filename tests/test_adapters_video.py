@@ -88,3 +88,22 @@ def test_a_decoder_that_adds_noise_adds_the_same_to_every_clip():
     assert (both - silent).abs().max() > 1e-3
     assert torch.equal(both[1:], second)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- Mochi --------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_prompt_blanks_no_other():
+    generator = adapter("mochi")(tiny_video.mochi(blank_empty=True), Options(size=(32, 32), frames=7))
+    alone, empty, both = (generator.encode(prompts).tensors for prompts in (["a cat"], [""], ["a cat", ""]))
+    assert alone["mask"].any()
+    assert not empty["mask"].any()
+    for name in ("embeds", "mask"):
+        assert torch.equal(both[name], torch.cat([alone[name], empty[name]]))
+
+
+def test_a_grid_of_two_parts_needs_two_steps():
+    generator = adapter("mochi")(tiny_video.mochi(), Options(size=(32, 32), frames=7))
+    torch.testing.assert_close(generator.times(2), torch.tensor([1.0, 0.975, 0.0]))
+    with pytest.raises(GeneratorError, match="1 sampling steps: Mochi's grid needs at least 2"):
+        generator.times(1)

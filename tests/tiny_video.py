@@ -167,3 +167,37 @@ def ltx(told_time: bool = False) -> Any:
         )  # fmt: skip
 
     return seeded(build)
+
+
+def mochi(blank_empty: bool = False) -> Any:
+    """``MochiPipeline``; ``blank_empty`` is its way with prompts that say nothing."""
+    import diffusers
+
+    def build() -> Any:
+        tokenizer = tiny.t5_tokenizer()
+        transformer = diffusers.MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            pooled_projection_dim=16,
+            in_channels=12,
+            text_embed_dim=64,
+            time_embed_dim=16,
+            max_sequence_length=256,
+        )
+        torch.nn.init.normal_(transformer.pos_frequencies)
+        vae = diffusers.AutoencoderKLMochi(
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        )
+        return diffusers.MochiPipeline(
+            transformer=transformer.eval(),
+            vae=vae.eval(),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+            tokenizer=tokenizer,
+            text_encoder=tiny.t5_encoder(tokenizer),
+            force_zeros_for_empty_prompt=blank_empty,
+        )
+
+    return seeded(build)
