@@ -45,6 +45,7 @@ class Case:
         options: what our generator is told.
         latents: our noise -> the pipeline's ``latents`` argument.
         inputs: name -> our tensors [B, C, H, W] in [0, 1], one per prompt.
+        steps: of the sampler.
         one_by_one: the pipeline takes one picture a call, and is given it as a file is read.
     """
 
@@ -56,6 +57,7 @@ class Case:
     options: Options = SQUARE
     latents: Callable[[Generator, Tensor], Tensor] = same
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 3
     one_by_one: bool = False
 
 

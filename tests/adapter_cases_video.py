@@ -15,6 +15,11 @@ def tokens(generator: Generator, noise: Tensor) -> Tensor:
     return noise.flatten(2).transpose(1, 2)
 
 
+def frames_first(generator: Generator, noise: Tensor) -> Tensor:
+    """Latents [N, F, C, H, W]."""
+    return noise.transpose(1, 2)
+
+
 CLIP = Options(size=(32, 48), frames=9, text_length=40)
 WIDE = Options(size=(32, 64), frames=5)
 
@@ -96,5 +101,24 @@ CASES = [
     Case(
         "mochi-cfg-blank", "mochi", lambda: tiny_video.mochi(blank_empty=True), guidance=3.0,
         call={"guidance_scale": 3.0}, options=Options(size=(32, 32), frames=7),
+    ),
+    Case(
+        "cogvideox", "cogvideox", tiny_video.cogvideox, call={"guidance_scale": 1.0, "max_sequence_length": 60},
+        latents=frames_first, steps=4, options=Options(size=(48, 64), frames=9),
+    ),
+    Case(
+        "cogvideox-cfg", "cogvideox", lambda: tiny_video.cogvideox(rotary=True), guidance=6.0, steps=5,
+        call={"guidance_scale": 6.0, "max_sequence_length": 60, "negative_prompt": ["blurry", "blurry"]},
+        latents=frames_first, options=Options(size=(32, 32), frames=13, negative_prompt="blurry"),
+    ),
+    Case(
+        "cogvideox15-cfg", "cogvideox", lambda: tiny_video.cogvideox(rotary=True, frames_a_patch=2), guidance=3.0,
+        call={"guidance_scale": 3.0, "max_sequence_length": 60}, latents=frames_first, steps=4,
+        options=Options(size=(32, 64), frames=9),
+    ),
+    Case(
+        "cogvideox15-whole", "cogvideox", lambda: tiny_video.cogvideox(rotary=True, frames_a_patch=2), steps=4,
+        call={"guidance_scale": 1.0, "max_sequence_length": 60}, latents=frames_first,
+        options=Options(size=(48, 32), frames=13),
     ),
 ]  # fmt: skip

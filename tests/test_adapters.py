@@ -24,7 +24,6 @@ from align.trainer import train
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter
 
-STEPS = 3
 CASES = IMAGE_CASES + VIDEO_CASES
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
@@ -38,15 +37,15 @@ def ours(case: Case, generator: Generator, noise: Tensor) -> Tensor:
     cond = generator.encode(PROMPTS, case.inputs)
     rows = torch.arange(len(noise))
     with torch.no_grad():  # in the pipeline's batches: the last bits of a matrix product depend on them
-        parts = [draw(generator, cond[i], noise[i], case.guidance) for i in rows.split(1 if case.one_by_one else 2)]
+        parts = [draw(case, generator, cond[i], noise[i]) for i in rows.split(1 if case.one_by_one else 2)]
     return torch.cat(parts)
 
 
-def draw(generator: Generator, cond: Conditioning, noise: Tensor, guidance: float) -> Tensor:
+def draw(case: Case, generator: Generator, cond: Conditioning, noise: Tensor) -> Tensor:
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return generator.velocity(x, t, cond, guidance)
+        return generator.velocity(x, t, cond, case.guidance)
 
-    return samplers.sample(velocity, noise, generator.times(STEPS), kind="ode")[0]
+    return samplers.sample(velocity, noise, generator.times(case.steps), kind="ode")[0]
 
 
 def theirs(case: Case, pipeline: Any, generator: Generator, noise: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def call(
         prompt=prompts,
         height=height,
         width=width,
-        num_inference_steps=STEPS,
+        num_inference_steps=case.steps,
         latents=latents,
         output_type="pt",
         return_dict=False,
@@ -184,7 +183,7 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan", "hunyuan_video", "ltx", "mochi"])
+@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan", "hunyuan_video", "ltx", "mochi", "cogvideox"])
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

@@ -107,3 +107,64 @@ def test_a_grid_of_two_parts_needs_two_steps():
     torch.testing.assert_close(generator.times(2), torch.tensor([1.0, 0.975, 0.0]))
     with pytest.raises(GeneratorError, match="1 sampling steps: Mochi's grid needs at least 2"):
         generator.times(1)
+
+
+# -- CogVideoX ----------------------------------------------------------------------------------------------------
+
+COG = Options(size=(32, 32), frames=5)
+
+
+def test_the_velocity_of_a_variance_preserving_network():
+    """A network that knows x0 and eps: it is shown a x0 + s eps, answers a eps - s x0, and v is eps - x0."""
+    generator = adapter("cogvideox")(tiny_video.cogvideox(), COG)
+    cond, t = generator.encode(PROMPTS), torch.tensor([0.15, 0.8])
+    x0, eps = generator.noise([1, 2]), generator.noise([3, 4])
+    column = t.view(-1, 1, 1, 1, 1)
+    angle = torch.atan2(column, 1 - column)  # s / a = t / (1 - t)
+    seen = []
+
+    def network(hidden_states, **told):
+        seen.append(hidden_states.transpose(1, 2))
+        return ((angle.cos() * eps - angle.sin() * x0).transpose(1, 2),)
+
+    with generator.trained_by(network):
+        v = generator.velocity((1 - column) * x0 + column * eps, t, cond)
+    torch.testing.assert_close(seen[0], angle.cos() * x0 + angle.sin() * eps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(v, eps - x0, atol=1e-5, rtol=0)
+
+
+def test_time_is_an_index_of_the_schedulers_table():
+    generator = adapter("cogvideox")(tiny_video.cogvideox(), COG)
+    table = generator.flow_times
+    assert torch.equal(generator.timestep(table), torch.arange(1000.0))
+    torch.testing.assert_close(
+        generator.timestep(torch.tensor([0.0, float(table[500:502].mean()), 1.0])), torch.tensor([0.0, 500.5, 999.0])
+    )
+    power = generator.pipeline.scheduler.alphas_cumprod[500]
+    torch.testing.assert_close(table[500] / (1 - table[500]), (1 / power - 1).sqrt().float())
+    assert generator.times(4).tolist() == [*table[[999, 749, 499, 249]].tolist(), 0.0]
+
+
+def test_schedulers_that_are_no_such_diffusion_are_refused():
+    with pytest.raises(GeneratorError, match=r"starts at t = 0\.\d+, not at pure noise: it needs rescale_betas_zero"):
+        adapter("cogvideox")(tiny_video.cogvideox(spacing="leading"), COG).times(4)
+    pipeline = tiny_video.cogvideox()
+    pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    with pytest.raises(GeneratorError, match="the scheduler says epsilon; this adapter reads v_prediction only"):
+        adapter("cogvideox")(pipeline, COG)
+
+
+def test_the_released_scheduler_gives_the_same_grid():
+    from diffusers import CogVideoXDPMScheduler
+
+    pipeline = tiny_video.cogvideox()
+    grid = adapter("cogvideox")(pipeline, COG).times(5)
+    pipeline.scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config)
+    assert torch.equal(adapter("cogvideox")(pipeline, COG).times(5), grid)
+
+
+def test_positions_end_where_the_network_has_no_more():
+    with pytest.raises(GeneratorError, match=r"size \[64, 64\]: this network has positions for 48 x 64"):
+        adapter("cogvideox")(
+            tiny_video.cogvideox(rotary=True, frames_a_patch=2), Options(size=(64, 64), frames=5)
+        )  # fmt: skip

@@ -201,3 +201,42 @@ def mochi(blank_empty: bool = False) -> Any:
         )
 
     return seeded(build)
+
+
+def cogvideox(rotary: bool = False, frames_a_patch: int | None = None, spacing: str = "trailing") -> Any:
+    """``CogVideoXPipeline`` with the deterministic scheduler: 2B, 5B (rotary) or 1.5 (two frames a patch)."""
+    import diffusers
+
+    def build() -> Any:
+        tokenizer = tiny.t5_tokenizer()
+        transformer = diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=8,
+            out_channels=8,
+            time_embed_dim=8,
+            text_embed_dim=64,
+            num_layers=2,
+            sample_width=8,
+            sample_height=6,
+            sample_frames=9,
+            patch_size_t=frames_a_patch,
+            patch_bias=frames_a_patch is None,
+            max_text_seq_length=60,
+            use_rotary_positional_embeddings=rotary,
+        )
+        vae = diffusers.AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8), latent_channels=8, layers_per_block=1, norm_num_groups=2
+        )
+        return diffusers.CogVideoXPipeline(
+            transformer=transformer.eval(),
+            vae=vae.eval(),
+            scheduler=diffusers.CogVideoXDDIMScheduler(
+                prediction_type="v_prediction", rescale_betas_zero_snr=True, clip_sample=False,
+                timestep_spacing=spacing, snr_shift_scale=1.0 if rotary else 3.0,
+            ),
+            tokenizer=tokenizer,
+            text_encoder=tiny.t5_encoder(tokenizer),
+        )  # fmt: skip
+
+    return seeded(build)
