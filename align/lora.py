@@ -120,10 +120,12 @@ def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
             f"{file} was not made for this {type(generator.backbone).__name__}: "
             f"{len(wrong)} of {len(shapes)} keys do not fit, first {', '.join(wrong[:3]) or 'none at all'}"
         )
-    generator.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
-    generator.backbone.requires_grad_(False)
+    pipeline, backbone = generator.pipeline, generator.backbone
+    reader: Any = getattr(pipeline, "load_lora_weights", None) or backbone.load_lora_adapter
+    reader(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
+    backbone.requires_grad_(False)
     tensors = load_file(file)
-    for name, value in generator.backbone.named_parameters():
+    for name, value in backbone.named_parameters():
         key = PREFIX + name.replace(f".{ADAPTER}.", ".")
         if f".{ADAPTER}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
             value.data = tensors[key].to(value.device, torch.float32)  # rounded to the base's dtype until now

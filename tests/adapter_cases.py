@@ -46,7 +46,7 @@ class Case:
         latents: our noise -> the pipeline's ``latents`` argument.
         inputs: name -> our tensors [B, C, H, W] in [0, 1], one per prompt.
         steps: of the sampler.
-        one_by_one: the pipeline takes one picture a call, and is given it as a file is read.
+        one_by_one: the pipeline takes one prompt a call, and its pictures as files are read.
     """
 
     name: str

@@ -29,6 +29,7 @@ def bytes_of(height: int, width: int) -> dict:
     return {"image": (pictures(3)[..., :height, :width] * 255).round() / 255}
 
 
+KINDS = ["wan", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox"]  # those a config trains
 CASES = [
     Case(
         "wan22-ti2v", "wan", lambda: tiny_video.wan(expand_timesteps=True, high_compression=True), guidance=3.0,
@@ -120,5 +121,18 @@ CASES = [
         "cogvideox15-whole", "cogvideox", lambda: tiny_video.cogvideox(rotary=True, frames_a_patch=2), steps=4,
         call={"guidance_scale": 1.0, "max_sequence_length": 60}, latents=frames_first,
         options=Options(size=(48, 32), frames=13),
+    ),
+    Case(
+        "hunyuan-video15", "hunyuan_video15", tiny_hunyuan.hunyuan_video15, one_by_one=True,
+        options=Options(size=(32, 48), frames=9),
+    ),
+    Case(
+        "hunyuan-video15-cfg", "hunyuan_video15", lambda: tiny_hunyuan.hunyuan_video15(6.0), guidance=6.0,
+        one_by_one=True, call={"negative_prompt": 'a sign "no"'},
+        options=Options(size=(64, 32), frames=5, negative_prompt='a sign "no"'),
+    ),
+    Case(
+        "hunyuan-video15-cfg-rescaled", "hunyuan_video15", lambda: tiny_hunyuan.hunyuan_video15(4.0, 0.5),
+        guidance=4.0, one_by_one=True, options=Options(size=(32, 32), frames=5, guidance_rescale=0.5),
     ),
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from adapter_cases import CASES as IMAGE_CASES
 from adapter_cases import PROMPTS, Case
 from adapter_cases_video import CASES as VIDEO_CASES
+from adapter_cases_video import KINDS as VIDEO_KINDS
 from diffusers.utils import numpy_to_pil
 from safetensors.torch import load_file
 from torch import Tensor
@@ -155,7 +156,10 @@ def test_lora_reloads_in_the_untouched_pipeline(case, tmp_path):
     base = generator.decode(ours(case, generator, noise))
     moved(generator)
     save_lora(generator, tmp_path)
-    pipeline.load_lora_weights(tmp_path)
+    if hasattr(pipeline, "load_lora_weights"):
+        pipeline.load_lora_weights(tmp_path)
+    else:  # HunyuanVideo-1.5's pipeline leaves it to the network
+        pipeline.transformer.load_lora_adapter(tmp_path, prefix="transformer", weight_name=FILE)
     media = generator.decode(ours(case, generator, noise))
     assert (media - base).abs().max() > 1e-4
     torch.testing.assert_close(media, theirs(case, pipeline, generator, noise), atol=1e-5, rtol=0)
@@ -183,7 +187,7 @@ def test_every_row_goes_to_the_expert_of_its_time():
     assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", "wan", "hunyuan_video", "ltx", "mochi", "cogvideox"])
+@pytest.mark.parametrize("kind", ["flux", "qwen_image", "z_image", *VIDEO_KINDS])
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")

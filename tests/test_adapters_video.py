@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny_hunyuan
 import tiny_video
 import torch
 from adapter_cases import PROMPTS
@@ -168,3 +169,33 @@ def test_positions_end_where_the_network_has_no_more():
         adapter("cogvideox")(
             tiny_video.cogvideox(rotary=True, frames_a_patch=2), Options(size=(64, 64), frames=5)
         )  # fmt: skip
+
+
+# -- HunyuanVideo-1.5 ---------------------------------------------------------------------------------------------
+
+HY15 = Options(size=(32, 32), frames=5)
+
+
+def test_a_lora_of_a_pipeline_without_a_reader_of_its_own_loads(tmp_path):
+    trained, fresh = (adapter("hunyuan_video15")(tiny_hunyuan.hunyuan_video15(), HY15) for _ in range(2))
+    for _, value in add_lora(trained, 4, 8):
+        value.data += 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    save_lora(trained, tmp_path)
+    cond, noise = trained.encode(PROMPTS), trained.noise([1, 2])
+    with torch.no_grad():
+        base = fresh.velocity(noise, torch.tensor(0.7), cond)
+        load_lora(fresh, tmp_path)
+        ours, theirs = (one.velocity(noise, torch.tensor(0.7), cond) for one in (trained, fresh))
+    assert (ours - base).abs().max() > 1e-3
+    assert torch.equal(theirs, ours)
+
+
+def test_texts_are_cut_behind_their_last_token():
+    generator = adapter("hunyuan_video15")(tiny_hunyuan.hunyuan_video15(), HY15)
+    with pytest.raises(GeneratorError, match=r"has 616 tokens, the model reads 615"):
+        generator.encode(["x" * 616])
+    plain, sign = (generator.encode([prompt]).tensors for prompt in ("a cat", 'a sign "stop"'))
+    assert sign["mask"].shape[1] - plain["mask"].shape[1] == len('a sign "stop"') - len("a cat")
+    assert plain["mask"].bool().all()
+    assert plain["glyph_mask"].tolist() == [[0]]
+    assert sign["glyph_mask"].tolist() == [[1] * (len('Text "stop". ') + 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from tiny_image import seeded
+from tiny_image import qwen_tokenizer, seeded
 
 
 def llama_tokenizer() -> Any:
@@ -75,5 +75,64 @@ def hunyuan_video(guidance_embeds: bool = True) -> Any:
             text_encoder=llama(one),
             text_encoder_2=tiny.clip_text_encoder(two, with_projection=False),
         )
+
+    return seeded(build)
+
+
+def qwen_text(tokenizer: Any, width: int = 32) -> Any:
+    """Three-layer text part of Qwen2.5-VL; the pipeline skips the last two."""
+    from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+    config = Qwen2_5_VLTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    )
+    return Qwen2_5_VLTextModel(config).eval()
+
+
+def hunyuan_video15(guidance: float = 1.0, rescale: float = 0.0) -> Any:
+    """``HunyuanVideo15Pipeline`` whose guider says ``guidance``; fewer padding tokens than the real one's 2000."""
+    import diffusers
+    from transformers import ByT5Tokenizer
+
+    def build() -> Any:
+        one, two = qwen_tokenizer(2048), ByT5Tokenizer()
+        transformer = diffusers.HunyuanVideo15Transformer3DModel(
+            in_channels=17,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=32,
+            text_embed_2_dim=64,
+            image_embed_dim=16,
+            rope_axes_dim=(4, 6, 6),
+            task_type="t2v",
+        )
+        vae = diffusers.AutoencoderKLHunyuanVideo15(
+            latent_channels=8, block_out_channels=(16, 16, 16, 16, 16), layers_per_block=1
+        )
+        pipeline = diffusers.HunyuanVideo15Pipeline(
+            transformer=transformer.eval(),
+            vae=vae.eval(),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+            tokenizer=one,
+            tokenizer_2=two,
+            text_encoder=qwen_text(one),
+            text_encoder_2=tiny.t5_encoder(two),
+            guider=diffusers.ClassifierFreeGuidance(guidance_scale=guidance, guidance_rescale=rescale),
+        )
+        pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 620, 40
+        pipeline.vision_num_semantic_tokens = 4
+        return pipeline
 
     return seeded(build)
