@@ -83,7 +83,7 @@ class Generator(ABC):
     A subclass supplies the abstract methods and the class attributes; everything else exists once, here.
 
     Attributes:
-        backbone: the network that is trained (``pipeline.transformer``), always the bare module.
+        backbone: what is trained (``pipeline.transformer``, or the experts as one), always the bare module.
         network: what :meth:`velocity` calls; the trainer replaces it by the wrapped (DDP, compiled) backbone.
         network_calls: single-sample network evaluations so far (a batch of N counts N).
         lora_targets: default LoRA target module names.
@@ -234,6 +234,10 @@ class Generator(ABC):
     def dtype(self) -> torch.dtype:
         """Compute dtype of the backbone."""
         return next(self.backbone.parameters()).dtype
+
+    def backbones(self) -> dict[str, nn.Module]:
+        """The trained networks by component name; more than one where experts share the time."""
+        return {"transformer": self.backbone}
 
     def modules(self) -> dict[str, nn.Module]:
         """The pipeline's networks by component name."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import tiny_hunyuan
+import tiny_run
 import tiny_video
 import torch
-from adapter_cases import PROMPTS
+from adapter_cases import PROMPTS, moved
 from adapter_cases_video import bytes_of
+from safetensors.torch import load_file
 
 from align import samplers
-from align.lora import add_lora, load_lora, save_lora
+from align.lora import add_lora, file_of, load_lora, save_lora
+from align.trainer import train
 from generators.base import Generator, GeneratorError, Options
 from generators.load import adapter
 
@@ -71,6 +74,68 @@ def test_a_lora_without_the_pictures_branch_loads(tmp_path):
         ours, theirs = (one.velocity(noise, torch.tensor(0.7), cond) for one in (trained, fresh))
     assert (ours - base).abs().max() > 1e-3
     torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=0)
+
+
+# -- Wan 2.2, two experts -----------------------------------------------------------------------------------------
+
+
+def experts() -> Generator:
+    return adapter("wan")(tiny_video.wan(2), Options(size=(32, 32), frames=5))
+
+
+def test_every_row_goes_to_the_expert_of_its_time():
+    generator = experts()
+    noise, cond, t = generator.noise([1, 2, 3]), generator.encode(["a", "b", "c"]), torch.tensor([0.95, 0.2, 0.9])
+    with torch.no_grad():
+        mixed = generator.velocity(noise, t, cond)
+        alone = [generator.velocity(noise[i : i + 1], t[i], cond[torch.tensor([i])]) for i in range(3)]
+        generator.backbone.transformer_2 = generator.backbone.transformer
+        one = generator.velocity(noise, t, cond)
+    torch.testing.assert_close(mixed, torch.cat(alone), atol=1e-5, rtol=0)
+    assert [bool((mixed[i] - one[i]).abs().max() > 1e-3) for i in range(3)] == [False, True, False]
+
+
+@pytest.mark.parametrize(("time", "learns"), [(0.95, "transformer"), (0.2, "transformer_2")])
+def test_the_expert_of_its_time_learns_and_the_other_waits_with_zero(time, learns):
+    """Zero, not None: processes that average gradients wait for one of every parameter."""
+    generator = experts()
+    parameters = moved(generator)
+    v = generator.velocity(generator.noise([1, 2]), torch.tensor(time), generator.encode(PROMPTS))
+    v.square().mean().backward()
+    for expert in ("transformer", "transformer_2"):
+        largest = max(float(value.grad.abs().max()) for name, value in parameters if name.startswith(f"{expert}."))
+        assert (largest > 0) == (expert == learns)
+
+
+def test_the_lora_of_both_experts_comes_back(tmp_path):
+    trained, fresh, half = experts(), experts(), experts()
+    moved(trained)
+    save_lora(trained, tmp_path)
+    cond, noise, times = trained.encode(PROMPTS), trained.noise([1, 2]), torch.tensor([0.95, 0.2])
+    with torch.no_grad():
+        base = fresh.velocity(noise, times, cond)
+        load_lora(fresh, tmp_path)
+        (tmp_path / file_of("transformer_2")).unlink()
+        load_lora(half, tmp_path)
+        ours, theirs, first = (one.velocity(noise, times, cond) for one in (trained, fresh, half))
+    assert ((ours - base).abs().amax((1, 2, 3, 4)) > 1e-3).all()
+    assert torch.equal(theirs, ours)
+    assert torch.equal(first[0], ours[0])
+    assert torch.equal(first[1], base[1])
+
+
+def test_a_config_trains_both_experts(tmp_path):
+    model = tmp_path / "model"
+    tiny_video.wan(2).save_pretrained(model)
+    tree = {"kind": "wan", "path": str(model), "device": "cpu", "size": [32, 32], "frames": 5, "text_length": 40}
+    config = tiny_run.settings(
+        tmp_path, model, generator=tree, reward={"kind": "tiny_run:mean_pixel"}, recipe={"kind": "nft", "times": 3},
+        train={"steps": 3, "gradient_checkpointing": True}, evaluate={"every": 0},
+    )  # fmt: skip
+    assert train(config)["status"] == "finished"
+    for expert in ("transformer", "transformer_2"):
+        lora = load_file(config.run_dir / "lora" / file_of(expert))
+        assert max(float(value.abs().max()) for name, value in lora.items() if "lora_B" in name) > 0, expert
 
 
 # -- LTX ----------------------------------------------------------------------------------------------------------
