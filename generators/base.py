@@ -232,8 +232,8 @@ class Generator(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype of the backbone."""
-        return next(self.backbone.parameters()).dtype
+        """Compute dtype of the backbone, whatever its class keeps in float32."""
+        return self.pipeline.transformer.dtype
 
     def backbones(self) -> dict[str, nn.Module]:
         """The trained networks by component name; more than one where experts share the time."""

@@ -53,7 +53,7 @@ class HunyuanVideo15(VideoGenerator):
         no_picture = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         return self.network(
             hidden_states=torch.cat([x, *no_picture], 1).to(self.dtype),
-            timestep=t * pipeline.scheduler.config.num_train_timesteps,
+            timestep=(t * pipeline.scheduler.config.num_train_timesteps).to(self.dtype),
             encoder_hidden_states=given["embeds"].to(self.dtype),
             encoder_attention_mask=given["mask"],
             encoder_hidden_states_2=given["glyphs"].to(self.dtype),

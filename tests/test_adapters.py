@@ -23,7 +23,7 @@ from align.evaluate import pictures
 from align.lora import FILE, file_of, save_lora
 from align.trainer import train
 from generators.base import Conditioning, Generator, GeneratorError, Options
-from generators.load import adapter
+from generators.load import adapter, load
 
 CASES = IMAGE_CASES + VIDEO_CASES
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -182,6 +182,23 @@ def test_a_config_trains_it(kind, tmp_path):
     lora = load_file(config.run_dir / "lora" / FILE)
     assert max(float(value.abs().max()) for name, value in lora.items() if "lora_B" in name) > 0  # it starts at 0
     assert (config.run_dir / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("kind", sorted({case.kind for case in CASES}))
+def test_bfloat16_is_float32_but_for_rounding(kind, tmp_path):
+    """Loaded as users load it: some classes keep a few of their weights in float32."""
+    case = next(case for case in CASES if case.kind == kind)
+    exact = generator_of(case)
+    exact.pipeline.save_pretrained(tmp_path)
+    rounded = load(kind, str(tmp_path), dtype="bfloat16", options=case.options)
+    assert rounded.dtype == torch.bfloat16
+    noise, t = exact.noise([3, 4]), torch.tensor([0.95, 0.4])
+    with torch.no_grad():
+        v, near = (one.velocity(noise, t, one.encode(PROMPTS, case.inputs)) for one in (exact, rounded))
+        media, latents = rounded.decode(noise), rounded.encode_media(exact.decode(noise))
+    assert near.dtype == media.dtype == latents.dtype == torch.float32
+    assert 0 < (near - v).abs().max() < 0.1 * v.abs().max()
+    assert (media - exact.decode(noise)).abs().mean() < 0.02
 
 
 def test_inputs_are_asked_for_and_their_size_is_checked():
