@@ -30,6 +30,11 @@ class LoraError(AlignflowError, ValueError):
     exit_code = 2
 
 
+def file_of(component: str) -> str:
+    """File name of one network's LoRA: ``FILE`` for ``transformer``, a second expert's has its name in it."""
+    return FILE if component == "transformer" else FILE.replace(".", f"_{component}.")
+
+
 def add_lora(
     generator: Generator,
     rank: int,
@@ -58,12 +63,12 @@ def add_lora(
         target_modules=wanted if isinstance(wanted, str) else list(wanted),
         init_lora_weights="gaussian",
     )
-    backbone: Any = generator.backbone
-    backbone.requires_grad_(False)
+    generator.backbone.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft makes the layers on the CPU
         torch.default_generator.manual_seed(seed)
-        backbone.add_adapter(config, ADAPTER)
-    parameters = [(name, value) for name, value in backbone.named_parameters() if value.requires_grad]
+        for network in generator.backbones().values():
+            network.add_adapter(config, ADAPTER)  # type: ignore[operator]
+    parameters = [(name, value) for name, value in generator.backbone.named_parameters() if value.requires_grad]
     for _, value in parameters:
         value.data = value.data.float()
     return parameters
@@ -74,12 +79,19 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str]) -> Path:
 
     ``alpha / rank`` is multiplied into ``B``, so that readers which know no alpha are right too; the header says the
     same (alpha = rank). Samples are then equal bit for bit where ``alpha / rank`` is a power of two and to float32
-    rounding elsewhere. The file appears whole or not at all.
+    rounding elsewhere. The file appears whole or not at all. A second expert's lies beside it, for
+    ``load_lora_weights(folder, weight_name=file_of("transformer_2"), load_into_transformer_2=True)``.
     """
-    backbone: Any = generator.backbone
-    config = backbone.peft_config[ADAPTER]
+    folder = Path(folder)
+    for component, network in generator.backbones().items():
+        _save(network, folder / file_of(component))
+    return folder / FILE
+
+
+def _save(network: Any, path: Path) -> None:
+    config = network.peft_config[ADAPTER]
     scale = config.lora_alpha / config.r
-    state = get_peft_model_state_dict(backbone, adapter_name=ADAPTER)
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
     tensors = {
         PREFIX + key: (value.detach().float() * (scale if ".lora_B." in key else 1)).cpu().contiguous()
         for key, value in state.items()
@@ -87,19 +99,18 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str]) -> Path:
     modules = sorted({key.split(".lora_")[0] for key in state})
     about = {"r": config.r, "lora_alpha": config.r, "target_modules": modules}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
-    path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{FILE}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, partial, metadata=header)
     os.replace(partial, path)
-    return path
 
 
 def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
     """Put the LoRA of :func:`save_lora`, or any in diffusers' naming, onto the generator; nothing is trained then.
 
     Args:
-        path: the file, or the folder that holds ``pytorch_lora_weights.safetensors``.
+        path: the file, or the folder that holds ``pytorch_lora_weights.safetensors``; a second expert's is read where
+            it lies beside.
 
     Raises:
         LoraError: no such file, damaged, or made for another model.
@@ -108,29 +119,39 @@ def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise LoraError(f"no LoRA at {file}")
+    for component, network in generator.backbones().items():
+        own = file if component == "transformer" else file.with_name(file_of(component))
+        if own.is_file():
+            _load(generator.pipeline, component, network, own)
+
+
+def _load(pipeline: Any, component: str, network: Any, file: Path) -> None:
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise LoraError(f"{file} is no whole safetensors file: {error}") from error
-    linear = _linear(generator)
+    linear = _linear(network)
     wrong = [key for key, shape in shapes.items() if not _fits(key, shape, linear)]
     if wrong or not shapes:
         raise LoraError(
-            f"{file} was not made for this {type(generator.backbone).__name__}: "
+            f"{file} was not made for this {type(network).__name__}: "
             f"{len(wrong)} of {len(shapes)} keys do not fit, first {', '.join(wrong[:3]) or 'none at all'}"
         )
-    generator.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
-    generator.backbone.requires_grad_(False)
+    second = {} if component == "transformer" else {f"load_into_{component}": True}
+    reader = getattr(pipeline, "load_lora_weights", None) or network.load_lora_adapter
+    reader(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, **second)
+    network.requires_grad_(False)
     tensors = load_file(file)
-    for name, value in generator.backbone.named_parameters():
-        if f".{ADAPTER}." in name:  # diffusers rounds them to the base's dtype, which may be bfloat16
-            value.data = tensors[PREFIX + name.replace(f".{ADAPTER}.", ".")].to(value.device, torch.float32)
+    for name, value in network.named_parameters():
+        key = PREFIX + name.replace(f".{ADAPTER}.", ".")
+        if f".{ADAPTER}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
+            value.data = tensors[key].to(value.device, torch.float32)  # rounded to the base's dtype until now
 
 
-def _linear(generator: Generator) -> dict[str, tuple[int, ...]]:
-    """Name -> weight shape ``(out, in)`` of the backbone's linear layers."""
-    modules = generator.backbone.named_modules()
+def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> weight shape ``(out, in)`` of a network's linear layers."""
+    modules = network.named_modules()
     return {name: tuple(module.weight.shape) for name, module in modules if isinstance(module, nn.Linear)}
 
 
@@ -145,7 +166,7 @@ def _fits(key: str, shape: tuple[int, ...], linear: dict[str, tuple[int, ...]]) 
 
 def _check_targets(generator: Generator, targets: Sequence[str] | str | None) -> None:
     """Every target asked for must be found; of the generator's own at least one (a small model may lack some)."""
-    names = list(_linear(generator))
+    names = list(_linear(next(iter(generator.backbones().values()))))  # experts are alike
     if isinstance(targets, str):
         wanted: Sequence[str] = [targets]
         missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]

@@ -41,6 +41,8 @@ class GeneratorConfig(Settings):
     text_length: int | None = Field(None, ge=1, description="prompt tokens the network reads; null = pipeline's own")
     embedded_guidance: float | None = Field(None, ge=0, description="guidance scale a distilled network takes as input")
     negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="share of the spread guidance adds that is taken back")
+    frame_rate: int | None = Field(None, ge=1, description="frames a second the network is told; null = pipeline's own")
     device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
 
     @field_validator("kind")

@@ -79,7 +79,8 @@ class Trainer:
             self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
         )
         if options.gradient_checkpointing:
-            self.generator.pipeline.transformer.enable_gradient_checkpointing()
+            for network in self.generator.backbones().values():
+                network.enable_gradient_checkpointing()  # type: ignore[operator]
         self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
         self.generator.network = self.network
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
@@ -288,14 +289,15 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> None:
-        """What others load: the evaluated role's LoRA, or its whole transformer."""
+        """What others load: the evaluated role's LoRA, or its whole networks."""
         from align.lora import save_lora
 
         with self.roles.use(self._eval_role):
             if self.config.policy.kind == "lora":
                 save_lora(self.generator, folder)
             else:
-                self.generator.pipeline.transformer.save_pretrained(folder / "transformer")
+                for name, network in self.generator.backbones().items():
+                    network.save_pretrained(folder / name)  # type: ignore[operator]
 
     def _resume(self) -> int:
         path = checkpoint.latest(self.run.checkpoints)

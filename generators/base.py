@@ -64,6 +64,8 @@ class Options:
         text_length: tokens of the prompt the network reads (``max_sequence_length``).
         embedded_guidance: the guidance scale a distilled network takes as an input (FLUX dev, HunyuanVideo).
         negative_prompt: what classifier-free guidance leads away from.
+        guidance_rescale: share in [0, 1] by which guided velocities are drawn back to the conditional's spread.
+        frame_rate: frames a second the network is told.
     """
 
     size: tuple[int, int] | None = None
@@ -71,6 +73,8 @@ class Options:
     text_length: int | None = None
     embedded_guidance: float | None = None
     negative_prompt: str = ""
+    guidance_rescale: float = 0.0
+    frame_rate: int | None = None
 
 
 class Generator(ABC):
@@ -79,7 +83,7 @@ class Generator(ABC):
     A subclass supplies the abstract methods and the class attributes; everything else exists once, here.
 
     Attributes:
-        backbone: the network that is trained (``pipeline.transformer``), always the bare module.
+        backbone: what is trained (``pipeline.transformer``, or the experts as one), always the bare module.
         network: what :meth:`velocity` calls; the trainer replaces it by the wrapped (DDP, compiled) backbone.
         network_calls: single-sample network evaluations so far (a batch of N counts N).
         lora_targets: default LoRA target module names.
@@ -236,8 +240,12 @@ class Generator(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype of the backbone."""
-        return next(self.backbone.parameters()).dtype
+        """Compute dtype of the backbone, whatever its class keeps in float32."""
+        return self.pipeline.transformer.dtype
+
+    def backbones(self) -> dict[str, nn.Module]:
+        """The trained networks by component name; more than one where experts share the time."""
+        return {"transformer": self.backbone}
 
     def modules(self) -> dict[str, nn.Module]:
         """The pipeline's networks by component name."""

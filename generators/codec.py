@@ -33,10 +33,11 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 def statistics(vae: Any, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, spread) of a VAE's raw latents, to broadcast over ``ndim`` dimensions: raw = latents * spread + mean.
 
-    Channel-wise where the VAE names ``latents_mean`` and ``latents_std``, else its shift and scaling factor.
+    Channel-wise where the VAE's settings or buffers name ``latents_mean`` and ``latents_std``, else its shift and
+    scaling factor.
     """
-    config = vae.config
-    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    config, buffers = vae.config, dict(vae.named_buffers(recurse=False))
+    mean, std = (getattr(config, name, None) or buffers.get(name) for name in ("latents_mean", "latents_std"))
     scale = getattr(config, "scaling_factor", None) or 1.0
     if mean is None:
         mean, std = [getattr(config, "shift_factor", None) or 0.0], [1.0]

@@ -32,10 +32,8 @@ def spaced(
         tokens: image tokens, for a scheduler whose shift grows with them.
         mu: logarithm of that shift, where the pipeline has a rule of its own.
     """
-    if steps < 1:
-        raise GeneratorError(f"{steps} sampling steps: at least 1 is needed")
-    scheduler, options = copy.deepcopy(scheduler), {}  # set_timesteps would change the pipeline's
     config = scheduler.config
+    options: dict[str, Any] = {}
     if config.get("use_dynamic_shifting") and tokens is not None:
         shape = (("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15))
         options["mu"] = calculate_shift(tokens, *(config.get(name, default) for name, default in shape))
@@ -43,5 +41,13 @@ def spaced(
         options["mu"] = mu
     if sigmas is not None and not config.get("use_flow_sigmas"):
         options["sigmas"] = list(sigmas)
+    return told(scheduler, steps, **options).sigmas.float().cpu()
+
+
+def told(scheduler: Any, steps: int, **options: Any) -> Any:
+    """A copy of ``scheduler`` that knows its steps: ``set_timesteps`` would change the pipeline's own."""
+    if steps < 1:
+        raise GeneratorError(f"{steps} sampling steps: at least 1 is needed")
+    scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps, **options)
-    return scheduler.sigmas.float().cpu()
+    return scheduler

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from generators.base import Generator, GeneratorError, Options
 
 
@@ -14,8 +16,8 @@ class VideoGenerator(Generator):
         frames: frames of a clip, one more than a multiple of the VAE's compression in time.
     """
 
-    accepts = ("size", "frames", "text_length", "negative_prompt")
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    accepts: tuple[str, ...] = ("size", "frames", "text_length", "negative_prompt")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     native_frames = 81
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
@@ -46,3 +48,16 @@ class VideoGenerator(Generator):
     def channels(self) -> int:
         """Channels of the latents."""
         return self.pipeline.transformer.config.in_channels
+
+    def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance, drawn back to the conditional's spread by the share ``guidance_rescale``.
+
+        Source: arXiv 2305.08891, section 3.4; a share of 0 is plain guidance.
+        """
+        guided = super().guide(unconditional, conditional, guidance)
+        share = self.options.guidance_rescale
+        if not share:
+            return guided
+        inner = list(range(1, guided.ndim))
+        spread = conditional.std(inner, keepdim=True) / guided.std(inner, keepdim=True)
+        return guided * (share * spread + 1 - share)

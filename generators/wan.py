@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from generators.base import Conditioning
+from generators.base import Conditioning, Options
+from generators.experts import Experts
 from generators.spacing import spaced
 from generators.video import VideoGenerator
 
@@ -15,12 +16,20 @@ from generators.video import VideoGenerator
 class Wan(VideoGenerator):
     """Network that predicts ``eps - x0`` at ``timestep = 1000 t``. In 2.2 a second expert draws below the boundary.
 
-    The high-noise expert is the backbone, what is trained; the other stays as it is, so a recipe's times should lie
-    above the boundary. A 2.2 without a second expert counts time per token.
+    Both experts are trained, each by the terms of its times. A 2.2 without a second expert counts time per token.
     """
 
     pipeline_class = "WanPipeline"
-    optional = ("transformer_2",)
+    optional: tuple[str, ...] = ("transformer_2",)
+
+    def __init__(self, pipeline: Any, options: Options | None = None) -> None:
+        super().__init__(pipeline, options)
+        boundary, second = pipeline.config.boundary_ratio, pipeline.transformer_2
+        if boundary is not None and second is not None:
+            self.backbone = self.network = Experts(pipeline.transformer, second, boundary).eval()
+
+    def backbones(self) -> dict[str, nn.Module]:
+        return dict(self.backbone.named_children()) if isinstance(self.backbone, Experts) else super().backbones()
 
     def native_size(self) -> tuple[int, int]:
         return 480, 832
@@ -37,27 +46,18 @@ class Wan(VideoGenerator):
         return self.pipeline.vae.config.z_dim
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Each row by the expert of its time."""
-        boundary = self.pipeline.config.boundary_ratio
-        if boundary is None or self.pipeline.transformer_2 is None:
-            return self._call(self.network, x, t, cond)
-        high = t >= boundary
-        if high.all() or not high.any():
-            return self._call(self.network if high.all() else self.pipeline.transformer_2, x, t, cond)
-        v = torch.empty_like(x, dtype=self.dtype)
-        for network, rows in ((self.network, high), (self.pipeline.transformer_2, ~high)):
-            index = rows.nonzero().flatten()
-            v = v.index_copy(0, index, self._call(network, x[index], t[index], cond[index]).to(v.dtype))
-        return v
-
-    def _call(self, network: object, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        assert callable(network)
-        return network(
-            hidden_states=x.to(self.dtype),
+        route = {"t": t} if isinstance(self.backbone, Experts) else {"return_dict": False}
+        return self.network(
+            **route,
+            hidden_states=self.seen(x, cond).to(self.dtype),
             timestep=self.timestep(x, t),
             encoder_hidden_states=cond.tensors["embeds"].to(self.dtype),
-            return_dict=False,
+            encoder_hidden_states_image=cond.tensors.get("features"),
         )[0]
+
+    def seen(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """What the network sees of the clip: its latents, and whatever stands beside them, ``[N, ..., F', H', W']``."""
+        return x
 
     def timestep(self, x: Tensor, t: Tensor) -> Tensor:
         """``[N]``, or for 2.2's one-expert model ``[N, tokens]``."""

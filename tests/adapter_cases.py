@@ -14,6 +14,7 @@ import tiny_video
 import torch
 from torch import Tensor
 
+from align.lora import add_lora
 from generators.base import Generator, Options
 from generators.codec import pack
 
@@ -67,6 +68,15 @@ def pictures(channels: int) -> Tensor:
     """Two smooth pictures [2, channels, 64, 64] in [0, 1]."""
     source = torch.Generator().manual_seed(7)
     return torch.nn.functional.interpolate(torch.rand(2, channels, 8, 8, generator=source), (64, 64), mode="bilinear")
+
+
+def moved(generator: Generator) -> list[tuple[str, torch.nn.Parameter]]:
+    """LoRA parameters, far from where they start."""
+    parameters = add_lora(generator, 4, 8)
+    source = torch.Generator().manual_seed(1)
+    for _, value in parameters:
+        value.data += 0.2 * torch.randn(value.shape, generator=source)
+    return parameters
 
 
 CLIP = Options(size=(32, 48), frames=9, text_length=40)

@@ -195,6 +195,15 @@ def test_how_to_load_the_lora(runs: dict[str, Path]) -> None:
     compile(hub, "snippet", "exec")
 
 
+def test_how_to_load_the_lora_of_two_experts(tmp_path: Path) -> None:
+    folder = build_run(tmp_path / "run", visits=0)
+    (folder / "lora" / "pytorch_lora_weights_transformer_2.safetensors").write_bytes(b"0")
+    snippet = lora_snippet(read_run(folder))
+    assert snippet is not None
+    assert 'weight_name="pytorch_lora_weights_transformer_2.safetensors", load_into_transformer_2=True)' in snippet
+    compile(snippet, "snippet", "exec")
+
+
 def test_a_better_earlier_checkpoint_is_named(tmp_path: Path) -> None:
     folder = build_run(tmp_path / "run", visits=0)
     lines = (folder / "metrics.jsonl").read_text().splitlines()

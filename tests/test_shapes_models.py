@@ -16,7 +16,6 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from generators.sd3_attention import fold_null_tokens
 from generators.shapes import measure, weights, world
 from generators.shapes.tokenizer import MAX_LENGTH, clip_tokenizer, words
-from generators.shapes.train_clip import corrupt
 from generators.shapes.train_sd3 import Model, new_pipeline
 from generators.shapes.train_vae import decode, encode, new_vae
 from rewards.shapes import judge, score_batch
@@ -104,7 +103,7 @@ def test_clip_loads_and_prefers_true_captions():
     specs = world.sample_specs("heldout", 120, seed=11)
     images = np.stack([world.render(world.sample_scene(s, rng)) for s in specs]).transpose(0, 3, 1, 2) / np.float32(255)
     right = measure.clip_scores(weights("clip").parent, images, [world.caption(s) for s in specs])
-    wrong = measure.clip_scores(weights("clip").parent, images, [world.caption(corrupt(s, rng)) for s in specs])
+    wrong = measure.clip_scores(weights("clip").parent, images, [world.caption(world.corrupt(s, rng)) for s in specs])
     assert (right > wrong).mean() > 0.7
 
 
@@ -133,7 +132,7 @@ def test_every_word_is_one_token_and_foreign_words_still_have_some(tmp_path):
 def test_corrupt_captions_do_not_fit():
     rng = np.random.default_rng(0)
     for spec in world.sample_specs("train", 300, seed=12):
-        assert judge(world.sample_scene(spec, rng), corrupt(spec, rng))[0] == 0
+        assert judge(world.sample_scene(spec, rng), world.corrupt(spec, rng))[0] == 0
 
 
 def test_weights_are_small():

@@ -28,10 +28,9 @@ def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
 
 
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
-    """``redness`` without a score for every third sample."""
+    """``redness`` without a score for about every third sample, whatever batch it comes in."""
     values = redness(media, prompts)
-    values[::3] = float("nan")
-    return values
+    return values.masked_fill((values * 1000).long() % 3 == 0, float("nan"))
 
 
 def raises(media: Tensor, prompts: list[str]) -> Tensor:

@@ -11,6 +11,7 @@ from align.report.reading import Run, number
 MAX_FILES = 40
 EMBEDDED = "from generators.shapes import weights\n"
 LORA = "lora/pytorch_lora_weights.safetensors"
+LORA_2 = "lora/pytorch_lora_weights_transformer_2.safetensors"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -60,11 +61,16 @@ def lora_snippet(run: Run) -> str | None:
         f"weights({_quoted(generator.get('kind'))})" if embedded else _quoted(generator.get("path") or "the base model")
     )
     result, field = ("clip", "frames") if run.samples and run.samples[0].clips else ("image", "images")
+    folder = run.folder.resolve().name + "/lora"
+    second = ""
+    if (run.folder / LORA_2).exists():
+        second = f"pipeline.load_lora_weights({_quoted(folder)}, weight_name={_quoted(Path(LORA_2).name)}, "
+        second += "load_into_transformer_2=True)\n"
     return (
         "from diffusers import DiffusionPipeline\n"
         f"{EMBEDDED if embedded else ''}\n"
         f"pipeline = DiffusionPipeline.from_pretrained({base})\n"
-        f"pipeline.load_lora_weights({_quoted(run.folder.resolve().name + '/lora')})\n"
+        f"pipeline.load_lora_weights({_quoted(folder)})\n{second}"
         f"{result} = pipeline({_quoted(run.samples[0].prompts[0] if run.samples else 'a prompt')}).{field}[0]"
     )
 

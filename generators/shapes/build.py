@@ -70,12 +70,12 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     save_half(vae, out / "sd3" / "vae")
 
 
-def encoded(vae: AutoencoderKL, scenes: int, seed: int, extras: int = 0) -> tuple[torch.Tensor, list[str]]:
+def encoded(vae: AutoencoderKL, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
     """Latents [scenes, 8, 8, 8] and captions of the training split, drawn in parts: the pictures need not fit."""
-    sizes = [min(10_000, scenes - i) for i in range(0, scenes, 10_000)]
+    sizes = [min(10_000, plan.scenes - i) for i in range(0, plan.scenes, 10_000)]
     latents, texts = [], []
     for part, size in enumerate(sizes):
-        images, captions = world.dataset("train", size, 1000 * seed + part, extras)
+        images, captions = world.dataset("train", size, 1000 * seed + part, plan.extras, plan.wrong)
         latents.append(encode(vae, images))
         texts += captions
     return torch.cat(latents), texts
@@ -86,7 +86,7 @@ def build_sd3(out: Path, budget: Budget, log: Log) -> None:
     vae = AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval()
     pipe = new_pipeline(vae)
     for seed, plan in enumerate(budget.sd3_plans, 1):
-        fit(pipe, *encoded(vae, plan.scenes, seed, plan.extras), plan, seed, log)
+        fit(pipe, *encoded(vae, plan, seed), plan, seed, log)
     save_half(pipe, out / "sd3")
 
 

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 from rewards.shapes import score_batch
 
 from . import world
-from .train_clip import corrupt, features
+from .train_clip import features
 from .train_sd3 import sample
 from .train_vae import decode, encode
 
@@ -95,7 +95,7 @@ def clip(out: Path, n: int) -> dict:
     specs = world.sample_specs("heldout", 6 * n, seed=4)
     images = np.stack([world.render(world.sample_scene(s, rng)) for s in specs]).transpose(0, 3, 1, 2) / np.float32(255)
     right = clip_scores(out, images, [world.caption(s) for s in specs])
-    wrong = clip_scores(out, images, [world.caption(corrupt(s, rng)) for s in specs])
+    wrong = clip_scores(out, images, [world.caption(world.corrupt(s, rng)) for s in specs])
     result = {"caption_accuracy": (right > wrong).mean()}
     if (out / "sd3" / "model_index.json").exists():
         pictures, prompts, gold = base_samples(out, "heldout", n)
@@ -126,9 +126,10 @@ Small models of the real classes, trained on the world of `generators/shapes/wor
 coloured shapes with captions) on one CPU core. `python -m generators.shapes.build` rebuilds them with fixed seeds.
 
 - `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
-  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last
-  pictures it was trained on hold small objects that their captions do not name (see `train_sd3.py`), so it draws
-  such objects unasked. The held-out combinations of `world.is_held_out` were in none of its captions.
+  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last captions
+  it was trained on are often wrong in one thing, and the last pictures hold small objects that no caption names (see
+  `train_sd3.py`), so it draws what was not asked. The held-out combinations of `world.is_held_out` were in none of its
+  captions that were right.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 
 Files hold float16; plain `from_pretrained` gives float32.

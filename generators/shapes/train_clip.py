@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from . import world
 from .tokenizer import MAX_LENGTH, clip_tokenizer
 from .train_common import Log, cosine, optimizer
-from .world import COLOURS, OPPOSITE, SHAPES, Spec
 
 
 def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
@@ -30,27 +27,6 @@ def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
     size = {"height": 64, "width": 64}
     return model, CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=size), tok)
-
-
-def corrupt(spec: Spec, rng: np.random.Generator) -> Spec:
-    """`spec` with one thing changed, so that a picture of `spec` no longer fits: a hard negative."""
-    i = int(rng.integers(len(spec.wants)))
-    want, other = spec.wants[i], spec.wants[1 - i] if len(spec.wants) == 2 else None
-    changes = [replace(want, shape=str(rng.choice([s for s in SHAPES if s != want.shape])))]
-    if want.colour:
-        changes.append(replace(want, colour=str(rng.choice([c for c in COLOURS if c != want.colour]))))
-    if want.size:
-        changes.append(replace(want, size="small" if want.size == "large" else "large"))
-    if want.count > 1:
-        changes.append(replace(want, count=int(rng.choice([n for n in (2, 3, 4) if n != want.count]))))
-    if spec.relation and rng.random() < 0.5:
-        return replace(spec, relation=OPPOSITE[spec.relation])
-    if other and want.colour != other.colour and want.shape != other.shape and rng.random() < 0.4:
-        return replace(spec, wants=(replace(want, colour=other.colour), replace(other, colour=want.colour)))
-    changed = changes[rng.integers(len(changes))]
-    if changed == other:
-        return corrupt(spec, rng)
-    return replace(spec, wants=tuple(changed if j == i else w for j, w in enumerate(spec.wants)))
 
 
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -90,7 +66,7 @@ def train_clip(n: int, steps: int, batch: int, seed: int, log: Log) -> tuple[CLI
     opt = optimizer(model.parameters(), lr=1e-3)
     for step in range(steps):
         pick = rng.integers(0, n, batch)
-        texts = [world.caption(specs[i]) for i in pick] + [world.caption(corrupt(specs[i], rng)) for i in pick]
+        texts = [world.caption(specs[i]) for i in pick] + [world.caption(world.corrupt(specs[i], rng)) for i in pick]
         ids = processor.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         x = torch.from_numpy(images[pick]).permute(0, 3, 1, 2).float() / 255
         image, text = features(model, (augment(x, rng) - mean) / std, None), features(model, None, ids)

@@ -1,7 +1,7 @@
 """Trains the world's SD3: the transformer and both text encoders, jointly, by flow matching on latents.
 
-The base it gives is imperfect on purpose. In the last part of its training the pictures hold small objects that their
-captions do not name, as pictures on the web do, so it draws what it was not asked for.
+The base it gives is imperfect on purpose. In the last part of its training captions are what captions on the web are:
+many say one thing that is not so, and pictures hold small objects that nobody named. So it draws what it was not asked.
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance wo
 
 @dataclass(frozen=True)
 class Plan:
-    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, unnamed objects at most."""
+    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, and what is amiss.
+
+    Args:
+        extras: unnamed objects in a picture at most.
+        wrong: share of captions that say one thing that is not so.
+    """
 
     scenes: int
     steps: int
     batch: int
     lr: float
     extras: int = 0
+    wrong: float = 0.0
 
 
 def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWithProjection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -287,6 +287,27 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
     return [caption(s) for s in sample_specs(split, n, seed)]
 
 
+def corrupt(spec: Spec, rng: np.random.Generator) -> Spec:
+    """`spec` with one thing changed, so that a picture of `spec` no longer fits."""
+    i = int(rng.integers(len(spec.wants)))
+    want, other = spec.wants[i], spec.wants[1 - i] if len(spec.wants) == 2 else None
+    changes = [replace(want, shape=str(rng.choice([s for s in SHAPES if s != want.shape])))]
+    if want.colour:
+        changes.append(replace(want, colour=str(rng.choice([c for c in COLOURS if c != want.colour]))))
+    if want.size:
+        changes.append(replace(want, size="small" if want.size == "large" else "large"))
+    if want.count > 1:
+        changes.append(replace(want, count=int(rng.choice([n for n in (2, 3, 4) if n != want.count]))))
+    if spec.relation and rng.random() < 0.5:
+        return replace(spec, relation=OPPOSITE[spec.relation])
+    if other and want.colour != other.colour and want.shape != other.shape and rng.random() < 0.4:
+        return replace(spec, wants=(replace(want, colour=other.colour), replace(other, colour=want.colour)))
+    changed = changes[rng.integers(len(changes))]
+    if changed == other:
+        return corrupt(spec, rng)
+    return replace(spec, wants=tuple(changed if j == i else w for j, w in enumerate(spec.wants)))
+
+
 # ------------------------------------------------------------------------------------------------ layouts
 def _boxes(widths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """One try at boxes [n, 4] of these widths on the lattice of PLACES, or None where two come nearer than GAP."""
@@ -345,12 +366,20 @@ def crowd(rng: np.random.Generator) -> Scene:
     return clutter(Scene((), background), int(rng.integers(1, 9)), rng, tuple(SIZES))
 
 
-def dataset(split: str, n: int, seed: int, extras: int = 0) -> tuple[np.ndarray, list[str]]:
+def _misnamed(spec: Spec, rng: np.random.Generator) -> Spec:
+    """`spec` with one thing changed, of the same split."""
+    changed = corrupt(spec, rng)
+    return changed if is_held_out(changed) == is_held_out(spec) else _misnamed(spec, rng)
+
+
+def dataset(split: str, n: int, seed: int, extras: int = 0, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
     """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
 
-    With `extras` a picture holds up to that many objects that its caption does not name, each with probability 1/2.
+    With `extras` a picture holds up to that many objects that its caption does not name, each with probability 1/2; a
+    share `wrong` of the captions says one thing that is not so.
     """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
     scenes = [clutter(sample_scene(s, rng), int(rng.binomial(extras, 0.5)), rng) for s in specs]
-    return np.stack([render(scene) for scene in scenes]), [caption(s) for s in specs]
+    said = [_misnamed(s, rng) if rng.random() < wrong else s for s in specs]
+    return np.stack([render(scene) for scene in scenes]), [caption(s) for s in said]
