@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -249,20 +250,20 @@ def test_unknown_weights_name_what_exists():
         weights("sdxl")
 
 
-def test_clutter_adds_small_objects_and_keeps_the_rest():
+def test_a_crowd_keeps_its_distance():
     rng = np.random.default_rng(0)
-    added = []
-    for spec in world.sample_specs("train", 120, seed=3):
-        named = world.sample_scene(spec, rng)
-        full = world.clutter(named, 2, rng)
-        assert full.objects[: len(named.objects)] == named.objects
-        extra = full.objects[len(named.objects) :]
-        assert {o.size for o in extra} <= {"small"}
-        added.append(len(extra))
-        if extra:
-            assert judge(full, spec)[0] == 0
-    assert max(added) == 2
-    assert sum(added) > 200  # there is nearly always room
-    clean, cluttered = world.dataset("train", 20, seed=1), world.dataset("train", 20, seed=1, extras=3)
-    assert clean[1] == cluttered[1]
-    assert not np.array_equal(clean[0], cluttered[0])
+    crowds = [world.crowd(rng).objects for _ in range(200)]
+    assert {len(objects) for objects in crowds} == set(range(1, 9))
+    assert all(world._apart(a.box, b.box) for objects in crowds for a, b in combinations(objects, 2))
+    assert {o.size for objects in crowds for o in objects} == set(world.SIZES)
+
+
+def test_wrong_captions_are_wrong_and_of_their_split():
+    pictures, right = world.dataset("train", 300, seed=1)
+    same, said = world.dataset("train", 300, seed=1, wrong=0.6)
+    assert np.array_equal(pictures, same)
+    changed = [i for i in range(300) if right[i] != said[i]]
+    assert 0.6 < len(changed) / 300 < 0.9
+    assert not any(world.is_held_out(world.parse_caption(text)) for text in said)
+    fits = [judge(parse_image(pictures[i]), world.parse_caption(said[i]))[0] for i in changed]
+    assert np.mean(fits) < 0.05  # a second change may undo the first, and one word may say the same picture

@@ -31,17 +31,17 @@ class Budget:
     """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
     vae_scenes: int = 8_000
-    vae_steps: int = 5_000
+    vae_steps: int = 6_000
     decoder_steps: int = 2_500
     vae_batch: int = 16
-    sd3_plans: tuple[Plan, ...] = (Plan(120_000, 7_000, 96, 1.5e-3), Plan(60_000, 1_200, 96, 1e-3, extras=3))
+    sd3_plans: tuple[Plan, ...] = (Plan(120_000, 9_000, 96, 1.5e-3), Plan(60_000, 450, 96, 6e-4, wrong=0.6))
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
     measured: int = 96
 
 
-QUICK = Budget(48, 2, 2, 4, (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, extras=3)), 48, 2, 4, 6)
+QUICK = Budget(48, 2, 2, 4, (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6)), 48, 2, 4, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -75,7 +75,7 @@ def encoded(vae: AutoencoderKL, plan: Plan, seed: int) -> tuple[torch.Tensor, li
     sizes = [min(10_000, plan.scenes - i) for i in range(0, plan.scenes, 10_000)]
     latents, texts = [], []
     for part, size in enumerate(sizes):
-        images, captions = world.dataset("train", size, 1000 * seed + part, plan.extras, plan.wrong)
+        images, captions = world.dataset("train", size, 1000 * seed + part, plan.wrong)
         latents.append(encode(vae, images))
         texts += captions
     return torch.cat(latents), texts

@@ -127,9 +127,8 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
 
 - `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
   `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last captions
-  it was trained on are often wrong in one thing, and the last pictures hold small objects that no caption names (see
-  `train_sd3.py`), so it draws what was not asked. The held-out combinations of `world.is_held_out` were in none of its
-  captions that were right.
+  it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
+  held-out combinations of `world.is_held_out` were in none of its pictures with a caption that was right.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 
 Files hold float16; plain `from_pretrained` gives float32.

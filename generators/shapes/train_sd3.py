@@ -1,7 +1,7 @@
 """Trains the world's SD3: the transformer and both text encoders, jointly, by flow matching on latents.
 
-The base it gives is imperfect on purpose. In the last part of its training captions are what captions on the web are:
-many say one thing that is not so, and pictures hold small objects that nobody named. So it draws what it was not asked.
+The base it gives is imperfect on purpose. In the last part of its training captions are what captions on the web are,
+often wrong in one thing or two, so it can draw everything and follows prompts imperfectly.
 """
 
 from __future__ import annotations
@@ -32,18 +32,12 @@ NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance wo
 
 @dataclass(frozen=True)
 class Plan:
-    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, and what is amiss.
-
-    Args:
-        extras: unnamed objects in a picture at most.
-        wrong: share of captions that say one thing that is not so.
-    """
+    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, `wrong` of the captions."""
 
     scenes: int
     steps: int
     batch: int
     lr: float
-    extras: int = 0
     wrong: float = 0.0
 
 

@@ -12,7 +12,7 @@ from .train_common import Log, cosine, optimizer, to_pixels
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
-KL_WARMUP = 0.3  # share of the training over which the weight rises: with all of it at once nothing is ever encoded
+KL_WARMUP = 0.6  # share of the training over which the weight rises: first tell everything, then shortly
 LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
 
 

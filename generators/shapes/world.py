@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -348,38 +349,33 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     return Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS))))
 
 
-def clutter(scene: Scene, extras: int, rng: np.random.Generator, sizes: Sequence[str] = ("small",)) -> Scene:
-    """`scene` with up to `extras` more objects of any shape, colour and of `sizes`, where there is room for them."""
-    objects = list(scene.objects)
-    for _ in range(10 * extras):
-        size = str(rng.choice(list(sizes)))
-        box = _boxes(np.array([SIZES[size]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
-        if len(objects) < len(scene.objects) + extras and all(_apart(box, o.box) for o in objects):
-            shape, colour = str(rng.choice(list(SHAPES))), str(rng.choice(list(COLOURS)))
-            objects.append(Obj(shape, colour, size, tuple(box.tolist())))
-    return Scene(tuple(objects), scene.background)
-
-
 def crowd(rng: np.random.Generator) -> Scene:
     """One to eight objects of any kind and size."""
-    background = str(rng.choice(list(BACKGROUNDS)))
-    return clutter(Scene((), background), int(rng.integers(1, 9)), rng, tuple(SIZES))
+    wanted, objects = int(rng.integers(1, 9)), list[Obj]()
+    for _ in range(10 * wanted):
+        size, shape, colour = (str(rng.choice(list(names))) for names in (SIZES, SHAPES, COLOURS))
+        box = _boxes(np.array([SIZES[size]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
+        if len(objects) < wanted and all(_apart(box, o.box) for o in objects):
+            objects.append(Obj(shape, colour, size, tuple(box.tolist())))
+    return Scene(tuple(objects), str(rng.choice(list(BACKGROUNDS))))
 
 
-def _misnamed(spec: Spec, rng: np.random.Generator) -> Spec:
-    """`spec` with one thing changed, of the same split."""
-    changed = corrupt(spec, rng)
-    return changed if is_held_out(changed) == is_held_out(spec) else _misnamed(spec, rng)
+def _misnamed(spec: Spec, wrong: float, rng: np.random.Generator) -> Spec:
+    """`spec` after two chances `wrong` of a change to another of the same split."""
+    held_out = is_held_out(spec)
+    for _ in range(2):
+        if rng.random() < wrong:
+            spec = next(new for new in iter(partial(corrupt, spec, rng), None) if is_held_out(new) == held_out)
+    return spec
 
 
-def dataset(split: str, n: int, seed: int, extras: int = 0, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
+def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
     """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
 
-    With `extras` a picture holds up to that many objects that its caption does not name, each with probability 1/2; a
-    share `wrong` of the captions says one thing that is not so.
+    Args:
+        wrong: the chance, taken twice for every caption, that it says one thing that is not so.
     """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
-    scenes = [clutter(sample_scene(s, rng), int(rng.binomial(extras, 0.5)), rng) for s in specs]
-    said = [_misnamed(s, rng) if rng.random() < wrong else s for s in specs]
-    return np.stack([render(scene) for scene in scenes]), [caption(s) for s in said]
+    scenes = [sample_scene(s, rng) for s in specs]
+    return np.stack([render(scene) for scene in scenes]), [caption(_misnamed(s, wrong, rng)) for s in specs]
