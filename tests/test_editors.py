@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_flux2
 import tiny_image
 import tiny_run
 import torch
@@ -29,7 +30,12 @@ from rewards.call import CallableReward
 from rewards.mixture import Mixture
 
 run = written.run
-KINDS = {"flux_kontext": lambda: tiny_image.flux("FluxKontextPipeline"), "flux_fill": tiny_image.flux_fill}
+KINDS = {
+    "flux_kontext": lambda: tiny_image.flux("FluxKontextPipeline"),
+    "flux_fill": tiny_image.flux_fill,
+    "flux2_edit": tiny_flux2.dev,
+    "flux2_klein_edit": tiny_flux2.klein,
+}
 SIZE = (32, 32)
 
 
