@@ -321,6 +321,8 @@ class Trainer:
             calls = self.generator.network_calls * self.share.world
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
             write_report(self.run.path)
+        del self.network  # before its process group goes: freed after it, a process sometimes waits for gloo for ever
+        self.accelerator.free_memory()
         self.accelerator.end_training()
         return summary
 

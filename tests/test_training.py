@@ -102,7 +102,7 @@ def run_processes(count: int, folder: Path, model: Path, recipe: str) -> None:
         "folder, model, recipe = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
         f"assert PartialState(cpu=True).num_processes == {count}\n"
         "train(settings(folder, model, recipe, train={'steps': 1, 'max_grad_norm': 1e6}, evaluate={'every': 0},"
-        " reward={'kind': 'tiny_run:sometimes_missing'}))\n"
+        " reward={'kind': 'tiny_run:missing_by_content'}))\n"
     )
     script = folder / "run.py"
     script.write_text(code)
