@@ -87,7 +87,7 @@ class Plan:
         state: leaf -> the layout of the state in it.
         times: leaf -> (scale, offset, dtype) of the time in it.
         rows: leaves that hold one row per sample besides.
-        kinds: their dtypes.
+        kinds: dtypes of the state's and of these leaves; a network may want some in another dtype than its own.
         repeated: lists that hold the same for every row, by what they hold.
         kept: the other leaves' values.
     """
@@ -120,28 +120,28 @@ class Plan:
         for index in self.rows:  # a mask is left out where all texts are of one length
             if leaves[index] is None:
                 length = max((rows.shape[1] for rows in found.values() if rows.ndim == 3), default=1)
-                found[self.names[index]] = torch.ones(shape[0], length, dtype=self.kinds[index])
+                device = leaves[next(iter(self.state))].device
+                found[self.names[index]] = torch.ones(shape[0], length, dtype=self.kinds[index], device=device)
         for index, layout in self.state.items():
             rest = layout.rest(leaves[index].chunk(copies)[part], shape)
             if rest is not None:
                 found[self.names[index]] = rest
         return found
 
-    def arguments(self, x: Tensor, t: Tensor, rows: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    def arguments(self, x: Tensor, t: Tensor, rows: dict[str, Tensor]) -> dict[str, Any]:
         """The denoiser's arguments at state ``x [N, ...]`` and times ``t [N]``."""
         leaves: list[Any] = [None] * len(self.names)
         for index, value in self.kept.items():
             leaves[index] = value.to(x.device) if isinstance(value, Tensor) else value
         for index, layout in self.state.items():
-            leaves[index] = layout.put(x, rows.get(self.names[index])).to(dtype)
+            leaves[index] = layout.put(x, rows.get(self.names[index])).to(self.kinds[index])
         for index, (scale, offset, kind, ndim) in self.times.items():
             value = (scale * t + offset).to(kind)
             leaves[index] = value.view(-1, *[1] * (ndim - 1)) if ndim > 1 else value
         for index, value in self.repeated.items():
             leaves[index] = [value] * len(x)
         for index in self.rows:
-            value = rows[self.names[index]]
-            leaves[index] = value.to(dtype) if value.is_floating_point() else value
+            leaves[index] = rows[self.names[index]]
         return tree.tree_unflatten(leaves, self.spec)
 
 
@@ -154,7 +154,7 @@ def leaves_of(arguments: dict[str, Any]) -> tuple[tuple[str, ...], list[Any], An
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool(torch.equal(a, b))
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b.to(a.device))
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
@@ -198,7 +198,7 @@ def read(steps: Sequence[Step], other: Call, times: Sequence[float]) -> Plan:
     if not state or not clock:
         missing = "state" if not state else "time"
         raise GeneratorError(f"generator.kind generic: no argument of {', '.join(names)} holds the {missing}")
-    return Plan(spec, names, state, clock, tuple(rows), {i: values[i].dtype for i in rows}, repeated, kept)
+    return Plan(spec, names, state, clock, tuple(rows), {i: values[i].dtype for i in (*state, *rows)}, repeated, kept)
 
 
 def _is_row(value: Any, fewer: Any, count: int) -> bool:

@@ -72,7 +72,7 @@ class Generic(Generator):
         self._learn()
 
     def denoiser(self) -> nn.Module:
-        return denoiser(self.pipeline)[1]
+        return denoiser(self.pipeline)
 
     def _check_options(self) -> None:
         for option, name in (("size", "height"), ("frames", "num_frames"), ("text_length", "max_sequence_length")):
@@ -95,7 +95,11 @@ class Generic(Generator):
     # -- how the pipeline is run ---------------------------------------------------------------------------------
 
     def _run(self, prompts: Sequence[str], inputs: Mapping[str, Tensor], steps: int, guidance: float, out: str) -> Any:
-        """The pipeline's own call, without the ``no_grad`` around it; its first result."""
+        """The pipeline's own call, without the ``no_grad`` around it; its first result.
+
+        Raises:
+            GeneratorError: it fails; says how.
+        """
         height, width = self.options.size or (None, None)
         wanted = {
             "height": height,
@@ -110,31 +114,29 @@ class Generic(Generator):
             "_auto_resize": False,
             "max_area": height and width and height * width,
         }
-        told = {name: value for name, value in wanted.items() if value is not None and name in self.parameters}
+        told: dict[str, Any] = {
+            name: value for name, value in wanted.items() if value is not None and name in self.parameters
+        }
         call = getattr(type(self.pipeline).__call__, "__wrapped__", type(self.pipeline).__call__)
-        return call(
-            self.pipeline,
-            prompt=list(prompts),
-            num_inference_steps=steps,
-            output_type=out,
-            return_dict=False,
-            **{MEDIA[name]: value for name, value in inputs.items()},
-            **told,
-        )[0]
+        told |= {MEDIA[name]: value for name, value in inputs.items()}
+        told |= {"num_inference_steps": steps, "output_type": out, "return_dict": False}
+        try:
+            return call(self.pipeline, prompt=list(prompts), **told)[0]
+        except GeneratorError:
+            raise
+        except FAILURES as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise GeneratorError(
+                f"{self.named}: its own call with {len(prompts)} prompts and {steps} steps fails, "
+                f"{type(error).__name__}: {first}"
+            ) from error
 
     def _tape(
         self, prompts: Sequence[str], inputs: Mapping[str, Tensor], guidance: float, steps: int = STEPS, **how: Any
     ) -> Tape:
         """What the pipeline does; ``how`` goes to :func:`~generators.recording.recording`."""
         with torch.no_grad(), recording(self.pipeline, **how) as tape:
-            try:
-                self._run(prompts, inputs, steps, guidance, "latent")
-            except FAILURES as error:
-                first = (str(error).strip().splitlines() or [""])[0]
-                raise GeneratorError(
-                    f"{self.named}: its own call with {len(prompts)} prompts and {steps} steps fails, "
-                    f"{type(error).__name__}: {first}"
-                ) from error
+            self._run(prompts, inputs, steps, guidance, "latent")
         return tape
 
     # -- what is learnt from watching ----------------------------------------------------------------------------
@@ -155,6 +157,11 @@ class Generic(Generator):
             self._read(inputs)
         guided = self._tape(WORDS, inputs, SCALE)
         if len(places(guided.steps[0])) > 1:
+            if self.dial == "guidance_scale" and self.options.embedded_guidance is not None:
+                raise GeneratorError(
+                    f"generator.embedded_guidance: the guidance of {self.named} is classifier-free; use "
+                    "rollout.sampler.guidance"
+                )
             self._find_unconditional(guided.steps, inputs)
         elif self.dial == "guidance_scale" and self.dial in self.parameters:  # an input of the network, then
             given = self.options.embedded_guidance
@@ -198,7 +205,7 @@ class Generic(Generator):
         """+1 or -1 where the first step is Euler's, state + dt * velocity; else it is no flow."""
         moved, dt = step.after.float() - step.before.float(), self._time(step.next_sigma) - self._time(step.sigma)
         for sign in (1.0, -1.0):
-            if same(moved, sign * dt * step.output.float(), 1e-3):
+            if same(moved, sign * dt * step.output.float(), 1e-3 if step.after.dtype == torch.float32 else 3e-2):
                 return sign
         raise GeneratorError(
             f"{type(self.pipeline.scheduler).__name__} does not step along a flow, state + dt * velocity (tried both "
@@ -270,7 +277,7 @@ class Generic(Generator):
         """Zeros in the shape of the network's output."""
         state = leaves_of(arguments)[1][next(iter(self.plan.state))]
         assert self.outputs is not None
-        return self.outputs.new_zeros(state.shape[0], *self.outputs.shape[1:])
+        return state.new_zeros(state.shape[0], *self.outputs.shape[1:], dtype=self.outputs.dtype)
 
     def negative(self, cond: Conditioning) -> Conditioning:
         if self.unconditional is None:
@@ -285,7 +292,7 @@ class Generic(Generator):
         return self.shape
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        arguments = self.plan.arguments(x, t, cond.tensors, self.dtype)
+        arguments = self.plan.arguments(x, t, cond.tensors)
         output = self.network(**arguments)[0]
         return self.sign * self.flip * self.layout.take(output, x.shape)
 

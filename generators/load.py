@@ -75,7 +75,7 @@ def load(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return cls(pipeline, options).to(device)
+    return cls(pipeline.to(device), options)
 
 
 def _absent(entry: Any) -> bool:

@@ -54,8 +54,8 @@ class LeaveError(Exception):
     """Raised inside a pipeline to leave it once all that was wanted is known."""
 
 
-def denoiser(pipeline: Any) -> tuple[str, nn.Module]:
-    """Name and module of the network a pipeline calls at every step.
+def denoiser(pipeline: Any) -> nn.Module:
+    """The network a pipeline calls at every step.
 
     Raises:
         GeneratorError: it has none of :data:`DENOISERS`, or two that share the work.
@@ -67,7 +67,7 @@ def denoiser(pipeline: Any) -> tuple[str, nn.Module]:
         raise GeneratorError(
             f"{type(pipeline).__name__} draws with {' and '.join(found)}: experts by time need an adapter of their own"
         )
-    return next(iter(found.items()))
+    return next(iter(found.values()))
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def recording(
         forced: what every scheduler step answers instead of its own result.
         stub: answers in the network's place, given the arguments by name.
     """
-    network = denoiser(pipeline)[1]
+    network = denoiser(pipeline)
     tape, original, forward = Tape(), pipeline.scheduler, network.forward
     bind = inspect.signature(forward)
 

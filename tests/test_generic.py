@@ -57,6 +57,21 @@ def test_gradients_flow_through_velocity_and_decoder():
     assert sum(float(value.grad.abs().sum()) for _, value in parameters if value.grad is not None) > 0
 
 
+@pytest.mark.parametrize("build", [tiny_image.flux, tiny_image.qwen_image, tiny.sd3_pipeline])
+def test_half_precision_is_understood_as_well(build):
+    generator = Generic(build().to(torch.bfloat16), Options(size=(64, 64)))
+    x, cond = generator.noise([1, 2]), generator.encode(PROMPTS)
+    with torch.no_grad():
+        v = generator.velocity(x, torch.tensor(0.5), cond, 4.0 if generator.unconditional else 1.0)
+    assert v.dtype == torch.float32
+    assert v.isfinite().all()
+
+
+def test_a_scale_that_is_no_input_of_the_network_is_refused():
+    with pytest.raises(GeneratorError, match=r"classifier-free; use rollout\.sampler\.guidance"):
+        Generic(tiny.sd3_pipeline(), Options(size=(64, 64), embedded_guidance=3.0))
+
+
 def test_the_pipeline_is_left_as_it_was():
     pipeline = tiny_image.flux()
     scheduler = pipeline.scheduler
