@@ -179,8 +179,16 @@ class OnlineRollout(Settings):
     prompts: int = Field(16, ge=1, description="prompts per rollout, over all processes")
     group: int = Field(12, ge=1, description="samples per prompt")
     sampler: Sampler = Field(Sampler(), description="how the samples are made")
+    same_noise: bool = Field(False, description="one initial noise per group (DanceGRPO); needs stochastic steps")
     chunk: int = Field(256, ge=1, description="samples per network call while sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.same_noise and not self.sampler.stochastic:
+            message = f"a group's samples would all be equal: {self.sampler.kind} adds no noise of its own"
+            raise problems_at([("same_noise", message)])
+        return self
 
 
 class PairsRollout(Settings):

@@ -68,14 +68,13 @@ class OnlineSource:
         row = torch.arange(len(asked)).repeat_interleave(settings.group)
         first = local.start * settings.group
         seeds = [derive(self.seed, "rollout", step, first + i) for i in range(len(row))]
+        shared = [derive(self.seed, "start", step, int(g)) for g in group] if settings.same_noise else None
         steps = stochastic_steps(settings.sampler, step, self.seed)
-        rows = row.to(generator.device)
-        latents, path = draw(
-            generator, cond[rows], seeds, settings.sampler, steps=steps, keep=self.keep, chunk=settings.chunk
-        )
+        per_sample, sampler, keep, chunk = cond[row.to(generator.device)], settings.sampler, self.keep, settings.chunk
+        latents, path = draw(generator, per_sample, seeds, sampler, start=shared, steps=steps, keep=keep, chunk=chunk)
         prompts = [asked[i].text for i in row.tolist()]
         wanted = take({name: inputs[name] for name in self.wants}, row)
-        return Rollout(prompts, group, seeds, cond, row, latents, latents[:0], settings.sampler, path, inputs=wanted)
+        return Rollout(prompts, group, seeds, cond, row, latents, latents[:0], sampler, path, inputs=wanted)
 
     def media(self, rollout: Rollout) -> Tensor:
         """Decoded media of the rollout, ``[N, ...]`` in [0, 1]."""
