@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.errors import RunFolderError
+from align.errors import ConfigError, RunFolderError
 from align.files import explained, without_nan, write_json, write_text
 
 FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
@@ -57,9 +57,7 @@ class RunFolder:
         write_json(self.path / "environment.json", environment)
 
     def _check_same(self, config: dict[str, Any]) -> None:
-        from align.config import read_yaml
-
-        before, now = flatten(read_yaml(self.path / "config.yaml")), flatten(config)
+        before, now = flatten(self._settings()), flatten(config)
         changed = [
             f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
             for key in sorted(before.keys() | now.keys())
@@ -70,6 +68,16 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was made with other settings, so it cannot go on exactly:\n  " + "\n  ".join(changed)
             )
+
+    def _settings(self) -> dict[str, Any]:
+        """What the run was made with; settings that came into being since then have their defaults."""
+        from align.config import load_config, read_yaml, settings_of
+
+        path = self.path / "config.yaml"
+        try:
+            return settings_of(load_config(path))
+        except ConfigError:  # a setting that is gone since then: shown as different
+            return read_yaml(path)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""

@@ -58,6 +58,20 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
     assert (config.run_dir / "samples" / "step-000000" / "grid.png").is_file()
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(model: Path, tmp_path: Path) -> None:
+    """A line the run's config lacks means the default; another value is another run."""
+    config = settings(tmp_path, model, train={"steps": 1})
+    train(config)
+    path = config.run_dir / "config.yaml"
+    text = path.read_text()
+    assert "same_noise: false" in text
+    path.write_text(text.replace("same_noise: false, ", "").replace("  same_noise: false\n", ""))
+    assert "same_noise" not in path.read_text()
+    assert train(settings(tmp_path, model, train={"steps": 2}), resume=True)["steps"] == 2
+    with pytest.raises(RunFolderError, match="train.lr: 0.01 then, 0.5 now"):
+        train(settings(tmp_path, model, train={"steps": 2, "lr": 0.5}), resume=True)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("chunks", [3, 7])
 def test_accumulation_equals_a_large_batch(recipe: str, chunks: int, model: Path, tmp_path: Path) -> None:
