@@ -18,6 +18,8 @@ FORMATS = ("diffusers", "comfyui", "kohya", "merged")
 class ExportError(AlignflowError, ValueError):
     """A policy that cannot be written as asked, or a file that does not read back as what was trained."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Blocks:
