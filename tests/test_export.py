@@ -63,21 +63,26 @@ def generator_of(case: Case) -> Generator:
     return adapter(case.kind)(case.build(), case.options)
 
 
-def trained(folder: Path, case: Case, targets: str | None = None, model: bool = False) -> Path:
+def trained(folder: Path, case: Case, targets: str | None = None, model: bool = False, policy: str = "lora") -> Path:
     """A run folder as training leaves it: its config and a LoRA far from zero, for a pipeline that may lie beside."""
     if model:
         case.build().save_pretrained(folder / "model")
     generator = generator_of(case)
     if targets is not None:
         generator.lora_targets = targets
-    moved(generator)
-    save_lora(generator, folder / "run" / "lora")
+    if policy == "lora":
+        moved(generator)
+        save_lora(generator, folder / "run" / "lora")
+    else:
+        generator.backbone.proj_out.weight.data *= 1.5
+        generator.backbone.save_pretrained(folder / "run" / "transformer")
     given = {key: value for key, value in vars(case.options).items() if value not in (None, "", 0.0)}
     tree = {
         "name": case.name,
         "generator": {"kind": case.kind, "path": str(folder / "model"), "device": "cpu", **given},
         "prompts": {"train": "shapes:train"},
         "reward": {"kind": "shapes"},
+        "policy": {"kind": policy},
         "recipe": {"kind": "nft"},
     }
     (folder / "run" / "config.yaml").write_text(json.dumps(tree))
@@ -144,6 +149,25 @@ def test_fused_layers_are_blocks_of_ranks():
     assert (a.shape, b.shape) == ((5, 5), (9, 5))
     wanted = torch.cat([pairs[0][1] @ pairs[0][0], torch.zeros(2, 5), pairs[1][1] @ pairs[1][0]])
     torch.testing.assert_close(b @ a, wanted, atol=1e-6, rtol=0)
+
+
+def test_all_weights_trained_become_a_pipeline(tmp_path, run):
+    folder = trained(tmp_path, SD3, model=True, policy="full")
+    found = export(find_policy(folder), "merged")
+    assert found["difference"] < 1e-5 < found["effect"]
+    whole, base = (load("sd3", place, options=SD3.options) for place in (found["folder"], str(tmp_path / "model")))
+    assert torch.equal(whole.backbone.proj_out.weight, 1.5 * base.backbone.proj_out.weight)
+    with pytest.raises(ExportError, match="trained all weights, there is no LoRA; use --to merged"):
+        export(find_policy(folder), "kohya", tmp_path / "no")
+    words = ["--prompt", "a", "--set", "evaluate.sampler.steps=1", "--seed", "3", "--out"]
+    assert run("sample", str(folder), *words, str(tmp_path / "drawn"))[0] == 0
+    assert run("sample", str(folder / "config.yaml"), *words, str(tmp_path / "base"))[0] == 0
+    assert (tmp_path / "drawn/000.png").read_bytes() != (tmp_path / "base/000.png").read_bytes()
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(LoraError, match="does not load as this SD3Transformer2DModel"):
+        export(find_policy(folder), "merged", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 # -- what must not pass -----------------------------------------------------------------------------------------------
@@ -215,7 +239,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     """What ``find_policy`` looks at of a checkpoint."""
     path = folder / "checkpoints" / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / "manifest.json").write_text("{}")
+    (path / "manifest.json").write_text('{"format": 1, "files": {}}')
     return path
 
 
@@ -246,6 +270,9 @@ def test_the_command(tmp_path, run, in_memory):
     assert (code, err) == (0, f"{folder} is not finished: its newest checkpoint is step 3\n")
     assert "read back and compared: velocities differ by at most 0 " in out
     assert "not finished" in (tmp_path / "out" / "README.md").read_text()
+    (made / "manifest.json").write_text(json.dumps({"format": 1, "files": {FILE: {"bytes": 1, "sha256": "0"}}}))
+    code, _, err = run("export", str(made), "--to", "kohya")
+    assert (code, f"checkpoint {made}: {FILE} is damaged or missing" in err) == (1, True)
     for words, message in (
         (
             (str(folder), "--to", "diffusers", "--out", str(tmp_path / "out")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from align import checkpoint
 from align.build import build_generator
 from align.config import load_config
 from align.errors import RunFolderError
@@ -77,6 +77,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
 
     Raises:
         RunFolderError: ``out`` exists.
+        CheckpointError: a file of the checkpoint is not what was written.
         ExportError: this policy cannot be written so, or does not read back as what was trained.
         LoraError, GeneratorError: what was trained, or what it was trained on, does not load.
     """
@@ -84,6 +85,8 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} exists; choose another folder with --out")
     job = _job(trained, to, dtype)
+    if trained.checkpoint:
+        checkpoint.verify(trained.folder)
     generator = build_generator(job.config, device_of(job.config))
     base = check.answers(generator, decode=to == "merged")
     load_policy(generator, trained.folder)
@@ -172,6 +175,5 @@ def _free(generator: Generator) -> None:
     """Give the memory of a generator's networks back before another one is loaded."""
     for network in generator.modules().values():
         network.to("meta")
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -54,12 +54,13 @@ def _header(config: Config, run: Run, to: str) -> str:
     on_hub = config.generator.path.count("/") == 1 and not Path(config.generator.path).exists()
     clip = bool(run.samples and run.samples[-1].clips)
     editor = any(word in config.generator.kind for word in ("edit", "kontext", "fill", "i2v"))
+    relation = "adapter" if to != "merged" else "merge" if config.policy.kind == "lora" else "finetune"
     data = ModelCardData(
-        base_model=config.generator.path if on_hub else None,
         library_name="diffusers",
         pipeline_tag=f"{'image' if editor else 'text'}-to-{'video' if clip else 'image'}",
         tags=[*TAGS[to], "alignflow", "flow-matching", config.recipe.kind],
-        base_model_relation=("merge" if config.policy.kind == "lora" else "finetune") if to == "merged" else "adapter",
+        base_model=config.generator.path if on_hub else None,
+        base_model_relation=relation if on_hub else None,
         widget=[{"text": prompt} for prompt in (run.samples[-1].prompts[:PROMPTS] if run.samples else [])] or None,
     )
     return data.to_yaml().strip()
