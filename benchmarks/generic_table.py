@@ -90,7 +90,7 @@ def fit(pipeline: Any) -> None:
 
 def size_of(inputs: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) that a dummy's inputs ask for, or those of its picture."""
-    if "height" in inputs and inputs["height"]:
+    if inputs.get("height"):
         return inputs["height"], inputs["width"]
     picture = inputs.get("image")
     picture = picture[0] if isinstance(picture, list) else picture
@@ -125,6 +125,8 @@ def testers(checkout: Path) -> Iterator[type]:
     sys.path.insert(0, str(checkout))
     seen = set()
     for file in sorted(checkout.glob("tests/pipelines/*/test_*.py")):
+        if not any(name in file.read_text(encoding="utf-8") for name in SCHEDULERS):
+            continue
         try:
             module = importlib.import_module(".".join(file.relative_to(checkout).with_suffix("").parts))
         except Exception as error:  # another version of diffusers, or a package that its tests want

@@ -23,7 +23,7 @@ from generators.codec import in_chunks
 from generators.recording import Step, Tape, denoiser, recording, stacked
 
 WORDS = ["a", "a b", "a b c"]  # what is drawn to learn how
-STEPS = 3
+STEPS, MANY = 3, 20
 FROM_NOISE = 0.95  # of the noise levels a pipeline must go through, to draw from noise
 SCALE = 3.0  # guidance of the guided recording
 MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the pictures a pipeline may take, and its own
@@ -53,6 +53,10 @@ def places(step: Step) -> list[Place]:
         copies = 0 if call.output is None else call.output.shape[0] // step.before.shape[0]
         found += [Place(number, copies, part) for part in reversed(range(copies))]
     return found
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 class Generic(Generator):
@@ -130,10 +134,9 @@ class Generic(Generator):
         except GeneratorError:
             raise
         except FAILURES as error:
-            first = (str(error).strip().splitlines() or [""])[0]
             raise GeneratorError(
                 f"{self.named}: its own call with {len(prompts)} prompts and {steps} steps fails, "
-                f"{type(error).__name__}: {first}"
+                f"{type(error).__name__}: {_first(error)}"
             ) from error
         finally:
             if guider is not None:
@@ -178,6 +181,7 @@ class Generic(Generator):
             self._read(inputs)
         elif self.options.embedded_guidance is not None and "guidance_scale" not in self.parameters:
             raise GeneratorError(f"generator.embedded_guidance: {self.named} takes no guidance_scale")
+        self.times(MANY)  # begins with noise also where three steps are too few to leave any out
         height, width = self.decode(guided.steps[-1].after[:1]).shape[-2:]
         self.size = (height, width)
 
@@ -283,8 +287,14 @@ class Generic(Generator):
         tolerance = 1e-4 if self.dtype == torch.float32 else 3e-2
         for number, step in enumerate(steps):
             time = torch.tensor(self._time(step.sigma), device=step.before.device)
-            with torch.no_grad():
-                v = self.velocity(step.before.float(), time, cond, guidance)
+            try:
+                with torch.no_grad():
+                    v = self.velocity(step.before.float(), time, cond, guidance)
+            except GeneratorError:
+                raise
+            except FAILURES as error:
+                why = f"{type(error).__name__}: {_first(error)}"
+                raise GeneratorError(f"{self.named}: replaying step {number} fails, {why}; write an adapter") from error
             wanted = self.sign * step.output.float()
             if not same(v, wanted, tolerance):
                 raise GeneratorError(
@@ -343,8 +353,14 @@ class Generic(Generator):
 
     def times(self, steps: int) -> Tensor:
         if steps not in self._grids:
-            sigmas = self._tape(WORDS[:1], self._pictures(1), 1.0, steps, stub=self._silence).sigmas
+            tape = self._tape(WORDS[:1], self._pictures(1), 1.0, steps, stub=self._silence)
+            sigmas, first = tape.sigmas, tape.steps[0].sigma
             assert sigmas is not None
+            if abs(first - float(sigmas[0])) > 1e-3:
+                raise GeneratorError(
+                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with a picture under noise; "
+                    "write an adapter"
+                )
             self._grids[steps] = 1 - sigmas if self.rising else sigmas
         return self._grids[steps]
 
