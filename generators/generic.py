@@ -126,9 +126,10 @@ class Generic(Generator):
         call = getattr(type(self.pipeline).__call__, "__wrapped__", type(self.pipeline).__call__)
         told |= {MEDIA[name]: value for name, value in inputs.items()}
         told |= {"num_inference_steps": steps, "output_type": out, "return_dict": False}
-        guider = getattr(self.pipeline, "guider", None)  # where it is a component, no argument turns guidance off
+        guider: Any = getattr(self.pipeline, "guider", None)  # where it is a component, no argument turns guidance off
+        silenced = guider is not None and guidance == 1 and guider._enabled
         try:
-            if guider is not None and guidance == 1:
+            if silenced:
                 guider.disable()
             return call(self.pipeline, prompt=list(prompts), **told)[0]
         except GeneratorError:
@@ -139,7 +140,7 @@ class Generic(Generator):
                 f"{type(error).__name__}: {_first(error)}"
             ) from error
         finally:
-            if guider is not None:
+            if silenced:
                 guider.enable()
 
     def _tape(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from generators.errors import GeneratorError
 
@@ -102,6 +103,7 @@ def recording(
     def call(*args: Any, **kwargs: Any) -> Any:
         made = Call(dict(bind.bind(*args, **kwargs).arguments))
         made.arguments.update(made.arguments.pop("kwargs", {}))
+        made.arguments = tree_map_only(Tensor, torch.clone, made.arguments)  # some pipelines write into them later
         tape.calls.append(made)
         if stop_after is not None and len(tape.calls) >= stop_after:
             raise LeaveError
@@ -118,12 +120,13 @@ def recording(
                 f"{type(scheduler).__name__} counts no noise levels: a flow-matching scheduler is needed"
             )
         tape.sigmas = scheduler.sigmas.detach().float().cpu().clone()
+        before = sample.clone()
         out = step(model_output, timestep, sample, *args, **kwargs)
         after = out[0] if isinstance(out, tuple) else out.prev_sample
         done = sum(len(s.calls) for s in tape.steps)
         index = len(tape.steps) if getattr(scheduler, "step_index", None) is None else scheduler.step_index - 1
         sigma, following = (float(tape.sigmas[i]) for i in (index, index + 1))
-        tape.steps.append(Step(tape.calls[done:], model_output, sample, after, sigma, following))
+        tape.steps.append(Step(tape.calls[done:], model_output, before, after, sigma, following))
         if forced is None:
             return out
         return (forced.to(after.dtype),) if isinstance(out, tuple) else type(out)(prev_sample=forced.to(after.dtype))
