@@ -104,6 +104,11 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
+def overridden(config: Config, override: str) -> Config:
+    """The config under ``train.lr=1e-4``; raises ConfigError or ValidationError where it does not fit."""
+    return Config.model_validate(merge(settings_of(config), read_overrides([override])[0].data, [Config]))
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors."""
     schema = Config.model_json_schema()

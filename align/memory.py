@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError, Problem, TrainingError
 from align.variants import listing, nearest
 
 if TYPE_CHECKING:
@@ -153,24 +155,76 @@ def _needs(config: Config) -> list[tuple[str, str, str, bool]]:
 # -- out of memory ----------------------------------------------------------------------------------------------------
 
 
-def remedies(config: Config, count: int = 3) -> list[str]:
-    """The settings to try first when memory runs out, cheapest first, without those that are on already."""
-    memory, train, generator = config.memory, config.train, config.generator
-    lora, rollout = config.policy.kind == "lora", config.rollout
-    chunk = getattr(rollout, "chunk", 1)
+@dataclass(frozen=True)
+class Remedy:
+    """One setting to change when memory runs out; a value of None is for the user to choose."""
+
+    path: str
+    value: Any
+    price: str
+
+    @property
+    def change(self) -> str:
+        """As it stands on a command line."""
+        return self.path if self.value is None else f"{self.path}={'true' if self.value is True else self.value}"
+
+    def __str__(self) -> str:
+        return f"{self.change}  ({self.price})"
+
+
+def remedies(config: Config) -> list[Remedy]:
+    """What to change when memory runs out, cheapest first, without what is on already."""
+    memory, train, rollout = config.memory, config.train, config.rollout
+    lora, online = config.policy.kind == "lora", rollout.kind == "online"
+    chunk, decoded = getattr(rollout, "chunk", 1), getattr(rollout, "decode_chunk", 1)
+    on_card = config.generator.device != "cpu"
     steps = [
-        (train.micro_batch > 1, f"train.micro_batch={train.micro_batch // 2}  (the same gradient in more, smaller passes)"),
-        (not train.gradient_checkpointing, "train.gradient_checkpointing=true  (a third more time)"),
-        (chunk > 1, f"rollout.chunk={chunk // 2}  (the same samples, fewer at a time)"),
-        (memory.cache_prompts == "none", "memory.cache_prompts=memory  (text encoders leave the card)"),
-        (generator.dtype == "float32", "generator.dtype=bfloat16  (half of every weight)"),
-        (getattr(rollout, "decode_chunk", 1) > 1, "rollout.decode_chunk=1  (pictures decoded one by one)"),
-        (not memory.vae_tiling, "memory.vae_tiling=true  (large pictures and clips tile by tile)"),
-        (lora and memory.quantise == "none", "memory.quantise=nf4  (a quarter of the frozen base)"),
-        (not lora, "policy.kind=lora  (no optimizer state for the base)"),
-        (train.optimizer == "adamw" and not lora, "train.optimizer=paged_adamw8bit  (an eighth of the states)"),
-        (True, "generator.size  (a smaller picture, or fewer generator.frames)"),
-        (True, "a larger card, or a smaller model"),
-        (True, "other programs on this machine: what do they hold?"),
+        (train.micro_batch > 1, "train.micro_batch", train.micro_batch // 2, "the same gradient in more passes"),
+        (not train.gradient_checkpointing, "train.gradient_checkpointing", True, "a third more time"),
+        (online and chunk > 1, "rollout.chunk", chunk // 2, "the same samples, fewer at a time"),
+        (memory.cache_prompts == "none", "memory.cache_prompts", "memory", "text encoders leave once all is encoded"),
+        (online and decoded > 1, "rollout.decode_chunk", decoded // 2, "the same pictures, fewer at a time"),
+        (config.evaluate.chunk > 1, "evaluate.chunk", config.evaluate.chunk // 2, "the same samples, fewer at a time"),
+        (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight"),
+        (lora and on_card and memory.quantise == "none", "memory.quantise", "nf4", "a quarter of the frozen base"),
+        (on_card and train.optimizer == "adamw", "train.optimizer", "paged_adamw8bit", "an eighth of its states"),
+        (not memory.vae_tiling, "memory.vae_tiling", True, "large pictures tile by tile"),
+        (not lora, "policy.kind", "lora", "roles, gradients and states of the base go"),
+        (True, "generator.size", None, "smaller pictures, or fewer generator.frames"),
+        (True, "rollout.group", None, "fewer samples to keep"),
+        (True, "policy.rank", None, "a smaller LoRA"),
     ]
-    return [text for wanted, text in steps if wanted][:count]
+    return [Remedy(path, value, price) for wanted, path, value, price in steps if wanted]
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What was said if ``error`` means that memory ran out, of a card or of the machine; else ''."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    said = isinstance(error, RuntimeError) and any(words in lines[0] for words in RAN_OUT)
+    return lines[0] if named or said else ""
+
+
+RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")
+"""How torch's allocators say so in a plain RuntimeError."""
+
+
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Turn running out of memory into the three settings to try first.
+
+    Raises:
+        TrainingError: memory ran out inside the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = out_of_memory(error)
+        if not reason:
+            raise
+        tries = "".join(f"\n  {remedy}" for remedy in remedies(config)[:3])
+        raise TrainingError(
+            f"out of memory: {reason}\ntry first, cheapest first:{tries}\n"
+            f"{config.run_dir} keeps its last checkpoint: --resume goes on from it, also with less memory "
+            "(generator, policy, memory.quantise and train.optimizer need a new run); alignflow check --card tells what fits"
+        ) from error

@@ -18,6 +18,7 @@ from align.build import build_generator, build_optimizer, build_rewards, trainab
 from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.inputs import remember
+from align.memory import explained
 from align.networks import Networks
 from align.progress import Progress
 from align.prompts import Prompt
@@ -59,11 +60,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     )
     run = RunFolder(config.run_dir, accelerator.is_main_process)
     run.check(settings_of(config), resume=resume, overwrite=overwrite)
-    trainer = Trainer(config, run, accelerator)
-    if run.writes:
-        run.create(dump_config(config), environment(torch_too=True), overwrite)
-    accelerator.wait_for_everyone()
-    return trainer.fit()
+    with explained(config):
+        trainer = Trainer(config, run, accelerator)
+        if run.writes:
+            run.create(dump_config(config), environment(torch_too=True), overwrite)
+        accelerator.wait_for_everyone()
+        return trainer.fit()
 
 
 class Trainer:

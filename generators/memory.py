@@ -189,8 +189,10 @@ def compile_networks(networks: Iterable[Any], how: str) -> None:
         if how == "full":
             network.compile()
             continue
+        if not network._repeated_blocks:  # some classes, SD3's among them, name them for another purpose alone
+            network._repeated_blocks = list(network._no_split_modules or ())
         try:
             network.compile_repeated_blocks()
-        except (AttributeError, ValueError):
+        except ValueError:
             known = f"memory.compile blocks: {type(network).__name__} names no repeated blocks"
             raise GeneratorError(f"{known}; use full or none") from None
