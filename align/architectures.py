@@ -85,9 +85,19 @@ def _on_meta(library: str, name: str, config: str) -> nn.Module:
         return cls(cls.config_class.from_dict(values))
 
 
+def arguments(part: Part) -> dict[str, Any]:
+    """What a diffusers network was made with, its class's defaults included."""
+    return dict(on_meta(part).config)  # type: ignore[arg-type]
+
+
 def count(part: Part) -> int:
     """Parameters of a network."""
-    return part.count if part.count is not None else sum(value.numel() for value in on_meta(part).parameters())
+    return part.count if part.count is not None else _count(on_meta(part))
+
+
+@lru_cache(maxsize=32)
+def _count(network: nn.Module) -> int:
+    return sum(value.numel() for value in network.parameters())
 
 
 # -- published facts --------------------------------------------------------------------------------------------------

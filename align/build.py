@@ -50,7 +50,9 @@ def build_generator(config: Config, device: torch.device | str, *, training: boo
         kept["offload"] = "none"  # the encoders are there already
     elif config.memory.cache_prompts != "none" and kept["offload"] == "none":
         kept["offload"] = "group"  # so that encoders which are about to go never stand on the card beside the network
-    return load(settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept))
+    return load(
+        settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept)
+    )
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:

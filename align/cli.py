@@ -111,7 +111,9 @@ def check(
     config: ConfigArgument,
     overrides: Overrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
-    card: Annotated[str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")] = None,
+    card: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+    ] = None,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.check import check_files, essentials

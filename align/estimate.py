@@ -8,10 +8,12 @@ networks of the real classes: ``tests/test_estimate.py``); so do the peaks of a 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from align.architectures import Part, count, on_meta, parts_of
+from align.architectures import Part, arguments, count, on_meta, parts_of
 from align.errors import ConfigError
 from align.memory import remedies
 from align.shapes_of import Shapes, shapes_of
@@ -29,11 +31,12 @@ STORED = {"none": None, "nf4": 0.53, "int8": 1.0, "fp8": 1.0}
 SAVED = {"full": 1.66, "lora": 1.35, "lora, autocast": 1.12}
 """Numbers saved for backward per input and output feature of a block's linear layers and token they see."""
 
-FORWARD = 0.6
+FORWARD = 0.8
 """The same for what lives at once in a block's pass without gradient."""
 
-DECODED = 3.5
-"""Copies of the widest feature map at full resolution that live at once while a VAE decodes."""
+DECODED = {"picture": 3.0, "frame": 9.2, "clip": 27.5}
+"""Feature maps of full resolution and the last stage's width that live at once while a VAE decodes: an image VAE's, a
+video VAE's for one frame, and for any clip, which it goes through a few frames at a time."""
 
 CONTEXT, FRAGMENTS = 0.8 * GB, 1.1
 """What CUDA itself takes, and the factor for memory that torch holds in pieces too small to use."""
@@ -117,21 +120,15 @@ def _trained(config: Config, networks: list[nn.Module]) -> int:
     """Parameters that are trained."""
     if config.policy.kind == "full":
         return sum(value.numel() for network in networks for value in network.parameters())
-    rank = config.policy.rank
-    found = [module for network in networks for name, module in linears(network).items() if adapted(config, name)]
+    from generators.load import adapter
+
+    rank, targets = config.policy.rank, config.policy.targets or adapter(config.generator.kind).lora_targets
+    ends = tuple(f".{target}" for target in targets)
+    found = [module for network in networks for name, module in linears(network).items() if f".{name}".endswith(ends)]
     return sum(rank * (module.in_features + module.out_features) for module in found)
 
 
-def adapted(config: Config, name: str) -> bool:
-    """Whether the policy puts an adapter on the linear layer ``name``."""
-    if config.policy.kind == "full":
-        return False
-    from generators.load import adapter
-
-    targets = config.policy.targets or adapter(config.generator.kind).lora_targets
-    return any(name == end or name.endswith("." + end) for end in targets)
-
-
+@lru_cache(maxsize=1024)
 def linears(network: nn.Module) -> dict[str, Any]:
     """The linear layers of a network by name."""
     from torch import nn
@@ -166,8 +163,9 @@ def _rewards(config: Config) -> list[Item]:
             if known is not None:
                 sizes[one.model] = known * SIZES[one.dtype]
                 continue
-        if one is not None and one.kind not in ("shapes", "checks"):
-            unknown.append(one.kind)
+        kind = getattr(one, "kind", "shapes")
+        if kind not in ("shapes", "checks"):
+            unknown.append(kind)
     how = f"without {', '.join(dict.fromkeys(unknown))}, whose size is not known here" if unknown else ""
     return [Item("rewards", float(sum(sizes.values())), how)]
 
@@ -231,31 +229,36 @@ def _block_width(layers: dict[str, Any], image: int, text: int, joint: bool) -> 
     for name, layer in layers.items():
         if "norm" in name or "mod" in name or "adaLN" in name:
             continue  # once a sample
-        tokens = image
         if joint and not beside:
             tokens = image + text  # both in one stream
         elif "add_" in name or "context" in name or "txt" in name:
             tokens = text
-        elif crossed and name.endswith(("attn2.to_k", "attn2.to_v")):
-            tokens = text
-        elif not joint and not crossed:
-            tokens = image + text
+        elif crossed:
+            tokens = text if name.endswith(("attn2.to_k", "attn2.to_v")) else image
+        else:
+            tokens = image if joint else image + text
         total += tokens * (layer.in_features + layer.out_features)
     return total
 
 
 def _decoding(config: Config, parts: dict[str, Part], shapes: Shapes) -> tuple[float, str]:
-    vae = on_meta(parts["vae"]).config if "vae" in parts else {}
-    widths = vae.get("block_out_channels") or [vae.get("base_dim", 96), 2 * vae.get("base_dim", 96)]
-    widest = widths[1] if len(widths) > 1 else widths[0]
-    memory = config.memory
-    height, width = shapes.size
-    if memory.vae_tiling:
-        height, width = min(height, TILE), min(width, TILE)
-    frames = min(shapes.frames, 4)  # video decoders go frame by frame, or a few at a time
-    at_once = 1 if memory.vae_slicing else max(1, min(shapes.decoded_rows, 2**22 // (height * width * shapes.frames)))
-    bytes_ = DECODED * widest * height * width * frames * SIZES[config.generator.dtype] * at_once
-    return bytes_, f"{at_once} at a time, {widest} channels of {height} x {width}"
+    if "vae" not in parts:
+        return 0.0, "no VAE"
+    height, width = (min(side, TILE) if config.memory.vae_tiling else side for side in shapes.size)
+    most = 2**22 // (shapes.size[0] * shapes.size[1] * max(1, shapes.frames // 4))  # as generators.codec decodes
+    rows = 1 if config.memory.vae_slicing else max(1, min(shapes.decoded_rows, most))
+    maps, widest = decoder_maps(arguments(parts["vae"]), shapes.frames)
+    bytes_ = maps * widest * height * width * SIZES[config.generator.dtype] * rows
+    return bytes_, f"{rows} at a time, {widest} channels of {height} x {width}"
+
+
+def decoder_maps(vae: Mapping[str, Any], frames: int) -> tuple[float, int]:
+    """(how many feature maps of full resolution, their channels) of a VAE with these settings."""
+    widths = vae.get("block_out_channels")
+    if widths and frames == 1:
+        return DECODED["picture"], widths[min(1, len(widths) - 1)]
+    base = widths[0] if widths else vae.get("decoder_base_dim") or vae.get("base_dim") or 96
+    return DECODED["clip" if frames > 1 else "frame"], 2 * base
 
 
 TILE = 512
@@ -312,7 +315,10 @@ def fitting(config: Config, changes: list[str], size: float) -> list[str]:
 def lines(config: Config, card: str | None = None) -> list[str]:
     """The estimate in words; with a card, whether it fits and what to change."""
     found = estimate(config)
-    rows = [*found.kept, *(Item(f"{name}: {i.name}", i.bytes, i.how) for name in found.phases for i in found.phases[name])]
+    rows = [
+        *found.kept,
+        *(Item(f"{name}: {i.name}", i.bytes, i.how) for name in found.phases for i in found.phases[name]),
+    ]
     text = ["memory, an estimate in GB of 2^30 bytes; nothing was loaded"]
     text += [f"  {item.name:24} {item.bytes / GB:7.2f}  {item.how}".rstrip() for item in rows]
     need = f"{found.bytes / GB:.1f} GB with {FRAGMENTS - 1:.0%} for fragments and {CONTEXT / GB:g} GB for CUDA"

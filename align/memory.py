@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Memory(BaseModel):
-    """What fits a card and what does not: see docs/memory.md. The name of a preset, such as ``24gb``, may stand here."""
+    """What fits a card: see docs/memory.md. The name of a preset, such as ``24gb``, may stand here instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,7 +96,9 @@ def missing(config: Config) -> list[Problem]:
         if find_spec(package) is None
     ]
     if config.memory.attention == "sage":
-        found.append(Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash"))
+        found.append(
+            Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash")
+        )
     return found
 
 
@@ -141,7 +143,7 @@ def _needs(config: Config) -> list[tuple[str, str, str, bool]]:
         "flash3": "flash_attn_interface",
         "sage": "sageattention",
     }
-    found = []
+    found: list[tuple[str, str, str, bool]] = []
     if memory.quantise != "none":
         fp8 = memory.quantise == "fp8"
         found.append(("memory.quantise", memory.quantise, "torchao" if fp8 else "bitsandbytes", not fp8))
@@ -177,7 +179,9 @@ def remedies(config: Config) -> list[Remedy]:
     memory, train, rollout = config.memory, config.train, config.rollout
     lora, online = config.policy.kind == "lora", rollout.kind == "online"
     chunk, decoded = getattr(rollout, "chunk", 1), getattr(rollout, "decode_chunk", 1)
-    on_card = config.generator.device != "cpu"
+    on_card, size = config.generator.device != "cpu", config.generator.size
+    smaller = None if size is None else [max(64, side * 3 // 4 // 64 * 64) for side in size]
+    group, rank = getattr(rollout, "group", 1), getattr(config.policy, "rank", 1)
     steps = [
         (train.micro_batch > 1, "train.micro_batch", train.micro_batch // 2, "the same gradient in more passes"),
         (not train.gradient_checkpointing, "train.gradient_checkpointing", True, "a third more time"),
@@ -190,9 +194,11 @@ def remedies(config: Config) -> list[Remedy]:
         (on_card and train.optimizer == "adamw", "train.optimizer", "paged_adamw8bit", "an eighth of its states"),
         (not memory.vae_tiling, "memory.vae_tiling", True, "large pictures tile by tile"),
         (not lora, "policy.kind", "lora", "roles, gradients and states of the base go"),
-        (True, "generator.size", None, "smaller pictures, or fewer generator.frames"),
-        (True, "rollout.group", None, "fewer samples to keep"),
-        (True, "policy.rank", None, "a smaller LoRA"),
+        (online and group > 3, "rollout.group", group // 2, "fewer samples to keep"),
+        (lora and rank > 4, "policy.rank", rank // 2, "a smaller LoRA"),
+        (True, "generator.size", smaller, "smaller pictures, or fewer generator.frames"),
+        (True, "generator.path", None, "a smaller model, or a larger card"),
+        (True, "generator.device", None, "another card: does something else hold memory of this one?"),
     ]
     return [Remedy(path, value, price) for wanted, path, value, price in steps if wanted]
 
@@ -225,6 +231,6 @@ def explained(config: Config) -> Iterator[None]:
         tries = "".join(f"\n  {remedy}" for remedy in remedies(config)[:3])
         raise TrainingError(
             f"out of memory: {reason}\ntry first, cheapest first:{tries}\n"
-            f"{config.run_dir} keeps its last checkpoint: --resume goes on from it, also with less memory "
-            "(generator, policy, memory.quantise and train.optimizer need a new run); alignflow check --card tells what fits"
+            f"{config.run_dir} keeps its last checkpoint: --resume goes on from it, with these too (generator, policy, "
+            "memory.quantise and train.optimizer need a new run); alignflow check --card 24gb tells what fits"
         ) from error

@@ -17,7 +17,7 @@ MEMORY_ALONE = (
     "rollout.decode_chunk",
     *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
 )
-"""Settings that change memory and speed, and results by rounding alone: a run that ran out of memory goes on with less."""
+"""Settings that change memory and speed, and results by rounding alone: who ran out of memory goes on with less."""
 
 FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
 """Settings that may change between the parts of one run: they do not alter the sequence of updates."""

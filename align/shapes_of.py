@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from align.architectures import Part, on_meta
+from align.architectures import Part, arguments, on_meta
 
 if TYPE_CHECKING:
     from align.settings import Config
@@ -47,10 +47,10 @@ class Shapes:
 
 def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
     """Sizes of a config's run on a pipeline of these networks."""
-    network = on_meta(parts["transformer"])
-    settings, kind = network.config, config.generator.kind
+    name, settings = parts["transformer"].name, arguments(parts["transformer"])
+    kind = config.generator.kind
     space, time = _compression(parts)
-    patch = _patch(type(network).__name__, settings)
+    patch = _patch(name, settings)
     video = kind in VIDEO
     frames = (config.generator.frames or FRAMES) if video else 1
     side = (settings.get("sample_size") if isinstance(settings.get("sample_size"), int) else None) or 128
@@ -59,8 +59,8 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
     time_steps = (frames - 1) // time + 1
     cells = time_steps * (size[0] // space) * (size[1] // space)
     pictures = 2 if kind.endswith(("_kontext", "_edit", "_edit_plus")) else 1
-    text = config.generator.text_length or TEXT.get(type(network).__name__, 256)
-    if type(network).__name__ == "SD3Transformer2DModel":
+    text = config.generator.text_length or TEXT.get(name, 256)
+    if name == "SD3Transformer2DModel":
         text = 77 + (text if "text_encoder_3" in parts else 1)
     channels = settings.get("out_channels") or settings.get("in_channels") or 16
     channels = channels // 4 if channels >= 64 else channels  # packed 2 x 2
@@ -83,13 +83,15 @@ def _compression(parts: dict[str, Part]) -> tuple[int, int]:
     """Pixels a side, and frames, that one latent cell stands for."""
     if "vae" not in parts:
         return 8, 4
-    vae = on_meta(parts["vae"]).config
-    widths = vae.get("block_out_channels")
-    space = vae.get("scale_factor_spatial") or (2 ** (len(widths) - 1) if widths else 8)
-    return space, vae.get("scale_factor_temporal") or 4
+    vae, settings = on_meta(parts["vae"]), arguments(parts["vae"])
+    widths = settings.get("block_out_channels")
+    known = settings.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
+    space = known or (2 ** (len(widths) - 1) if widths else 8)
+    time = settings.get("scale_factor_temporal") or getattr(vae, "temporal_compression_ratio", None) or 4
+    return int(space), int(time)
 
 
-def _patch(name: str, settings: dict) -> int:
+def _patch(name: str, settings: dict[str, Any]) -> int:
     """Latent cells of one token."""
     if name.startswith(("Flux", "QwenImage")):
         return 4  # packed by the pipeline, whatever the network calls its patch
@@ -99,7 +101,7 @@ def _patch(name: str, settings: dict) -> int:
     return math.prod(patch) if len(patch) > 1 else patch[0] ** 2
 
 
-def _width(settings: dict) -> int:
+def _width(settings: dict[str, Any]) -> int:
     """Features of a token."""
     heads, each = settings.get("num_attention_heads"), settings.get("attention_head_dim")
     return heads * each if heads and each else settings.get("dim") or settings.get("hidden_size") or 1024

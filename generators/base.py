@@ -261,7 +261,7 @@ class Generator(ABC):
         """
         if self.needs_encoders:
             raise GeneratorError(
-                f"memory.cache_prompts: {type(self.pipeline).__name__} is read without an adapter and runs whole; use none"
+                f"memory.cache_prompts: {type(self.pipeline).__name__} has no adapter and runs whole; use none"
             )
         if type(self).negative is Generator.negative:
             with torch.no_grad():

@@ -41,7 +41,7 @@ class Memory:
         offload: ``none``, ``model`` (an encoder moves to the device whole when it reads, and back) or ``group`` (layer
             by layer).
         quantise: what the trained networks' frozen weights are stored as: ``none``, ``nf4``, ``int8``, ``fp8``.
-        attention: backend of the trained networks' attention, a key of :data:`BACKENDS`, or ``auto`` for diffusers' own.
+        attention: backend of the trained networks, a key of :data:`BACKENDS`, or ``auto`` for diffusers' own.
         vae_tiling: code pictures tile by tile.
         vae_slicing: code pictures one by one.
     """
@@ -99,9 +99,7 @@ def place(pipeline: Any, device: torch.device | str, memory: Memory) -> list[Any
             part.to(device)
     if memory.offload == "group":
         for part in waiting.values():
-            apply_group_offloading(
-                part, onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
-            )
+            apply_group_offloading(part, onload_device=device, offload_type="leaf_level")
         return []
     from accelerate import cpu_offload_with_hook
 

@@ -62,7 +62,9 @@ class TextCache:
         if key in self._memory:
             return self._memory[key]
         if key not in self._files:
-            raise GeneratorError("a prompt is not in the cache, and the text encoders were dropped (memory.cache_prompts)")
+            raise GeneratorError(
+                "a prompt is not in the cache, and the text encoders were dropped (memory.cache_prompts)"
+            )
         file, index = self._files[key]
         with safe_open(file, "pt") as opened:
             return {name: opened.get_slice(name)[index : index + 1] for name in opened.keys()}  # noqa: SIM118
@@ -78,7 +80,6 @@ def key_of(prompt: str, inputs: Mapping[str, Tensor], index: int) -> str:
         digest.update(name.encode())
         digest.update(inputs[name][index].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
 
 
 def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
