@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from align.errors import DataError
+from align.files import explained
 from align.media import fit, read_pixels, to_tensor
 from align.prompts import Prompt
 from align.tables import Cell
@@ -47,12 +48,16 @@ def remember(generator: Generator, prompts: Sequence[Prompt], folder: Path | Non
 
     Raises:
         DataError, GeneratorError: as :func:`encode`, and of a pipeline that needs its encoders.
+        RunFolderError: the folder cannot be written.
     """
+    generator.check_droppable()
     cache = TextCache(folder)
     unique = list(dict.fromkeys(prompts))
     for start in range(0, len(unique), chunk):
         some = unique[start : start + chunk]
-        generator.remember(cache, [prompt.text for prompt in some], read_inputs(some, generator.inputs, generator.size))
+        inputs = read_inputs(some, generator.inputs, generator.size)
+        with explained(folder or Path()):
+            generator.remember(cache, [prompt.text for prompt in some], inputs)
     generator.drop_encoders(cache)
 
 

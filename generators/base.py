@@ -253,16 +253,16 @@ class Generator(ABC):
             cache.add([keys[index] for index in new], encoded)
         self._rest()
 
-    def drop_encoders(self, cache: TextCache) -> None:
-        """Read texts from ``cache`` alone from now on and let go of the text encoders.
-
-        Raises:
-            GeneratorError: this pipeline needs them for more than prompts.
-        """
+    def check_droppable(self) -> None:
+        """Raise GeneratorError where the text encoders are needed for more than prompts."""
         if self.needs_encoders:
             raise GeneratorError(
                 f"memory.cache_prompts: {type(self.pipeline).__name__} has no adapter and runs whole; use none"
             )
+
+    def drop_encoders(self, cache: TextCache) -> None:
+        """Read texts from ``cache`` alone from now on and let go of the text encoders, if :meth:`check_droppable`."""
+        self.check_droppable()
         if type(self).negative is Generator.negative:
             with torch.no_grad():
                 self._negative = Conditioning(self.encode_negative())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,8 +29,11 @@ class TextCache:
         self._memory: dict[str, Rows] = {}
         self._files: dict[str, tuple[Path, int]] = {}
         for file in sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else ():
-            with safe_open(file, "pt") as opened:
-                self._index(file, opened.metadata()["keys"].split())
+            try:
+                with safe_open(file, "pt") as opened:
+                    self._index(file, opened.metadata()["keys"].split())
+            except SafetensorError:
+                continue  # cut short: its prompts are encoded again and it is replaced
 
     def __len__(self) -> int:
         return len(self._memory) + len(self._files)
@@ -39,7 +42,7 @@ class TextCache:
         return key in self._memory or key in self._files
 
     def add(self, keys: Sequence[str], encoded: Mapping[str, Tensor]) -> None:
-        """Keep the rows ``[B, ...]`` of ``B = len(keys)`` prompts."""
+        """Keep the rows ``[B, ...]`` of ``B = len(keys)`` prompts; raises OSError where a file cannot be written."""
         rows = {name: value.detach().cpu() for name, value in encoded.items()}
         if self.folder is None:
             for index, key in enumerate(keys):
@@ -49,7 +52,10 @@ class TextCache:
         file = self.folder / f"{keys[0][:16]}.safetensors"
         partial = file.with_name(f".{file.name}.{os.getpid()}")
         tensors = {name: value.contiguous() for name, value in rows.items()}
-        save_file(tensors, partial, metadata={"keys": " ".join(keys)})
+        try:
+            save_file(tensors, partial, metadata={"keys": " ".join(keys)})
+        except SafetensorError as error:  # how it tells of a full disk
+            raise OSError(str(error)) from error
         os.replace(partial, file)
         self._index(file, keys)
 
