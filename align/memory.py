@@ -79,6 +79,8 @@ def problems(config: Config) -> list[tuple[str, str]]:
     cpu = "needs a CUDA card, and generator.device is cpu"
     if config.policy.kind == "full" and memory.quantise != "none":
         found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
+    if config.generator.kind == "generic" and memory.cache_prompts != "none":
+        found.append(("memory.cache_prompts", "a pipeline without an adapter runs whole, with its encoders; use none"))
     if config.generator.device == "cpu":
         if memory.offload != "none":
             found.append(("memory.offload", f"{memory.offload} {cpu}; use none"))
