@@ -114,6 +114,9 @@ def json_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    settings = schema["properties"]["memory"]
+    about = {"description": settings.pop("description"), "default": settings.pop("default", {})}
+    schema["properties"]["memory"] = {"anyOf": [{"enum": list(memory.PRESETS)}, settings], **about}
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # what a file leaves out may come from the one it extends
     return schema

@@ -21,7 +21,7 @@ from tiny_run import settings
 
 from align import build, estimate, memory
 from align.architectures import KNOWN, count, parts_of
-from align.config import load_config, overridden
+from align.config import json_schema, load_config, overridden
 from align.errors import ConfigError, TrainingError
 from align.lora import add_lora
 from align.rollout import Rollout
@@ -258,6 +258,11 @@ def test_a_preset_wins_over_what_is_extended_and_loses_to_its_own_file(large: An
     assert (config.train.micro_batch, config.rollout.chunk) == (3, 1)
     assert (config.memory.quantise, config.memory.vae_tiling) == ("fp8", True)
     assert large("memory=12gb", "memory=48gb").memory.quantise == "none"
+
+
+def test_editors_know_the_presets() -> None:
+    known = json_schema()["properties"]["memory"]
+    assert known["anyOf"] == [{"enum": list(memory.PRESETS)}, {"$ref": "#/$defs/Memory"}]
 
 
 def test_a_preset_for_stored_pairs(tmp_path: Path, write: Any) -> None:
