@@ -64,15 +64,14 @@ def _explained(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RewardError):
         return 1, str(error)
     # raised only where these are loaded already; importing them here would load torch
-    generators, torch = sys.modules.get("generators.base"), sys.modules.get("torch")
+    generators = sys.modules.get("generators.base")
     if generators is not None and isinstance(error, generators.GeneratorError):
         return 1, str(error)
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return 1, (
-            f"out of memory: {str(error).splitlines()[0]}\n"
-            "  try, cheapest first: a smaller train.micro_batch and rollout.chunk; "
-            "train.gradient_checkpointing=true; generator.dtype=bfloat16"
-        )
+    from align.memory import out_of_memory
+
+    if reason := out_of_memory(error):
+        smaller = "a smaller evaluate.chunk; memory.vae_tiling=true; generator.dtype=bfloat16"
+        return 1, f"out of memory: {reason}\n  try, cheapest first, with --set: {smaller}"
     return None
 
 
@@ -108,7 +107,14 @@ def train(
 
 
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
-def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
+    card: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+    ] = None,
+) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.check import check_files, essentials
     from align.config import load_config
@@ -116,6 +122,10 @@ def check(config: ConfigArgument, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or [])
     for name, value in essentials(settings):
         typer.echo(f"{name:10} {value}")
+    if memory or card is not None:
+        from align.estimate import lines
+
+        typer.echo("\n".join(lines(settings, card)))
     check_files(settings)
     typer.echo(f"{config} is ready to run")
 

@@ -166,9 +166,11 @@ def _load(pipeline: Any, component: str, network: Any, file: Path) -> None:
 
 
 def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> weight shape ``(out, in)`` of a network's linear layers."""
+    """Name -> ``(out, in)`` of a network's linear layers; weights stored in fewer bits have another shape."""
     modules = network.named_modules()
-    return {name: tuple(module.weight.shape) for name, module in modules if isinstance(module, nn.Linear)}
+    return {
+        name: (module.out_features, module.in_features) for name, module in modules if isinstance(module, nn.Linear)
+    }
 
 
 def _fits(key: str, shape: tuple[int, ...], linear: dict[str, tuple[int, ...]]) -> bool:

@@ -10,6 +10,15 @@ from typing import Any
 from align.errors import ConfigError, RunFolderError
 from align.files import explained, without_nan, write_json, write_text
 
+MEMORY_ALONE = (
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "rollout.chunk",
+    "rollout.decode_chunk",
+    *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
+)
+"""Settings that change memory and speed, and results by rounding alone: who ran out of memory goes on with less."""
+
 FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
 """Settings that may change between the parts of one run: they do not alter the sequence of updates."""
 
@@ -62,7 +71,7 @@ class RunFolder:
             f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
-            and not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+            and not any(key == free or key.startswith(f"{free}.") for free in (*FREE_ON_RESUME, *MEMORY_ALONE))
         ]
         if changed:
             raise RunFolderError(

@@ -68,6 +68,7 @@ class Generic(Generator):
 
     pipeline_class = "DiffusionPipeline"
     accepts = ("size", "frames", "text_length", "embedded_guidance", "negative_prompt")
+    needs_encoders = True  # media come out of whole runs
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:

@@ -261,7 +261,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
 
     for raised, says in (
         (GeneratorError("no such pipeline"), "error: no such pipeline"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller train.micro_batch"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller evaluate.chunk"),
     ):
 
         def fail(raised=raised):
