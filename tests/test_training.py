@@ -68,7 +68,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(model: Path, tmp_path: Path
     path.write_text(text.replace("same_noise: false, ", "").replace("  same_noise: false\n", ""))
     assert "same_noise" not in path.read_text()
     assert train(settings(tmp_path, model, train={"steps": 2}), resume=True)["steps"] == 2
-    with pytest.raises(RunFolderError, match="train.lr: 0.01 then, 0.5 now"):
+    with pytest.raises(RunFolderError, match=r"train\.lr: 0\.01 then, 0.5 now"):
         train(settings(tmp_path, model, train={"steps": 2, "lr": 0.5}), resume=True)
 
 
