@@ -28,15 +28,6 @@ from generators.base import GeneratorError
 from generators.load import load
 from generators.memory import Memory
 
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD3 without T5 on disk: its null tokens are folded."""
-    folder = tmp_path_factory.mktemp("model") / "sd3"
-    tiny.sd3_pipeline(t5=False).save_pretrained(folder)
-    return folder
-
-
 # -- attention --------------------------------------------------------------------------------------------------------
 
 

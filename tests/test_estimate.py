@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import written
 from diffusers import (
@@ -33,14 +32,6 @@ run, write = written.run, written.write
 ROOT = Path(__file__).parent.parent
 GB = estimate.GB
 IMAGE, TEXT, HALF = 256, 64, torch.bfloat16
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD3 without T5 on disk."""
-    folder = tmp_path_factory.mktemp("model") / "sd3"
-    tiny.sd3_pipeline(t5=False).save_pretrained(folder)
-    return folder
 
 
 # -- activations ------------------------------------------------------------------------------------------------------

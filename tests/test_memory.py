@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from adapter_cases import PROMPTS, Case
 from memory_cases import EVERY, SD3, generator_of, velocity
@@ -31,14 +30,6 @@ each = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=() if k in QUICK else pytest.mark.slow, id=k) for k, c in EVERY.items()]
 )
 BRIEF: dict[str, Any] = {"prompts": {"heldout": None}, "train": {"steps": 2}}
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD3 without T5 on disk: its null tokens are folded."""
-    folder = tmp_path_factory.mktemp("model") / "sd3"
-    tiny.sd3_pipeline(t5=False).save_pretrained(folder)
-    return folder
 
 
 # -- prompts kept, encoders gone --------------------------------------------------------------------------------------
