@@ -65,6 +65,8 @@ def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor 
     if not good:
         given = f"{media.dtype} {list(media.shape)}" if isinstance(media, Tensor) else type(media).__name__
         raise RewardError(f"reward {reward.name!r}: media should be float [N, 3, H, W] or [N, F, 3, H, W], got {given}")
+    if len(media) and not media.numel():
+        raise RewardError(f"reward {reward.name!r}: media {list(media.shape)} have no pixels")
     lengths = [len(media), len(prompts), *([] if group is None else [len(group)])]
     if len(set(lengths)) > 1:
         raise RewardError(f"reward {reward.name!r}: media, prompts and group should be equally many, got {lengths}")
