@@ -3,8 +3,9 @@
 Two families, which upstream code keeps apart and so must we:
 
 * Pillow on 8-bit pictures (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
-  antialiasing, one axis after the other, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
-  numbers; the gradient passes the rounding as if it were not there.
+  antialiasing, width before height, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
+  numbers; the gradient passes the rounding as if it were not there. (Pillow 13 takes the height first for some shapes:
+  1/255 here and there.)
 * torchvision on float tensors (HPSv2, VLM-RMs): bicubic, neither rounded nor cut. torchvision antialiases tensors since
   0.17 and did not before, so published scores of the two differ in the third decimal: ``antialias`` chooses.
 """
@@ -110,7 +111,7 @@ def resized(images: Tensor, target: tuple[int, int], antialias: bool = True, eig
     """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` what Pillow makes of 8-bit pixels."""
     if not eight_bit:
         return images if images.shape[-2:] == target else _bicubic(images, target, antialias)
-    for size in ((images.shape[-2], target[1]), target):  # Pillow resizes along the width first, and rounds in between
+    for size in ((images.shape[-2], target[1]), target):
         if images.shape[-2:] != size:
             images = _round(_bicubic(images, size, True).clamp(0, 1))
     return images
