@@ -37,6 +37,8 @@ class GoalBaseline(ModelRewardSettings):
         """Load model and tokenizer, and embed the baseline."""
         from functools import partial
 
+        import torch
+
         from rewards.clip_model import Clip
         from rewards.preprocess import Preprocess
 
@@ -63,8 +65,12 @@ class GoalBaseline(ModelRewardSettings):
                 return projected(image, goal[samples], baseline, self.alpha)
 
             values = clip.by_frame(media, score, self.batch, self.frames)
-            same = (goal == baseline).all(-1).nonzero().flatten().tolist()
-            return Scores(values, dict.fromkeys(same, "the goal is the baseline: nothing to tell them apart by"))
+            # what tells equal texts apart is rounding, and would become the direction
+            same = ((goal - baseline).norm(dim=-1) < 1e-3).cpu()
+            same |= torch.tensor([text == self.baseline for text in (prompts if fixed is None else [])] or [False])
+            values = values.masked_fill(same.to(values.device), torch.nan)
+            why = "the goal is the baseline: nothing tells them apart"
+            return Scores(values, dict.fromkeys(same.nonzero().flatten().tolist(), why))
 
         return Reward("goal_baseline", function, range=(-1.0, 1.0), differentiable=True)
 
