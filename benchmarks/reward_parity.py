@@ -20,8 +20,9 @@ import gc
 import json
 import shutil
 import sys
+import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def widen(model: Any, seed: int, gain: float = 3.0) -> Any:
     return model.eval()
 
 
+def widen_head(layers: Iterable[Any]) -> None:
+    """Linear layers that keep the size of what comes in; published initial values make it vanish."""
+    for layer in layers:
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight, std=2 * layer.in_features**-0.5)
+
+
 def upstream_hpsv2(out: Path, images: list[Image.Image]) -> dict[str, list[float]]:
     """``hpsv2.img_score.score`` itself; only the model it would first download is made here, as it makes it."""
     from hpsv2 import img_score
@@ -128,7 +136,7 @@ def upstream_image_reward(out: Path, images: list[Image.Image]) -> dict[str, lis
     from ImageReward.ImageReward import ImageReward as Network
 
     network = widen(Network(med_config=str(out / "med_config.json"), device="cpu"), 1)
-    torch.nn.init.normal_(network.mlp.layers[0].weight, std=0.3)
+    widen_head(network.mlp.layers)
     torch.save(network.state_dict(), out / "ImageReward.pt")
     del network
     model = ImageReward.load(str(out / "ImageReward.pt"), device="cpu", med_config=str(out / "med_config.json"))
@@ -146,6 +154,8 @@ def upstream_open_clip(out: Path, images: list[Image.Image]) -> dict[str, list[f
     widen(model, 2)
     torch.save(model.state_dict(), out / "openai.pth")
     v1, v2 = torch.nn.Linear(768, 1), MLP(768).eval()
+    widen_head([v1])
+    widen_head(v2.layers)
     torch.save(v1.state_dict(), out / "v1.pth")
     torch.save(v2.state_dict(), out / "v2.pth")
 
@@ -230,20 +240,21 @@ def write_tokenizers(out: Path) -> None:
     (out / "bert" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
 
 
-def upstream(out: Path) -> None:
-    """Write weights, pictures and scores into ``out``."""
+def upstream(out: Path, only: str = "") -> None:
+    """Write weights, pictures and scores into ``out``; of the parts whose name contains ``only``."""
     out.mkdir(parents=True, exist_ok=True)
     _kept = mend()
     write_tokenizers(out)
     images = pictures()
     for i, image in enumerate(images):
         image.save(out / f"{i}.png")
-    found: dict[str, list[float]] = {}
+    file = out / "scores.json"
     for part in (upstream_transformers, upstream_open_clip, upstream_image_reward, upstream_hpsv2):
-        found |= part(out, images)
-        gc.collect()
-        print(part.__name__, "done", flush=True)
-    (out / "scores.json").write_text(json.dumps(found, indent=1))
+        if only in part.__name__:
+            known = json.loads(file.read_text()) if file.exists() else {}
+            file.write_text(json.dumps(known | part(out, images), indent=1))
+            gc.collect()
+            print(part.__name__, "done", flush=True)
 
 
 # -- native -----------------------------------------------------------------------------------------------------------
@@ -270,24 +281,31 @@ def settings(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def native(out: Path) -> bool:
-    """Print a row for every reward; whether all differences are within the tolerance."""
+def native(out: Path, only: str = "") -> bool:
+    """Print a row for every reward whose name contains ``only``; whether all differences are within the tolerance."""
     import rewards
 
     expected = json.loads((out / "scores.json").read_text())
     images = [np.array(Image.open(out / f"{i}.png")) for i in range(len(SIZES))]
     media = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
-    print("| reward | upstream scores from .. to | largest difference | at 224x224 |\n|---|---|---|---|")
+    print("| reward | upstream scores from .. to | largest difference | of that at 224 x 224 | pictures/s |")
+    print("|---|---|---|---|---|")
     good = True
     for name, options in settings(out).items():
+        if only not in name:
+            continue
         reward = rewards.parse(options).build()
         texts = [prompt[:200] for prompt in PROMPTS] if name.endswith("torchmetrics") else PROMPTS
         with torch.no_grad():
             values = [reward(one, [text]).values.item() for one, text in zip(media, texts, strict=True)]
+            start = time.perf_counter()
+            reward(media[0].repeat(4, 1, 1, 1), PROMPTS[:4])
+            speed = 4 / (time.perf_counter() - start)
         wrong = [abs(mine - theirs) for mine, theirs in zip(values, expected[name], strict=True)]
-        good &= max(wrong) <= TOLERANCE * max(1.0, reward.range[1] if np.isfinite(reward.range[1]) else 1.0)
+        scale = reward.range[1] if np.isfinite(reward.range[1]) else 1.0
+        good &= max(wrong) <= TOLERANCE * max(1.0, scale)
         span = f"{min(expected[name]):.4f} .. {max(expected[name]):.4f}"
-        print(f"| `{name}` | {span} | {max(wrong):.1e} | {wrong[0]:.1e} |", flush=True)
+        print(f"| `{name}` | {span} | {max(wrong):.1e} | {wrong[0]:.1e} | {speed:.2f} |", flush=True)
         del reward
         gc.collect()
     return good
@@ -298,10 +316,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=("upstream", "native"))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="", help="rewards, or upstream parts, whose name contains this")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    sides: dict[str, Callable[[Path], Any]] = {"upstream": upstream, "native": native}
-    if sides[asked.side](asked.out) is False:
+    sides: dict[str, Callable[[Path, str], Any]] = {"upstream": upstream, "native": native}
+    if sides[asked.side](asked.out, asked.only) is False:
         raise SystemExit(1)
 
 
