@@ -1,13 +1,14 @@
 """Native rewards against the authors' packages, on identical random weights in the published layouts.
 
 The packages' pins do not go with this project's, so each side runs in an environment of its own and the two meet in a
-folder (about 9 GB of weights). The upstream side writes weights, pictures and scores, the native side reads them:
+folder (about 7 GB of weights). The upstream side writes weights, pictures and scores, the native side reads them:
 
     python3 -m venv upstream && upstream/bin/pip install torch==2.13.0 torchvision==0.28.0 transformers==4.55.4 \
         hpsv2==1.2.0 image-reward==1.5 && upstream/bin/pip install --no-deps open_clip_torch==3.3.0 torchmetrics \
         lightning-utilities
     upstream/bin/python benchmarks/reward_parity.py upstream OUT
     python -m benchmarks.reward_parity native OUT          # prints Markdown; exits 1 where a difference is above 1e-4
+    PYTHONPATH=. upstream/bin/python -m benchmarks.reward_parity package OUT     # with pydantic there: the same by ours
 
 What the upstream side has to mend to run the packages at all is in :func:`mend`; their scores are computed by their own
 functions. Random weights are drawn wide, so that pictures and prompts differ in score: the spread is in the table.
@@ -95,17 +96,23 @@ def widen_head(layers: Iterable[Any]) -> None:
             torch.nn.init.normal_(layer.weight, std=2 * layer.in_features**-0.5)
 
 
-def upstream_hpsv2(out: Path, images: list[Image.Image]) -> dict[str, list[float]]:
-    """``hpsv2.img_score.score`` itself; only the model it would first download is made here, as it makes it."""
+def without_hub_hpsv2() -> Any:
+    """Make the network that the package would first download, as it makes it, with random weights."""
     from hpsv2 import img_score
 
     torch.manual_seed(0)
     made = img_score.create_model_and_transforms(
         "ViT-H-14", None, precision="amp", light_augmentation=True, output_dict=True
     )
-    model = widen(made[0], 0, 2.0)
-    torch.save({"state_dict": model.state_dict()}, out / "hps.pt")
-    img_score.model_dict.update(model=model, preprocess_val=made[2])
+    img_score.model_dict.update(model=made[0], preprocess_val=made[2])
+    return made[0]
+
+
+def upstream_hpsv2(out: Path, images: list[Image.Image]) -> dict[str, list[float]]:
+    """``hpsv2.img_score.score`` itself."""
+    from hpsv2 import img_score
+
+    torch.save({"state_dict": widen(without_hub_hpsv2(), 0, 2.0).state_dict()}, out / "hps.pt")
     return {
         "hpsv2": [
             float(img_score.score(image, prompt, cp=str(out / "hps.pt"))[0])
@@ -114,9 +121,8 @@ def upstream_hpsv2(out: Path, images: list[Image.Image]) -> dict[str, list[float
     }
 
 
-def upstream_image_reward(out: Path, images: list[Image.Image]) -> dict[str, list[float]]:
-    """``ImageReward.load(...).score`` itself, with a tokenizer of our own in place of the hub's."""
-    import ImageReward
+def without_hub_image_reward(out: Path) -> None:
+    """A tokenizer of our own in place of the hub's."""
     from ImageReward.models.BLIP import blip_pretrain
     from transformers import BertTokenizer
 
@@ -127,6 +133,13 @@ def upstream_image_reward(out: Path, images: list[Image.Image]) -> dict[str, lis
         return made
 
     blip_pretrain.init_tokenizer = tokenizer
+
+
+def upstream_image_reward(out: Path, images: list[Image.Image]) -> dict[str, list[float]]:
+    """``ImageReward.load(...).score`` itself."""
+    import ImageReward
+
+    without_hub_image_reward(out)
     med = {"attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
            "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-12, "model_type": "bert",
            "max_position_embeddings": 512, "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
@@ -150,10 +163,10 @@ def upstream_open_clip(out: Path, images: list[Image.Image]) -> dict[str, list[f
     from ImageReward.models.AestheticScore import MLP
 
     torch.manual_seed(2)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-L-14-quickgelu", None)
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32-quickgelu", None)
     widen(model, 2)
     torch.save(model.state_dict(), out / "openai.pth")
-    v1, v2 = torch.nn.Linear(768, 1), MLP(768).eval()
+    v1, v2 = torch.nn.Linear(512, 1), MLP(512).eval()
     widen_head([v1])
     widen_head(v2.layers)
     torch.save(v1.state_dict(), out / "v1.pth")
@@ -311,15 +324,44 @@ def native(out: Path, only: str = "") -> bool:
     return good
 
 
+# -- the packages through the reward's own backend ------------------------------------------------------------------
+
+
+def package(out: Path, only: str = "") -> bool:
+    """``backend: package`` in the packages' environment (with pydantic besides) gives what they gave upstream."""
+    import rewards
+
+    _kept = mend()
+    expected = json.loads((out / "scores.json").read_text())
+    files = {
+        "image_reward": {"weights": str(out / "ImageReward.pt"), "med_config": str(out / "med_config.json")},
+        "hpsv2": {"weights": str(out / "hps.pt")},
+    }
+    ready: dict[str, Callable[[], Any]] = {
+        "image_reward": lambda: without_hub_image_reward(out),
+        "hpsv2": without_hub_hpsv2,
+    }
+    good = True
+    for name in (name for name in files if only in name):
+        ready[name]()
+        reward = rewards.parse({"kind": name, "backend": "package", **files[name]}).build()
+        image = torch.from_numpy(np.array(Image.open(out / "2.png"))).permute(2, 0, 1)[None].float() / 255
+        scores = reward(image, [PROMPTS[2]])
+        wrong = abs(scores.values.item() - expected[name][2])
+        good &= wrong <= TOLERANCE
+        print(f"{name}: backend package differs by {wrong:.1e}", *scores.reasons.values(), flush=True)
+    return good
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=("upstream", "native"))
+    parser.add_argument("side", choices=("upstream", "native", "package"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="rewards, or upstream parts, whose name contains this")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    sides: dict[str, Callable[[Path, str], Any]] = {"upstream": upstream, "native": native}
+    sides: dict[str, Callable[[Path, str], Any]] = {"upstream": upstream, "native": native, "package": package}
     if sides[asked.side](asked.out, asked.only) is False:
         raise SystemExit(1)
 

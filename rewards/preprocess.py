@@ -5,7 +5,7 @@ Two families, which upstream code keeps apart and so must we:
 * Pillow on 8-bit pictures (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
   antialiasing, width before height, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
   numbers; the gradient passes the rounding as if it were not there. (Pillow 13 takes the height first for some shapes:
-  1/255 here and there.)
+  then a few 1/255 here and there.)
 * torchvision on float tensors (HPSv2, VLM-RMs): bicubic, neither rounded nor cut. torchvision antialiases tensors since
   0.17 and did not before, so published scores of the two differ in the third decimal: ``antialias`` chooses.
 """
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +38,7 @@ class Preprocess:
         crop: (height, width) cut from the middle (zeros around what is smaller), or None.
         pad: whether what is smaller than ``resize`` gets black borders, before normalising.
         middle: how a crop's offset is rounded: down (transformers) | even (torchvision, to the nearest even half).
-        eight_bit: Pillow's rounding to 1/255 after each axis, and no values beyond [0, 1].
+        eight_bit: Pillow's rounding to 1/255, of what is to be resized and after each axis, none beyond [0, 1].
         antialias: whether shrinking averages; Pillow always does.
     """
 
@@ -108,22 +110,40 @@ class Preprocess:
 
 
 def resized(images: Tensor, target: tuple[int, int], antialias: bool = True, eight_bit: bool = False) -> Tensor:
-    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` what Pillow makes of 8-bit pixels."""
+    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` Pillow's pixels, bit by bit."""
+    if images.shape[-2:] == target:
+        return images
     if not eight_bit:
-        return images if images.shape[-2:] == target else _bicubic(images, target, antialias)
-    for size in ((images.shape[-2], target[1]), target):
-        if images.shape[-2:] != size:
-            images = _round(_bicubic(images, size, True).clamp(0, 1))
-    return images
+        return F.interpolate(images, target, mode="bicubic", antialias=antialias, align_corners=False)
+    pixels = _whole(images.double() * 255)
+    if target[1] != images.shape[-1]:
+        pixels = _whole(pixels @ _pillow_weights(images.shape[-1], target[1]).T.to(pixels.device))
+    if target[0] != images.shape[-2]:
+        pixels = _whole(_pillow_weights(images.shape[-2], target[0]).to(pixels.device) @ pixels)
+    return (pixels / 255).to(images.dtype)
 
 
-def _bicubic(images: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-    return F.interpolate(images, size, mode="bicubic", antialias=antialias, align_corners=False)
+@lru_cache(8)
+def _pillow_weights(size: int, target: int) -> Tensor:
+    """``[target, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit pictures."""
+    scale = size / target
+    stretch = max(scale, 1.0)
+    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = (centre - 2 * stretch + 0.5).floor().clamp(min=0)
+    last = (centre + 2 * stretch + 0.5).floor().clamp(max=size)
+    pixel = torch.arange(size, dtype=torch.float64)
+    x = ((pixel - centre + 0.5) / stretch).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
+    weights = weights / weights.sum(1, keepdim=True) * 2**22
+    return (weights.sign() * (weights.abs() + 0.5).floor()) / 2**22
 
 
-def _round(images: Tensor) -> Tensor:
-    """To multiples of 1/255, with the gradient of the identity."""
-    return images + ((images * 255).add(0.5).floor() / 255 - images).detach()
+def _whole(pixels: Tensor) -> Tensor:
+    """To whole numbers of 0 .. 255, with the gradient of cutting alone."""
+    cut = pixels.clamp(0, 255)
+    return cut + ((cut + 0.5).floor() - cut).detach()
 
 
 def center_crop(images: Tensor, height: int, width: int, middle: Literal["down", "even"] = "down") -> Tensor:
