@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import tiny_rewards
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import rewards
@@ -271,6 +273,31 @@ def test_no_pixels(folder):
     for shape in ((2, 3, 0, 0), (2, 0, 3, 32, 32)):
         with pytest.raises(rewards.RewardError, match="have no pixels"):
             built(folder, "hpsv2")(torch.zeros(shape), ["a", "b"])
+
+
+def test_files_of_every_kind_are_scored(folder, tmp_path):
+    """Other sizes, grey, with transparency, a clip of one frame: the score of the same pixels on white in RGB."""
+    from align.prompts import Prompt
+    from align.scoring import score_files
+
+    draw = np.random.default_rng(0)
+    colours = Image.fromarray(draw.integers(0, 256, (40, 50, 4), dtype=np.uint8), "RGBA")
+    grey = Image.fromarray(draw.integers(0, 256, (33, 21), dtype=np.uint8))
+    white = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    pairs = {"alpha.png": (colours, white.convert("RGB")), "grey.png": (grey, grey.convert("RGB"))}
+    for name, (picture, same) in pairs.items():
+        picture.save(tmp_path / name)
+        same.save(tmp_path / f"same-{name}")
+    white.convert("RGB").save(tmp_path / "one.webp", save_all=True, lossless=True)
+    names = [*pairs, *(f"same-{name}" for name in pairs), "one.webp"]
+    asked = {name: rewards.parse(settings(folder)[name]) for name in ("hpsv2", "image_reward")}
+    rows = score_files([tmp_path / name for name in names], [Prompt("a circle")], asked)
+    assert all(not row["reasons"] for row in rows)
+    for name in asked:
+        alpha, grey_score, on_white, rgb, still = (row["scores"][name] for row in rows)
+        assert alpha == on_white == still
+        assert grey_score == rgb
+        assert abs(alpha - grey_score) > 1e-3
 
 
 def test_half_precision_is_near(folder, media):
