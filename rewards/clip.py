@@ -39,8 +39,6 @@ class ClipReward(ModelRewardSettings):
         from rewards.clip_model import Clip
 
         processor = weights(self.processor or self.model)
-        if is_file(processor):
-            raise RewardError("a file of weights has no tokenizer; give its folder or hub id as processor")
         clip = Clip.load(weights(self.model), processor, self.dtype, device, quick_gelu=self.quick_gelu)
         scale = {"cosine": 1.0, "percent": 100.0, "logit": clip.logit_scale}[self.variant]
 

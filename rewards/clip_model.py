@@ -58,6 +58,8 @@ class Clip:
         Raises:
             RewardError: not there, damaged, another model, missing or unexpected weights.
         """
+        if is_file(processor):
+            raise RewardError("a file of weights has no tokenizer; give the folder or hub id of one as processor")
         precision = getattr(torch, dtype)
         path = weight_file(model) if is_file(model) else None
         found: Any = None if path else _transformers_model(model, precision)

@@ -136,6 +136,8 @@ def test_pieces_that_do_not_belong_together(folder, tmp_path, hpsv2):
         hpsv2(tmp_path / "small.pt")
     with pytest.raises(RewardError, match="a file of weights has no tokenizer"):
         rewards.parse({"kind": "clip", "model": str(folder / "clip.pt")}).build()
+    with pytest.raises(RewardError, match="'clip_score': a file of weights has no tokenizer"):
+        rewards.parse({"kind": "clip_score", "model": str(folder / "clip.pt")}).build()
     clip = rewards.parse({"kind": "clip", "model": str(folder / "clip.pt"), "processor": str(folder / "pick")}).build()
     assert clip(torch.rand(1, 3, 40, 40), ["a"]).values.isfinite().all()
 
