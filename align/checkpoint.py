@@ -93,6 +93,8 @@ def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[s
         state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error}); {_remedy(path)}") from None
+    known = {"policy", *roles.values}  # who evaluates needs no role that only training has
+    tensors = {name: value for name, value in tensors.items() if name.partition("/")[0] in known}
     _check_same_model(path, tensors, roles)
     roles.load(tensors, manifest["roles"])
     if optimizer is not None:

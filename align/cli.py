@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align import reward_cli
 from align.errors import AlignflowError, RunFolderError
 from align.files import without_nan
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(reward_cli.app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 SourceArgument = Annotated[

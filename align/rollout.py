@@ -157,8 +157,11 @@ def join(paths: Sequence[Trajectory]) -> Trajectory:
 
 @torch.no_grad()
 def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
-    """Latents ``[N, ...]`` -> media in [0, 1], ``chunk`` samples at a time."""
-    return torch.cat([generator.decode(part) for part in latents.split(chunk)])
+    """Latents ``[N, ...]`` -> media in [0, 1], ``chunk`` samples at a time.
+
+    Contiguous, because the order in which a reward adds up pixels follows their order in memory.
+    """
+    return torch.cat([generator.decode(part) for part in latents.split(chunk)]).contiguous()
 
 
 def diversity(media: Tensor, group: Tensor) -> float:

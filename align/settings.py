@@ -184,6 +184,11 @@ class OnlineRollout(Settings):
     same_noise: bool = Field(False, description="one initial noise per group (DanceGRPO); needs stochastic steps")
     chunk: int = Field(256, ge=1, description="samples per network call while sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+    overlap: Literal["none", "chunks", "next"] = Field(
+        "none",
+        description="when samples are scored: none = after all are drawn | chunks = while the next chunk is drawn, to "
+        "the same result | next = also while the next rollout is drawn, which therefore is one update behind",
+    )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -222,6 +227,9 @@ class Train(Settings):
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per update; 0 = off")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    unscored: int = Field(
+        10, ge=0, description="rollouts in a row that may go by without any score, once there were some"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
     @field_validator("betas")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,9 @@ from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.inputs import remember
 from align.memory import explained
+from align.missing import Missing, tally
 from align.networks import Networks
+from align.overlap import Scoring
 from align.progress import Progress
 from align.prompts import Prompt
 from align.roles import Roles, ema_decay
@@ -31,7 +36,7 @@ from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
 from generators.memory import compile_networks
-from rewards.base import Reward, RewardError
+from rewards.base import Reward
 
 if TYPE_CHECKING:
     from align.recipes.base import Terms
@@ -76,7 +81,9 @@ class Trainer:
         self.recipe = config.recipe
         set_seed(config.seed)
         self.generator = build_generator(config, accelerator.device, training=True)
-        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema"])
+        overlap = getattr(config.rollout, "overlap", "none")
+        self.staggered = overlap == "next"
+        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema", *["ahead"] * self.staggered])
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
         optimizer = build_optimizer(config, self.parameters)
@@ -93,6 +100,10 @@ class Trainer:
         source = PairSource if config.rollout.kind == "pairs" else OnlineSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
+        self.thread = None if overlap == "none" else ThreadPoolExecutor(1, "scoring")
+        self.drawn: tuple[Rollout, Scoring | None] | None = None
+        self.counted = False  # whether a rollout that was in hand at the checkpoint stands in its network calls
+        self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
         self.updates, self.seconds, self.skipped = 0, 0.0, 0
 
@@ -132,27 +143,28 @@ class Trainer:
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
                 self._look(step + 1, progress)
-                stopping = self._any(stop.asked)
+                if news := self.missing.news(self.reasons):
+                    progress.say(f"update {step + 1}: {news}")
+                stopping = self._any(stop.asked or self.missing.too_many is not None)
                 if stopping or due(step + 1, config.checkpoint.every, config.train.steps):
                     self._save(step + 1)
                 if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
-                    raise KeyboardInterrupt
+                    raise self.missing.too_many or KeyboardInterrupt
         return self._finish("finished")
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
         calls = self.generator.network_calls
-        behaviour = self.roles.use(self.recipe.behaviour)
-        with self.phases.phase("rollout"), torch.no_grad(), behaviour, self.accelerator.autocast():
-            rollout = self.source(step)
-        with self.phases.phase("decode"):
-            rollout.media = self.source.media(rollout)
+        rollout, scoring = self._next(step)
         with self.phases.phase("reward"):
-            row = self._score(rollout)
+            row = self._score(rollout, scoring)
         with self.phases.phase("update"):
             row |= self._learn(rollout)
-            self.roles.follow("old", self.recipe.old_decay(step + 1))
+            if self.staggered and self.recipe.old_draws:
+                self.roles.assign("old", "ahead")
+            else:
+                self.roles.follow("old", self.recipe.old_decay(step + 1))
         time_spent = self.phases.take()
         samples = len(rollout.seeds) * self.share.world
         return row | {
@@ -161,30 +173,55 @@ class Trainer:
             "time": time_spent,
         }
 
-    def _score(self, rollout: Rollout) -> dict[str, Any]:
+    def _next(self, step: int) -> tuple[Rollout, Scoring | None]:
+        """This step's rollout. Staggered, ``ahead`` then draws the next one while this one is scored.
+
+        ``ahead`` moves before it draws and not after, so that a checkpoint holds what drew the rollout in hand, which a
+        resumed run draws again.
+        """
+        if not self.staggered:
+            return self._draw(step, self.recipe.behaviour)
+        calls = self.generator.network_calls
+        now = self.drawn or self._draw(step, "ahead")
+        if self.drawn is None and self.counted:
+            self.generator.network_calls = calls
+        self.drawn, self.counted = None, False
+        self.roles.follow("ahead", self.recipe.old_decay(step) if self.recipe.behaviour == "old" else 0.0)
+        if step + 1 < self.config.train.steps:
+            self.drawn = self._draw(step + 1, "ahead")
+        return now
+
+    def _draw(self, step: int, role: str) -> tuple[Rollout, Scoring | None]:
+        scoring = Scoring(self.reward, self.thread) if self.reward is not None else None
+
+        @contextmanager
+        def acting() -> Iterator[None]:
+            with torch.no_grad(), self.roles.use(role), self.accelerator.autocast():
+                yield
+
+        return self.source(step, acting, self.phases, scoring.add if scoring else None), scoring
+
+    def _score(self, rollout: Rollout, scoring: Scoring | None) -> dict[str, Any]:
         parts: dict[str, float] = {}
+        self.reasons: list[str] = []
         if rollout.rewards is None:
-            assert self.reward is not None
-            scores = self.reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs)
-            rollout.rewards = scores.values.detach().float().cpu()
-            self._refuse_all_missing(scores.values, dict(scores.reasons))
+            assert scoring is not None
+            scores = scoring.scores()
+            rollout.rewards = scores.values
+            self.reasons = gather_object(list(scores.reasons.values()))
+            self.missing.count(int(self._gather(scores.values).isfinite().sum()), self.reasons)
             parts = {f"reward/{name}": self._mean(values) for name, values in scores.parts.items()}
         everyone = self._gather(rollout.rewards)
         known = everyone[everyone.isfinite()]
         return {
             "reward": float(known.mean()),
-            "reward_std": float(known.std(correction=0)),
+            "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
             "missing": len(everyone) - len(known),
+            **({"reasons": tally(self.reasons)} if self.reasons else {}),
             "zero_variance_groups": advantages.zero_variance(everyone, self._gather(rollout.group)),
             "diversity": self._mean(torch.tensor([diversity(rollout.media, rollout.group)])),
             **parts,
         }
-
-    def _refuse_all_missing(self, values: Tensor, reasons: dict[int, str]) -> None:
-        if not self._gather(values.detach().float()).isfinite().any():
-            assert self.reward is not None
-            reason = next(iter(reasons.values()), "no reason given")
-            raise RewardError(f"reward '{self.reward.name}' gave no score to any sample of this rollout: {reason}")
 
     def _learn(self, rollout: Rollout) -> dict[str, Any]:
         assert rollout.rewards is not None
@@ -255,6 +292,8 @@ class Trainer:
         drawn = bool(self.held_out and config.samples.count) and due(step, config.samples.every, steps)
         if not full and not drawn:
             return
+        if self.drawn is not None and self.drawn[1] is not None:
+            self.drawn[1].wait()  # a reward is asked one thing at a time
         began = time.perf_counter()
         result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
@@ -291,7 +330,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         if self.run.writes:
             counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
-            counters["network_calls"] = self.generator.network_calls
+            counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawn is not None}
             keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
             checkpoint.save(self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export)
         self.accelerator.wait_for_everyone()
@@ -314,11 +353,13 @@ class Trainer:
             return 0
         counters = checkpoint.load(path, self.roles, self.optimizer.optimizer)
         self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
-        self.generator.network_calls = counters["network_calls"]
+        self.generator.network_calls, self.counted = counters["network_calls"], counters.get("drawn", False)
         self.run.forget_after(counters["step"])
         return counters["step"]
 
     def _finish(self, status: str) -> dict[str, Any]:
+        if self.thread is not None:
+            self.thread.shutdown(wait=False, cancel_futures=True)
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
         if self.run.writes:

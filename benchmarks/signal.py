@@ -42,8 +42,7 @@ def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
     for step in range(rollouts):
         with torch.no_grad():
             rollout = source(step)
-            media = source.media(rollout)
-        rollout.rewards = reward(media, rollout.prompts, rollout.group, rollout.inputs).values.float()
+        rollout.rewards = reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs).values.float()
         terms = recipe.terms(rollout, recipe.credit(rollout.rewards, rollout.group))
         for half in (0, 1):
             mine = rollout.group[terms.sample] % 2 == half

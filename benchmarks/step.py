@@ -56,6 +56,7 @@ class Recorder:
             return function(*arguments)
 
         noted.name = getattr(function, "name", kind)  # type: ignore[attr-defined]
+        noted.scope = getattr(function, "scope", "sample")  # type: ignore[attr-defined]
         return noted
 
     def _network(self, predict: Any, arguments: list[Any], with_grad: bool) -> Call:

@@ -37,6 +37,7 @@ class ClipReward(ModelRewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
         from rewards.clip_model import Clip
+        from rewards.digest import digest
 
         processor = weights(self.processor or self.model)
         clip = Clip.load(weights(self.model), processor, self.dtype, device, quick_gelu=self.quick_gelu)
@@ -45,7 +46,14 @@ class ClipReward(ModelRewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             return scale * clip.cosine(media, prompts, self.batch, self.frames)
 
-        return Reward("clip", function, range=(-scale, scale), differentiable=True)
+        return Reward(
+            "clip",
+            function,
+            range=(-scale, scale),
+            differentiable=True,
+            fingerprint=lambda: digest(clip.model.state_dict()),
+            embed=lambda media, prompts: clip.media_features(media, self.batch),
+        )
 
 
 def weights(path: str) -> str:

@@ -110,6 +110,12 @@ class Clip:
 
         return self.by_frame(media, score, batch, frames)
 
+    @torch.no_grad()
+    def media_features(self, media: Tensor, batch: int) -> Tensor:
+        """``[N, D]`` float32 of ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, where a clip's is the mean of its frames'."""
+        seen = torch.cat([self.image_features(part) for part in media.flatten(0, -4).split(batch)])
+        return seen.unflatten(0, (len(media), -1)).mean(1)
+
     def image_features(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]`` float32."""
         pixels = self.preprocess(images.to(self.model.device)).to(self.model.dtype)
