@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from align import advantages, checkpoint
 from align.build import build_generator, build_optimizer, build_rewards, trainable
+from align.drawing import Drawing
 from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.inputs import remember
@@ -81,9 +79,8 @@ class Trainer:
         self.recipe = config.recipe
         set_seed(config.seed)
         self.generator = build_generator(config, accelerator.device, training=True)
-        overlap = getattr(config.rollout, "overlap", "none")
-        self.staggered = overlap == "next"
-        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema", *["ahead"] * self.staggered])
+        ahead = ["ahead"] if getattr(config.rollout, "overlap", "none") == "next" else []
+        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema", *ahead])
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
         optimizer = build_optimizer(config, self.parameters)
@@ -100,11 +97,9 @@ class Trainer:
         source = PairSource if config.rollout.kind == "pairs" else OnlineSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
-        self.thread = None if overlap == "none" else ThreadPoolExecutor(1, "scoring")
-        self.drawn: tuple[Rollout, Scoring | None] | None = None
-        self.counted = False  # whether a rollout that was in hand at the checkpoint stands in its network calls
         self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
+        self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases)
         self.updates, self.seconds, self.skipped = 0, 0.0, 0
 
     def _evaluation(self) -> tuple[list[Prompt], dict[str, Reward]]:
@@ -156,15 +151,12 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
         calls = self.generator.network_calls
-        rollout, scoring = self._next(step)
+        rollout, scoring = self.drawing.next(step)
         with self.phases.phase("reward"):
             row = self._score(rollout, scoring)
         with self.phases.phase("update"):
             row |= self._learn(rollout)
-            if self.staggered and self.recipe.old_draws:
-                self.roles.assign("old", "ahead")
-            else:
-                self.roles.follow("old", self.recipe.old_decay(step + 1))
+            self.drawing.learnt(step)
         time_spent = self.phases.take()
         samples = len(rollout.seeds) * self.share.world
         return row | {
@@ -172,34 +164,6 @@ class Trainer:
             "network_calls": (self.generator.network_calls - calls) * self.share.world,
             "time": time_spent,
         }
-
-    def _next(self, step: int) -> tuple[Rollout, Scoring | None]:
-        """This step's rollout. Staggered, ``ahead`` then draws the next one while this one is scored.
-
-        ``ahead`` moves before it draws and not after, so that a checkpoint holds what drew the rollout in hand, which a
-        resumed run draws again.
-        """
-        if not self.staggered:
-            return self._draw(step, self.recipe.behaviour)
-        calls = self.generator.network_calls
-        now = self.drawn or self._draw(step, "ahead")
-        if self.drawn is None and self.counted:
-            self.generator.network_calls = calls
-        self.drawn, self.counted = None, False
-        self.roles.follow("ahead", self.recipe.old_decay(step) if self.recipe.behaviour == "old" else 0.0)
-        if step + 1 < self.config.train.steps:
-            self.drawn = self._draw(step + 1, "ahead")
-        return now
-
-    def _draw(self, step: int, role: str) -> tuple[Rollout, Scoring | None]:
-        scoring = Scoring(self.reward, self.thread) if self.reward is not None else None
-
-        @contextmanager
-        def acting() -> Iterator[None]:
-            with torch.no_grad(), self.roles.use(role), self.accelerator.autocast():
-                yield
-
-        return self.source(step, acting, self.phases, scoring.add if scoring else None), scoring
 
     def _score(self, rollout: Rollout, scoring: Scoring | None) -> dict[str, Any]:
         parts: dict[str, float] = {}
@@ -292,8 +256,7 @@ class Trainer:
         drawn = bool(self.held_out and config.samples.count) and due(step, config.samples.every, steps)
         if not full and not drawn:
             return
-        if self.drawn is not None and self.drawn[1] is not None:
-            self.drawn[1].wait()  # a reward is asked one thing at a time
+        self.drawing.wait()
         began = time.perf_counter()
         result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
@@ -330,7 +293,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         if self.run.writes:
             counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
-            counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawn is not None}
+            counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawing.in_hand is not None}
             keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
             checkpoint.save(self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export)
         self.accelerator.wait_for_everyone()
@@ -353,13 +316,12 @@ class Trainer:
             return 0
         counters = checkpoint.load(path, self.roles, self.optimizer.optimizer)
         self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
-        self.generator.network_calls, self.counted = counters["network_calls"], counters.get("drawn", False)
+        self.generator.network_calls, self.drawing.counted = counters["network_calls"], counters.get("drawn", False)
         self.run.forget_after(counters["step"])
         return counters["step"]
 
     def _finish(self, status: str) -> dict[str, Any]:
-        if self.thread is not None:
-            self.thread.shutdown(wait=False, cancel_futures=True)
+        self.drawing.close()
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
         if self.run.writes:
