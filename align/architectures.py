@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import generators
+from generators.shapes import pipelines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +36,7 @@ class Part:
 
 def parts_of(kind: str, path: str) -> dict[str, Part] | None:
     """Networks of a pipeline by component name, from its folder, the hub's cache or :data:`KNOWN`; None if unknown."""
-    world = Path(generators.__path__[0]) / path / "weights" / kind
-    folder = world if path.isidentifier() and world.is_dir() else Path(path).expanduser()
+    folder = pipelines(path).get(kind) or Path(path).expanduser()
     if not folder.is_dir():
         folder = _cached(path) or folder
     if (folder / "model_index.json").is_file():

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxKontextPipeline
 
-from . import measure, world
+from . import edits, measure, train_flux, world
 from .train_clip import train_clip
-from .train_common import Log
-from .train_sd3 import Plan, fit, new_pipeline
+from .train_common import Log, Plan
+from .train_sd3 import fit, new_pipeline
 from .train_vae import encode, harden_decoder, train_vae
 
-STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
+# in this order: all need the autoencoder, clip is measured on sd3's pictures, the inpainter begins as the editor
+STAGES = ("vae", "sd3", "clip", "edit", "fill")
 HERE = Path(__file__).parent / "weights"
 
 
@@ -38,10 +39,13 @@ class Budget:
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
+    edit_plans: tuple[Plan, ...] = (Plan(40_000, 500, 64, 2e-3), Plan(14_000, 2_400, 32, 1.6e-3))
+    fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
     measured: int = 96
 
 
-QUICK = Budget(48, 2, 2, 4, (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6)), 48, 2, 4, 6)
+_BRIEF = (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6))
+QUICK = Budget(48, 2, 2, 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -97,17 +101,40 @@ def build_clip(out: Path, budget: Budget, log: Log) -> None:
     processor.save_pretrained(out / "clip")
 
 
+def build_edit(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the editor around the autoencoder in `out`."""
+    pipe = train_flux.new_pipeline("shapes-edit", AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval())
+    _build_flux(pipe, "shapes-edit", budget.edit_plans, log)
+    save_half(pipe, out / "flux_kontext")
+
+
+def build_fill(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the inpainter from the editor in `out`."""
+    editor = FluxKontextPipeline.from_pretrained(out / "flux_kontext")
+    pipe = train_flux.new_pipeline("shapes-fill", editor.vae.eval())
+    train_flux.adopt(pipe, editor)
+    _build_flux(pipe, "shapes-fill", budget.fill_plans, log)
+    save_half(pipe, out / "flux_fill")
+
+
+def _build_flux(pipe: Any, name: str, plans: tuple[Plan, ...], log: Log) -> None:
+    for seed, plan in enumerate(plans, 1):
+        tasks, texts = edits.dataset(name, "train", plan.scenes, 1000 * seed, plan.wrong, each=5)
+        train_flux.fit(pipe, tasks, texts, plan, seed, log)
+
+
 def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
     """Runs one stage or all, measures what `out` then holds, and writes facts.json and README.md there."""
     budget = budget or Budget()
     out.mkdir(parents=True, exist_ok=True)
     path = out / "facts.json"
     facts = json.loads(path.read_text()) if path.exists() else {}
+    builders = {"vae": build_vae, "sd3": build_sd3, "clip": build_clip, "edit": build_edit, "fill": build_fill}
     for name in STAGES:
         if stage in (name, "all"):
             torch.manual_seed(0)
             log = Log()
-            {"vae": build_vae, "sd3": build_sd3, "clip": build_clip}[name](out, budget, log)
+            builders[name](out, budget, log)
             facts[name] = {"seconds": round(log.seconds)} | getattr(measure, name)(out, budget.measured)
     facts["budget"] = asdict(budget)
     path.write_text(json.dumps(facts, indent=2) + "\n")
