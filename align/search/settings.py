@@ -1,0 +1,85 @@
+"""The settings tree of a search, read from YAML as that of a training run is. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from align import registry
+from align.errors import ConfigError
+from align.search.base import Method
+from align.search.budget import Budget
+from align.settings import REWARD, GeneratorConfig, Samples, Settings
+from align.variants import OneOf, problems_at
+from rewards.base import RewardSettings
+
+
+def _method_outside(data: dict[str, Any]) -> Method:
+    try:
+        cls = registry.load_object(data["kind"])
+    except ConfigError as error:
+        raise problems_at([("kind", str(error))], data["kind"]) from None
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise problems_at([("kind", f"{data['kind']} is not a class derived from align.search.base.Method")])
+    return cls.model_validate(data)
+
+
+METHOD = OneOf("search method", registry.searches, outside=_method_outside)
+
+
+class SearchOnly(Settings):
+    """A method with its budget, for Python."""
+
+    search: Annotated[Method, METHOD] = Field(description="how")
+    budget: Budget = Field(description="what each prompt may cost")
+
+
+class SearchPrompts(Settings):
+    """What is drawn, in any form that training reads."""
+
+    source: str = Field(description="shapes:heldout, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    limit: int | None = Field(8, ge=1, description="use only the first so many; null = all")
+    seed: int = Field(0, ge=0, lt=2**32, description="which prompts of the embedded world")
+
+
+class SearchConfig(Settings):
+    """One search."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    out: str | None = Field(None, description="run folder; null = runs/<name>")
+    generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
+    lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
+    prompts: SearchPrompts = Field(description="what is drawn")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
+    search: Annotated[Method, METHOD] = Field(description="how")
+    budget: Budget = Field(description="what each prompt may cost")
+    gold: dict[str, Annotated[RewardSettings, REWARD]] = Field(
+        {}, description="name -> reward that only looks on: at the plain sample and at the best one"
+    )
+    batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those under way")
+    chunk: int = Field(64, ge=1, description="samples per network call")
+    decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")
+    keep: int = Field(4, ge=1, description="best candidates written of each prompt, beside the worst")
+    samples: Samples = Field(Samples(), description="how pictures and clips are written")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        parts = getattr(self.reward, "parts", {})
+        problems = [
+            (f"reward.parts.{name}.normalise", f"{part.normalise} compares samples scored together; take none or range")
+            for name, part in parts.items()
+            if part.normalise in ("group", "batch")
+        ]
+        if "reward" in self.gold:
+            problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+        if problems:
+            raise problems_at(problems)
+        return self
