@@ -62,7 +62,7 @@ def tilted_error(clouds, kind, steps, level) -> tuple[float, float]:
     ids=lambda method: "-".join(str(value) for value in method.values()),
 )
 def test_weighted_particles_reach_the_tilted_mean(method, clouds):
-    """Whatever the potential, the schedule of resampling and the proposal: p(x) exp(strength r) of the sampler's law."""
+    """Whatever the potential, the resampling and the proposal: p(x) exp(strength r) of the sampler's law p."""
     steps, level = 8, 1.0
     for seed in (0, 1, 2):
         settings = {"particles": 400, "strength": STRENGTH, "sampler": {"steps": steps}, **method}
@@ -179,7 +179,7 @@ def test_renewed_and_added_noise_keep_the_marginal():
     assert abs(float((later * x0).mean())) < 0.03
 
 
-# -- the SDE of a flow --------------------------------------------------------------------------------------------------
+# -- the SDE of a flow ------------------------------------------------------------------------------------------------
 
 
 def sampled(times, path: str, diffusion: float) -> tuple[float, float]:
@@ -220,7 +220,7 @@ def test_noise_kept_by_the_sde_is_the_integral():
         assert all(0 <= a < b <= 1 for a, b in zip(low[:-1], high[:-1], strict=True))
 
 
-# -- gradients ----------------------------------------------------------------------------------------------------------
+# -- gradients --------------------------------------------------------------------------------------------------------
 
 
 def test_guidance_by_score_samples_the_tilted_law():

@@ -116,13 +116,18 @@ class Meter:
         for prompt, count in enumerate(row.bincount(minlength=self.prompts).tolist()):
             self.counts[name][prompt] += count * each
 
-    def affordable(self, cost: Cost, wanted: int, reserve: Cost = NOTHING) -> int:
-        """How many particles of ``cost``, at most ``wanted``, every prompt can pay if ``reserve`` must be left over."""
+    def affordable(self, cost: Cost, wanted: int, reserve: Cost = NOTHING, prompt: int | None = None) -> int:
+        """How many particles of ``cost``, at most ``wanted``, every prompt can pay if ``reserve`` must be left over.
+
+        Args:
+            prompt: ask for one alone.
+        """
         for name, each in cost._asdict().items():
             most = getattr(self.budget, name, None)
             if most is not None and each:
                 kept = getattr(reserve, name)
-                wanted = min(wanted, (most - max(self.counts[name]) - kept) // each)
+                spent = max(self.counts[name]) if prompt is None else self.counts[name][prompt]
+                wanted = min(wanted, (most - spent - kept) // each)
         if self.budget.seconds is not None:
             left = self.budget.seconds * self.prompts - self.seconds - self._duration(reserve) * self.prompts
             each = self._duration(cost) * self.prompts

@@ -30,7 +30,7 @@ def levels(times: Sequence[float], path: str, diffusion: float) -> list[float]:
 
 
 def slow_start(steps: int, path: str) -> list[float]:
-    """Times ``[steps + 1]`` of the flow where the path's clock runs as ``sqrt(1 - (1 - u)^2)`` over equal steps of u."""
+    """Times ``[steps + 1]`` of the flow where the path's clock goes as ``sqrt(1 - (1 - u)^2)``, u in equal steps."""
     times = _flow_times(path, np.sqrt(1 - np.linspace(0, 1, steps + 1) ** 2))
     return [1.0, *times[1:-1].tolist(), 0.0]
 

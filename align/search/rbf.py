@@ -42,18 +42,25 @@ class RBF(Method):
     first: int = Field(25, ge=1, description="initial noises judged at the first step; at most a step's share")
 
     def search(self, task: Task) -> None:
-        """One search that spends all there is; at a limit in seconds, all that its pace allows."""
+        """Search after search for the prompts that can pay another."""
+        import torch
+
         from align.search.budget import Cost
         from align.search.task import together
 
         judged, last = together(Cost(task.calls), (task.glance, 1)), Cost(0, 1, 1)
-        quota = task.meter.affordable(judged, 2**20, reserve=last)
-        if quota < task.steps:
-            next(task.rounds(together(last, (judged, task.steps)), 1))  # says what is missing
-        self.descend(task, max(quota, task.steps))
+        next(task.rounds(together(last, (judged, task.steps)), 1))  # says what is missing
+        number = 0
+        while True:
+            afforded = [task.meter.affordable(judged, 2**20, last, prompt=b) for b in range(task.prompts)]
+            quota = torch.tensor([count if count >= task.steps else 0 for count in afforded])
+            if not bool(quota.any()):
+                return
+            self.descend(task, number, quota)
+            number += 1
 
-    def descend(self, task: Task, quota: int) -> None:
-        """From noise to scored samples, with ``quota`` judgements per prompt on the way."""
+    def descend(self, task: Task, number: int, quota: Tensor) -> None:
+        """From noise to scored samples with ``quota [B]`` judgements on the way; prompts with none are left out."""
         import torch
 
         from align import samplers
@@ -62,61 +69,58 @@ class RBF(Method):
         own = self.grid == "generator"
         times = task.times.tolist() if own else interpolant.slow_start(task.steps, self.interpolant)
         levels = interpolant.levels(times, self.interpolant, self.diffusion)
-        now, used = self.begin(task, min(self.first, quota // task.steps))
-        height, saved = now.value, torch.zeros(task.prompts, dtype=torch.long)
-        left = torch.full((task.prompts,), quota - used)
+
+        def start(row: Tensor, k: int) -> Tensor:
+            return task.noise(row, "start", number=[number * self.first + k] * len(row))
+
+        allowed = (quota // task.steps).clamp_max(self.first)
+        blank = State(start(task.rows(1), 0), start(task.rows(1), 0), torch.zeros(task.prompts), [()] * task.prompts)
+        never = torch.full((task.prompts,), torch.inf, dtype=torch.float64)
+        now, used = self.draw(task, start, times[0], allowed, never, blank, "noise")
+        height, left, saved = now.value, quota - used, torch.zeros_like(quota)
         for i in range(task.steps - 1):
             more = task.steps - 1 - i
-            allowed = torch.minimum(saved + (left - saved) // more, left - (more - 1))
+            allowed = torch.minimum(saved + (left - saved) // more, left - (more - 1)).clamp_min(0)
 
             def child(row: Tensor, k: int, i: int = i, now: State = now) -> Tensor:
-                noise = task.noise(row, "child", i, number=[k] * len(row))
+                noise = task.noise(row, "child", number, i, number=[k] * len(row))
                 x, v, level = now.x[row], now.v[row], levels[i]
                 return samplers.step("cps", x, v, times[i], times[i + 1], level=level, noise=noise).x
 
-            now, spent = self.draw(task, i, child, times[i + 1], allowed, height, now)
-            height, left, saved = torch.fmax(height, now.value), left - spent, allowed - spent
-        finished = samplers.step("ode", now.x, now.v, times[-2], times[-1]).x
-        task.score(finished, task.rows(1), now.names)
-
-    def begin(self, task: Task, count: int) -> tuple[State, int]:
-        """The best of ``count`` noises per prompt."""
-        from align.search.task import best
-
-        x, row, _, names = task.begin(count)
-        v = task.velocity(x, 1.0, row)
-        values = task.value(x, v, 1.0, row)
-        top = best(values, task.prompts)
-        there = top.to(x.device)
-        return State(x[there], v[there], values[top], [names[n] for n in top.tolist()]), count
+            now, used = self.draw(task, child, times[i + 1], allowed, height, now, f"step {i}: child")
+            height, left, saved = torch.fmax(height, now.value), left - used, allowed - used
+        row = quota.nonzero().flatten().to(now.x.device)
+        finished = samplers.step("ode", now.x[row], now.v[row], times[-2], times[-1]).x
+        task.score(finished, row, [now.names[b] for b in row.tolist()])
 
     def draw(
         self,
         task: Task,
-        i: int,
         child: Callable[[Tensor, int], Tensor],
         t: float,
         allowed: Tensor,
         height: Tensor,
         before: State,
+        label: str,
     ) -> tuple[State, Tensor]:
         """Children at time ``t``: the first above ``height [B]``, or the best of ``allowed [B]``; and their number."""
         import torch
 
         x, v, names = before.x.clone(), before.v.clone(), list(before.names)
         value = torch.full((task.prompts,), -torch.inf, dtype=torch.float64)
-        spent, open_ = torch.zeros_like(allowed), torch.ones(task.prompts, dtype=torch.bool)
-        while bool(open_.any()):
-            row, k = open_.nonzero().flatten(), int(spent.max())
+        spent, waiting = torch.zeros_like(allowed), allowed > 0
+        while bool(waiting.any()):
+            row, k = waiting.nonzero().flatten(), int(spent.max())
             there = row.to(x.device)
             tried = child(there, k)
             speed = task.velocity(tried, t, there)
             found = task.value(tried, speed, t, there).nan_to_num(nan=-torch.inf)
             up = (found > value[row]) | (k == 0)
-            value[row[up]] = found[up]
-            x[there[up.to(x.device)]], v[there[up.to(x.device)]] = tried[up.to(x.device)], speed[up.to(x.device)]
-            for b in row[up].tolist():
-                names[b] = (*before.names[b], f"step {i}: child {k}")
+            better, source = row[up], up.to(x.device)
+            value[better] = found[up]
+            x[better.to(x.device)], v[better.to(x.device)] = tried[source], speed[source]
+            for b in better.tolist():
+                names[b] = (*before.names[b], f"{label} {k}")
             spent[row] += 1
-            open_[row] = ~((found > height[row]) | (spent[row] >= allowed[row]))
+            waiting[row] = (found <= height[row]) & (spent[row] < allowed[row])
         return State(x, v, value, names), spent

@@ -102,7 +102,7 @@ class Task:
         return torch.arange(self.prompts, device=self.generator.device).repeat_interleave(count)
 
     def noise(self, row: Tensor, *purpose: int | str, number: Sequence[int] | None = None) -> Tensor:
-        """Standard normal ``[N, ...]`` for a purpose; a prompt's particles have ``number [N]``, or their place in it."""
+        """Standard normal ``[N, ...]`` for a purpose; a prompt's particles have ``number [N]``, or their place."""
         numbers = places(row) if number is None else number
         prompts = [self.numbers[b] for b in row.tolist()]
         return self.generator.noise(
@@ -127,13 +127,13 @@ class Task:
             wanted: particles per round; None for all that fit.
 
         Raises:
-            SearchError: not even one fits at the very beginning.
+            SearchError: not even one fits, and there is no sample yet.
         """
         number = 0
         while count := self.meter.affordable(cost, wanted or 2**20):
             yield number, count
             number += 1
-        if number == 0:
+        if number == 0 and not self.found[0].rewards:
             raise SearchError(
                 f"a budget of {self.meter.budget} is less than one sample, which takes {cost} by this method"
             )

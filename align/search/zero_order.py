@@ -48,7 +48,9 @@ class ZeroOrder(Method):
             height = torch.where(better, values[top], height)
             fresh = ~better if self.restart else torch.zeros_like(better)
             if bool(fresh.any()):
-                begun = task.begin(1)
-                centre = torch.where(fresh.to(centre.device).view(-1, *[1] * (centre.ndim - 1)), begun.x, centre)
-                names = [new if again else old for new, old, again in zip(begun.lineage, names, fresh, strict=True)]
+                begun, where = task.noise(task.rows(1), "restart", number), fresh.to(centre.device)
+                centre = torch.where(where.view(-1, *[1] * (centre.ndim - 1)), begun, centre)
+                names = [
+                    (f"noise after round {number}",) if new else name for new, name in zip(fresh, names, strict=True)
+                ]
                 height = height.masked_fill(fresh, -torch.inf)
