@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from align import registry
+from align.check import one_line, sampler_line
+from align.config import load_settings, read_layers
 from align.errors import ConfigError
 from align.search.base import Method
 from align.search.budget import Budget
@@ -83,3 +86,28 @@ class SearchConfig(Settings):
         if problems:
             raise problems_at(problems)
         return self
+
+
+def is_search(path: Path) -> bool:
+    """Whether a config file, with what it extends, is one of a search."""
+    return any("search" in layer.data for layer in read_layers(path))
+
+
+def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search's config, as :func:`align.config.load_config` reads that of a training run."""
+    return load_settings(path, overrides, SearchConfig)
+
+
+def essentials(config: SearchConfig) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``."""
+    generator, method = config.generator, config.search
+    return [
+        ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
+        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {generator.device}"),
+        ("prompts", f"{config.prompts.source}, {config.prompts.limit or 'all'}"),
+        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True))),
+        ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),
+        ("sampler", sampler_line(method.sampler)),
+        ("budget", f"{config.budget} per prompt"),
+        ("gold", ", ".join(config.gold) or "none"),
+    ]
