@@ -88,8 +88,10 @@ def main() -> None:
         prompts = read_prompts("shapes:heldout", options.prompts, seed)
         for calls in options.calls:
             for text in ["plain", *options.methods]:
-                method = plain if text == "plain" else json.loads(text) if text.startswith("{") else {"kind": text}
-                if registry.searches()[method["kind"]].gradients and not rewards[options.reward].differentiable:  # type: ignore[attr-defined]
+                method: dict[str, Any] = {"kind": text}
+                if text == "plain" or text.startswith("{"):
+                    method = plain if text == "plain" else json.loads(text)
+                if parse(method, {"decodes": 1}).search.gradients and not rewards[options.reward].differentiable:
                     continue
                 row = measure(
                     generator, rewards[options.reward], rewards["gold"], prompts, method, calls, seed, options.batch

@@ -266,3 +266,11 @@ def test_a_latent_reward_judges_the_way_without_decodes():
         found = search(generator, judge, PROMPTS, method, {"network_calls": 99}, **options)
         finished = sum(len(one.rewards) for one in found)
         assert generator.decodes == finished < sum(one.spent["reward_calls"] for one in found)
+
+
+def test_children_are_fewer_where_the_budget_pays_for_fewer():
+    """One beam of 8 steps takes 1 + 7 M calls: of 80 calls M is 11, not 20."""
+    method = {"kind": "svdd", "sampler": {"steps": 8}}
+    found = search(Gaussian(), Linear().reward, PROMPTS, method, {"network_calls": 80})
+    assert [len(one.rewards) for one in found] == [11, 11, 11]
+    assert [one.spent["network_calls"] for one in found] == [78, 78, 78]

@@ -94,10 +94,10 @@ def facts(summary: Row) -> list[tuple[str, str]]:
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """Best reward so far against each cost, the mean over prompts."""
-    made = []
+    made: list[Figure] = []
     for name, label in AXES.items():
         x, y = mean_curve([row["curve"] for row in rows], name)
-        if len(x) > 1:
+        if len(x) > 1 and (made or name == "network_calls"):
             note = "Best reward so far, mean over prompts."
             chart = Chart(f"Reward against {label}", note, [Series("reward", x, y, tone="reward")], axis=label)
             made.append(Figure(chart.title, note, [chart], lead=not made))

@@ -28,13 +28,15 @@ class Beam(Method):
 
     kind: Literal["beam"] = Field("beam", description="diffusion latent beam search")
     beams: int = Field(4, ge=1, description="kept per prompt at every step")
-    children: int = Field(2, ge=2, description="of each beam at every step")
+    children: int = Field(2, ge=2, description="of each beam at every step, at most")
     lookahead: int = Field(1, ge=1, description="ODE steps from a child to the sample it is judged by; 1 = x0_hat")
 
     def search(self, task: Task) -> None:
-        """One beam search after another while the budget lasts."""
-        for number, count in task.rounds(self.cost(task), self.beams):
-            self.descend(task, number, count)
+        """One beam search after another while the budget lasts; with fewer children where it pays for fewer."""
+        sizes = [self.model_copy(update={"children": count}) for count in range(self.children, 1, -1)]
+        fits = next((one for one in sizes if task.meter.affordable(one.cost(task), 1)), sizes[-1])
+        for number, count in task.rounds(fits.cost(task), self.beams):
+            fits.descend(task, number, count)
 
     def cost(self, task: Task) -> Cost:
         """Of one beam."""

@@ -22,7 +22,7 @@ class SVDD(Beam):
 
     kind: Literal["svdd"] = Field("svdd", description="soft value-based decoding")  # type: ignore[assignment]
     beams: int = Field(1, ge=1, description="independent searches per prompt")
-    children: int = Field(20, ge=2, description="M, drawn at every step")
+    children: int = Field(20, ge=2, description="M, drawn at every step; fewer if the budget pays for fewer")
     strength: float | None = Field(
         None, gt=0, description="a child is drawn with probability ~ exp(strength * value); null = the best is taken"
     )
