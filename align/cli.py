@@ -262,7 +262,7 @@ def recipes(as_json: AsJson = False) -> None:
         return
     for room, entries in rooms.items():
         typer.echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
-    typer.echo("generators, recipes and rewards of your own: kind: package.module:name")
+    typer.echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 
 @app.command(epilog="Example: alignflow env --torch")
