@@ -25,6 +25,8 @@ EVERY = pytest.mark.parametrize("kind", METHODS)
 
 def results(kind, budget=None, prompts=PROMPTS, reward=None, generator=None, **options):
     judge = reward or Linear().reward
+    if registry.searches()[kind].latent:
+        options.setdefault("latent_reward", lambda x, t, prompts: (x * SLOPE).flatten(1).sum(1))
     return search(generator or Gaussian(), judge, prompts, METHODS[kind], budget or {"network_calls": 60}, **options)
 
 
@@ -62,7 +64,8 @@ def test_counts_are_those_of_generator_decoder_and_reward(kind):
     found = results(kind, reward=judge.reward, generator=generator)
     assert sum(one.spent["network_calls"] for one in found) == generator.network_calls
     assert sum(one.spent["decodes"] for one in found) == generator.decodes
-    assert sum(one.spent["reward_calls"] for one in found) == judge.calls
+    if not registry.searches()[kind].latent:
+        assert sum(one.spent["reward_calls"] for one in found) == judge.calls
 
 
 @EVERY
@@ -87,7 +90,8 @@ def test_no_limit_is_ever_exceeded(kind, limit, extra, guidance):
     method = {**METHODS[kind], "sampler": {"steps": 3, "guidance": guidance}}
     amount = LEAST[limit] + extra
     generator, judge = Gaussian(), Linear()
-    found = search(generator, judge.reward, PROMPTS[:2], method, {limit: amount})
+    options = {"latent_reward": lambda x, t, prompts: x.flatten(1).sum(1)} if registry.searches()[kind].latent else {}
+    found = search(generator, judge.reward, PROMPTS[:2], method, {limit: amount}, **options)
     for one in found:
         assert one.best is not None
         assert 0 < one.spent[limit] <= amount
@@ -151,6 +155,11 @@ def test_a_prompt_without_scores_leaves_the_others_theirs():
 def test_gradient_methods_refuse_rewards_without(kind):
     with pytest.raises(SearchError, match=rf"{kind} follows the gradient of the reward, and 'linear' has none"):
         results(kind, reward=Linear(differentiable=False).reward)
+
+
+def test_a_latent_reward_is_asked_for():
+    with pytest.raises(SearchError, match="nrg needs a latent reward"):
+        results("nrg", latent_reward=None)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, cls in registry.searches().items() if cls.stochastic])
@@ -259,7 +268,7 @@ def test_a_latent_reward_judges_the_way_without_decodes():
         assert len(x) == len(t) == len(prompts)
         return x.flatten(1).sum(1)
 
-    for kind in ("fk", "beam", "svdd", "paths", "rbf"):
+    for kind in ("fk", "beam", "svdd", "paths", "rbf", "prune"):
         generator = Gaussian()
         method = {**METHODS[kind], "sampler": {"steps": 6}}
         judge, options = Linear().reward, {"latent_reward": latent_reward}

@@ -223,13 +223,27 @@ def test_noise_kept_by_the_sde_is_the_integral():
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
-def test_guidance_by_score_samples_the_tilted_law():
-    """Through the network the gradient is exact for a linear reward of Gaussian data."""
-    settings = {
-        "kind": "guidance", "scale": "score", "strength": STRENGTH, "particles": 300, "latest": 1.0,
-        "sampler": {"steps": 100},
-    }  # fmt: skip
-    task = task_of(settings, PLENTY, keep=300, chunk=4096, decode_chunk=4096)
+def posterior_mean_reward(x, t, texts):
+    """Log of the mean of exp(reward) given x_t, up to a constant: the exact latent reward."""
+    mean = torch.stack([torch.full(SHAPE, 0.1 * len(text), dtype=torch.double) for text in texts])
+    t = t.view(-1, 1, 1, 1)
+    gain = (1 - t) * SPREAD**2 / ((1 - t) ** 2 * SPREAD**2 + t**2)
+    return ((mean + gain * (x - (1 - t) * mean)) * SLOPE).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "guidance", "scale": "score", "strength": STRENGTH, "latest": 1.0},
+        {"kind": "nrg", "weight": STRENGTH, "latest": 0.999},
+    ],
+    ids=["guidance", "nrg"],
+)
+def test_guidance_by_score_samples_the_tilted_law(settings):
+    """The gradient is exact for a linear reward of Gaussian data, through the network or a latent reward."""
+    settings = {**settings, "particles": 300, "sampler": {"steps": 100}}
+    options = {"latent_reward": posterior_mean_reward} if settings["kind"] == "nrg" else {}
+    task = task_of(settings, PLENTY, keep=300, chunk=4096, decode_chunk=4096, **options)
     once(task)
     settings_of(settings).search(task)
     for found, text in zip(task.found, PROMPTS, strict=True):

@@ -30,6 +30,8 @@ class Method(BaseModel):
     """Whether it needs a sampler without noise."""
     gradients: ClassVar[bool] = False
     """Whether it follows the reward's gradient."""
+    latent: ClassVar[bool] = False
+    """Whether it needs a latent reward."""
     default_sampler: ClassVar[str] = "ode"
     """Kind of sampler where the settings name none."""
 

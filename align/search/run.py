@@ -31,9 +31,11 @@ from align.search.budget import Budget
 from align.search.driver import check_reward, make, spend
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
+from align.search.task import LatentReward
 from align.stopping import GracefulStop
 from generators.base import Generator
 from rewards.base import Reward
+from rewards.call import load_object
 
 if TYPE_CHECKING:
     from align.search.settings import SearchConfig
@@ -75,13 +77,18 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     """Generator, with its LoRA, and rewards, the one that is raised among them as ``reward``; checked to fit."""
     device = device_of(cast(Any, config))
     rewards = build_rewards({"reward": config.reward, **config.gold}, device)
-    check_reward(config.search, rewards["reward"])
+    check_reward(config.search, rewards["reward"], latent_reward(config))
     generator = build_generator(cast(Any, config), device)
     if config.lora is not None:
         folder = Path(config.lora)
         load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
     check_needs(prompts, generator, rewards)
     return generator, rewards
+
+
+def latent_reward(config: SearchConfig) -> LatentReward | None:
+    """What judges unfinished samples; raises RewardError if it is not there."""
+    return None if config.latent_reward is None else load_object(config.latent_reward)
 
 
 def search_batch(
@@ -98,6 +105,7 @@ def search_batch(
         task = make(
             generator, rewards["reward"], prompts, numbers, settings, config.seed,
             chunk=config.chunk, decode_chunk=config.decode_chunk, keep=config.keep,
+            latent_reward=latent_reward(config),
         )  # fmt: skip
         both.append((spend(settings.search, task), task.meter))
     wants = wanted(rewards)

@@ -57,6 +57,11 @@ class SearchConfig(Settings):
     lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
     prompts: SearchPrompts = Field(description="what is drawn")
     reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
+    latent_reward: str | None = Field(
+        None,
+        pattern=":",
+        description="package.module:name of (x_t [n, ...], t [n], prompts) -> [n]: judges unfinished samples undecoded",
+    )
     search: Annotated[Method, METHOD] = Field(description="how")
     budget: Budget = Field(description="what each prompt may cost")
     gold: dict[str, Annotated[RewardSettings, REWARD]] = Field(

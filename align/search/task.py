@@ -273,6 +273,19 @@ class Task:
         found = self.slope(x, row, render, Cost(self.calls, backward_calls=self.calls))
         return found.rest, found.value, found.slope
 
+    @torch.enable_grad()
+    def latent_slope(self, x: Tensor, t: Tensor | float, row: Tensor) -> Tensor:
+        """Gradient of the latent reward to ``x [N, ...]``, 0 where there is none; costs a reward call."""
+        assert self.latent_reward is not None
+        self.meter.require(Cost(reward_calls=1), row)
+        parts = []
+        for some in slices(len(x), self.decode_chunk):
+            here = x[some].detach().requires_grad_()
+            with self.meter.measured("reward_calls", row[some]):
+                values = self.latent_reward(here, self._times(t, x)[some], self._texts(row[some]))
+                parts.append(torch.autograd.grad(values.sum(), here)[0].nan_to_num(0.0, 0.0, 0.0))
+        return torch.cat(parts)
+
     @property
     def looking(self) -> Cost:
         """What :meth:`look` costs."""
