@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_video
 import torch
 import written
 from tiny import sd3_pipeline
 
 from align import registry
 from align.errors import ConfigError, DataError, RunFolderError
+from align.inputs import read_sample
+from align.media import read_media
 from align.prompts import read_pairs
 from align.report.search import mean_curve, write_search_report
 from align.search import run as runs
@@ -198,3 +201,24 @@ def test_a_lora_goes_onto_the_generator(folder, model):
     x, t, cond = plain.noise([0]), torch.tensor(0.5), plain.encode(["a cat"])
     assert not torch.allclose(tuned.velocity(x, t, cond), plain.velocity(x, t, cond), atol=1e-3)
     assert torch.allclose(tuned.velocity(x, t, cond), trained.velocity(x, t, cond), atol=1e-5)
+
+
+def test_clips_are_searched_written_and_read_back(folder, run):
+    """A tiny Wan: particles with guidance, the results as clips beside their middle frames, pairs that read."""
+    tiny_video.wan().save_pretrained("wan")
+    Path("clips.yaml").write_text(
+        "generator: {kind: wan, path: wan, device: cpu, size: [32, 32], frames: 5}\n"
+        "prompts: {source: prompts.txt, limit: 2}\n"
+        'reward: {kind: "tiny_run:mean_pixel"}\n'
+        "search: {kind: fk, particles: 3, sampler: {steps: 3, guidance: 2.0}}\n"
+        "budget: {network_calls: 18}\n"
+    )
+    code, _, err = run("search", "clips.yaml", "--out", "one", "--as", "pairs", "pairs")
+    assert code == 0, err
+    row = json.loads(Path("one/candidates/0001/found.json").read_text())
+    assert row["spent"]["network_calls"] == 18
+    clip = Path("one/candidates/0001") / row["kept"][0]["file"]
+    assert read_media(clip).shape == (5, 3, 32, 32)
+    assert clip.with_suffix(".png").is_file()
+    pairs = read_pairs("pairs/pairs.jsonl")
+    assert read_sample(pairs[0], "chosen", (32, 32), 5).shape == (5, 3, 32, 32)

@@ -40,8 +40,7 @@ class Beam(Method):
 
     def cost(self, task: Task) -> Cost:
         """Of one beam."""
-        from align.search.budget import Cost
-        from align.search.task import together
+        from align.search.budget import Cost, together
 
         judged = together(Cost(self.lookahead * task.calls), (task.glance, 1))
         finished = Cost(task.calls, 1, 1)

@@ -57,6 +57,13 @@ class Cost(NamedTuple):
 NOTHING = Cost()
 
 
+def together(cost: Cost, *parts: tuple[Cost, int]) -> Cost:
+    """``cost`` and several times each of ``parts``."""
+    for part, times in parts:
+        cost = Cost(*(a + times * b for a, b in zip(cost, part, strict=True)))
+    return cost
+
+
 class BudgetSpent(Exception):  # noqa: N818
     """The next operation would go beyond the budget; ends the method, not the search."""
 

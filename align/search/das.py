@@ -30,8 +30,8 @@ class DAS(Weighted):
 
     def search(self, task: Task) -> None:
         """One population after another while the budget lasts."""
+        from align.search.budget import together
         from align.search.particles import Cloud, Plan
-        from align.search.task import together
 
         strengths = [self.strength * share for share in tempers(task.steps, self.gamma)]
         valued = frozenset(range(task.steps - 1))

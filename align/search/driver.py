@@ -95,7 +95,7 @@ def make(
         generator, reward, cond, texts, numbers, {name: inputs[name] for name in reward.wants}, sampler,
         settings.budget, seed, **options,
     )  # fmt: skip
-    next(task.rounds(task.plain, 1))
+    task.check(task.plain)
     return task
 
 

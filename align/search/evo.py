@@ -50,14 +50,12 @@ class Evo(Method):
 
     def search(self, task: Task) -> None:
         """One evolution after another while the budget lasts."""
-        from align.search.task import together
+        from align.search.budget import together
 
         steps = sorted({min(int(share * task.steps), task.steps - 1) for share in self.schedule})
         later = [(task.plain._replace(network_calls=(task.steps - i) * task.calls), 1) for i in steps]
         for number, count in task.rounds(together(task.plain, *later), self.population):
             self.evolve(task, steps, number, count)
-        if self.population is None and (rest := task.meter.affordable(task.plain, task.steps)):
-            self.evolve(task, [], -1, rest)
 
     def evolve(self, task: Task, steps: list[int], number: int, count: int) -> None:
         """A generation from noise, then one bred at each of ``steps``."""

@@ -27,8 +27,8 @@ class FK(Weighted):
 
     def search(self, task: Task) -> None:
         """One population after another while the budget lasts."""
+        from align.search.budget import together
         from align.search.particles import Cloud, Plan
-        from align.search.task import together
 
         first, last = round(self.start * task.steps), min(round(self.stop * task.steps), task.steps - 2)
         valued = frozenset(range(first, last + 1, self.every))

@@ -59,8 +59,7 @@ class Guidance(Method):
 
     def cost(self, task: Task) -> Cost:
         """Of one guided sample."""
-        from align.search.budget import Cost
-        from align.search.task import together
+        from align.search.budget import Cost, together
 
         guided = sum(float(t) <= self.latest for t in task.times[:-1]) * self.recur
         turn = task.looking if self.through else Cost(task.calls)

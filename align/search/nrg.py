@@ -28,8 +28,7 @@ class NRG(Method):
 
     def search(self, task: Task) -> None:
         """Guided samples while the budget lasts."""
-        from align.search.budget import Cost
-        from align.search.task import together
+        from align.search.budget import Cost, together
 
         for number, count in task.rounds(together(task.plain, (Cost(0, 0, 1), task.steps)), self.particles):
             x, row, _, lineage = task.begin(count)

@@ -44,8 +44,7 @@ class Paths(Method):
 
     def cost(self, task: Task, stages: list[tuple[int, int, int]]) -> Cost:
         """Of one path."""
-        from align.search.budget import Cost
-        from align.search.task import together
+        from align.search.budget import Cost, together
 
         parts = [(Cost((there - low) * task.calls), self.copies) for _, low, there in stages]
         judged = [(task.glance, self.copies * (len(stages) - 1)), (Cost(0, 1, 1), self.copies)]

@@ -29,11 +29,11 @@ class Prune(Method):
 
     def search(self, task: Task) -> None:
         """Family after family for the prompts that can pay for one; what dropping saves pays for more of them."""
-        from align.search.task import together
+        from align.search.budget import together
 
         steps = sorted({min(int(share * task.steps), task.steps - 1) for share in self.at})
         cost, number = together(task.plain, (task.glance, len(steps))), 0
-        next(task.rounds(cost, 1))  # says what is missing
+        task.check(cost)
         while any(counts := [task.meter.affordable(cost, self.particles, prompt=b) for b in range(task.prompts)]):
             self.follow(task, steps, number, counts)
             number += 1

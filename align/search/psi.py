@@ -32,8 +32,8 @@ class Psi(Weighted):
 
     def search(self, task: Task) -> None:
         """Chains, then one population; again while the budget lasts."""
+        from align.search.budget import together
         from align.search.particles import Cloud, Plan
-        from align.search.task import together
 
         valued, strengths = frozenset(range(task.steps - 1)), [self.strength] * (task.steps + 1)
         plan = Plan(strengths, valued, guided=True, resample_below=self.resample_below, cap=self.cap)

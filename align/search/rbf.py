@@ -45,11 +45,10 @@ class RBF(Method):
         """Search after search for the prompts that can pay another."""
         import torch
 
-        from align.search.budget import Cost
-        from align.search.task import together
+        from align.search.budget import Cost, together
 
         judged, last = together(Cost(task.calls), (task.glance, 1)), Cost(0, 1, 1)
-        next(task.rounds(together(last, (judged, task.steps)), 1))  # says what is missing
+        task.check(together(last, (judged, task.steps)))
         number = 0
         while True:
             afforded = [task.meter.affordable(judged, 2**20, last, prompt=b) for b in range(task.prompts)]

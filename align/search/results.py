@@ -90,3 +90,9 @@ class Found:
             "spent": self.spent,
             "reason": self.reason,
         }
+
+
+def between(before: dict[str, float], after: dict[str, float], share: float) -> dict[str, float]:
+    """Costs at a share in [0, 1] of the way from ``before`` to ``after``; what is counted is whole."""
+    now = {name: before[name] + (after[name] - before[name]) * share for name in after}
+    return {name: value if name == "seconds" else round(value) for name, value in now.items()}

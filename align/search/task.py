@@ -17,7 +17,8 @@ from align.inputs import Inputs, take
 from align.losses import x0_from
 from align.samplers import Step
 from align.search.budget import Budget, Cost, Meter
-from align.search.results import Candidate, Found
+from align.search.results import Candidate, Found, between
+from align.search.rows import finite, places, slices
 from align.seeds import derive
 from align.settings import Sampler
 from generators.base import Conditioning, Generator
@@ -127,13 +128,17 @@ class Task:
             wanted: particles per round; None for all that fit.
 
         Raises:
-            SearchError: not even one fits, and there is no sample yet.
+            SearchError: as :meth:`check`.
         """
+        self.check(cost)
         number = 0
         while count := self.meter.affordable(cost, wanted or 2**20):
             yield number, count
             number += 1
-        if number == 0 and not self.found[0].rewards:
+
+    def check(self, cost: Cost) -> None:
+        """Raise SearchError where not even one particle of ``cost`` fits and there is no sample yet."""
+        if not self.meter.affordable(cost, 1) and not self.found[0].rewards:
             raise SearchError(
                 f"a budget of {self.meter.budget} is less than one sample, which takes {cost} by this method"
             )
@@ -216,7 +221,7 @@ class Task:
         for some in slices(len(x), self.chunk):
             with self.meter.measured("reward_calls", row[some]):
                 parts.append(self.latent_reward(x[some], self._times(t, x)[some], self._texts(row[some])))
-        return _finite(torch.cat(parts))
+        return finite(torch.cat(parts))
 
     @property
     def glance(self) -> Cost:
@@ -335,7 +340,7 @@ class Task:
         members = row.bincount(minlength=self.prompts).tolist()
         heavy = [math.nan] * len(row) if weights is None else weights.tolist()
         for n, (b, place) in enumerate(zip(row.tolist(), places(row), strict=True)):
-            spent = _between(self._before[b], after[b], (place + 1) / members[b]) if alone else after[b]
+            spent = between(self._before[b], after[b], (place + 1) / members[b]) if alone else after[b]
             number = len(self.found[b].rewards)
             one = Candidate(values[n].item(), latents[n].cpu(), media[n], tuple(lineage[n]), number, heavy[n])
             self.found[b].offer(one, spent, self.keep)
@@ -369,7 +374,7 @@ class Task:
             with self.meter.measured("reward_calls", row[some]):
                 values.append(self._rewarded(media, row[some]))
             kept += list(media.cpu()) if keep_media else []
-        return _finite(torch.cat(values)), kept
+        return finite(torch.cat(values)), kept
 
     @torch.enable_grad()
     def _slope(self, x: Tensor, row: Tensor, render: Any, cost: Cost) -> Slope:
@@ -384,43 +389,4 @@ class Task:
             known = values[values.isfinite()]
             slope = torch.autograd.grad(known.sum(), x)[0] if len(known) else torch.zeros_like(x)
         slope = slope.nan_to_num(0.0, 0.0, 0.0)
-        return Slope(_finite(values), slope, latents.detach(), rest.detach(), list(media.detach().cpu()))
-
-
-def together(cost: Cost, *parts: tuple[Cost, int]) -> Cost:
-    """``cost`` and several times each of ``parts``."""
-    for part, times in parts:
-        cost = Cost(*(a + times * b for a, b in zip(cost, part, strict=True)))
-    return cost
-
-
-def slices(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size`` that cover ``count`` rows."""
-    return (slice(first, min(first + size, count)) for first in range(0, count, size))
-
-
-def places(row: Tensor) -> list[int]:
-    """``[N]`` place of every particle among its prompt's."""
-    seen: dict[int, int] = {}
-    out = []
-    for b in row.tolist():
-        out.append(seen.get(b, 0))
-        seen[b] = out[-1] + 1
-    return out
-
-
-def best(values: Tensor, prompts: int) -> Tensor:
-    """Row of the highest value of each prompt, ``[B]``, the first of equals; missing ones never, unless all are."""
-    table = values.nan_to_num(nan=-torch.inf).view(prompts, -1)
-    return table.argmax(1) + torch.arange(prompts) * table.shape[1]
-
-
-def _finite(values: Tensor) -> Tensor:
-    """On the CPU in float64, NaN for whatever is not finite."""
-    values = values.detach().to("cpu", torch.float64)
-    return torch.where(values.isfinite(), values, torch.nan)
-
-
-def _between(before: dict[str, float], after: dict[str, float], share: float) -> dict[str, float]:
-    now = {name: before[name] + (after[name] - before[name]) * share for name in after}
-    return {name: value if name == "seconds" else round(value) for name, value in now.items()}
+        return Slope(finite(values), slope, latents.detach(), rest.detach(), list(media.detach().cpu()))

@@ -35,7 +35,7 @@ class TrustRegion(Method):
         """Warm up, then iterate."""
         import torch
 
-        from align.search.task import best
+        from align.search.rows import best
 
         total = task.meter.affordable(task.plain, 2**20)
         centre, value, names = self.warm_up(task, max(1, min(round(self.warmup * total), total - 1)))

@@ -28,7 +28,7 @@ class ZeroOrder(Method):
         import torch
 
         from align.search.noises import neighbour
-        from align.search.task import best
+        from align.search.rows import best
 
         centre, _, _, names = task.begin(1)
         height = torch.full((task.prompts,), -torch.inf, dtype=torch.float64)
