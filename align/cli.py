@@ -154,8 +154,10 @@ def check(config: ConfigArgument, overrides: Overrides = None) -> None:
     from align.search import settings as searches
 
     if searches.is_search(config):
-        for name, value in searches.essentials(searches.load_search(config, overrides or [])):
+        wanted = searches.load_search(config, overrides or [])
+        for name, value in searches.essentials(wanted):
             typer.echo(f"{name:10} {value}")
+        searches.check_files(wanted)
         typer.echo(f"{config} is ready to run")
         return
     settings = load_config(config, overrides or [])

@@ -52,6 +52,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 LIGHT = {
     "help": ["--help"],
     "train help": ["train", "--help"],
+    "search help": ["search", "--help"],
     "recipes": ["recipes"],
     "check": ["check", "run.yaml"],
     "check online": ["check", "run.yaml", "rollout.kind=online", "reward={kind: shapes}"],

@@ -152,7 +152,14 @@ def test_mistakes_come_before_any_work(folder, run):
     assert "group compares samples scored together; take none or range" in err
     assert is_search(Path("search.yaml"))
     code, out, _ = run("check", "search.yaml")
+    assert code == 0
     assert "6 network calls per prompt" in out
+    code, _, err = run("check", "search.yaml", "prompts.source=none.txt")
+    assert code == 2
+    assert "none.txt does not exist" in err
+    code, _, err = run("check", "search.yaml", "lora=runs/none")
+    assert code == 2
+    assert "lora: no file or folder runs/none" in err
 
 
 @pytest.mark.parametrize("kind", registry.searches())

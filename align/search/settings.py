@@ -11,10 +11,12 @@ from pydantic import Field, model_validator
 from align import registry
 from align.check import one_line, sampler_line
 from align.config import load_settings, read_layers
-from align.errors import ConfigError
+from align.errors import ConfigError, Problem
+from align.prompts import read_prompts
 from align.search.base import Method
 from align.search.budget import Budget
 from align.settings import REWARD, GeneratorConfig, Samples, Settings
+from align.tables import HUB
 from align.variants import OneOf, problems_at
 from rewards.base import RewardSettings
 
@@ -116,3 +118,11 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
         ("budget", f"{config.budget} per prompt"),
         ("gold", ", ".join(config.gold) or "none"),
     ]
+
+
+def check_files(config: SearchConfig) -> None:
+    """Raise ConfigError or DataError for prompts or a LoRA that are not there; the hub is not asked."""
+    if not config.prompts.source.startswith(HUB):
+        read_prompts(config.prompts.source, 1)
+    if config.lora is not None and not Path(config.lora).exists():
+        raise ConfigError([Problem("lora", f"no file or folder {config.lora} (looked in {Path.cwd()})")], config.name)
