@@ -87,10 +87,7 @@ def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[s
         CheckpointError: files missing, truncated or altered, or made for another model or policy. Nothing has been
             changed then.
     """
-    manifest = _read_manifest(path)
-    for name, digest in manifest["files"].items():
-        if not (path / name).is_file() or _digest(path / name) != digest:
-            raise CheckpointError(f"checkpoint {path}: {name} is damaged or missing; {_remedy(path)}")
+    manifest = verify(path)
     try:
         tensors = load_file(path / "roles.safetensors")
         state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
@@ -102,6 +99,19 @@ def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[s
         optimizer.load_state_dict(state["optimizer"])
         _restore_rng(state["rng"])
     return manifest["counters"]
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        CheckpointError: one is missing, truncated or altered.
+    """
+    manifest = _read_manifest(path)
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file() or _digest(path / name) != digest:
+            raise CheckpointError(f"checkpoint {path}: {name} is damaged or missing; {_remedy(path)}")
+    return manifest
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -64,15 +64,14 @@ def _explained(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RewardError):
         return 1, str(error)
     # raised only where these are loaded already; importing them here would load torch
-    generators, torch = sys.modules.get("generators.base"), sys.modules.get("torch")
+    generators = sys.modules.get("generators.base")
     if generators is not None and isinstance(error, generators.GeneratorError):
         return 1, str(error)
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return 1, (
-            f"out of memory: {str(error).splitlines()[0]}\n"
-            "  try, cheapest first: a smaller train.micro_batch and rollout.chunk; "
-            "train.gradient_checkpointing=true; generator.dtype=bfloat16"
-        )
+    from align.memory import out_of_memory
+
+    if reason := out_of_memory(error):
+        smaller = "a smaller evaluate.chunk; memory.vae_tiling=true; generator.dtype=bfloat16"
+        return 1, f"out of memory: {reason}\n  try, cheapest first, with --set: {smaller}"
     return None
 
 
@@ -147,7 +146,14 @@ def search(
 
 
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
-def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
+    card: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+    ] = None,
+) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.check import check_files, essentials
     from align.config import load_config
@@ -163,6 +169,10 @@ def check(config: ConfigArgument, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or [])
     for name, value in essentials(settings):
         typer.echo(f"{name:10} {value}")
+    if memory or card is not None:
+        from align.estimate import lines
+
+        typer.echo("\n".join(lines(settings, card)))
     check_files(settings)
     typer.echo(f"{config} is ready to run")
 
@@ -174,7 +184,9 @@ def sample(
     prompts_file: PromptsFile = None,
     image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
     mask: Annotated[Path | None, typer.Option(help="mask of every --prompt: white is drawn anew")] = None,
-    lora: Annotated[Path | None, typer.Option(help="LoRA file or folder; a run's own by default")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA file or folder, or one with transformer/; a run's own by default")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
@@ -185,13 +197,11 @@ def sample(
     """Draw samples from a config's generator or a run's policy into a folder."""
     settings, run_dir = _settings_of(source, overrides)
     if run_dir is not None and lora is None:
-        lora = run_dir / "lora"
-        if not lora.is_dir():
-            raise RunFolderError(f"{run_dir} has no lora/ yet; name one with --lora, or the config to sample the base")
+        lora = _trained(run_dir).folder
     from align.evaluate import sample_to_folder
 
     prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
-    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, lora=lora))
+    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
 
 
 @app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
@@ -240,6 +250,33 @@ def evaluate(
     ]
     typer.echo(_table(["reward", "mean", "stderr", "missing"], scores))
     typer.echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
+
+
+@app.command(epilog="Example: alignflow export runs/nft --to comfyui --out nft-comfyui")
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="diffusers, comfyui, kohya: LoRA files; merged: the whole pipeline", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="new folder; export/<to> in the run folder by default")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; float32 by default, merged: as in the run")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained policy for other programs, reload it, and compare before it counts as done."""
+    trained = _trained(source)
+    from align.export import export as write
+
+    found = write(trained, to, out, dtype)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
+    typer.echo(
+        f"read back and compared: velocities differ by at most {found['difference']:.2g} "
+        f"(they reach {found['velocity']:.2g}, training changed them by up to {found['effect']:.2g})"
+    )
 
 
 @app.command(epilog="Example: alignflow report runs/nft")
@@ -306,6 +343,16 @@ def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Pa
     if not (source / "config.yaml").is_file():
         raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
     return load_config(source / "config.yaml", overrides or []), source
+
+
+def _trained(source: Path) -> Any:
+    """The policy of a run or checkpoint; says so where a run is not finished."""
+    from align.policy import find_policy
+
+    trained = find_policy(source)
+    if trained.checkpoint and trained.folder != source:
+        typer.echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
+    return trained
 
 
 def _prompts(

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
+from align import memory
 from align.errors import ConfigError, Problem
 from align.problems import explain
 from align.settings import Config, RewardOnly, Sampler
@@ -65,7 +66,8 @@ def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) 
     layers = [*read_layers(path), *read_overrides(overrides)]
     data: dict[str, Any] = {}
     for layer in layers:
-        data = merge(data, layer.data, [root])
+        below = with_preset(data, layer) if root is Config else data  # presets are for training
+        data = merge(below, layer.data, [root])
     data.setdefault("name", path.stem)
     try:
         return root.model_validate(data)
@@ -115,11 +117,19 @@ def dump_config(config: BaseModel) -> str:
     return stream.getvalue()
 
 
+def overridden(config: Config, override: str) -> Config:
+    """The config under ``train.lr=1e-4``; raises ConfigError or ValidationError where it does not fit."""
+    return Config.model_validate(merge(settings_of(config), read_overrides([override])[0].data, [Config]))
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors."""
     schema = Config.model_json_schema()
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    settings = schema["properties"]["memory"]
+    about = {"description": settings.pop("description"), "default": settings.pop("default", {})}
+    schema["properties"]["memory"] = {"anyOf": [{"enum": list(memory.PRESETS)}, settings], **about}
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # what a file leaves out may come from the one it extends
     return schema
@@ -225,6 +235,20 @@ def _syntax(error: MarkedYAMLError) -> str:
         return complaint.split(" with value")[0] + "; each setting once"
     hint = "; indent with spaces" if "\\t" in complaint else ""
     return f"not readable as YAML: {complaint}{hint}"
+
+
+def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
+    """``data`` under the preset that the layer names as ``memory: 24gb``, which is taken out of the layer.
+
+    So a preset wins over what the file extends, and the file's own settings win over it.
+    """
+    name = layer.data.get("memory")
+    if not isinstance(name, str):
+        return data
+    del layer.data["memory"]
+    found = memory.preset(name, layer.places.get(("memory",), ""))
+    stored = child(data.get("rollout"), "kind") == "pairs"
+    return merge(data, {key: value for key, value in found.items() if key != "rollout" or not stored}, [Config])
 
 
 # -- merging ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import generators
 from align import registry
 from align.errors import ConfigError
+from align.memory import Memory
+from align.memory import problems as memory_problems
 from align.recipes.base import Recipe
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
 from rewards.base import RewardSettings
@@ -207,6 +209,9 @@ class Train(Settings):
 
     steps: int = Field(100, ge=1, description="rollouts, each followed by its updates")
     updates: int = Field(1, ge=1, description="optimizer steps per rollout, each on an equal share of the terms")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="AdamW of torch, or of bitsandbytes: states in 8 bits, and in pages the CPU takes over"
+    )
     lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
@@ -308,6 +313,7 @@ class Config(Settings):
     )
     recipe: Annotated[Recipe, RECIPE] = Field(description="how")
     train: Train = Field(Train(), description="optimisation")
+    memory: Memory = Field(Memory(), description="what fits a card; or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
     evaluate: Evaluate = Field(Evaluate(), description="held-out scores along the way")
     samples: Samples = Field(Samples(), description="images on disk along the way")
     checkpoint: Checkpoint = Field(Checkpoint(), description="states to resume from")
@@ -355,4 +361,4 @@ def _check_warmup(config: Config) -> Problems:
     return []
 
 
-CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup)
+CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup, memory_problems)

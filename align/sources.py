@@ -96,15 +96,15 @@ class PairSource:
         assert config.rollout.kind == "pairs"
         self.settings: PairsRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed
-        self.pairs = read_pairs(self.settings.file)
-        check_media(self.pairs, generator.inputs, generator.pipeline_class)
+        self.prompts = read_pairs(self.settings.file)
+        check_media(self.prompts, generator.inputs, generator.pipeline_class)
 
     def __call__(self, step: int) -> Rollout:
         """The pairs of step ``step`` as a rollout that already has its rewards."""
         generator, settings = self.generator, self.settings
-        chosen = indices_at(step, settings.prompts, len(self.pairs), self.seed)
+        chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local = self.share.of(settings.prompts)
-        pairs = [self.pairs[chosen[i]] for i in local]
+        pairs = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
         stored = [read_sample(pair, name, generator.size, frames) for pair in pairs for name in PAIR]
         media = torch.stack(stored).to(generator.device)

@@ -14,9 +14,11 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from align import advantages, checkpoint
-from align.build import build_generator, build_rewards, trainable
+from align.build import build_generator, build_optimizer, build_rewards, trainable
 from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
+from align.inputs import remember
+from align.memory import explained
 from align.networks import Networks
 from align.progress import Progress
 from align.prompts import Prompt
@@ -28,6 +30,7 @@ from align.sources import OnlineSource, PairSource, Share
 from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
+from generators.memory import compile_networks
 from rewards.base import Reward, RewardError
 
 if TYPE_CHECKING:
@@ -57,11 +60,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     )
     run = RunFolder(config.run_dir, accelerator.is_main_process)
     run.check(settings_of(config), resume=resume, overwrite=overwrite)
-    trainer = Trainer(config, run, accelerator)
-    if run.writes:
-        run.create(dump_config(config), environment(torch_too=True), overwrite)
-    accelerator.wait_for_everyone()
-    return trainer.fit()
+    with explained(config):
+        trainer = Trainer(config, run, accelerator)
+        if run.writes:
+            run.create(dump_config(config), environment(torch_too=True), overwrite)
+        accelerator.wait_for_everyone()
+        return trainer.fit()
 
 
 class Trainer:
@@ -71,16 +75,15 @@ class Trainer:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.recipe = config.recipe
         set_seed(config.seed)
-        self.generator = build_generator(config, accelerator.device)
+        self.generator = build_generator(config, accelerator.device, training=True)
         self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema"])
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
-        )
+        optimizer = build_optimizer(config, self.parameters)
         if options.gradient_checkpointing:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
+        compile_networks(self.generator.backbones().values(), config.memory.compile)
         self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
         self.generator.network = self.network
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
@@ -110,6 +113,11 @@ class Trainer:
         """From the newest checkpoint, if there is one, to the last update."""
         config = self.config
         done = self._resume()
+        if config.memory.cache_prompts != "none":
+            on_disk = config.memory.cache_prompts == "disk"
+            folder = self.run.path / "prompts" if on_disk else None
+            with self.accelerator.main_process_first():
+                remember(self.generator, [*self.source.prompts, *self.held_out], folder)
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
         progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))

@@ -53,6 +53,8 @@ LIGHT = {
     "help": ["--help"],
     "train help": ["train", "--help"],
     "search help": ["search", "--help"],
+    "export help": ["export", "--help"],
+    "export of nothing": ["export", "nowhere", "--to", "merged"],
     "recipes": ["recipes"],
     "check": ["check", "run.yaml"],
     "check online": ["check", "run.yaml", "rollout.kind=online", "reward={kind: shapes}"],
@@ -109,7 +111,7 @@ def test_version_env_and_schema(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "check", "sample", "score", "evaluate", "report", "recipes", "env", "schema"]
+    "command", ["train", "check", "sample", "score", "evaluate", "export", "report", "recipes", "env", "schema"]
 )
 def test_every_command_shows_an_example(run, command):
     code, out, _ = run(command, "--help")
@@ -260,7 +262,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
 
     for raised, says in (
         (GeneratorError("no such pipeline"), "error: no such pipeline"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller train.micro_batch"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller evaluate.chunk"),
     ):
 
         def fail(raised=raised):
@@ -353,18 +355,18 @@ def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
     config, out, options = evaluated[-1]
     assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
     assert [prompt.text for prompt in options.pop("prompts")] == ["a", "b"]
-    assert options == {"count": 2, "seed": 5, "lora": None}
+    assert options == {"count": 2, "seed": 5, "policy": None}
     assert run("sample", str(run_folder), "--prompts-file", "prompts.txt")[0] == 0
     options = evaluated[-1][2]
     assert [prompt.text for prompt in options.pop("prompts")] == ["a red circle"]
-    assert options == {"count": 1, "seed": 0, "lora": run_folder / "lora"}
+    assert options == {"count": 1, "seed": 0, "policy": run_folder / "lora"}
 
 
-def test_sample_from_a_run_without_lora_does_not_draw_the_base_silently(run, run_folder, evaluated):
+def test_sample_from_a_run_with_nothing_trained_does_not_draw_the_base_silently(run, run_folder, evaluated):
     (run_folder / "lora").rmdir()
     code, _, err = run("sample", str(run_folder))
-    assert code == 2
-    assert "done has no lora/ yet" in err
+    assert code == 1
+    assert "done has nothing trained yet" in err
     assert not evaluated
 
 

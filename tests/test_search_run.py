@@ -9,7 +9,6 @@ import pytest
 import tiny_video
 import torch
 import written
-from tiny import sd3_pipeline
 
 from align import registry
 from align.errors import ConfigError, DataError, RunFolderError
@@ -32,14 +31,6 @@ search: {{kind: best_of_n, sampler: {{steps: 2}}}}
 budget: {{network_calls: 6}}
 batch: 1
 """
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A tiny SD3 on disk."""
-    folder = tmp_path_factory.mktemp("model") / "sd3"
-    sd3_pipeline(t5=False).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -197,7 +188,7 @@ def test_a_lora_goes_onto_the_generator(folder, model):
     from align.lora import add_lora, save_lora
 
     config = load_search(Path("search.yaml"))
-    trained = build_generator(config, "cpu")
+    trained = build_generator(runs.as_training(config), "cpu")
     for name, value in add_lora(trained, 2, 2):
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.5, generator=torch.Generator().manual_seed(0))

@@ -7,15 +7,16 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from align import tables
 from align.build import build_generator, build_rewards
 from align.environment import environment
-from align.errors import RunFolderError, SearchError
+from align.errors import ConfigError, RunFolderError, SearchError
 from align.evaluate import check_needs, device_of, mean, standard_error, wanted
 from align.files import new_folder, write_json, write_text
 from align.grids import save_samples, still
@@ -23,6 +24,7 @@ from align.inputs import encode
 from align.lora import load_lora
 from align.media import encode as encode_media
 from align.media import to_pixels
+from align.problems import explain
 from align.progress import Progress
 from align.prompts import Prompt, read_prompts
 from align.run_folder import RunFolder
@@ -32,6 +34,7 @@ from align.search.driver import check_reward, make, spend
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
+from align.settings import Config
 from align.stopping import GracefulStop
 from generators.base import Generator
 from rewards.base import Reward
@@ -75,15 +78,31 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
 
 def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, dict[str, Reward]]:
     """Generator, with its LoRA, and rewards, the one that is raised among them as ``reward``; checked to fit."""
-    device = device_of(cast(Any, config))
+    device = device_of(as_training(config))
     rewards = build_rewards({"reward": config.reward, **config.gold}, device)
     check_reward(config.search, rewards["reward"], latent_reward(config))
-    generator = build_generator(cast(Any, config), device)
+    generator = build_generator(as_training(config), device)
     if config.lora is not None:
         folder = Path(config.lora)
         load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
     check_needs(prompts, generator, rewards)
     return generator, rewards
+
+
+def as_training(config: SearchConfig) -> Config:
+    """The config of a training run with the same generator, for what is built from one; raises ConfigError."""
+    data = {
+        "name": config.name,
+        "generator": config.generator.model_dump(),
+        "memory": config.memory.model_dump(),
+        "prompts": {"train": config.prompts.source},
+        "rollout": {"kind": "pairs", "file": config.prompts.source},
+        "recipe": {"kind": "flow_dpo"},
+    }
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Config, data, {}), config.name) from None
 
 
 def latent_reward(config: SearchConfig) -> LatentReward | None:

@@ -12,6 +12,7 @@ from align import registry
 from align.check import one_line, sampler_line
 from align.config import load_settings, read_layers
 from align.errors import ConfigError, Problem
+from align.memory import Memory
 from align.prompts import read_prompts
 from align.search.base import Method
 from align.search.budget import Budget
@@ -56,6 +57,7 @@ class SearchConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     out: str | None = Field(None, description="run folder; null = runs/<name>")
     generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
+    memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
     lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
     prompts: SearchPrompts = Field(description="what is drawn")
     reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
