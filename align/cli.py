@@ -108,6 +108,45 @@ def train(
         _print_values({**summary, "folder": str(settings.run_dir)})
 
 
+@app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")
+def search(
+    source: SourceArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the prompts not yet searched")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+    write_as: Annotated[
+        tuple[str, Path] | None, typer.Option("--as", help="then write results: pairs FOLDER or finetune FOLDER")
+    ] = None,
+) -> None:
+    """Search better samples without training at a counted budget; of a finished search, write its results as data."""
+    run_dir = source
+    if not source.is_dir():
+        from align.search.settings import load_search
+
+        settings = load_search(source, _with_out(overrides, out))
+        run_dir = settings.run_dir
+        from align.search.run import run_search
+
+        try:
+            summary = run_search(settings, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt:
+            again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
+            typer.echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+            raise typer.Exit(130) from None
+        gold = {f"gold {name}": f"{_cell(v['plain'])} -> {_cell(v['best'])}" for name, v in summary["gold"].items()}
+        reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
+        costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
+        _print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+    elif write_as is None:
+        raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
+    if write_as is not None:
+        from align.search.export import write_as as write
+
+        kind, folder = write_as
+        typer.echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
+
+
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
 def check(
     config: ConfigArgument,
@@ -120,7 +159,15 @@ def check(
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.check import check_files, essentials
     from align.config import load_config
+    from align.search import settings as searches
 
+    if searches.is_search(config):
+        wanted = searches.load_search(config, overrides or [])
+        for name, value in searches.essentials(wanted):
+            typer.echo(f"{name:10} {value}")
+        searches.check_files(wanted)
+        typer.echo(f"{config} is ready to run")
+        return
     settings = load_config(config, overrides or [])
     for name, value in essentials(settings):
         typer.echo(f"{name:10} {value}")
@@ -238,10 +285,11 @@ def export(
 def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
     """Write a run folder as one HTML page."""
     from align.report import write_report
+    from align.report.search import write_search_report
 
     if not run_dir.is_dir():
         raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
-    typer.echo(write_report(run_dir))
+    typer.echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
 
 
 @app.command(epilog="Example: alignflow recipes --json")
@@ -255,7 +303,7 @@ def recipes(as_json: AsJson = False) -> None:
         return
     for room, entries in rooms.items():
         typer.echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
-    typer.echo("generators, recipes and rewards of your own: kind: package.module:name")
+    typer.echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 
 @app.command(epilog="Example: alignflow env --torch")

@@ -10,9 +10,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
@@ -26,10 +26,17 @@ from rewards.base import RewardSettings
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
 
-FILES = (("prompts", "train"), ("prompts", "heldout"), ("rollout", "file"), ("generator", "path"))
+FILES = (
+    ("prompts", "source"),
+    ("prompts", "train"),
+    ("prompts", "heldout"),
+    ("rollout", "file"),
+    ("generator", "path"),
+)
 """Settings that may name a file beside the config."""
 
 Places = dict[tuple[str, ...], str]
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -50,17 +57,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: holding everything that is wrong.
     """
+    return load_settings(path, overrides, Config)
+
+
+def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) -> Tree:
+    """As :func:`load_config`, for any tree of settings."""
     path = Path(path)
     layers = [*read_layers(path), *read_overrides(overrides)]
     data: dict[str, Any] = {}
     for layer in layers:
-        data = merge(with_preset(data, layer), layer.data, [Config])
+        below = with_preset(data, layer) if root is Config else data  # presets are for training
+        data = merge(below, layer.data, [root])
     data.setdefault("name", path.stem)
     try:
-        return Config.model_validate(data)
+        return root.model_validate(data)
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
-        raise ConfigError(explain(error, Config, data, places), str(path)) from None
+        raise ConfigError(explain(error, root, data, places), str(path)) from None
 
 
 def load_reward(text: str) -> RewardSettings:
@@ -83,7 +96,7 @@ def load_reward(text: str) -> RewardSettings:
         raise ConfigError(explain(error, RewardOnly, {"reward": data}, places)) from None
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(config: BaseModel) -> dict[str, Any]:
     """The whole config, defaults included, as plain values that YAML and JSON can hold."""
     return config.model_dump(mode="json")
 
@@ -93,7 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return read_file(Path(path)).data
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: BaseModel) -> str:
     """The whole config as YAML; loads again to an equal config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)

@@ -52,6 +52,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 LIGHT = {
     "help": ["--help"],
     "train help": ["train", "--help"],
+    "search help": ["search", "--help"],
     "export help": ["export", "--help"],
     "export of nothing": ["export", "nowhere", "--to", "merged"],
     "recipes": ["recipes"],
