@@ -7,12 +7,12 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import generators
 from align import registry
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_pairs, read_prompts
 from align.settings import Config, OnlineRollout, PairsRollout, Sampler
 from align.tables import HUB
+from generators.shapes import WORLDS, pipelines
 
 
 def geometry(config: Config, processes: int = 1) -> str:
@@ -124,12 +124,8 @@ def _prompts(config: Config) -> list[Problem]:
 
 
 def _read(source: str) -> list[Prompt]:
-    """Prompts of a file; of the embedded world, whose are drawn and come with nothing, one that stands for all."""
-    if not source.startswith("shapes:"):
-        return read_prompts(source)
-    if source not in ("shapes:train", "shapes:heldout"):
-        raise DataError(f"the embedded world has shapes:train and shapes:heldout, given {source!r}")
-    return [Prompt("", place=source)]
+    """Prompts of a file; of an embedded world, whose are drawn and come with the same, one that stands for all."""
+    return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None)
 
 
 def _pairs(config: Config) -> list[Problem]:
@@ -164,11 +160,9 @@ def _clips(config: Config) -> list[Problem]:
 
 def _generator(config: Config) -> list[Problem]:
     kind, path = config.generator.kind, config.generator.path
-    world = Path(generators.__path__[0]) / path
-    if path.isidentifier() and (world / "weights").is_dir():
-        if (world / "weights" / kind).is_dir():
-            return []
-        return [Problem("generator.path", f"the embedded world {path!r} holds no {kind!r}")]
+    if have := pipelines(path):
+        said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
+        return [] if kind in have else [Problem("generator.path", said)]
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / "model_index.json").is_file():

@@ -1,7 +1,8 @@
-"""Prompts from the embedded world, files or datasets, and which of them a step uses."""
+"""Prompts from the embedded worlds, files or datasets, and which of them a step uses."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +14,10 @@ import numpy as np
 from align.errors import DataError
 from align.seeds import derive
 from align.tables import HUB, Cell, read_lines, read_rows
+from generators.shapes import WORLDS
 
 TRAIN_COUNT = 4096
-"""Prompts drawn from the embedded world's endless training split."""
+"""Prompts drawn from an embedded world's endless training split."""
 
 MEDIA = ("image", "mask")
 """What may come with a prompt: the source picture, and a mask that is white where it is to be drawn anew."""
@@ -47,11 +49,11 @@ class Prompt:
 
 
 def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Prompts of ``shapes:train``, ``shapes:heldout``, a file or ``hub:owner/name[:split]``, in their order.
+    """Prompts of an embedded world (``shapes:train``, ``shapes-video:heldout``), a file or a dataset, in their order.
 
-    A ``.txt`` holds one a line. In a ``.jsonl``, ``.csv``, ``.parquet`` or dataset the column ``prompt`` is the text,
-    ``image`` and ``mask`` are files relative to the table's folder, the rest is metadata (so is what an object under
-    ``metadata`` holds).
+    A dataset is ``hub:owner/name[:split]``. A ``.txt`` holds one prompt a line. In a ``.jsonl``, ``.csv``,
+    ``.parquet`` or dataset the column ``prompt`` is the text, ``image`` and ``mask`` are files relative to the table's
+    folder, the rest is metadata (so is what an object under ``metadata`` holds).
 
     Args:
         count: at most so many; a file's first ones, the world's by ``seed``.
@@ -59,13 +61,8 @@ def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[P
     Raises:
         DataError: missing, empty or unreadable; names file, line and key, and what to do.
     """
-    if source.startswith("shapes:"):
-        from generators.shapes.world import prompts
-
-        split = source.removeprefix("shapes:")
-        if split not in ("train", "heldout"):
-            raise DataError(f"prompts '{source}': the embedded world has 'shapes:train' and 'shapes:heldout'")
-        return [Prompt(text, place=source) for text in prompts(split, count or TRAIN_COUNT, seed)]
+    if re.match(r"shapes[\w-]*:", source):
+        return _embedded_prompts(source, count or TRAIN_COUNT, seed)
     found = list(islice(_text_prompts(Path(source)) if source.lower().endswith(".txt") else read_table(source), count))
     if not found:
         raise DataError(f"{source} holds no prompts")
@@ -93,6 +90,19 @@ def read_pairs(source: str) -> list[Prompt]:
     if not pairs:
         raise DataError(f"{source} holds no pairs")
     return pairs
+
+
+def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
+    world, split = source.split(":", 1)
+    if world not in WORLDS or split not in ("train", "heldout"):
+        raise DataError(
+            f"prompts {source!r}: the embedded worlds are {', '.join(WORLDS)}, each with :train and :heldout"
+        )
+    if world == "shapes-video":
+        from generators.shapes.motion import prompts
+    else:
+        from generators.shapes.world import prompts
+    return [Prompt(text, place=source) for text in prompts(split, count, seed)]
 
 
 def _text_prompts(path: Path) -> Iterator[Prompt]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 import generators
 from generators.base import Generator, GeneratorError, Options
+from generators.shapes import pipelines
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one
@@ -54,7 +55,8 @@ def load(
 
     Args:
         kind: adapter, see :func:`adapter`.
-        path: an embedded world (``shapes``), a folder written by ``save_pretrained``, or a hub id ``owner/name``.
+        path: an embedded world (``shapes``, ``shapes-video``), a folder written by ``save_pretrained``, or a hub id
+            ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
         options: what the user chose about the pipeline.
         device: where the networks go.
@@ -85,12 +87,10 @@ def _absent(entry: Any) -> bool:
 
 def find(kind: str, path: str) -> Path:
     """Folder that holds the pipeline: embedded, local, or downloaded from the hub unless it already was."""
-    embedded = Path(__file__).parent / path / "weights"
-    if path.isidentifier() and embedded.is_dir():
-        if not (embedded / kind).is_dir():
-            have = ", ".join(sorted(entry.name for entry in embedded.iterdir() if entry.is_dir()))
-            raise GeneratorError(f"the embedded world {path!r} holds no {kind!r}; it holds {have}")
-        return embedded / kind
+    if have := pipelines(path):
+        if kind not in have:
+            raise GeneratorError(f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}")
+        return have[kind]
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

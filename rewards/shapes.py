@@ -6,6 +6,7 @@ the one exception to "rewards import no generator".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import permutations
 from typing import Any
@@ -28,25 +29,35 @@ def score(image: np.ndarray, prompt: str) -> tuple[float, float]:
 
 
 def score_batch(images: Any, prompts: list[str]) -> dict[str, Any]:
-    """Scores pictures [N, 3, H, W] in [0, 1] (array or CPU tensor), one prompt each.
+    """'strict' and 'dense' of pictures [N, 3, H, W] in [0, 1], one prompt each; see `score_each`."""
+    return score_each(images, prompts, score, ("strict", "dense"))
 
-    Returns {'strict': float32 [N], 'dense': float32 [N], 'reasons': {i: why}}; both scores are NaN, with a reason,
-    where a prompt is outside the grammar or a picture holds numbers that are not finite.
+
+def score_each(
+    media: Any, prompts: Sequence[Any], score: Callable[[np.ndarray, Any], tuple[float, ...]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Scores media [N, ..., 3, H, W] in [0, 1] (array or CPU tensor), one prompt each.
+
+    Args:
+        score: of one [..., H, W, 3] and its prompt (with what came with it), as many numbers as there are `names`.
+
+    Returns {name: float32 [N], 'reasons': {i: why}}; all scores are NaN, with a reason, where a prompt is outside the
+    grammar or a picture holds numbers that are not finite.
     """
-    pixels = np.asarray(images, np.float32).transpose(0, 2, 3, 1)
+    pixels = np.moveaxis(np.asarray(media, np.float32), -3, -1)
     if len(pixels) != len(prompts):
-        raise ValueError(f"{len(pixels)} images for {len(prompts)} prompts")
-    out = np.full((2, len(prompts)), np.nan, np.float32)
+        raise ValueError(f"{len(pixels)} media for {len(prompts)} prompts")
+    out = np.full((len(names), len(prompts)), np.nan, np.float32)
     reasons: dict[int, str] = {}
-    for i, (image, prompt) in enumerate(zip(pixels, prompts, strict=True)):
-        if not np.isfinite(image).all():
-            reasons[i] = "the image holds NaN or infinity"
+    for i, (one, prompt) in enumerate(zip(pixels, prompts, strict=True)):
+        if not np.isfinite(one).all():
+            reasons[i] = f"the {'image' if one.ndim == 3 else 'clip'} holds NaN or infinity"
             continue
         try:
-            out[:, i] = score(image.clip(0, 1), prompt)
+            out[:, i] = score(one.clip(0, 1), prompt)
         except ValueError as error:
             reasons[i] = str(error)
-    return {"strict": out[0], "dense": out[1], "reasons": reasons}
+    return dict(zip(names, out, strict=True)) | {"reasons": reasons}
 
 
 def judge(scene: Scene, spec: Spec) -> tuple[float, float]:

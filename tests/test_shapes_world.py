@@ -140,7 +140,7 @@ def test_foreign_prompts_are_nan_with_a_reason(pictures):
     assert np.isnan(result["strict"]).tolist() == np.isnan(result["dense"]).tolist() == [True, False, True]
     assert set(result["reasons"]) == {0, 2}
     assert "dog" in result["reasons"][0]
-    with pytest.raises(ValueError, match="3 images for 1 prompts"):
+    with pytest.raises(ValueError, match="3 media for 1 prompts"):
         score_batch(images, ["a circle"])
 
 

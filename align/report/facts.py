@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.report.reading import Run, number
+from generators.shapes import WORLDS
 
 MAX_FILES = 40
 EMBEDDED = "from generators.shapes import weights\n"
@@ -56,7 +57,7 @@ def lora_snippet(run: Run) -> str | None:
     if not (run.folder / LORA).exists():
         return None
     generator = run.section("generator")
-    embedded = generator.get("path") == "shapes"
+    embedded = generator.get("path") in WORLDS
     base = (
         f"weights({_quoted(generator.get('kind'))})" if embedded else _quoted(generator.get("path") or "the base model")
     )

@@ -6,9 +6,12 @@ from pathlib import Path
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
+WORLDS = {"shapes": ("sd3",), "shapes-video": ("wan",)}
+"""Embedded world -> kinds of the generators that draw it. Its prompts are `<world>:train` and `<world>:heldout`."""
+
 
 def weights(name: str) -> Path:
-    """The folder of an embedded model, for `from_pretrained`: 'sd3' a pipeline, 'clip' a CLIPModel and its processor.
+    """The folder of an embedded model, for `from_pretrained`: a pipeline, or 'clip', a CLIPModel and its processor.
 
     Raises FileNotFoundError naming what exists.
     """
@@ -16,3 +19,8 @@ def weights(name: str) -> Path:
     if name not in (found := sorted(p.name for p in _WEIGHTS.glob("*") if p.is_dir())):
         raise FileNotFoundError(f"no embedded weights {name!r} in {_WEIGHTS}; there are: {', '.join(found) or 'none'}")
     return folder
+
+
+def pipelines(world: str) -> dict[str, Path]:
+    """Kind of generator -> folder of its pipeline, of a world in `WORLDS`; empty where there is no such world."""
+    return {kind: folder for kind in WORLDS.get(world, ()) if (folder := _WEIGHTS / kind).is_dir()}

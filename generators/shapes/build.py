@@ -20,7 +20,7 @@ from . import measure, world
 from .train_clip import train_clip
 from .train_common import Log
 from .train_sd3 import Plan, fit, new_pipeline
-from .train_vae import encode, harden_decoder, train_vae
+from .train_vae import encode, harden_decoder, new_vae, train_vae
 
 STAGES = ("vae", "sd3", "clip")  # in this order: sd3 needs the autoencoder, clip is measured on sd3's pictures
 HERE = Path(__file__).parent / "weights"
@@ -65,7 +65,8 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     images = np.stack([world.render(world.crowd(rng)) for _ in range(budget.vae_scenes)])
     scenes, _ = world.dataset("train", budget.vae_scenes, seed=0)  # as many without a crowd
     images = np.concatenate([images, scenes])
-    vae = train_vae(images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
+    vae = new_vae()
+    train_vae(vae, images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
     harden_decoder(vae, images, budget.decoder_steps, budget.vae_batch, seed=0, log=log)
     save_half(vae, out / "sd3" / "vae")
 

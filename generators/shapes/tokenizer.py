@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tokenizers import pre_tokenizers
@@ -44,23 +45,25 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A CLIPTokenizer over 256 bytes and the world's words; a foreign word falls back to pieces and letters."""
+def clip_tokenizer(
+    pad_token: str = "<|endoftext|>", known: list[str] | None = None, length: int = MAX_LENGTH
+) -> CLIPTokenizer:
+    """A CLIPTokenizer over 256 bytes and the world's words; a foreign word falls back to pieces and letters.
+
+    Args:
+        known: other words than those of captions.
+        length: tokens that texts are padded to.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = learn_merges(words())
+    merges = learn_merges(known or words())
     pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
     pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=length)
 
 
-def t5_tokenizer() -> T5TokenizerFast:
-    """The smallest T5 tokenizer: letters, for an encoder that says nothing."""
-    vocab = [
-        ("<pad>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", 0.0),
-        ("\u2581", -2.0),
-        *((c, -3.0) for c in string.ascii_letters),
-    ]
-    return T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=256)
+def t5_tokenizer(known: Sequence[str] = (), length: int = 256) -> T5TokenizerFast:
+    """A T5 tokenizer of letters, and of the words it should know as one token each; by default for a silent encoder."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces = [*((f"\u2581{word}", -1.0) for word in known), *((c, -3.0) for c in string.ascii_letters)]
+    return T5TokenizerFast(vocab=[*special, *pieces], extra_ids=0, model_max_length=length)

@@ -6,9 +6,6 @@ often wrong in one thing or two, so it can draw everything and follows prompts i
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,26 +16,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from generators.sd3_attention import fold_null_tokens
 
+from . import train_common
 from .tokenizer import MAX_LENGTH, clip_tokenizer, t5_tokenizer
-from .train_common import Log, cosine, optimizer
+from .train_common import Batch, Log, Plan, TokenTable
 from .train_vae import LATENT_CHANNELS, decode
 
 HEADS, HEAD_DIM, LAYERS = 4, 32, 5
 TEXT_WIDTHS = (96, 32)  # hidden and projection size of the two text encoders
-EMA = 0.998
-HIGH = 1.1  # centre of the training times' logits: what a picture holds is decided at high noise
-NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One stretch of training: scenes to draw, optimizer steps, batch, peak learning rate, `wrong` of the captions."""
-
-    scenes: int
-    steps: int
-    batch: int
-    lr: float
-    wrong: float = 0.0
 
 
 def text_encoder(width: int, layers: int, pad_token_id: int) -> CLIPTextModelWithProjection:
@@ -120,71 +104,17 @@ class Model(nn.Module):
         return self.transformer(x, sequence, pooled, t * 1000, joint_attention_kwargs=folded, return_dict=False)[0]
 
 
-@dataclass
-class Captions:
-    """Token ids of all training captions for both tokenizers, int64 [n, MAX_LENGTH], and those of the empty one."""
-
-    pipe: StableDiffusion3Pipeline
-    texts: list[str]
-    ids: list[Tensor] = field(init=False)
-    empty: list[Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
-        unique = {text: i for i, text in enumerate(dict.fromkeys(["", *self.texts]))}
-        tables = [t(list(unique), padding="max_length", return_tensors="pt").input_ids for t in tokenizers]
-        rows = torch.tensor([unique[text] for text in self.texts])
-        self.ids, self.empty = [table[rows] for table in tables], [table[0] for table in tables]
-
-    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
-        """The captions of `rows`, a share NO_CAPTION of them empty."""
-        drop = torch.from_numpy(rng.random((len(rows), 1)) < NO_CAPTION)
-        return [torch.where(drop, e, ids[rows]) for ids, e in zip(self.ids, self.empty, strict=True)]
-
-
-def optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for all else."""
-    inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("attn" in n or "mlp" in n or "ff" in n)}
-    muon = torch.optim.Muon(inner.values(), lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    for group in muon.param_groups:
-        group["peak"] = lr
-    return [muon, optimizer((p for n, p in model.named_parameters() if n not in inner), lr)]
-
-
 def fit(pipe: StableDiffusion3Pipeline, latents: Tensor, texts: list[str], plan: Plan, seed: int, log: Log) -> None:
-    """Trains `pipe` in place on scaled latents [n, 8, 8, 8] and their captions; it ends with the averaged weights."""
-    torch.manual_seed(seed)
-    rng, captions = np.random.default_rng(seed), Captions(pipe, texts)
-    model = Model(pipe).train()
-    fold_null_tokens(pipe.transformer)
-    opts, mean = optimizers(model, plan.lr), copy.deepcopy(model)
-    for step in range(plan.steps):
-        rows = rng.integers(0, len(latents), plan.batch)
-        x0, eps = latents[rows], torch.randn(plan.batch, *latents.shape[1:])
-        t = torch.sigmoid(HIGH + 1.2 * torch.randn(plan.batch))
-        tt = t.view(-1, 1, 1, 1)
+    """Trains `pipe` in place on scaled latents [n, 8, 8, 8] and their captions."""
+    table = TokenTable((pipe.tokenizer, pipe.tokenizer_2), texts)
+
+    def batch(rows: np.ndarray, rng: np.random.Generator) -> Batch:
         repeats = int(2 ** rng.uniform(0, 8.1)) if rng.random() < 0.35 else 0
-        v = model((1 - tt) * x0 + tt * eps, t, *captions.batch(rows, rng), repeats)
-        loss = F.mse_loss(v, eps - x0)
-        for opt in opts:
-            cosine(opt, step, plan.steps, warmup=100)
-            opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-        update_mean(mean, model, min(EMA, (step + 1) / (step + 10)))
-        log("sd3", step, plan.steps, loss=loss.item())
-    model.load_state_dict(mean.state_dict())
+        return Batch(latents[rows], (*table.batch(rows, rng), repeats))
+
+    fold_null_tokens(pipe.transformer)
+    train_common.fit("sd3", Model(pipe), len(latents), batch, plan, seed, log)
     pipe.transformer.set_attn_processor(JointAttnProcessor2_0())
-    for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2):
-        part.eval()
-
-
-@torch.no_grad()
-def update_mean(mean: nn.Module, model: nn.Module, decay: float) -> None:
-    """mean = decay * mean + (1 - decay) * model, on all parameters."""
-    torch._foreach_lerp_(list(mean.parameters()), list(model.parameters()), 1 - decay)
 
 
 @torch.no_grad()

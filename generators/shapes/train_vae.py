@@ -1,11 +1,16 @@
-"""Trains the world's `AutoencoderKL`: 64x64 pictures to 8x8 latents of 8 channels."""
+"""Trains the world's autoencoders: an `AutoencoderKL` of 64x64 pictures, an `AutoencoderKLWan` of clips."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+from generators import codec
 
 from .train_common import Log, cosine, optimizer, to_pixels
 
@@ -14,6 +19,8 @@ LATENT_CHANNELS = 8
 KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
 KL_WARMUP = 0.6  # share of the training over which the weight rises: first tell everything, then shortly
 LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
+CLIP_FRAMES = ((0.35, 1), (0.7, 5), (2.0, 2**31))  # (share of the training until when, frames of a clip)
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderKLWan
 
 
 def new_vae() -> AutoencoderKL:
@@ -34,11 +41,39 @@ def new_vae() -> AutoencoderKL:
     )
 
 
+def new_clip_vae() -> AutoencoderKLWan:
+    """An untrained autoencoder of clips, 8 times smaller on each side and twice in time.
+
+    A first patch of 4x4 pixels (Wan 2.2 has one of 2x2) keeps the convolutions in 3D small. It begins with little noise
+    on its latents: with as much as an untrained one has it learnt to say nothing.
+    """
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        decoder_base_dim=24,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        patch_size=4,
+        in_channels=48,
+        out_channels=48,
+        z_dim=LATENT_CHANNELS,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+        scale_factor_temporal=2,
+        scale_factor_spatial=8,
+    )
+    with torch.no_grad():
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0  # the logarithm of the variance
+    return vae
+
+
 def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """L1 on pixels and on their differences to the right and down, four times as heavy on and around objects.
 
-    Both are [n, 3, h, w] in [-1, 1]; the top left pixel is always background.
+    Both are [n, 3, h, w] or [n, 3, F, h, w] in [-1, 1]; the top left pixel is always background.
     """
+    if x.ndim == 5:
+        out, x = (clip.transpose(1, 2).flatten(0, 1) for clip in (out, x))
     near = ((x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
     weight = 1 + 3 * F.max_pool2d(near, 5, 1, 2)
     error = out - x
@@ -46,21 +81,22 @@ def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (weight * error.abs()).mean() + 0.5 * edges
 
 
-def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
-    """Trains on uint8 [n, 64, 64, 3] and sets scaling_factor and shift_factor from the latents' mean and spread."""
+def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
+    """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings."""
     torch.manual_seed(seed)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    set_layout(vae, channels_last=True)
     opt = optimizer(vae.parameters(), lr=2e-3)
     rng = np.random.default_rng(seed)
     for step in range(steps):
-        x = to_pixels(images[rng.integers(0, len(images), batch)])
+        x = stretch(to_pixels(images[rng.integers(0, len(images), batch)]), step / steps, rng)
         if step % 2:
             x = x.flip(-1)  # circles to crosses all look the same mirrored
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            out = vae.decode(posterior.sample()).sample
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        weight = KL_WEIGHT * min(1.0, (step + 1) / (KL_WARMUP * steps))
+            out = unclamped(vae, posterior.sample())
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        weight = KL_WEIGHT * min(1.0, (step + 1) / (KL_WARMUP * steps)) ** 3
         loss = reconstruction_loss(out.float(), x) + weight * kl
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
@@ -68,44 +104,91 @@ def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         opt.step()
         log("vae", step, steps, loss=loss.item(), kl=kl.item())
-    vae = vae.to(memory_format=torch.contiguous_format).eval()
+    set_layout(vae, channels_last=False)
+    vae.eval()
     z = encode(vae, images[:2048])
-    vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
-    return vae
+    if isinstance(vae, AutoencoderKL):
+        vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
+    else:
+        std, mean = torch.std_mean(z, [0, 2, 3, 4])
+        vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std))
 
 
-def harden_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
+def stretch(x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
+    """The part of clips [n, 3, F, h, w] that is trained on when a share `done` of the training is over.
+
+    First single frames, then five, then all: what a frame looks like is learnt at a fraction of the cost. Pictures
+    pass as they are.
+    """
+    frames = next(n for until, n in CLIP_FRAMES if done < until)
+    if x.ndim == 4 or frames >= x.shape[2]:
+        return x
+    first = int(rng.integers(0, x.shape[2] - frames + 1))
+    return x[:, :, first : first + frames]
+
+
+def unclamped(vae: Autoencoder, raw: torch.Tensor) -> torch.Tensor:
+    """What `vae.decode` gives of raw latents before Wan's clamps it to [-1, 1], where no gradient would pass."""
+    parts: list[torch.Tensor] = []
+    hook = vae.decoder.register_forward_hook(lambda _module, _given, out: parts.append(out))
+    vae.decode(raw)
+    hook.remove()
+    if raw.ndim == 4:
+        return parts[0]
+    return unpatchify(torch.cat(parts, 2), vae.config.patch_size)
+
+
+def rounded(x: torch.Tensor) -> list[float]:
+    """Its numbers with four digits after the point."""
+    return [round(value, 4) for value in x.tolist()]
+
+
+def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
+    """Lays the weights of convolutions out with their channels last, which a CPU computes faster, or as usual."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    for p in model.parameters():
+        p.data = p.data.contiguous(memory_format=formats.get(p.ndim, torch.contiguous_format))
+
+
+def harden_decoder(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
     """Trains the decoder alone on latents with noise of up to LATENT_NOISE: a generator's latents are never exact."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    latents, decoder = encode(vae, images), vae.decoder.to(memory_format=torch.channels_last).train()
-    opt = optimizer(decoder.parameters(), lr=1e-3)
+    latents = encode(vae, images)
+    mean, std = codec.statistics(vae, latents.ndim, latents.device)
+    vae.decoder.train()
+    set_layout(vae.decoder, channels_last=True)
+    opt = optimizer(vae.decoder.parameters(), lr=1e-3)
     for step in range(steps):
         rows = rng.integers(0, len(images), batch)
         x, z = to_pixels(images[rows]), latents[rows]
-        z = z + LATENT_NOISE * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
+        z = z + LATENT_NOISE * torch.rand(batch, *[1] * (z.ndim - 1)) * torch.randn_like(z)
         with torch.autocast("cpu", torch.bfloat16):
-            out = decoder(z / vae.config.scaling_factor + vae.config.shift_factor)
+            out = unclamped(vae, z * std + mean)
         loss = reconstruction_loss(out.float(), x)
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         opt.step()
         log("decoder", step, steps, loss=loss.item())
-    decoder.to(memory_format=torch.contiguous_format).eval()
+    set_layout(vae.decoder, channels_last=False)
+    vae.decoder.eval()
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> torch.Tensor:
-    """The scaled latents [n, 8, 8, 8] of uint8 pictures [n, 64, 64, 3]: the posterior's means."""
+def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
+    """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 8, w / 8].
+
+    They are the posterior's means.
+    """
     means = [vae.encode(to_pixels(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
-    return (torch.cat(means) - vae.config.shift_factor) * vae.config.scaling_factor
+    z = torch.cat(means)
+    mean, std = codec.statistics(vae, z.ndim, z.device)
+    return (z - mean) / std
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 128) -> np.ndarray:
-    """Pictures, float32 [n, 3, 64, 64] in [0, 1], of scaled latents."""
-    z = latents / vae.config.scaling_factor + vae.config.shift_factor
-    out = [vae.decode(z[i : i + batch]).sample for i in range(0, len(z), batch)]
-    return (torch.cat(out) / 2 + 0.5).clamp(0, 1).numpy()
+def decode(vae: Autoencoder, latents: torch.Tensor) -> np.ndarray:
+    """Pictures, float32 [n, 3, h, w] in [0, 1], or clips [n, F, 3, h, w], of scaled latents."""
+    return codec.decode(vae, latents).numpy()
