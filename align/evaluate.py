@@ -17,7 +17,7 @@ from align import checkpoint as checkpoints
 from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError, RunFolderError
 from align.grids import save_samples, still
-from align.inputs import encode
+from align.inputs import encode, read_inputs
 from align.lora import load_lora
 from align.media import to_pixels
 from align.prompts import Prompt, check_media, read_prompts
@@ -38,6 +38,7 @@ class Evaluation:
     Args:
         scores: reward name -> ``[P]``, NaN where missing.
         media: ``[shown, ...]`` the first samples, for the grid.
+        sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with a picture.
     """
 
     prompts: list[str]
@@ -46,6 +47,7 @@ class Evaluation:
     media: Tensor
     diversity: float
     seconds: float
+    sources: Tensor | None = None
 
     def row(self) -> dict[str, Any]:
         """Means, standard errors and missing counts, as they stand in ``metrics.jsonl``."""
@@ -93,6 +95,7 @@ def evaluate(
     seeds = [derive(settings.seed, "evaluate", i) for i in chosen]
     values: dict[str, list[Tensor]] = {name: [] for name in rewards}
     shown: list[Tensor] = []
+    sources: list[Tensor] = []
     spread: list[Tensor] = []
     for start in range(0, len(texts), settings.chunk):
         part = slice(start, start + settings.chunk)
@@ -102,10 +105,19 @@ def evaluate(
         for name, reward in rewards.items():
             values[name].append(scores_of[id(reward)].values.float().cpu())
         shown.append(media[: max(show - start, 0)].cpu())
+        if "image" in inputs:
+            sources.append(source_of(inputs)[: max(show - start, 0)])
         spread.append(torch.tensor([diversity(media, torch.zeros(len(media)))]))
     scores = {name: torch.cat(parts) for name, parts in values.items()}
     elapsed = time.perf_counter() - started
-    return Evaluation(texts, seeds, scores, torch.cat(shown), float(torch.cat(spread).mean()), elapsed)
+    made_from = torch.cat(sources) if sources else None
+    return Evaluation(texts, seeds, scores, torch.cat(shown), float(torch.cat(spread).mean()), elapsed, made_from)
+
+
+def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The pictures that prompts come with, ``[N, 3, H, W]`` in [0, 1]; gray where a mask has them drawn anew."""
+    mask = inputs.get("mask", torch.zeros(()))
+    return inputs["image"] * (1 - mask) + 0.5 * mask
 
 
 def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
@@ -209,7 +221,9 @@ def sample_to_folder(
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
     media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
     texts, how = [prompt.text for prompt in repeated], config.samples
-    return save_samples(out, to_pixels(media), texts, seeds, fps=how.fps, clips=how.clips)
+    inputs = read_inputs(repeated, generator.inputs, generator.size)
+    sources = to_pixels(source_of(inputs)) if "image" in inputs else None
+    return save_samples(out, to_pixels(media), texts, seeds, sources=sources, fps=how.fps, clips=how.clips)
 
 
 def device_of(config: Config) -> torch.device:
@@ -231,4 +245,8 @@ def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
     first = slice(how.count)
     scores = {name: values[first].tolist() for name, values in result.scores.items()}
     pixels = to_pixels(result.media[first])
-    save_samples(folder, pixels, result.prompts[first], result.seeds[first], scores, fps=how.fps, clips=how.clips)
+    sources = None if result.sources is None else to_pixels(result.sources[first])
+    save_samples(
+        folder, pixels, result.prompts[first], result.seeds[first], scores,
+        sources=sources, fps=how.fps, clips=how.clips,
+    )  # fmt: skip

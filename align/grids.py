@@ -18,6 +18,8 @@ SMALLEST, LARGEST = 128, 512
 LOSSLESS = 96
 """Clips up to this side are written without loss; larger ones would take megabytes and seconds each."""
 PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
+SOURCE = "-source.png"
+"""What the file of a source ends in, after the number of its sample."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -29,12 +31,14 @@ def save_samples(
     seeds: Sequence[int],
     scores: Mapping[str, Sequence[float | None]] | None = None,
     *,
+    sources: Sequence[Any] | None = None,
     fps: float = 16,
     clips: str = "webp",
 ) -> Path:
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
-    A clip is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``.
+    A clip is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``, the picture that an edit was
+    made from as ``000-source.png``; in the grid it stands left of the edit.
 
     Args:
         folder: usually ``samples/step-000030``; replaced if it exists.
@@ -42,6 +46,7 @@ def save_samples(
         prompts: N captions.
         seeds: N seeds.
         scores: name -> N scores; NaN and None both mean that the score could not be had.
+        sources: N pictures that the samples were made from, where prompts come with one.
         fps: frames per second of the clips.
         clips: what clips are written as; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
 
@@ -49,22 +54,27 @@ def save_samples(
         DataError: mp4 without a codec.
     """
     table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
-    for name, column in {"prompts": prompts, "seeds": seeds, **table}.items():
+    given = {} if sources is None else {"sources": sources}
+    for name, column in {"prompts": prompts, "seeds": seeds, **given, **table}.items():
         if len(column) != len(images):
             raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
-    pictures = [_picture(still(image)) for image in images]
+    pictures, before = [_picture(still(image)) for image in images], [_picture(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder) as staging:
         for index, picture in enumerate(pictures):
             picture.save(staging / f"{index:03d}.png")
+        for index, picture in enumerate(before):
+            picture.save(staging / f"{index:03d}{SOURCE}")
         for index, clip in moving.items():
             quality = None if max(clip.shape[1:3]) <= LOSSLESS else 90
             (staging / f"{index:03d}.{clips}").write_bytes(encode(clip, f".{clips}", fps, quality=quality))
         if pictures:
             labels = [_label(prompt, table, row) for row, prompt in enumerate(prompts)]
-            draw_grid(pictures, labels).save(staging / "grid.png")
+            cells = [_beside(*pair) for pair in zip(before, pictures, strict=True)] if before else pictures
+            draw_grid(cells, labels).save(staging / "grid.png")
         content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
         content |= {"clips": clips, "fps": fps} if moving else {}
+        content |= {"sources": True} if before else {}
         write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
     return folder
 
@@ -97,6 +107,15 @@ def draw_grid(images: Sequence[Any], labels: Sequence[str]) -> Image.Image:
 
 def _picture(image: Any) -> Image.Image:
     return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image).convert("RGB")
+
+
+def _beside(source: Image.Image, sample: Image.Image) -> Image.Image:
+    """A source and what was made of it, side by side."""
+    left, right = _fit(source), _fit(sample)
+    both = Image.new("RGB", (left.width + PADDING // 2 + right.width, max(left.height, right.height)), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + PADDING // 2, 0))
+    return both
 
 
 def _finite(value: float | None) -> float | None:

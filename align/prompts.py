@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from align.errors import DataError
 from align.seeds import derive
 from align.tables import HUB, Cell, read_lines, read_rows
 from generators.shapes import WORLDS
+
+if TYPE_CHECKING:
+    from generators.shapes.edits import Task
 
 TRAIN_COUNT = 4096
 """Prompts drawn from an embedded world's endless training split."""
@@ -49,9 +52,10 @@ class Prompt:
 
 
 def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Prompts of an embedded world (``shapes:train``, ``shapes-video:heldout``), a file or a dataset, in their order.
+    """Prompts of an embedded world (``shapes:train``, ``shapes-edit:heldout``), a file or a dataset, in their order.
 
-    A dataset is ``hub:owner/name[:split]``. A ``.txt`` holds one prompt a line. In a ``.jsonl``, ``.csv``,
+    Those of ``shapes-edit`` come with an image, those of ``shapes-fill`` with an image and a mask, drawn when they are
+    asked for. A dataset is ``hub:owner/name[:split]``. A ``.txt`` holds one prompt a line. In a ``.jsonl``, ``.csv``,
     ``.parquet`` or dataset the column ``prompt`` is the text, ``image`` and ``mask`` are files relative to the table's
     folder, the rest is metadata (so is what an object under ``metadata`` holds).
 
@@ -98,11 +102,39 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
         raise DataError(
             f"prompts {source!r}: the embedded worlds are {', '.join(WORLDS)}, each with :train and :heldout"
         )
-    if world == "shapes-video":
-        from generators.shapes.motion import prompts
-    else:
-        from generators.shapes.world import prompts
-    return [Prompt(text, place=source) for text in prompts(split, count, seed)]
+    if world in ("shapes", "shapes-video"):
+        from generators.shapes import motion
+        from generators.shapes import world as pictures
+
+        prompts = (pictures if world == "shapes" else motion).prompts
+        return [Prompt(text, place=source) for text in prompts(split, count, seed)]
+    from generators.shapes.edits import TASKS
+
+    tasks = list(islice(TASKS[world](split, seed), count))
+    drawings = _Drawings(tasks)
+    names = MEDIA if tasks[0].hole else MEDIA[:1]
+    return [
+        Prompt(task.text, {name: Cell(drawings, row, name) for name in names}, task.to_dict(), source)
+        for row, task in enumerate(tasks)
+    ]
+
+
+class _Drawings:
+    """The pictures of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        from align.media import encode
+        from generators.shapes.edits import draw_mask
+        from generators.shapes.world import render
+
+        task = self.tasks[row]
+        hole = {"mask": np.stack([draw_mask(task.hole)] * 3, -1)} if task.hole else {}
+        return {
+            name: {"bytes": encode(pixels, ".png")} for name, pixels in {"image": render(task.source), **hole}.items()
+        }
 
 
 def _text_prompts(path: Path) -> Iterator[Prompt]:

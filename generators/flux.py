@@ -23,7 +23,7 @@ class Flux(Generator):
     guidance_default = 3.5
 
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        limit = self.options.text_length or 512
+        limit = self.options.text_length or min(512, self.pipeline.tokenizer_2.model_max_length)
         self.check_length(prompts, self.pipeline.tokenizer_2, limit)
         embeds, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), None, device=self.device, max_sequence_length=limit

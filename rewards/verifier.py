@@ -49,6 +49,32 @@ class ShapesVerifier(RewardSettings):
         return _reward("shapes", self.score, score_batch)
 
 
+class ShapesEditVerifier(RewardSettings):
+    """Reads an edited picture of the embedded world and its source: was the edit done, did the rest stay; no model."""
+
+    kind: Literal["shapes_edit"] = Field("shapes_edit", description="the embedded world's verifier of edits")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.shapes_edit import score_edits
+
+        return _reward("shapes_edit", self.score, score_edits, ("image",))
+
+
+class ShapesFillVerifier(RewardSettings):
+    """Reads a picture of the embedded world whose hole was filled: is what was asked for in it, did the rest stay"""
+
+    kind: Literal["shapes_fill"] = Field("shapes_fill", description="the embedded world's verifier of fills")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.shapes_edit import score_fills
+
+        return _reward("shapes_fill", self.score, score_fills, ("image", "mask"))
+
+
 class ShapesVideoVerifier(RewardSettings):
     """Follows the objects of a clip of the embedded world and compares what they are and how they move; no model."""
 

@@ -14,6 +14,7 @@ import generators
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter, find, load
 from generators.sd3 import SD3
+from generators.shapes import weights
 
 PROMPTS = ["a red cube", "two blue circles left of a star", "x"]
 
@@ -232,12 +233,13 @@ def test_load_a_folder(folder):
     assert load("generators.sd3:SD3", str(folder), dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_embedded_worlds_lie_beside_the_adapters(tmp_path, monkeypatch):
-    monkeypatch.setattr("generators.load.__file__", str(tmp_path / "load.py"))
-    (tmp_path / "world" / "weights" / "sd3").mkdir(parents=True)
-    assert find("sd3", "world") == tmp_path / "world" / "weights" / "sd3"
-    with pytest.raises(GeneratorError, match="embedded world 'world' holds no 'wan'; it holds sd3"):
-        find("wan", "world")
+def test_embedded_worlds_are_found_by_name():
+    assert find("sd3", "shapes") == weights("sd3")
+    assert find("flux_kontext", "shapes-edit") == weights("flux_kontext")
+    with pytest.raises(GeneratorError, match="embedded world 'shapes' holds no 'wan'; it holds sd3"):
+        find("wan", "shapes")
+    with pytest.raises(GeneratorError, match="no folder shapes-gone"):
+        find("sd3", "shapes-gone")
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_a_crowd_keeps_its_distance():
     rng = np.random.default_rng(0)
     crowds = [world.crowd(rng).objects for _ in range(200)]
     assert {len(objects) for objects in crowds} == set(range(1, 9))
-    assert all(world._apart(a.box, b.box) for objects in crowds for a, b in combinations(objects, 2))
+    assert all(world.apart(a.box, b.box) for objects in crowds for a, b in combinations(objects, 2))
     assert {o.size for objects in crowds for o in objects} == set(world.SIZES)
 
 

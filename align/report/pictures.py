@@ -49,13 +49,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and seed before and after."""
+    """One prompt and seed before and after, and the picture that an edit is made from."""
 
     prompt: str
     seed: int
     before: Picture | None
     after: Picture | None
     scores: list[Score]
+    source: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ def _playing(visit: Samples, key: tuple[str, int]) -> Picture | None:
 
 def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:
     after = _playing(last, key) if last.step != first.step else None
-    return Pair(*key, _playing(first, key), after, _scores(first, last, key))
+    row = _row(first, key)
+    source = embed(first.sources[row], PAIR_SIDE) if first.sources and row is not None else None
+    return Pair(*key, _playing(first, key), after, _scores(first, last, key), source)
 
 
 def _scores(first: Samples, last: Samples, key: tuple[str, int]) -> list[Score]:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.errors import RunFolderError
+from align.grids import SOURCE
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float | None]]
@@ -25,6 +26,7 @@ class Samples:
     Args:
         images: the pictures; of clips their middle frames.
         clips: what the clips beside them end in; empty where there are none.
+        sources: the pictures they were made from; empty where prompts come with none.
         fps: frames per second of the clips.
     """
 
@@ -35,6 +37,7 @@ class Samples:
     images: list[Path]
     clips: str = ""
     fps: float = 16
+    sources: list[Path] = field(default_factory=list)
 
     def clip(self, row: int) -> Path | None:
         """The clip of a row, None where the samples are pictures."""
@@ -191,6 +194,7 @@ def _read_samples(folder: Path) -> list[Samples]:
                 images=[path / f"{row:03d}.png" for row in range(len(prompts))],
                 clips=str(index.get("clips") or ""),
                 fps=number(index.get("fps")) or 16,
+                sources=[path / f"{row:03d}{SOURCE}" for row in range(len(prompts)) if index.get("sources")],
             )
         )
     return sorted(found, key=lambda samples: samples.step)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderKLWan, DiffusionPipeline, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor
 
+from rewards import shapes_video
 from rewards.shapes import score_batch
+from rewards.shapes_edit import score_edits, score_fills
 
-from . import world
+from . import edits, motion, train_flux, train_wan, world
 from .train_clip import features
 from .train_sd3 import sample
 from .train_vae import decode, encode
@@ -113,11 +115,88 @@ def clip(out: Path, n: int) -> dict:
     return {"parameters": _parameters(model)} | _round(result)
 
 
+def edit(out: Path, n: int) -> dict:
+    """The editor's gold, as `sd3`, dense by kind of edit."""
+    return _changes(out / "flux_kontext", "shapes-edit", n)
+
+
+def fill(out: Path, n: int) -> dict:
+    """The inpainter's gold, as `sd3`."""
+    return _changes(out / "flux_fill", "shapes-fill", n)
+
+
+def score_tasks(images: np.ndarray, tasks: list[edits.Task]) -> dict:
+    """Scores of pictures [N, 3, H, W] in [0, 1], one task each; see `rewards.shapes_edit`."""
+    sources = np.stack([world.render(task.source) for task in tasks]).transpose(0, 3, 1, 2) / np.float32(255)
+    texts = [task.text for task in tasks]
+    if tasks[0].hole is None:
+        return score_edits(images, sources, texts)
+    masks = np.stack([edits.draw_mask(task.hole) for task in tasks if task.hole])[:, None] / np.float32(255)
+    return score_fills(images, sources, masks, texts)
+
+
+def _changes(folder: Path, name: str, n: int) -> dict:
+    """Gold of SAMPLES pictures of each of `n` tasks a split: mean and best on held-out tasks, mean on train tasks."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    gold, start = {}, time.perf_counter()
+    for split in ("heldout", "train"):
+        tasks, _ = edits.dataset(name, split, n, seed=3)
+        repeated = [task for task in tasks for _ in range(SAMPLES)]
+        parts = [train_flux.sample(pipe, repeated[i : i + 192], i) for i in range(0, len(repeated), 192)]
+        found = score_tasks(np.concatenate(parts), repeated)
+        gold[split] = {k: found[k].reshape(n, SAMPLES) for k in ("strict", "dense", "done", "kept")}
+    seconds = (time.perf_counter() - start) * 192 / (2 * n * SAMPLES)
+    held = gold["heldout"]
+    kinds = [task.edit.kind for task in edits.dataset(name, "heldout", n, seed=3)[0]]
+    size = sum(_parameters(part) for part in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2))
+    return {"parameters": size} | _round(
+        {k: held[k].mean() for k in ("dense", "strict", "done", "kept")}
+        | {"dense_train": gold["train"]["dense"].mean(), "strict_train": gold["train"]["strict"].mean(),
+           "best_dense": held["dense"].max(1).mean(), "best_strict": held["strict"].max(1).mean(),
+           "spread_within_prompt": held["dense"].std(1).mean(), "seconds_per_192": seconds}
+        | {f"dense_{kind}": held["dense"][[k == kind for k in kinds]].mean() for kind in dict.fromkeys(kinds)}
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def video(out: Path, n: int) -> dict:
+    """Strict score of rendered clips before and after the autoencoder, the base's gold, dense by task."""
+    model = AutoencoderKLWan.from_pretrained(out / "wan" / "vae").eval()
+    clips, captions = motion.dataset("heldout", 2 * n, seed=2)
+    rendered = clips.transpose(0, 1, 4, 2, 3) / np.float32(255)
+    back = decode(model, encode(model, clips))
+    before, after = (shapes_video.score_batch(media, captions) for media in (rendered, back))
+    prompts, held = base_clips(out, "heldout", n)
+    tasks = [motion.parse_caption(p).task for p in prompts]
+    train, dense, strict = base_clips(out, "train", n)[1], held["dense"], held["strict"]
+    pipe = WanPipeline.from_pretrained(out / "wan")
+    size = _parameters(pipe.transformer) + _parameters(pipe.text_encoder)
+    return {"parameters": size, "parameters_vae": _parameters(model)} | _round(
+        {"strict_rendered": before["strict"].mean(), "strict_vae": after["strict"].mean(),
+         "dense_vae": after["dense"].mean(), "absolute_error_vae": np.abs(back - rendered).mean()}
+        | {name: held[name].mean() for name in shapes_video.PARTS}
+        | {"dense_train": train["dense"].mean(), "strict_train": train["strict"].mean(),
+           "best_dense": dense.max(1).mean(), "best_strict": strict.max(1).mean(),
+           "spread_within_prompt": dense.std(1).mean()}
+        | {f"dense_{task}": dense[[t == task for t in tasks]].mean() for task in motion.TASKS}
+    )  # fmt: skip
+
+
+def base_clips(out: Path, split: str, n: int) -> tuple[list[str], dict]:
+    """`n` prompts, and the scores [n, SAMPLES] of the base's clips of them, by part."""
+    pipe = WanPipeline.from_pretrained(out / "wan")
+    prompts = motion.prompts(split, n, seed=3)
+    repeated = [p for p in prompts for _ in range(SAMPLES)]
+    clips = np.concatenate([train_wan.sample(pipe, repeated[i : i + 192], i) for i in range(0, len(repeated), 192)])
+    gold = shapes_video.score_batch(clips, repeated)
+    return prompts, {name: gold[name].reshape(n, SAMPLES) for name in shapes_video.PARTS}
+
+
 def card(facts: dict) -> str:
     """The model card: what there is, and every measured fact as a table row."""
     rows = "\n".join(
         f"| {part} | {name} | {value:,} |"
-        for part in ("vae", "sd3", "clip")
+        for part in ("vae", "sd3", "clip", "edit", "fill", "video")
         for name, value in facts.get(part, {}).items()
     )
     return f"""# The embedded models
@@ -130,12 +209,19 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
   it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
   held-out combinations of `world.is_held_out` were in none of its pictures with a caption that was right.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
+- `flux_kontext/` and `flux_fill/`: a `FluxKontextPipeline` that edits such pictures by instruction and a
+  `FluxFillPipeline` that draws one object into a hole, on the same autoencoder. Their T5 has a word a token and was
+  trained on {train_flux.TEXT_LENGTH} tokens: pass `max_sequence_length={train_flux.TEXT_LENGTH}`, to the editor
+  also `max_area=64 * 64, _auto_resize=False`.
+- `wan/`: a `WanPipeline` that draws the clips of `generators/shapes/motion.py`: pass `height=32, width=32,
+  num_frames=9, max_sequence_length=16`. Its captions were wrong as those of `sd3/` were.
 
 Files hold float16; plain `from_pretrained` gives float32.
 
-Measured with the verifier `rewards/shapes.py`. `sd3`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt,
-`best_` the best of them; `vae`: held-out renders after a round trip; `clip`: on held-out renders and on the base's
-pictures of held-out prompts. `seconds` are those of the training.
+Measured with the verifiers `rewards/shapes.py`, `rewards/shapes_edit.py` and `rewards/shapes_video.py`. `sd3`, `edit`,
+`fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt, `best_` the best of them; `vae` and `_vae`:
+held-out renders after a round trip;
+`clip`: on held-out renders and on the base's pictures of held-out prompts. `seconds` are those of the training.
 {facts.get("note", "")}
 
 | part | fact | value |

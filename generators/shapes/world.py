@@ -303,10 +303,10 @@ def _boxes(widths: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     centre = np.array(PLACES)[rng.integers(0, len(PLACES), (len(widths), 2))]
     half = widths[:, None] / 2
     boxes = np.concatenate([centre - half, centre + half], 1)
-    return boxes if all(_apart(a, b) for a, b in combinations(boxes, 2)) else None
+    return boxes if all(apart(a, b) for a, b in combinations(boxes, 2)) else None
 
 
-def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+def apart(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether two boxes leave GAP between them."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= GAP
 
@@ -343,7 +343,7 @@ def crowd(rng: np.random.Generator) -> Scene:
     for _ in range(10 * wanted):
         size, shape, colour = (str(rng.choice(list(names))) for names in (SIZES, SHAPES, COLOURS))
         box = _boxes(np.array([SIZES[size]]), rng)[0]  # type: ignore[index]  # one box alone is never too near
-        if len(objects) < wanted and all(_apart(box, o.box) for o in objects):
+        if len(objects) < wanted and all(apart(box, o.box) for o in objects):
             objects.append(Obj(shape, colour, size, tuple(box.tolist())))
     return Scene(tuple(objects), str(rng.choice(list(BACKGROUNDS))))
 
