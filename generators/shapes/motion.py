@@ -103,7 +103,8 @@ def parse_caption(text: str) -> ClipSpec:
         want = read_want(number, size, colour, shape, text)
         motion = Motion("throw" if "thrown" in verb else verb.removesuffix("s"), direction, speed)
         spec = ClipSpec(want, motion, background)
-        if size is None and want.count <= 3 and motion in motions() and _verb(motion, want.count > 1).startswith(verb):
+        said = f"{verb} " if motion in motions() else None
+        if said and size is None and want.count <= 3 and f"{_verb(motion, want.count > 1)} ".startswith(said):
             return spec
     raise ValueError(
         f"caption {text!r} is outside the grammar '<a|two|three> [colour] <shape> <moves left|right|up|down [slowly|"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -17,10 +18,40 @@ from .train_common import Log, cosine, optimizer, to_pixels
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
-KL_WARMUP = 0.6  # share of the training over which the weight rises: first tell everything, then shortly
 LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
-CLIP_FRAMES = ((0.3, 1), (0.85, 5), (2.0, 2**31))  # (share of the training until when, frames of a clip)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderKLWan
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What changes in the course of a training; times are shares of it.
+
+    Args:
+        kl: from when until when the weight of KL rises: first tell everything, then shortly.
+        sharp: when the loss turns from `blurred_loss` to `reconstruction_loss`.
+        frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
+    """
+
+    kl: tuple[float, float]
+    sharp: float = 0.0
+    frames: tuple[tuple[float, int], ...] = ()
+
+    def kl_weight(self, done: float) -> float:
+        """The weight of KL per latent dimension."""
+        start, end = self.kl
+        return KL_WEIGHT * min(max((done - start) / (end - start), 0.0), 1.0)
+
+    def part(self, x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
+        """Up to four windows of each clip [n, 3, F, h, w], as many frames long as it is time for; or all of `x`."""
+        length = next((n for until, n in self.frames if done < until), None)
+        if length is None:
+            return x
+        starts = rng.permutation(x.shape[2] - length + 1)[: min(4, x.shape[2] // length)]
+        return torch.cat([x[:, :, i : i + length] for i in starts.tolist()])
+
+
+PICTURES = Stages(kl=(0.0, 0.6))
+CLIPS = Stages(kl=(0.6, 0.95), sharp=0.45, frames=((0.55, 1), (0.9, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -45,11 +76,11 @@ def new_clip_vae() -> AutoencoderKLWan:
     """An untrained autoencoder of clips, 8 times smaller on each side and twice in time.
 
     A first patch of 4x4 pixels (Wan 2.2 has one of 2x2) keeps the convolutions in 3D small. It begins with little noise
-    on its latents: with as much as an untrained one has it learnt to say nothing.
+    on its latents (with as much as an untrained one has it learnt to say nothing) and without looking back in time.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
-        decoder_base_dim=24,
+        decoder_base_dim=32,
         dim_mult=[1, 2],
         num_res_blocks=1,
         temperal_downsample=[True],
@@ -64,32 +95,48 @@ def new_clip_vae() -> AutoencoderKLWan:
     )
     with torch.no_grad():
         vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0  # the logarithm of the variance
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
+                module.weight[:, :, :2] = 0.0
     return vae
 
 
 def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Errors on pixels and on their differences to the right and down, four times as heavy on and around objects.
+    """L1 on pixels and on their differences to the right and down, four times as heavy on and around objects.
 
-    Squares beside absolute values: these alone are content with pictures that leave small objects out.
     Both are [n, 3, h, w] or [n, 3, F, h, w] in [-1, 1]; the top left pixel is always background.
     """
-    if x.ndim == 5:
-        out, x = (clip.transpose(1, 2).flatten(0, 1) for clip in (out, x))
-    near = ((x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
-    weight = 1 + 3 * F.max_pool2d(near, 5, 1, 2)
+    out, x, near = near_objects(out, x)
+    weight = 1 + 3 * near
     error = out - x
     edges = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
-    return (weight * (error.abs() + 2 * error**2)).mean() + 0.5 * edges
+    return (weight * error.abs()).mean() + 0.5 * edges
+
+
+def blurred_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Squares, ten times as heavy on and around objects: L1 is long content with pictures that leave them out."""
+    out, x, near = near_objects(out, x)
+    return ((1 + 9 * near) * (out - x) ** 2).mean()
+
+
+def near_objects(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Both as pictures [n, 3, h, w], and 1 on and around the objects of `x`, else 0, [n, 1, h, w]."""
+    if x.ndim == 5:
+        out, x = (clip.transpose(1, 2).flatten(0, 1) for clip in (out, x))
+    far = (x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1
+    return out, x, F.max_pool2d(far.float(), 5, 1, 2)
 
 
 def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
     """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings."""
     torch.manual_seed(seed)
     set_layout(vae, channels_last=True)
-    opt = optimizer(vae.parameters(), lr=3e-3)
+    opt = optimizer(vae.parameters(), lr=2e-3)
     rng = np.random.default_rng(seed)
+    stages = PICTURES if images.ndim == 4 else CLIPS
     for step in range(steps):
-        x = windows(to_pixels(images[rng.integers(0, len(images), batch)]), step / steps, rng)
+        done = step / steps
+        x = stages.part(to_pixels(images[rng.integers(0, len(images), batch)]), done, rng)
         if step % 2:
             x = x.flip(-1)  # circles to crosses all look the same mirrored
         with torch.autocast("cpu", torch.bfloat16):
@@ -97,8 +144,8 @@ def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed
             out = unclamped(vae, posterior.sample())
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        weight = KL_WEIGHT * min(1.0, (step + 1) / (KL_WARMUP * steps)) ** 3
-        loss = reconstruction_loss(out.float(), x) + weight * kl
+        loss = (blurred_loss if done < stages.sharp else reconstruction_loss)(out.float(), x)
+        loss = loss + stages.kl_weight(done) * kl
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,20 +160,6 @@ def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed
     else:
         std, mean = torch.std_mean(z, [0, 2, 3, 4])
         vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std))
-
-
-def windows(x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
-    """The parts of clips [n, 3, F, h, w] that are trained on when a share `done` of the training is over.
-
-    First four single frames of each, then five in a row, then all: what a frame looks like is learnt at a fraction of
-    the cost. Pictures pass as they are.
-    """
-    length = next(n for until, n in CLIP_FRAMES if done < until)
-    if x.ndim == 4 or length >= x.shape[2]:
-        return x
-    count = min(4, x.shape[2] // length)
-    starts = rng.permutation(x.shape[2] - length + 1)[:count].tolist()
-    return torch.cat([x[:, :, i : i + length] for i in starts])
 
 
 def unclamped(vae: Autoencoder, raw: torch.Tensor) -> torch.Tensor:
