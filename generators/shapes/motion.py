@@ -103,8 +103,8 @@ def parse_caption(text: str) -> ClipSpec:
         want = read_want(number, size, colour, shape, text)
         motion = Motion("throw" if "thrown" in verb else verb.removesuffix("s"), direction, speed)
         spec = ClipSpec(want, motion, background)
-        said = f"{verb} " if motion in motions() else None
-        if said and size is None and want.count <= 3 and f"{_verb(motion, want.count > 1)} ".startswith(said):
+        said = " ".join(word for word in (verb, direction, speed) if word)
+        if motion in motions() and said == _verb(motion, want.count > 1) and size is None and want.count <= 3:
             return spec
     raise ValueError(
         f"caption {text!r} is outside the grammar '<a|two|three> [colour] <shape> <moves left|right|up|down [slowly|"

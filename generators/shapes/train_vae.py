@@ -27,11 +27,13 @@ class Stages:
     """What changes in the course of a training; times are shares of it.
 
     Args:
+        lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
         kl: from when until when the weight of KL rises: first tell everything, then shortly.
         sharp: when the loss turns from `blurred_loss` to `reconstruction_loss`.
         frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
     """
 
+    lr: float
     kl: tuple[float, float]
     sharp: float = 0.0
     frames: tuple[tuple[float, int], ...] = ()
@@ -50,8 +52,8 @@ class Stages:
         return torch.cat([x[:, :, i : i + length] for i in starts.tolist()])
 
 
-PICTURES = Stages(kl=(0.0, 0.6))
-CLIPS = Stages(kl=(0.6, 0.95), sharp=0.45, frames=((0.55, 1), (0.9, 5)))
+PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6))
+CLIPS = Stages(lr=1e-3, kl=(0.5, 0.9), sharp=0.3, frames=((0.45, 1), (0.85, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -94,10 +96,14 @@ def new_clip_vae() -> AutoencoderKLWan:
         scale_factor_spatial=8,
     )
     with torch.no_grad():
-        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0  # the logarithm of the variance
         for module in vae.modules():
-            if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
-                module.weight[:, :, :2] = 0.0
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+                looks_back = module.kernel_size == (3, 3, 3)
+                seen = module.weight[0, :, -1] if looks_back else module.weight[0]
+                torch.nn.init.normal_(module.weight, std=seen.numel() ** -0.5)
+                if looks_back:
+                    module.weight[:, :, :-1] = 0.0
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0  # the logarithm of the variance
     return vae
 
 
@@ -131,9 +137,9 @@ def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed
     """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings."""
     torch.manual_seed(seed)
     set_layout(vae, channels_last=True)
-    opt = optimizer(vae.parameters(), lr=2e-3)
-    rng = np.random.default_rng(seed)
     stages = PICTURES if images.ndim == 4 else CLIPS
+    opt = optimizer(vae.parameters(), stages.lr)
+    rng = np.random.default_rng(seed)
     for step in range(steps):
         done = step / steps
         x = stages.part(to_pixels(images[rng.integers(0, len(images), batch)]), done, rng)
