@@ -45,9 +45,9 @@ class Budget:
     edit_plans: tuple[Plan, ...] = (Plan(40_000, 4_200, 64, 2e-3), Plan(12_000, 300, 64, 6e-4, wrong=0.6))
     fill_plans: tuple[Plan, ...] = (Plan(16_000, 1_200, 64, 1.5e-3), Plan(8_000, 200, 64, 6e-4, wrong=0.6))
     clip_vae_scenes: int = 3_000
-    clip_vae_steps: int = 1_300
+    clip_vae_steps: int = 2_400
     clip_decoder_steps: int = 200
-    video_plans: tuple[Plan, ...] = (Plan(30_000, 2_500, 64, 2e-3), Plan(8_000, 250, 64, 6e-4, wrong=0.6))
+    video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))
     measured: int = 96
 
 

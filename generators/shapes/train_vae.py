@@ -29,19 +29,25 @@ class Stages:
     Args:
         lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
         kl: from when until when the weight of KL rises: first tell everything, then shortly.
-        sharp: when the loss turns from `blurred_loss` to `reconstruction_loss`.
+        blurred: weight of `blurred_loss`, and until when it is the only one.
         frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
     """
 
     lr: float
     kl: tuple[float, float]
-    sharp: float = 0.0
+    blurred: tuple[float, float] = (0.0, 0.0)
     frames: tuple[tuple[float, int], ...] = ()
 
     def kl_weight(self, done: float) -> float:
         """The weight of KL per latent dimension."""
         start, end = self.kl
         return KL_WEIGHT * min(max((done - start) / (end - start), 0.0), 1.0)
+
+    def loss(self, out: torch.Tensor, x: torch.Tensor, done: float) -> torch.Tensor:
+        """How far reconstructions are from what they should be."""
+        weight, until = self.blurred
+        blurred = weight * blurred_loss(out, x) if weight else x.new_zeros(())
+        return blurred if done < until else blurred + reconstruction_loss(out, x)
 
     def part(self, x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
         """Up to four windows of each clip [n, 3, F, h, w], as many frames long as it is time for; or all of `x`."""
@@ -53,7 +59,7 @@ class Stages:
 
 
 PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6))
-CLIPS = Stages(lr=1e-3, kl=(0.5, 0.9), sharp=0.3, frames=((0.45, 1), (0.85, 5)))
+CLIPS = Stages(lr=1e-3, kl=(0.6, 0.9), blurred=(1.0, 0.7), frames=((0.45, 1), (0.85, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -150,8 +156,7 @@ def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed
             out = unclamped(vae, posterior.sample())
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = (blurred_loss if done < stages.sharp else reconstruction_loss)(out.float(), x)
-        loss = loss + stages.kl_weight(done) * kl
+        loss = stages.loss(out.float(), x, done) + stages.kl_weight(done) * kl
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()
