@@ -105,17 +105,20 @@ def judge(scenes: list[Scene], spec: ClipSpec) -> dict[str, float]:
     persistence: mean over frames of the share of objects that are wanted ones, of those wanted or there.
     dense: persistence * (identity + motion) / 2. strict: 1 where every object is right in all three, or 0.
     """
-    tracks = [(identity_of(t, spec), motion_of(t.centres(), spec.motion), t) for t in follow(scenes)]
-    best = sorted(tracks, key=lambda t: -len(t[2].seen()) * (1 + t[0] + t[1]))[: spec.want.count]
-    missing = spec.want.count - len(best)
-    identities, moved = ([t[i] for t in best] + [0.0] * missing for i in (0, 1))
-    ground = np.mean([spec.background in (None, s.background) for s in scenes])
+    tracks = follow(scenes)
+    like = [identity_of(t, spec) for t in tracks]
+    moved = [motion_of(t.centres(), spec.motion) for t in tracks]
+    worth = [len(t.seen()) * (1 + i + m) for t, i, m in zip(tracks, like, moved, strict=True)]
+    best = sorted(range(len(tracks)), key=lambda k: -worth[k])[: spec.want.count]
+    missing = [0.0] * (spec.want.count - len(best))
+    likes, moves = [like[k] for k in best] + missing, [moved[k] for k in best] + missing
+    ground = float(np.mean([spec.background in (None, s.background) for s in scenes]))
     shares = [
-        sum(t.objects[f] is not None for *_, t in best) / max(spec.want.count, len(scene.objects))
+        sum(tracks[k].objects[f] is not None for k in best) / max(spec.want.count, len(scene.objects))
         for f, scene in enumerate(scenes)
     ]
-    identity, motion, persistence = np.mean(identities) * (0.7 + 0.3 * ground), np.mean(moved), np.mean(shares)
-    strict = min(*identities, ground) >= STEADY and min(moved) == 1 and persistence == 1
+    identity, motion, persistence = np.mean(likes) * (0.7 + 0.3 * ground), np.mean(moves), np.mean(shares)
+    strict = min(*likes, ground) >= STEADY and min(moves) == 1 and persistence == 1
     dense = 1.0 if strict else persistence * (identity + motion) / 2
     values = (strict, dense, identity, motion, persistence)
     return {name: float(value) for name, value in zip(PARTS, values, strict=True)}
