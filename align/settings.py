@@ -34,7 +34,7 @@ class GeneratorConfig(Settings):
     """The pipeline whose samples are to get better."""
 
     kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
-    path: str = Field(description="embedded world (shapes), diffusers folder, or hub id owner/name")
+    path: str = Field(description="embedded world (shapes, shapes-edit), diffusers folder, or hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
     size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
     frames: int | None = Field(None, ge=1, description="frames of a clip; null = the pipeline's own")
@@ -71,8 +71,9 @@ class FullPolicy(Settings):
 
 
 class Prompts(Settings):
-    """What is drawn: ``shapes:train``, a .txt file (one prompt a line), a .jsonl, .csv or .parquet file, or
-    ``hub:owner/name[:split]``, with columns prompt, image, mask; any other column is metadata for rewards."""
+    """What is drawn: ``shapes:train`` or another embedded world's, a .txt file (one prompt a line), a .jsonl, .csv or
+    .parquet file, or ``hub:owner/name[:split]``, with columns prompt, image, mask; any other column is metadata for
+    rewards."""
 
     train: str = Field(description="prompts to learn from")
     heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")

@@ -22,6 +22,7 @@ from align.grids import save_samples
 from align.report import write_report
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
 from align.report.facts import lora_snippet
+from align.report.pictures import gallery
 from align.report.reading import read_run
 from align.report.verdict import change, judge
 
@@ -191,8 +192,20 @@ def test_how_to_load_the_lora(runs: dict[str, Path]) -> None:
     assert hub is not None
     assert 'from_pretrained("owner/name")' in hub
     assert 'load_lora_weights("honest/lora")' in hub
-    compile(embedded, "snippet", "exec")
-    compile(hub, "snippet", "exec")
+    editor = lora_snippet(replace(run, config={"generator": {"kind": "flux_fill", "path": "shapes-fill"}}))
+    assert editor is not None
+    assert 'image=load_image("image.png"), mask=load_image("mask.png")).images[0]' in editor
+    for snippet in (embedded, hub, editor):
+        compile(snippet, "snippet", "exec")
+
+
+def test_how_to_load_the_lora_of_a_clip_drawn_smaller_than_the_pipeline_would(runs: dict[str, Path]) -> None:
+    generator = {"kind": "wan", "path": "shapes-video", "size": [32, 48], "frames": 9, "text_length": 16}
+    snippet = lora_snippet(replace(read_run(runs["honest"]), config={"generator": generator}))
+    assert snippet is not None
+    assert 'from_pretrained(weights("wan"))' in snippet
+    assert ", height=32, width=48, num_frames=9, max_sequence_length=16)" in snippet
+    compile(snippet, "snippet", "exec")
 
 
 def test_how_to_load_the_lora_of_two_experts(tmp_path: Path) -> None:
@@ -279,6 +292,25 @@ def test_save_samples(tmp_path: Path) -> None:
     assert Image.open(folder / "grid.png").width >= 2 * 128
     with pytest.raises(ValueError, match="2 prompts"):
         save_samples(folder, images, ["a", "b"], [1, 2, 3])
+
+
+def test_edits_are_shown_beside_their_sources(tmp_path: Path) -> None:
+    folder = build_run(tmp_path / "run", visits=0)
+    source, *edits = (np.full((16, 16, 3), value, np.uint8) for value in (10, 80, 160))
+    for step, edit in zip((0, 45), edits, strict=True):
+        save_samples(folder / "samples" / f"step-{step:06d}", [edit], ["make it blue"], [1], sources=[source])
+    samples = folder / "samples" / "step-000045"
+    assert (np.asarray(Image.open(samples / "000-source.png")) == 10).all()
+    grid = np.asarray(Image.open(samples / "grid.png").convert("L"))
+    assert (grid[70, 70], grid[70, 210]) == (10, 160)  # cells of 128 pixels
+    run = read_run(folder)
+    pair = gallery(run).pairs[0]
+    assert pair.source is not None
+    assert len({pair.source.uri, pair.before.uri, pair.after.uri}) == 3
+    page = Page(write_report(folder)).text
+    assert "left the source, then the base (step 0), right step 45" in page
+    with pytest.raises(ValueError, match="1 images, but 2 sources"):
+        save_samples(samples, [source], ["a"], [1], sources=[source, source])
 
 
 def test_report_imports_no_torch() -> None:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align import registry
 from align.report.reading import Run, number
 from generators.shapes import WORLDS
 
 MAX_FILES = 40
 EMBEDDED = "from generators.shapes import weights\n"
+LOAD_IMAGE = "from diffusers.utils import load_image\n"
 LORA = "lora/pytorch_lora_weights.safetensors"
 LORA_2 = "lora/pytorch_lora_weights_transformer_2.safetensors"
 
@@ -67,13 +69,16 @@ def lora_snippet(run: Run) -> str | None:
     if (run.folder / LORA_2).exists():
         second = f"pipeline.load_lora_weights({_quoted(folder)}, weight_name={_quoted(Path(LORA_2).name)}, "
         second += "load_into_transformer_2=True)\n"
+    said = _quoted(run.samples[0].prompts[0] if run.samples else "a prompt")
+    media = registry.inputs(str(generator.get("kind")))
+    given = "".join(f", {name}=load_image({_quoted(f'{name}.png')})" for name in media)
     return (
         "from diffusers import DiffusionPipeline\n"
+        f"{LOAD_IMAGE if media else ''}"
         f"{EMBEDDED if embedded else ''}\n"
         f"pipeline = DiffusionPipeline.from_pretrained({base})\n"
         f"pipeline.load_lora_weights({_quoted(folder)})\n{second}"
-        f"{result} = pipeline({_quoted(run.samples[0].prompts[0] if run.samples else 'a prompt')}"
-        f"{_drawn_at(generator)}).{field}[0]"
+        f"{result} = pipeline({'prompt=' if media else ''}{said}{given}{_drawn_at(generator)}).{field}[0]"
     )
 
 

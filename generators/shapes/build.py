@@ -42,8 +42,8 @@ class Budget:
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
-    edit_plans: tuple[Plan, ...] = (Plan(40_000, 4_200, 64, 2e-3), Plan(12_000, 300, 64, 6e-4, wrong=0.6))
-    fill_plans: tuple[Plan, ...] = (Plan(16_000, 1_200, 64, 1.5e-3), Plan(8_000, 200, 64, 6e-4, wrong=0.6))
+    edit_plans: tuple[Plan, ...] = (Plan(40_000, 500, 64, 2e-3), Plan(14_000, 2_400, 32, 1.6e-3))
+    fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
     clip_vae_scenes: int = 3_000
     clip_vae_steps: int = 2_400
     clip_decoder_steps: int = 200

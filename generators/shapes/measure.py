@@ -199,6 +199,7 @@ def card(facts: dict) -> str:
         for part in ("vae", "sd3", "clip", "edit", "fill", "video")
         for name, value in facts.get(part, {}).items()
     )
+    length = train_flux.TEXT_LENGTH
     return f"""# The embedded models
 
 Small models of the real classes, trained on the world of `generators/shapes/world.py` (64x64 pictures of flat
@@ -209,10 +210,11 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
   it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
   held-out combinations of `world.is_held_out` were in none of its pictures with a caption that was right.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
-- `flux_kontext/` and `flux_fill/`: a `FluxKontextPipeline` that edits such pictures by instruction and a
-  `FluxFillPipeline` that draws one object into a hole, on the same autoencoder. Their T5 has a word a token and was
-  trained on {train_flux.TEXT_LENGTH} tokens: pass `max_sequence_length={train_flux.TEXT_LENGTH}`, to the editor
-  also `max_area=64 * 64, _auto_resize=False`.
+- `flux_kontext/`: a `FluxKontextPipeline` that edits such pictures by instruction, on the same autoencoder. Its T5 has
+  a word a token and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
+  `_auto_resize=False`.
+- `flux_fill/`, where it was built: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
+  `max_sequence_length={length}`.
 - `wan/`: a `WanPipeline` that draws the clips of `generators/shapes/motion.py`: pass `height=32, width=32,
   num_frames=9, max_sequence_length=16`. Its captions were wrong as those of `sd3/` were.
 

@@ -2,7 +2,7 @@
 
 Each has a transformer, a CLIP that says what the whole prompt is and a T5 that says it word by word, trained jointly by
 flow matching. What is asked has one right result, so cells that change may count more in the loss than those that are
-copied. In the last part of the training prompts are often wrong, as for `train_sd3`: the base is imperfect on purpose.
+copied. The shipped editor is imperfect because it was trained briefly: it adds and removes, and seldom recolours.
 """
 
 from __future__ import annotations
