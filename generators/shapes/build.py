@@ -44,8 +44,8 @@ class Budget:
     clip_batch: int = 128
     edit_plans: tuple[Plan, ...] = (Plan(40_000, 500, 64, 2e-3), Plan(14_000, 2_400, 32, 1.6e-3))
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
-    clip_vae_scenes: int = 3_000
-    clip_vae_steps: int = 2_400
+    clip_vae_scenes: int = 5_000
+    clip_vae_steps: int = 3_000
     clip_decoder_steps: int = 200
     video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))
     measured: int = 96
