@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from align import memory
+from align.errors import ConfigError
 from generators.base import Generator, Options
 from rewards.base import Reward, RewardSettings
 
@@ -25,14 +27,32 @@ def hush() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def build_generator(config: Config, device: torch.device | str) -> Generator:
-    """The generator of a config, loaded onto ``device``; raises GeneratorError."""
+def build_generator(config: Config, device: torch.device | str, *, training: bool = False) -> Generator:
+    """The generator of a config, loaded onto ``device``.
+
+    Args:
+        training: whether gradients will be wanted.
+
+    Raises:
+        GeneratorError: it cannot be loaded.
+        ConfigError: this machine lacks what ``memory`` or ``train.optimizer`` asks for.
+    """
     from generators.load import load
+    from generators.memory import Memory
 
     hush()
+    device = torch.device(device)
+    memory.require(config, device.type, training=training)
     settings = config.generator
     options = Options(**{field.name: getattr(settings, field.name) for field in fields(Options)})
-    return load(settings.kind, settings.path, dtype=settings.dtype, options=options, device=device)
+    kept = {field.name: getattr(config.memory, field.name) for field in fields(Memory)}
+    if device.type == "cpu":
+        kept["offload"] = "none"  # the encoders are there already
+    elif config.memory.cache_prompts != "none" and kept["offload"] == "none":
+        kept["offload"] = "group"  # so that encoders which are about to go never stand on the card beside the network
+    return load(
+        settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept)
+    )
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
@@ -44,6 +64,21 @@ def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parame
         return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed)
     generator.backbone.requires_grad_(True)
     return list(generator.backbone.named_parameters())
+
+
+def build_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW of torch or, where its states are to be small, of bitsandbytes."""
+    train = config.train
+    settings = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **settings)  # type: ignore[arg-type]
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        install = memory.INSTALL["bitsandbytes"]
+        raise ConfigError(f"train.optimizer {train.optimizer} needs bitsandbytes ({error}): {install}") from error
+    names = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
+    return getattr(optim, names[train.optimizer])(parameters, **settings)
 
 
 def build_rewards(settings: Mapping[str, RewardSettings | None], device: torch.device | str) -> dict[str, Reward]:

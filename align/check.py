@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from align import registry
+from align import memory, registry
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_pairs, read_prompts
 from align.settings import Config, OnlineRollout, PairsRollout, Sampler
@@ -68,6 +68,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
             "train",
             f"lr {train.lr:g} {train.schedule}, warmup {train.warmup}, ema {train.ema:g}, autocast {train.precision}",
         ),
+        ("memory", one_line({"kind": train.optimizer, **config.memory.model_dump(exclude_defaults=True)})),
         ("batch", geometry(config, _processes())),
         ("sampling", f"{count(network_calls(config), 'network call')} per rollout"),
         ("held out", held_out if config.prompts.heldout else "none: prompts.heldout is not set"),
@@ -99,7 +100,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _pairs, _generator, _clips, _trackers)
+    parts = (_prompts, _pairs, _generator, _clips, _trackers, memory.missing)
     problems = [problem for part in parts for problem in part(config)]
     if problems:
         raise ConfigError(problems, config.name)

@@ -87,21 +87,33 @@ def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[s
         CheckpointError: files missing, truncated or altered, or made for another model or policy. Nothing has been
             changed then.
     """
-    manifest = _read_manifest(path)
-    for name, digest in manifest["files"].items():
-        if not (path / name).is_file() or _digest(path / name) != digest:
-            raise CheckpointError(f"checkpoint {path}: {name} is damaged or missing; {_remedy(path)}")
+    manifest = verify(path)
     try:
         tensors = load_file(path / "roles.safetensors")
         state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error}); {_remedy(path)}") from None
+    known = {"policy", *roles.values}  # who evaluates needs no role that only training has
+    tensors = {name: value for name, value in tensors.items() if name.partition("/")[0] in known}
     _check_same_model(path, tensors, roles)
     roles.load(tensors, manifest["roles"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
         _restore_rng(state["rng"])
     return manifest["counters"]
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        CheckpointError: one is missing, truncated or altered.
+    """
+    manifest = _read_manifest(path)
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file() or _digest(path / name) != digest:
+            raise CheckpointError(f"checkpoint {path}: {name} is damaged or missing; {_remedy(path)}")
+    return manifest
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align import reward_cli
 from align.errors import AlignflowError, RunFolderError
 from align.files import without_nan
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(reward_cli.app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 SourceArgument = Annotated[
@@ -64,15 +66,14 @@ def _explained(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, RewardError):
         return 1, str(error)
     # raised only where these are loaded already; importing them here would load torch
-    generators, torch = sys.modules.get("generators.base"), sys.modules.get("torch")
+    generators = sys.modules.get("generators.base")
     if generators is not None and isinstance(error, generators.GeneratorError):
         return 1, str(error)
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return 1, (
-            f"out of memory: {str(error).splitlines()[0]}\n"
-            "  try, cheapest first: a smaller train.micro_batch and rollout.chunk; "
-            "train.gradient_checkpointing=true; generator.dtype=bfloat16"
-        )
+    from align.memory import out_of_memory
+
+    if reason := out_of_memory(error):
+        smaller = "a smaller evaluate.chunk; memory.vae_tiling=true; generator.dtype=bfloat16"
+        return 1, f"out of memory: {reason}\n  try, cheapest first, with --set: {smaller}"
     return None
 
 
@@ -107,15 +108,73 @@ def train(
         _print_values({**summary, "folder": str(settings.run_dir)})
 
 
+@app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")
+def search(
+    source: SourceArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the prompts not yet searched")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+    write_as: Annotated[
+        tuple[str, Path] | None, typer.Option("--as", help="then write results: pairs FOLDER or finetune FOLDER")
+    ] = None,
+) -> None:
+    """Search better samples without training at a counted budget; of a finished search, write its results as data."""
+    run_dir = source
+    if not source.is_dir():
+        from align.search.settings import load_search
+
+        settings = load_search(source, _with_out(overrides, out))
+        run_dir = settings.run_dir
+        from align.search.run import run_search
+
+        try:
+            summary = run_search(settings, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt:
+            again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
+            typer.echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+            raise typer.Exit(130) from None
+        gold = {f"gold {name}": f"{_cell(v['plain'])} -> {_cell(v['best'])}" for name, v in summary["gold"].items()}
+        reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
+        costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
+        _print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+    elif write_as is None:
+        raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
+    if write_as is not None:
+        from align.search.export import write_as as write
+
+        kind, folder = write_as
+        typer.echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
+
+
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
-def check(config: ConfigArgument, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
+    card: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+    ] = None,
+) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.check import check_files, essentials
     from align.config import load_config
+    from align.search import settings as searches
 
+    if searches.is_search(config):
+        wanted = searches.load_search(config, overrides or [])
+        for name, value in searches.essentials(wanted):
+            typer.echo(f"{name:10} {value}")
+        searches.check_files(wanted)
+        typer.echo(f"{config} is ready to run")
+        return
     settings = load_config(config, overrides or [])
     for name, value in essentials(settings):
         typer.echo(f"{name:10} {value}")
+    if memory or card is not None:
+        from align.estimate import lines
+
+        typer.echo("\n".join(lines(settings, card)))
     check_files(settings)
     typer.echo(f"{config} is ready to run")
 
@@ -127,7 +186,9 @@ def sample(
     prompts_file: PromptsFile = None,
     image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
     mask: Annotated[Path | None, typer.Option(help="mask of every --prompt: white is drawn anew")] = None,
-    lora: Annotated[Path | None, typer.Option(help="LoRA file or folder; a run's own by default")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA file or folder, or one with transformer/; a run's own by default")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
@@ -138,13 +199,11 @@ def sample(
     """Draw samples from a config's generator or a run's policy into a folder."""
     settings, run_dir = _settings_of(source, overrides)
     if run_dir is not None and lora is None:
-        lora = run_dir / "lora"
-        if not lora.is_dir():
-            raise RunFolderError(f"{run_dir} has no lora/ yet; name one with --lora, or the config to sample the base")
+        lora = _trained(run_dir).folder
     from align.evaluate import sample_to_folder
 
     prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
-    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, lora=lora))
+    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
 
 
 @app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
@@ -195,14 +254,42 @@ def evaluate(
     typer.echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
+@app.command(epilog="Example: alignflow export runs/nft --to comfyui --out nft-comfyui")
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="diffusers, comfyui, kohya: LoRA files; merged: the whole pipeline", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="new folder; export/<to> in the run folder by default")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; float32 by default, merged: as in the run")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained policy for other programs, reload it, and compare before it counts as done."""
+    trained = _trained(source)
+    from align.export import export as write
+
+    found = write(trained, to, out, dtype)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
+    typer.echo(
+        f"read back and compared: velocities differ by at most {found['difference']:.2g} "
+        f"(they reach {found['velocity']:.2g}, training changed them by up to {found['effect']:.2g})"
+    )
+
+
 @app.command(epilog="Example: alignflow report runs/nft")
 def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
     """Write a run folder as one HTML page."""
     from align.report import write_report
+    from align.report.search import write_search_report
 
     if not run_dir.is_dir():
         raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
-    typer.echo(write_report(run_dir))
+    typer.echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
 
 
 @app.command(epilog="Example: alignflow recipes --json")
@@ -216,7 +303,7 @@ def recipes(as_json: AsJson = False) -> None:
         return
     for room, entries in rooms.items():
         typer.echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
-    typer.echo("generators, recipes and rewards of your own: kind: package.module:name")
+    typer.echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 
 @app.command(epilog="Example: alignflow env --torch")
@@ -258,6 +345,16 @@ def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Pa
     if not (source / "config.yaml").is_file():
         raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
     return load_config(source / "config.yaml", overrides or []), source
+
+
+def _trained(source: Path) -> Any:
+    """The policy of a run or checkpoint; says so where a run is not finished."""
+    from align.policy import find_policy
+
+    trained = find_policy(source)
+    if trained.checkpoint and trained.folder != source:
+        typer.echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
+    return trained
 
 
 def _prompts(

@@ -10,13 +10,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
+from align import memory
 from align.errors import ConfigError, Problem
 from align.problems import explain
 from align.settings import Config, RewardOnly, Sampler
@@ -25,10 +26,17 @@ from rewards.base import RewardSettings
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
 
-FILES = (("prompts", "train"), ("prompts", "heldout"), ("rollout", "file"), ("generator", "path"))
+FILES = (
+    ("prompts", "source"),
+    ("prompts", "train"),
+    ("prompts", "heldout"),
+    ("rollout", "file"),
+    ("generator", "path"),
+)
 """Settings that may name a file beside the config."""
 
 Places = dict[tuple[str, ...], str]
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: holding everything that is wrong.
     """
+    return load_settings(path, overrides, Config)
+
+
+def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) -> Tree:
+    """As :func:`load_config`, for any tree of settings."""
     path = Path(path)
     layers = [*read_layers(path), *read_overrides(overrides)]
     data: dict[str, Any] = {}
     for layer in layers:
-        data = merge(data, layer.data, [Config])
+        below = with_preset(data, layer) if root is Config else data  # presets are for training
+        data = merge(below, layer.data, [root])
     data.setdefault("name", path.stem)
     try:
-        return Config.model_validate(data)
+        return root.model_validate(data)
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
-        raise ConfigError(explain(error, Config, data, places), str(path)) from None
+        raise ConfigError(explain(error, root, data, places), str(path)) from None
 
 
 def load_reward(text: str) -> RewardSettings:
@@ -82,7 +96,7 @@ def load_reward(text: str) -> RewardSettings:
         raise ConfigError(explain(error, RewardOnly, {"reward": data}, places)) from None
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(config: BaseModel) -> dict[str, Any]:
     """The whole config, defaults included, as plain values that YAML and JSON can hold."""
     return config.model_dump(mode="json")
 
@@ -92,7 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return read_file(Path(path)).data
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: BaseModel) -> str:
     """The whole config as YAML; loads again to an equal config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
@@ -103,11 +117,19 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
+def overridden(config: Config, override: str) -> Config:
+    """The config under ``train.lr=1e-4``; raises ConfigError or ValidationError where it does not fit."""
+    return Config.model_validate(merge(settings_of(config), read_overrides([override])[0].data, [Config]))
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors."""
     schema = Config.model_json_schema()
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    settings = schema["properties"]["memory"]
+    about = {"description": settings.pop("description"), "default": settings.pop("default", {})}
+    schema["properties"]["memory"] = {"anyOf": [{"enum": list(memory.PRESETS)}, settings], **about}
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # what a file leaves out may come from the one it extends
     return schema
@@ -213,6 +235,20 @@ def _syntax(error: MarkedYAMLError) -> str:
         return complaint.split(" with value")[0] + "; each setting once"
     hint = "; indent with spaces" if "\\t" in complaint else ""
     return f"not readable as YAML: {complaint}{hint}"
+
+
+def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
+    """``data`` under the preset that the layer names as ``memory: 24gb``, which is taken out of the layer.
+
+    So a preset wins over what the file extends, and the file's own settings win over it.
+    """
+    name = layer.data.get("memory")
+    if not isinstance(name, str):
+        return data
+    del layer.data["memory"]
+    found = memory.preset(name, layer.places.get(("memory",), ""))
+    stored = child(data.get("rollout"), "kind") == "pairs"
+    return merge(data, {key: value for key, value in found.items() if key != "rollout" or not stored}, [Config])
 
 
 # -- merging ----------------------------------------------------------------------------------------------------------

@@ -69,3 +69,7 @@ class CheckpointError(AlignflowError, ValueError):
 
 class TrainingError(AlignflowError, RuntimeError):
     """A run that cannot go on; its last checkpoint stays."""
+
+
+class SearchError(AlignflowError, RuntimeError):
+    """A search that cannot be made, or that found nothing; says why."""

@@ -18,8 +18,8 @@ from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError, RunFolderError
 from align.grids import save_samples, still
 from align.inputs import encode, read_inputs
-from align.lora import load_lora
 from align.media import to_pixels
+from align.policy import load_policy
 from align.prompts import Prompt, check_media, read_prompts
 from align.roles import Roles
 from align.rollout import decode, diversity, draw
@@ -199,13 +199,13 @@ def sample_to_folder(
     prompts: Sequence[Prompt] | None = None,
     count: int = 1,
     seed: int = 0,
-    lora: Path | None = None,
+    policy: Path | None = None,
 ) -> Path:
     """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
 
     Args:
         prompts: the config's first held-out ones by default.
-        lora: LoRA to put on the base.
+        policy: what was trained, put onto the base, see :func:`align.policy.load_policy`.
 
     Raises:
         RunFolderError: ``out`` exists and is not empty.
@@ -215,8 +215,8 @@ def sample_to_folder(
     source = config.prompts.heldout or config.prompts.train
     asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
     generator = build_generator(config, device_of(config))
-    if lora is not None:
-        load_lora(generator, lora)
+    if policy is not None:
+        load_policy(generator, policy)
     repeated = [prompt for prompt in asked for _ in range(count)]
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
     media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from align.errors import DataError
+from align.files import explained
 from align.media import fit, read_pixels, to_tensor
 from align.prompts import Prompt
 from align.tables import Cell
 from generators.base import Conditioning, Generator
+from generators.text_cache import TextCache
 
 Inputs = dict[str, Any]
 """``image [N, 3, H, W]``, ``mask [N, 1, H, W]`` in [0, 1], ``metadata`` N dicts; only what was asked for."""
@@ -35,6 +37,28 @@ def encode(generator: Generator, prompts: Sequence[Prompt], wants: Iterable[str]
     inputs = read_inputs(unique, {*generator.inputs, *wants}, generator.size)
     cond = generator.encode([prompt.text for prompt in unique], inputs)
     return cond[row.to(generator.device)], take(inputs, row)
+
+
+def remember(generator: Generator, prompts: Sequence[Prompt], folder: Path | None, chunk: int = 16) -> None:
+    """Encode every prompt once and let go of the text encoders.
+
+    Args:
+        folder: where the embeddings are kept, those of an earlier start included; None = in memory.
+        chunk: prompts encoded at a time.
+
+    Raises:
+        DataError, GeneratorError: as :func:`encode`, and of a pipeline that needs its encoders.
+        RunFolderError: the folder cannot be written.
+    """
+    generator.check_droppable()
+    cache = TextCache(folder)
+    unique = list(dict.fromkeys(prompts))
+    for start in range(0, len(unique), chunk):
+        some = unique[start : start + chunk]
+        inputs = read_inputs(some, generator.inputs, generator.size)
+        with explained(folder or Path()):
+            generator.remember(cache, [prompt.text for prompt in some], inputs)
+    generator.drop_encoders(cache)
 
 
 def read_inputs(prompts: Sequence[Prompt], names: Iterable[str], size: tuple[int, int]) -> Inputs:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from align.errors import AlignflowError
 from generators.base import Generator
@@ -22,6 +21,9 @@ from generators.base import Generator
 FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
 ADAPTER = "default"
+
+Lora = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> (A ``[r, in]``, B ``[out, r]``) of the change ``B A`` of its weight; B has the scale ``alpha / rank``."""
 
 
 class LoraError(AlignflowError, ValueError):
@@ -89,20 +91,34 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str]) -> Path:
 
 
 def _save(network: Any, path: Path) -> None:
-    config = network.peft_config[ADAPTER]
-    scale = config.lora_alpha / config.r
-    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    tensors = {
-        PREFIX + key: (value.detach().float() * (scale if ".lora_B." in key else 1)).cpu().contiguous()
-        for key, value in state.items()
-    }
-    modules = sorted({key.split(".lora_")[0] for key in state})
-    about = {"r": config.r, "lora_alpha": config.r, "target_modules": modules}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
+    tensors, header = as_diffusers(lora_of(network))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, partial, metadata=header)
     os.replace(partial, path)
+
+
+def lora_of(network: nn.Module) -> Lora:
+    """The LoRA on a network, float32 on the CPU; empty where it has none."""
+    found: Lora = {}
+    for name, module in network.named_modules():
+        for adapter in getattr(module, "lora_A", {}):
+            layer: Any = module
+            a, b = (part[adapter].weight.detach().float().cpu().contiguous() for part in (layer.lora_A, layer.lora_B))
+            found[name] = (a, b * layer.scaling[adapter])
+    return found
+
+
+def as_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of the file that diffusers reads."""
+    tensors = {
+        f"{PREFIX}{name}.lora_{part}.weight": value
+        for name, pair in lora.items()
+        for part, value in zip("AB", pair, strict=True)
+    }
+    rank = len(next(iter(lora.values()))[0])
+    about = {"r": rank, "lora_alpha": rank, "target_modules": sorted(lora)}
+    return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
 
 
 def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
@@ -150,9 +166,11 @@ def _load(pipeline: Any, component: str, network: Any, file: Path) -> None:
 
 
 def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> weight shape ``(out, in)`` of a network's linear layers."""
+    """Name -> ``(out, in)`` of a network's linear layers; weights stored in fewer bits have another shape."""
     modules = network.named_modules()
-    return {name: tuple(module.weight.shape) for name, module in modules if isinstance(module, nn.Linear)}
+    return {
+        name: (module.out_features, module.in_features) for name, module in modules if isinstance(module, nn.Linear)
+    }
 
 
 def _fits(key: str, shape: tuple[int, ...], linear: dict[str, tuple[int, ...]]) -> bool:

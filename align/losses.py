@@ -171,18 +171,28 @@ def nft(
     return Loss(value, {"contrast": mse(v.detach(), v_old)})
 
 
-def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor) -> Loss:
+def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, v_old: Tensor | None = None) -> Loss:
     """Weighted flow matching ``weight mean (v - (eps - x0))^2``: supervised, RWR (arXiv 2501.13918), on-policy AWM.
+
+    With ``v_old`` the part that every sample shares is known and need not be estimated from samples::
+
+        (weight - 1) mean (v - u)^2 + mean (v - v_old)^2,    u = eps - x0
+
+    ``v_old`` is the mean of u given ``x_t`` where the samples are the old policy's, so for weights of mean 1 that do
+    not depend on the noise the expected gradient is the same. What goes is the noise of that part, and with it the
+    sampler's own error, which plain regression teaches on top.
 
     Args:
         v: ``[M, ...]``, with gradient.
         weight: ``[M]``; a negative one pushes away and has no minimum.
+        v_old: ``[M, ...]`` velocity of the policy that drew ``x0``, or None.
 
     Returns:
         metric ``fm``, the unweighted error.
     """
     error = mse(v, eps - x0)
-    return Loss(weight * error, {"fm": error.detach()})
+    value = weight * error if v_old is None else (weight - 1) * error + mse(v, v_old.detach())
+    return Loss(value, {"fm": error.detach()})
 
 
 # -- preferences --------------------------------------------------------------------------------------------------

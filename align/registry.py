@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,24 @@ def rewards() -> dict[str, type[BaseModel]]:
     return dict(sorted(package.kinds().items()))
 
 
+@cache
+def searches() -> dict[str, type[BaseModel]]:
+    """Kind -> search method, one per file of ``align/search/`` whose class has a kind; other files are not imported."""
+    import align.search
+
+    found: dict[str, type[BaseModel]] = {}
+    for file in sorted(Path(align.search.__path__[0]).glob("[!_]*.py")):
+        if not re.search(r'^    kind: Literal\["', file.read_text(encoding="utf-8"), re.MULTILINE):
+            continue
+        module = importlib.import_module(f"align.search.{file.stem}")
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__module__ == module.__name__:
+                kind = cls.model_fields["kind"].default
+                assert kind not in found, f"two search methods are called {kind!r}: {found[kind]} and {cls}"
+                found[kind] = cls
+    return found
+
+
 def generators() -> dict[str, str]:
     """Kind -> one line, for every adapter; read as text because adapters import torch."""
     folder = Path(adapters.__path__[0])
@@ -87,6 +106,7 @@ def summary() -> dict[str, dict[str, str]]:
         "recipes": {kind: _first_line(cls.__doc__) for kind, cls in recipes().items()},
         "rewards": {kind: _first_line(cls.__doc__) for kind, cls in rewards().items()},
         "samplers": SAMPLERS,
+        "search": {kind: _first_line(cls.__doc__) for kind, cls in searches().items()},
     }
 
 

@@ -62,6 +62,13 @@ class Roles:
             value.lerp_(parameter.detach(), 1.0 - decay) if decay else value.copy_(parameter)
         self._versions[role] = self._policy_version if decay == 0.0 else -1
 
+    @torch.no_grad()
+    def assign(self, role: str, source: str) -> None:
+        """``role <- source``, both other than the policy."""
+        for value, given in zip(self.values[role], self.values[source], strict=True):
+            value.copy_(given)
+        self._versions[role] = self._versions[source]
+
     def tensors(self) -> dict[str, Tensor]:
         """Every role's values, policy included, as ``role/parameter`` -> tensor."""
         named = {f"policy/{name}": parameter.detach() for name, parameter in self.parameters}

@@ -92,6 +92,7 @@ def draw(
     seeds: Sequence[int],
     sampler: Sampler,
     *,
+    start: Sequence[int] | None = None,
     steps: tuple[int, ...] | None = None,
     keep: bool = False,
     chunk: int = 256,
@@ -101,6 +102,7 @@ def draw(
     Args:
         cond: N rows.
         seeds: ``[N]``; the initial noise and that of every stochastic step come from them alone.
+        start: ``[N]`` seeds of the initial noise; None = from ``seeds``.
         steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
         keep: store the stochastic steps.
         chunk: samples per network call.
@@ -109,12 +111,13 @@ def draw(
         latents ``[N, ...]`` and the trajectory, None unless kept.
     """
     times = generator.times(sampler.steps).to(generator.device)
-    shape = generator.latent_shape()
+    start = [derive(seed, "start") for seed in seeds] if start is None else start
     parts = []
-    for start in range(0, len(seeds), chunk):
-        some = list(seeds[start : start + chunk])
-        rows = torch.arange(start, start + len(some), device=generator.device)
-        parts.append(_draw_chunk(generator, cond[rows], some, sampler, times, shape, steps, keep))
+    for first in range(0, len(seeds), chunk):
+        some = slice(first, min(first + chunk, len(seeds)))
+        rows = torch.arange(some.start, some.stop, device=generator.device)
+        x = generator.noise(list(start[some]))
+        parts.append(_draw_chunk(generator, cond[rows], x, list(seeds[some]), sampler, times, steps, keep))
     latents = torch.cat([latents for latents, _ in parts])
     kept = [path for _, path in parts if path is not None]
     return latents, join(kept) if kept else None
@@ -123,20 +126,19 @@ def draw(
 def _draw_chunk(
     generator: Generator,
     cond: Conditioning,
+    x: Tensor,
     seeds: list[int],
     sampler: Sampler,
     times: Tensor,
-    shape: tuple[int, ...],
     steps: tuple[int, ...] | None,
     keep: bool,
 ) -> tuple[Tensor, Trajectory | None]:
     def step_noise(index: int) -> Tensor:
-        return seeded_noise([derive(seed, "step", index) for seed in seeds], shape).to(generator.device)
+        return seeded_noise([derive(seed, "step", index) for seed in seeds], tuple(x.shape[1:])).to(x.device)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, cond, sampler.guidance)
 
-    x = generator.noise([derive(seed, "start") for seed in seeds])
     level = sampler.level or 0.0
     return samplers.sample(velocity, x, times, kind=sampler.kind, level=level, steps=steps, noise=step_noise, keep=keep)
 
@@ -155,8 +157,11 @@ def join(paths: Sequence[Trajectory]) -> Trajectory:
 
 @torch.no_grad()
 def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
-    """Latents ``[N, ...]`` -> media in [0, 1], ``chunk`` samples at a time."""
-    return torch.cat([generator.decode(part) for part in latents.split(chunk)])
+    """Latents ``[N, ...]`` -> media in [0, 1], ``chunk`` samples at a time.
+
+    Contiguous, because the order in which a reward adds up pixels follows their order in memory.
+    """
+    return torch.cat([generator.decode(part) for part in latents.split(chunk)]).contiguous()
 
 
 def diversity(media: Tensor, group: Tensor) -> float:

@@ -7,8 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.errors import RunFolderError
+from align.errors import ConfigError, RunFolderError
 from align.files import explained, without_nan, write_json, write_text
+
+MEMORY_ALONE = (
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "rollout.chunk",
+    "rollout.decode_chunk",
+    *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
+)
+"""Settings that change memory and speed, and results by rounding alone: who ran out of memory goes on with less."""
 
 FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
 """Settings that may change between the parts of one run: they do not alter the sequence of updates."""
@@ -57,19 +66,27 @@ class RunFolder:
         write_json(self.path / "environment.json", environment)
 
     def _check_same(self, config: dict[str, Any]) -> None:
-        from align.config import read_yaml
-
-        before, now = flatten(read_yaml(self.path / "config.yaml")), flatten(config)
+        before, now = flatten(self._settings()), flatten(config)
         changed = [
             f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
-            and not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+            and not any(key == free or key.startswith(f"{free}.") for free in (*FREE_ON_RESUME, *MEMORY_ALONE))
         ]
         if changed:
             raise RunFolderError(
                 f"{self.path} was made with other settings, so it cannot go on exactly:\n  " + "\n  ".join(changed)
             )
+
+    def _settings(self) -> dict[str, Any]:
+        """What the run was made with; settings that came into being since then have their defaults."""
+        from align.config import load_config, read_yaml, settings_of
+
+        path = self.path / "config.yaml"
+        try:
+            return settings_of(load_config(path))
+        except ConfigError:  # a setting that is gone since then: shown as different
+            return read_yaml(path)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""

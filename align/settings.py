@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import generators
 from align import registry
 from align.errors import ConfigError
+from align.memory import Memory
+from align.memory import problems as memory_problems
 from align.recipes.base import Recipe
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
 from rewards.base import RewardSettings
@@ -180,8 +182,21 @@ class OnlineRollout(Settings):
     prompts: int = Field(16, ge=1, description="prompts per rollout, over all processes")
     group: int = Field(12, ge=1, description="samples per prompt")
     sampler: Sampler = Field(Sampler(), description="how the samples are made")
+    same_noise: bool = Field(False, description="one initial noise per group (DanceGRPO); needs stochastic steps")
     chunk: int = Field(256, ge=1, description="samples per network call while sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+    overlap: Literal["none", "chunks", "next"] = Field(
+        "none",
+        description="when samples are scored: none = after all are drawn | chunks = while the next chunk is drawn, to "
+        "the same result | next = also while the next rollout is drawn, which therefore is one update behind",
+    )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.same_noise and not self.sampler.stochastic:
+            message = f"a group's samples would all be equal: {self.sampler.kind} adds no noise of its own"
+            raise problems_at([("same_noise", message)])
+        return self
 
 
 class PairsRollout(Settings):
@@ -200,6 +215,9 @@ class Train(Settings):
 
     steps: int = Field(100, ge=1, description="rollouts, each followed by its updates")
     updates: int = Field(1, ge=1, description="optimizer steps per rollout, each on an equal share of the terms")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="AdamW of torch, or of bitsandbytes: states in 8 bits, and in pages the CPU takes over"
+    )
     lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
@@ -210,6 +228,9 @@ class Train(Settings):
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per update; 0 = off")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    unscored: int = Field(
+        10, ge=0, description="rollouts in a row that may go by without any score, once there were some"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
     @field_validator("betas")
@@ -301,6 +322,7 @@ class Config(Settings):
     )
     recipe: Annotated[Recipe, RECIPE] = Field(description="how")
     train: Train = Field(Train(), description="optimisation")
+    memory: Memory = Field(Memory(), description="what fits a card; or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
     evaluate: Evaluate = Field(Evaluate(), description="held-out scores along the way")
     samples: Samples = Field(Samples(), description="images on disk along the way")
     checkpoint: Checkpoint = Field(Checkpoint(), description="states to resume from")
@@ -348,4 +370,4 @@ def _check_warmup(config: Config) -> Problems:
     return []
 
 
-CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup)
+CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup, memory_problems)

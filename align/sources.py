@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from align.errors import DataError
-from align.inputs import encode, read_sample, take
+from align.inputs import Inputs, encode, read_sample, take
 from align.prompts import PAIR, check_media, indices_at, read_pairs, read_prompts
-from align.rollout import Rollout, decode, draw, stochastic_steps
+from align.rollout import Rollout, decode, draw, join, stochastic_steps
 from align.seeds import derive
+from align.timing import Phases
 from generators.base import Generator
 
 if TYPE_CHECKING:
     from align.settings import Config, OnlineRollout, PairsRollout
+
+Acting = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,46 @@ class OnlineSource:
         check_media(self.prompts, generator.inputs, generator.pipeline_class)
         check_media(self.prompts, wants, "the reward")
 
-    def __call__(self, step: int) -> Rollout:
-        """The rollout of step ``step`` (from 0): ``prompts / world`` prompts with ``group`` samples each."""
+    def __call__(
+        self,
+        step: int,
+        acting: Acting = nullcontext,
+        phases: Phases | None = None,
+        ready: Callable[[Tensor, list[str], Tensor, Inputs], None] | None = None,
+    ) -> Rollout:
+        """The rollout of step ``step`` (from 0): ``prompts / world`` prompts with ``group`` samples each.
+
+        Args:
+            acting: makes the context in which samples are drawn (the role, the precision).
+            phases: what the time is counted in.
+            ready: gets media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there.
+        """
+        phases, settings = phases or Phases(), self.settings
+        with phases.phase("rollout"), acting():
+            rollout, start = self._planned(step)
+            steps = stochastic_steps(settings.sampler, step, self.seed)
+            cond = rollout.cond[rollout.row.to(self.generator.device)]
+        latents, media, paths = [], [], []
+        for rows in torch.arange(len(rollout.seeds)).split(settings.chunk):
+            some = slice(int(rows[0]), int(rows[-1]) + 1)
+            with phases.phase("rollout"), acting():
+                part, path = draw(
+                    self.generator, cond[rows.to(self.generator.device)], rollout.seeds[some], settings.sampler,
+                    start=None if start is None else start[some], steps=steps, keep=self.keep, chunk=settings.chunk,
+                )  # fmt: skip
+            with phases.phase("decode"):
+                seen = decode(self.generator, part, settings.decode_chunk)
+            if ready is not None:
+                ready(seen, rollout.prompts[some], rollout.group[some], take(rollout.inputs, rows))
+            latents.append(part)
+            media.append(seen)
+            paths += [] if path is None else [path]
+        rollout.latents, rollout.media = torch.cat(latents), torch.cat(media)
+        rollout.trajectory = join(paths) if paths else None
+        return rollout
+
+    def _planned(self, step: int) -> tuple[Rollout, list[int] | None]:
+        """The rollout before anything is drawn, and the seeds of the initial noise where a group shares it."""
         settings, generator = self.settings, self.generator
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local = self.share.of(settings.prompts)
@@ -68,18 +110,11 @@ class OnlineSource:
         row = torch.arange(len(asked)).repeat_interleave(settings.group)
         first = local.start * settings.group
         seeds = [derive(self.seed, "rollout", step, first + i) for i in range(len(row))]
-        steps = stochastic_steps(settings.sampler, step, self.seed)
-        rows = row.to(generator.device)
-        latents, path = draw(
-            generator, cond[rows], seeds, settings.sampler, steps=steps, keep=self.keep, chunk=settings.chunk
-        )
+        shared = [derive(self.seed, "start", step, int(g)) for g in group] if settings.same_noise else None
         prompts = [asked[i].text for i in row.tolist()]
         wanted = take({name: inputs[name] for name in self.wants}, row)
-        return Rollout(prompts, group, seeds, cond, row, latents, latents[:0], settings.sampler, path, inputs=wanted)
-
-    def media(self, rollout: Rollout) -> Tensor:
-        """Decoded media of the rollout, ``[N, ...]`` in [0, 1]."""
-        return decode(self.generator, rollout.latents, self.settings.decode_chunk)
+        none = torch.empty(0)
+        return Rollout(prompts, group, seeds, cond, row, none, none, settings.sampler, inputs=wanted), shared
 
 
 class PairSource:
@@ -97,15 +132,21 @@ class PairSource:
         assert config.rollout.kind == "pairs"
         self.settings: PairsRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed
-        self.pairs = read_pairs(self.settings.file)
-        check_media(self.pairs, generator.inputs, generator.pipeline_class)
+        self.prompts = read_pairs(self.settings.file)
+        check_media(self.prompts, generator.inputs, generator.pipeline_class)
 
-    def __call__(self, step: int) -> Rollout:
+    def __call__(
+        self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
+    ) -> Rollout:
         """The pairs of step ``step`` as a rollout that already has its rewards."""
+        with (phases or Phases()).phase("rollout"), acting():
+            return self._stored(step)
+
+    def _stored(self, step: int) -> Rollout:
         generator, settings = self.generator, self.settings
-        chosen = indices_at(step, settings.prompts, len(self.pairs), self.seed)
+        chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local = self.share.of(settings.prompts)
-        pairs = [self.pairs[chosen[i]] for i in local]
+        pairs = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
         stored = [read_sample(pair, name, generator.size, frames) for pair in pairs for name in PAIR]
         media = torch.stack(stored).to(generator.device)
@@ -119,7 +160,3 @@ class PairSource:
         rollout = Rollout(prompts, group, seeds, cond, row, latents.float(), media)
         rollout.rewards = torch.tensor([1.0, 0.0]).repeat(len(pairs))
         return rollout
-
-    def media(self, rollout: Rollout) -> Tensor:
-        """The stored media."""
-        return rollout.media

@@ -14,10 +14,15 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from align import advantages, checkpoint
-from align.build import build_generator, build_rewards, trainable
+from align.build import build_generator, build_optimizer, build_rewards, trainable
+from align.drawing import Drawing
 from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
+from align.inputs import remember
+from align.memory import explained
+from align.missing import Missing, tally
 from align.networks import Networks
+from align.overlap import Scoring
 from align.progress import Progress
 from align.prompts import Prompt
 from align.roles import Roles, ema_decay
@@ -28,7 +33,8 @@ from align.sources import OnlineSource, PairSource, Share
 from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
-from rewards.base import Reward, RewardError
+from generators.memory import compile_networks
+from rewards.base import Reward
 
 if TYPE_CHECKING:
     from align.recipes.base import Terms
@@ -57,11 +63,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     )
     run = RunFolder(config.run_dir, accelerator.is_main_process)
     run.check(settings_of(config), resume=resume, overwrite=overwrite)
-    trainer = Trainer(config, run, accelerator)
-    if run.writes:
-        run.create(dump_config(config), environment(torch_too=True), overwrite)
-    accelerator.wait_for_everyone()
-    return trainer.fit()
+    with explained(config):
+        trainer = Trainer(config, run, accelerator)
+        if run.writes:
+            run.create(dump_config(config), environment(torch_too=True), overwrite)
+        accelerator.wait_for_everyone()
+        return trainer.fit()
 
 
 class Trainer:
@@ -71,16 +78,16 @@ class Trainer:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.recipe = config.recipe
         set_seed(config.seed)
-        self.generator = build_generator(config, accelerator.device)
-        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema"])
+        self.generator = build_generator(config, accelerator.device, training=True)
+        ahead = ["ahead"] if getattr(config.rollout, "overlap", "none") == "next" else []
+        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema", *ahead])
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
-        )
+        optimizer = build_optimizer(config, self.parameters)
         if options.gradient_checkpointing:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
+        compile_networks(self.generator.backbones().values(), config.memory.compile)
         self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
         self.generator.network = self.network
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
@@ -90,7 +97,9 @@ class Trainer:
         source = PairSource if config.rollout.kind == "pairs" else OnlineSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
+        self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
+        self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases)
         self.updates, self.seconds, self.skipped = 0, 0.0, 0
 
     def _evaluation(self) -> tuple[list[Prompt], dict[str, Reward]]:
@@ -110,6 +119,11 @@ class Trainer:
         """From the newest checkpoint, if there is one, to the last update."""
         config = self.config
         done = self._resume()
+        if config.memory.cache_prompts != "none":
+            on_disk = config.memory.cache_prompts == "disk"
+            folder = self.run.path / "prompts" if on_disk else None
+            with self.accelerator.main_process_first():
+                remember(self.generator, [*self.source.prompts, *self.held_out], folder)
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
         progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))
@@ -124,27 +138,25 @@ class Trainer:
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
                 self._look(step + 1, progress)
-                stopping = self._any(stop.asked)
+                if news := self.missing.news(self.reasons):
+                    progress.say(f"update {step + 1}: {news}")
+                stopping = self._any(stop.asked or self.missing.too_many is not None)
                 if stopping or due(step + 1, config.checkpoint.every, config.train.steps):
                     self._save(step + 1)
                 if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
-                    raise KeyboardInterrupt
+                    raise self.missing.too_many or KeyboardInterrupt
         return self._finish("finished")
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
         calls = self.generator.network_calls
-        behaviour = self.roles.use(self.recipe.behaviour)
-        with self.phases.phase("rollout"), torch.no_grad(), behaviour, self.accelerator.autocast():
-            rollout = self.source(step)
-        with self.phases.phase("decode"):
-            rollout.media = self.source.media(rollout)
+        rollout, scoring = self.drawing.next(step)
         with self.phases.phase("reward"):
-            row = self._score(rollout)
+            row = self._score(rollout, scoring)
         with self.phases.phase("update"):
             row |= self._learn(rollout)
-            self.roles.follow("old", self.recipe.old_decay(step + 1))
+            self.drawing.learnt(step)
         time_spent = self.phases.take()
         samples = len(rollout.seeds) * self.share.world
         return row | {
@@ -153,30 +165,27 @@ class Trainer:
             "time": time_spent,
         }
 
-    def _score(self, rollout: Rollout) -> dict[str, Any]:
+    def _score(self, rollout: Rollout, scoring: Scoring | None) -> dict[str, Any]:
         parts: dict[str, float] = {}
+        self.reasons: list[str] = []
         if rollout.rewards is None:
-            assert self.reward is not None
-            scores = self.reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs)
-            rollout.rewards = scores.values.detach().float().cpu()
-            self._refuse_all_missing(scores.values, dict(scores.reasons))
+            assert scoring is not None
+            scores = scoring.scores()
+            rollout.rewards = scores.values
+            self.reasons = gather_object(list(scores.reasons.values()))
+            self.missing.count(int(self._gather(scores.values).isfinite().sum()), self.reasons)
             parts = {f"reward/{name}": self._mean(values) for name, values in scores.parts.items()}
         everyone = self._gather(rollout.rewards)
         known = everyone[everyone.isfinite()]
         return {
             "reward": float(known.mean()),
-            "reward_std": float(known.std(correction=0)),
+            "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
             "missing": len(everyone) - len(known),
+            **({"reasons": tally(self.reasons)} if self.reasons else {}),
             "zero_variance_groups": advantages.zero_variance(everyone, self._gather(rollout.group)),
             "diversity": self._mean(torch.tensor([diversity(rollout.media, rollout.group)])),
             **parts,
         }
-
-    def _refuse_all_missing(self, values: Tensor, reasons: dict[int, str]) -> None:
-        if not self._gather(values.detach().float()).isfinite().any():
-            assert self.reward is not None
-            reason = next(iter(reasons.values()), "no reason given")
-            raise RewardError(f"reward '{self.reward.name}' gave no score to any sample of this rollout: {reason}")
 
     def _learn(self, rollout: Rollout) -> dict[str, Any]:
         assert rollout.rewards is not None
@@ -247,6 +256,7 @@ class Trainer:
         drawn = bool(self.held_out and config.samples.count) and due(step, config.samples.every, steps)
         if not full and not drawn:
             return
+        self.drawing.wait()
         began = time.perf_counter()
         result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
@@ -283,7 +293,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         if self.run.writes:
             counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
-            counters["network_calls"] = self.generator.network_calls
+            counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawing.in_hand is not None}
             keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
             checkpoint.save(self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export)
         self.accelerator.wait_for_everyone()
@@ -306,11 +316,12 @@ class Trainer:
             return 0
         counters = checkpoint.load(path, self.roles, self.optimizer.optimizer)
         self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
-        self.generator.network_calls = counters["network_calls"]
+        self.generator.network_calls, self.drawing.counted = counters["network_calls"], counters.get("drawn", False)
         self.run.forget_after(counters["step"])
         return counters["step"]
 
     def _finish(self, status: str) -> dict[str, Any]:
+        self.drawing.close()
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
         if self.run.writes:

@@ -75,31 +75,3 @@ def softmax_weight(
     if clip is not None:
         weight = weight.clamp_max(clip)
     return weight.to(rewards.device, torch.float32)
-
-
-def log_tame(rewards: Tensor, threshold: float | Literal["mean", "median"] = "mean") -> Tensor:
-    """``log(1 + r)`` for those rewards that spread much for their size, before a weighted sum (PaCo-RL).
-
-    A reward whose ``h = std / mean`` over the samples exceeds the threshold would rule the sum; the others are left.
-
-    Args:
-        rewards: ``[N, K]``, K rewards of each sample, means above 0; missing ones are NaN and stay so.
-        threshold: of h: a number, or the mean or median of all K.
-
-    Raises:
-        ValueError: a reward with mean <= 0, or one to be tamed with a value <= -1.
-    """
-    mean = rewards.nanmean(0)
-    if bool((mean <= 0).any()):
-        raise ValueError(f"log_tame needs rewards with a positive mean, given means {mean.tolist()}")
-    spread = (rewards - mean).square().nanmean(0).sqrt() / (mean + 1e-6)
-    if threshold == "mean":
-        limit = spread.nanmean()
-    elif threshold == "median":
-        limit = spread.nanmedian()
-    else:
-        limit = torch.as_tensor(threshold, dtype=spread.dtype, device=spread.device)
-    wild = spread > limit * (1 + 1e-5)  # equal spreads stay equal despite rounding
-    if bool((rewards[:, wild] <= -1).any()):
-        raise ValueError("log_tame needs rewards above -1")
-    return torch.where(wild, torch.log1p(rewards.clamp_min(-1)), rewards)

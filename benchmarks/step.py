@@ -39,14 +39,15 @@ class Recorder:
 
     def record(self) -> None:
         """Run one step with every network, decode and reward call noted."""
-        generator, reward = self.trainer.generator, self.trainer.reward
+        generator, drawing = self.trainer.generator, self.trainer.drawing
+        reward = drawing.reward
         predict, decode = generator.predict, generator.decode
         generator.predict = self._noting("network", predict, self._network)  # type: ignore[method-assign]
         generator.decode = self._noting("decode", decode, _plain)  # type: ignore[method-assign]
         if reward is not None:
-            self.trainer.reward = self._noting("reward", reward, _plain)  # type: ignore[assignment]
+            drawing.reward = self._noting("reward", reward, _plain)  # type: ignore[assignment]
         self.trainer.step(0)
-        self.trainer.reward = reward
+        drawing.reward = reward
         generator.predict, generator.decode = predict, decode  # type: ignore[method-assign]
 
     def _noting(self, kind: str, function: Any, remake: Callable[..., Call]) -> Any:
@@ -56,6 +57,7 @@ class Recorder:
             return function(*arguments)
 
         noted.name = getattr(function, "name", kind)  # type: ignore[attr-defined]
+        noted.scope = getattr(function, "scope", "sample")  # type: ignore[attr-defined]
         return noted
 
     def _network(self, predict: Any, arguments: list[Any], with_grad: bool) -> Call:

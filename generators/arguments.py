@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils import _pytree as tree
 
 from generators.errors import GeneratorError
-from generators.recording import Call, Step
+from generators.recording import Call, Step, stacked
 
+LENGTH = " length"  # beside the rows of a list, how long each is
 TIME_SCALES = ((1.0, 0.0), (1000.0, 0.0), (-1.0, 1.0), (-1000.0, 1000.0))  # argument = scale * t + offset
 
 
@@ -25,14 +27,17 @@ class Layout:
         order: ``tensor.dims[i]`` is the state's dimension ``order[i]``.
         dim: dimension of the tensor along which something stands beside the state; None = nothing does.
         first: whether the state comes first there.
+        single: a dimension of size 1 that only the tensor has, as the one frame of a picture; None = it has none.
     """
 
     order: tuple[int, ...]
     dim: int | None = None
     first: bool = True
+    single: int | None = None
 
     def take(self, tensor: Tensor, like: Sequence[int]) -> Tensor:
         """The state's part of ``tensor``, in the state's own order; ``like`` is the state's shape."""
+        tensor = tensor if self.single is None else tensor.squeeze(self.single)
         if self.dim is not None:
             size = like[self.order[self.dim]]
             tensor = tensor.narrow(self.dim, 0 if self.first else tensor.shape[self.dim] - size, size)
@@ -42,20 +47,24 @@ class Layout:
         """What stands beside the state in ``tensor``."""
         if self.dim is None:
             return None
+        tensor = tensor if self.single is None else tensor.squeeze(self.single)
         size, whole = like[self.order[self.dim]], tensor.shape[self.dim]
         return tensor.narrow(self.dim, size if self.first else 0, whole - size)
 
     def put(self, state: Tensor, rest: Tensor | None) -> Tensor:
         """The inverse of :meth:`take` and :meth:`rest`."""
         tensor = state.permute(self.order)
-        if rest is None or self.dim is None:
-            return tensor
-        parts = [tensor, rest.to(tensor.dtype)]
-        return torch.cat(parts if self.first else parts[::-1], self.dim)
+        if rest is not None and self.dim is not None:
+            parts = [tensor, rest.to(tensor.dtype)]
+            tensor = torch.cat(parts if self.first else parts[::-1], self.dim)
+        return tensor if self.single is None else tensor.unsqueeze(self.single)
 
 
 def layouts(tensor: Tensor, state: Tensor) -> list[Layout]:
     """Every layout by which ``state`` could lie in ``tensor``, the simplest first; rows stay rows."""
+    if tensor.ndim == state.ndim + 1:
+        singles = [d for d in range(1, tensor.ndim) if tensor.shape[d] == 1]
+        return [replace(found, single=d) for d in singles for found in layouts(tensor.squeeze(d), state)]
     if tensor.ndim != state.ndim or tensor.shape[0] != state.shape[0]:
         return []
     found = []
@@ -88,6 +97,7 @@ class Plan:
         times: leaf -> (scale, offset, dtype) of the time in it.
         rows: leaves that hold one row per sample besides.
         kinds: dtypes of the state's and of these leaves; a network may want some in another dtype than its own.
+        listed: those of them that are lists of one tensor a row, texts of which may differ in length.
         repeated: lists that hold the same for every row, by what they hold.
         kept: the other leaves' values.
     """
@@ -98,6 +108,7 @@ class Plan:
     times: dict[int, tuple[float, float, torch.dtype, int]]
     rows: tuple[int, ...]
     kinds: dict[int, torch.dtype]
+    listed: frozenset[int]
     repeated: dict[int, Any]
     kept: dict[int, Any]
 
@@ -116,14 +127,21 @@ class Plan:
                     f"generator.kind generic: argument {self.names[index]} changes with the prompt, but has no row for "
                     "each; give prompts of one length, or write an adapter"
                 )
-        found = {self.names[i]: leaves[i].chunk(copies)[part] for i in self.rows if leaves[i] is not None}
+        found: dict[str, Tensor] = {}
+        for index in self.rows:
+            if index in self.listed:
+                rows = _chunk(leaves[index], copies, part)
+                found[self.names[index]] = pad_sequence(rows, batch_first=True)
+                found[self.names[index] + LENGTH] = torch.tensor([len(row) for row in rows], device=rows[0].device)
+            elif leaves[index] is not None:
+                found[self.names[index]] = leaves[index].chunk(copies)[part]
         for index in self.rows:  # a mask is left out where all texts are of one length
             if leaves[index] is None:
                 length = max((rows.shape[1] for rows in found.values() if rows.ndim == 3), default=1)
-                device = leaves[next(iter(self.state))].device
+                device = stacked(leaves[next(iter(self.state))]).device
                 found[self.names[index]] = torch.ones(shape[0], length, dtype=self.kinds[index], device=device)
         for index, layout in self.state.items():
-            rest = layout.rest(leaves[index].chunk(copies)[part], shape)
+            rest = layout.rest(stacked(leaves[index]).chunk(copies)[part], shape)
             if rest is not None:
                 found[self.names[index]] = rest
         return found
@@ -134,15 +152,23 @@ class Plan:
         for index, value in self.kept.items():
             leaves[index] = value.to(x.device) if isinstance(value, Tensor) else value
         for index, layout in self.state.items():
-            leaves[index] = layout.put(x, rows.get(self.names[index])).to(self.kinds[index])
+            value = layout.put(x, rows.get(self.names[index])).to(self.kinds[index])
+            leaves[index] = list(value) if index in self.listed else value
         for index, (scale, offset, kind, ndim) in self.times.items():
             value = (scale * t + offset).to(kind)
             leaves[index] = value.view(-1, *[1] * (ndim - 1)) if ndim > 1 else value
         for index, value in self.repeated.items():
             leaves[index] = [value] * len(x)
         for index in self.rows:
-            leaves[index] = rows[self.names[index]]
+            value = rows[self.names[index]]
+            lengths = rows.get(self.names[index] + LENGTH)
+            leaves[index] = value if lengths is None else [row[:n] for row, n in zip(value, lengths, strict=True)]
         return tree.tree_unflatten(leaves, self.spec)
+
+
+def _chunk(rows: list[Tensor], copies: int, part: int) -> list[Tensor]:
+    size = len(rows) // copies
+    return rows[part * size : (part + 1) * size]
 
 
 def leaves_of(arguments: dict[str, Any]) -> tuple[tuple[str, ...], list[Any], Any]:
@@ -177,8 +203,9 @@ def read(steps: Sequence[Step], other: Call, times: Sequence[float]) -> Plan:
     fewer = leaves_of(other.arguments)[1]
     count = steps[0].before.shape[0]
     state, clock, rows, repeated, kept = {}, {}, [], {}, {}
+    listed = frozenset(i for i, value in enumerate(values) if _tensors(value))
     for index, column in enumerate(columns):
-        layout = _state_layout(column, steps)
+        layout = _state_layout([stacked(value) for value in column], steps)
         time = None if layout else _time(column, times)
         if layout:
             state[index] = layout
@@ -198,11 +225,19 @@ def read(steps: Sequence[Step], other: Call, times: Sequence[float]) -> Plan:
     if not state or not clock:
         missing = "state" if not state else "time"
         raise GeneratorError(f"generator.kind generic: no argument of {', '.join(names)} holds the {missing}")
-    return Plan(spec, names, state, clock, tuple(rows), {i: values[i].dtype for i in (*state, *rows)}, repeated, kept)
+    kinds = {i: (values[i][0] if i in listed else values[i]).dtype for i in (*state, *rows)}
+    return Plan(spec, names, state, clock, tuple(rows), kinds, listed, repeated, kept)
+
+
+def _tensors(value: Any) -> bool:
+    """Whether a leaf is a list of tensors."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Tensor) for v in value)
 
 
 def _is_row(value: Any, fewer: Any, count: int) -> bool:
-    """Whether a tensor has ``count`` rows (or a multiple) where it has as many fewer with one sample fewer."""
+    """Whether a tensor or a list of them has ``count`` rows (or a multiple), and as many fewer with a sample fewer."""
+    if _tensors(value) and _tensors(fewer):
+        return len(value) * (count - 1) == len(fewer) * count
     if not isinstance(value, Tensor) or not isinstance(fewer, Tensor) or not value.ndim or not fewer.ndim:
         return False
     return value.shape[0] * (count - 1) == fewer.shape[0] * count

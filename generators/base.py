@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from generators import codec
 from generators.errors import GeneratorError as GeneratorError
+from generators.text_cache import TextCache, key_of, text_encoders
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Generator(ABC):
         accepts: names of the :class:`Options` this model knows.
         inputs: names of the media every prompt comes with: ``image``, ``mask``.
         guidance_default: what a guidance-distilled network is told unless the user says otherwise.
+        needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
+        resting: accelerate hooks of text encoders that leave the device when they have read.
     """
 
     lora_targets: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ class Generator(ABC):
     accepts: tuple[str, ...] = ("size", "negative_prompt")
     inputs: tuple[str, ...] = ()
     guidance_default: float = 1.0
+    needs_encoders = False
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
         self.pipeline = pipeline
@@ -110,6 +114,8 @@ class Generator(ABC):
         self.size = self.options.size or self.native_size()
         self.network_calls = 0
         self._negative: Conditioning | None = None
+        self._texts: TextCache | None = None
+        self.resting: list[Any] = []
         for module in self.modules().values():
             module.requires_grad_(False).eval()
         self.check_size()
@@ -221,7 +227,48 @@ class Generator(ABC):
                     f"{name}: shape {tuple(given[name].shape)}, need {len(prompts)} of {self.size[0]} x {self.size[1]}"
                 )
         with torch.no_grad():
-            return Conditioning({**self.encode_text(prompts, given), **self.encode_inputs(given)})
+            return Conditioning({**self._text(prompts, given), **self.encode_inputs(given)})
+
+    def _text(self, prompts: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._texts is None:
+            encoded = self.encode_text(prompts, given)
+            self._rest()
+            return encoded
+        rows = [Conditioning(self._texts.rows(key_of(prompt, given, i))) for i, prompt in enumerate(prompts)]
+        return {name: value.to(self.device) for name, value in Conditioning.cat(rows).tensors.items()}
+
+    def _rest(self) -> None:
+        for hook in self.resting:
+            hook.offload()
+
+    def remember(self, cache: TextCache, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
+        """Put the text conditioning of B prompts into ``cache``; those it holds already are not encoded again."""
+        given = {name: value.to(self.device) for name, value in inputs.items() if name in self.inputs}
+        keys = [key_of(prompt, given, index) for index, prompt in enumerate(prompts)]
+        new = [index for index, key in enumerate(keys) if key not in cache]
+        if new:
+            with torch.no_grad():
+                chosen = {name: value[new] for name, value in given.items()}
+                encoded = self.encode_text([prompts[index] for index in new], chosen)
+            cache.add([keys[index] for index in new], encoded)
+        self._rest()
+
+    def check_droppable(self) -> None:
+        """Raise GeneratorError where the text encoders are needed for more than prompts."""
+        if self.needs_encoders:
+            raise GeneratorError(
+                f"memory.cache_prompts: {type(self.pipeline).__name__} has no adapter and runs whole; use none"
+            )
+
+    def drop_encoders(self, cache: TextCache) -> None:
+        """Read texts from ``cache`` alone from now on and let go of the text encoders, if :meth:`check_droppable`."""
+        self.check_droppable()
+        if type(self).negative is Generator.negative:
+            with torch.no_grad():
+                self._negative = Conditioning(self.encode_negative())
+            self._rest()
+        self._texts, self.resting = cache, []
+        self.pipeline.register_modules(**dict.fromkeys(text_encoders(self.pipeline)))
 
     @property
     def distilled(self) -> bool:
@@ -254,7 +301,8 @@ class Generator(ABC):
     def to(self, device: torch.device | str) -> Generator:
         """Move every network of the pipeline."""
         self.pipeline.to(device)
-        self._negative = None  # encoded on the device it was on
+        if self._negative is not None:
+            self._negative = Conditioning({name: value.to(device) for name, value in self._negative.tensors.items()})
         return self
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, guidance: float = 1.0) -> Tensor:
@@ -279,6 +327,7 @@ class Generator(ABC):
         if self._negative is None:
             with torch.no_grad():
                 self._negative = Conditioning(self.encode_negative())
+            self._rest()
         rows = torch.zeros(len(cond), dtype=torch.long, device=self.device)
         return Conditioning({**cond.tensors, **self._negative[rows].tensors})
 

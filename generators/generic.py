@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from generators.arguments import Layout, Plan, layouts, leaves_of, read, same
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.codec import in_chunks
-from generators.recording import Step, Tape, denoiser, recording
+from generators.recording import Step, Tape, denoiser, recording, stacked
 
 WORDS = ["a", "a b", "a b c"]  # what is drawn to learn how
-STEPS = 3
+STEPS, MANY = 3, 20
+FROM_NOISE = 0.95  # of the noise levels a pipeline must go through, to draw from noise
 SCALE = 3.0  # guidance of the guided recording
 MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the pictures a pipeline may take, and its own
 DECODED = 4  # media decoded at once
@@ -53,6 +55,10 @@ def places(step: Step) -> list[Place]:
     return found
 
 
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 class Generic(Generator):
     """A pipeline with one denoiser, a flow-matching scheduler, and plain classifier-free guidance or none.
 
@@ -62,6 +68,7 @@ class Generic(Generator):
 
     pipeline_class = "DiffusionPipeline"
     accepts = ("size", "frames", "text_length", "embedded_guidance", "negative_prompt")
+    needs_encoders = True  # media come out of whole runs
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
@@ -120,16 +127,22 @@ class Generic(Generator):
         call = getattr(type(self.pipeline).__call__, "__wrapped__", type(self.pipeline).__call__)
         told |= {MEDIA[name]: value for name, value in inputs.items()}
         told |= {"num_inference_steps": steps, "output_type": out, "return_dict": False}
+        guider: Any = getattr(self.pipeline, "guider", None)  # where it is a component, no argument turns guidance off
+        silenced = guider is not None and guidance == 1 and guider._enabled
         try:
+            if silenced:
+                guider.disable()
             return call(self.pipeline, prompt=list(prompts), **told)[0]
         except GeneratorError:
             raise
         except FAILURES as error:
-            first = (str(error).strip().splitlines() or [""])[0]
             raise GeneratorError(
                 f"{self.named}: its own call with {len(prompts)} prompts and {steps} steps fails, "
-                f"{type(error).__name__}: {first}"
+                f"{type(error).__name__}: {_first(error)}"
             ) from error
+        finally:
+            if silenced:
+                guider.enable()
 
     def _tape(
         self, prompts: Sequence[str], inputs: Mapping[str, Tensor], guidance: float, steps: int = STEPS, **how: Any
@@ -145,6 +158,7 @@ class Generic(Generator):
         self.dial = "true_cfg_scale" if "true_cfg_scale" in self.parameters else "guidance_scale"
         self.unguided = 1.0
         self.unconditional: Place | None = None
+        self.keeps_norm = False
         self._grids: dict[int, Tensor] = {}
         inputs = self._pictures(3)
         try:
@@ -169,11 +183,23 @@ class Generic(Generator):
             self._read(inputs)
         elif self.options.embedded_guidance is not None and "guidance_scale" not in self.parameters:
             raise GeneratorError(f"generator.embedded_guidance: {self.named} takes no guidance_scale")
+        self.times(MANY)  # begins with noise also where three steps are too few to leave any out
         height, width = self.decode(guided.steps[-1].after[:1]).shape[-2:]
         self.size = (height, width)
 
     def _read(self, inputs: Mapping[str, Tensor]) -> None:
-        """Learns how the denoiser is called without guidance and proves it."""
+        """Learns how the denoiser is called without guidance and proves it; some count none as 1, some as 0."""
+        counts = (1.0, 0.0) if self.unguided == 1 and self.dial in self.parameters else (self.unguided,)
+        failed: list[GeneratorError] = []
+        for self.unguided in counts:
+            try:
+                return self._understand(inputs)
+            except GeneratorError as error:
+                failed.append(error)
+        self.unguided = counts[0]
+        raise failed[0]
+
+    def _understand(self, inputs: Mapping[str, Tensor]) -> None:
         steps = self._tape(WORDS, inputs, 1.0).steps
         fewer = self._tape(WORDS[:2], {n: v[:2] for n, v in inputs.items()}, 1.0, stop_after=1).calls
         if len(steps) < 2 or not all(step.calls for step in steps):
@@ -184,6 +210,7 @@ class Generic(Generator):
                 f"{type(self.pipeline.scheduler).__name__} has noise levels from {min(levels):.3g} to "
                 f"{max(levels):.3g}, a flow's lie in [0, 1]; a flow-matching scheduler is needed, or an adapter"
             )
+        self._check_states(steps)
         state = steps[0].before.float()
         if (state.mean().abs() + (state.std() - 1).abs()) * state.numel() ** 0.5 > 10:
             raise GeneratorError(
@@ -196,6 +223,21 @@ class Generic(Generator):
         self.plan: Plan = read(steps, fewer[0], [self._time(step.sigma) for step in steps])
         self.conditional, self.flip, self.layout = self._answer(steps)
         self._replay(steps, inputs, 1.0)
+
+    def _check_states(self, steps: Sequence[Step]) -> None:
+        """Raise GeneratorError for a pipeline that begins with a picture, or alters its state between two steps."""
+        first, last = steps[0].sigma, steps[-1].next_sigma
+        if abs(first - last) < FROM_NOISE:
+            raise GeneratorError(
+                f"{self.named} begins at noise level {max(first, 1 - first):.2f}, from a picture it has put noise on; "
+                "write an adapter"
+            )
+        for number, (one, two) in enumerate(pairwise(steps)):
+            tolerance = 1e-5 if two.before.dtype == torch.float32 else 3e-2
+            if not same(two.before, one.after, tolerance):
+                raise GeneratorError(
+                    f"{self.named} alters its state between steps {number} and {number + 1}; write an adapter"
+                )
 
     def _time(self, sigma: float) -> float:
         """Time of a scheduler's noise level; some count it backwards."""
@@ -226,17 +268,20 @@ class Generic(Generator):
         )
 
     def _find_unconditional(self, steps: Sequence[Step], inputs: Mapping[str, Tensor]) -> None:
-        """Tries every pair of places as conditional and unconditional; where none fits, guidance stays off."""
+        """Tries every pair of places as conditional and unconditional; where none fits, guidance stays off.
+
+        Some pipelines count ``c + s (c - u)``, one more than ``u + g (c - u)``; some keep the conditional's norm.
+        """
         alone, found = self.conditional, places(steps[0])
-        for self.conditional in found:
-            for self.unconditional in found:
-                if self.unconditional != self.conditional:
-                    try:
-                        self._replay(steps, inputs, SCALE)
-                    except GeneratorError:
-                        continue
-                    return
-        self.conditional, self.unconditional = alone, None
+        for conditional, unconditional, scale, keeps in product(found, found, (SCALE, SCALE + 1), (False, True)):
+            if conditional != unconditional:
+                self.conditional, self.unconditional, self.keeps_norm = conditional, unconditional, keeps
+                try:
+                    self._replay(steps, inputs, scale)
+                except GeneratorError:
+                    continue
+                return
+        self.conditional, self.unconditional, self.keeps_norm = alone, None, False
 
     def _replay(self, steps: Sequence[Step], inputs: Mapping[str, Tensor], guidance: float) -> None:
         """Raises GeneratorError where our velocity at a recorded state is not the recorded one."""
@@ -244,8 +289,14 @@ class Generic(Generator):
         tolerance = 1e-4 if self.dtype == torch.float32 else 3e-2
         for number, step in enumerate(steps):
             time = torch.tensor(self._time(step.sigma), device=step.before.device)
-            with torch.no_grad():
-                v = self.velocity(step.before.float(), time, cond, guidance)
+            try:
+                with torch.no_grad():
+                    v = self.velocity(step.before.float(), time, cond, guidance)
+            except GeneratorError:
+                raise
+            except FAILURES as error:
+                why = f"{type(error).__name__}: {_first(error)}"
+                raise GeneratorError(f"{self.named}: replaying step {number} fails, {why}; write an adapter") from error
             wanted = self.sign * step.output.float()
             if not same(v, wanted, tolerance):
                 raise GeneratorError(
@@ -275,7 +326,7 @@ class Generic(Generator):
 
     def _silence(self, arguments: dict[str, Any]) -> Tensor:
         """Zeros in the shape of the network's output."""
-        state = leaves_of(arguments)[1][next(iter(self.plan.state))]
+        state = stacked(leaves_of(arguments)[1][next(iter(self.plan.state))])
         assert self.outputs is not None
         return state.new_zeros(state.shape[0], *self.outputs.shape[1:], dtype=self.outputs.dtype)
 
@@ -288,18 +339,30 @@ class Generic(Generator):
         rows = {n: v for n, v in cond.tensors.items() if not n.startswith("negative ")}
         return Conditioning({**cond.tensors, **{name: cond.tensors[f"negative {name}"] for name in rows}})
 
+    def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        guided = super().guide(unconditional, conditional, guidance)
+        if not self.keeps_norm:  # of every vector along the last dimension: a token, where the state is packed
+            return guided
+        return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
     def latent_shape(self) -> tuple[int, ...]:
         return self.shape
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         arguments = self.plan.arguments(x, t, cond.tensors)
-        output = self.network(**arguments)[0]
+        output = stacked(self.network(**arguments)[0])
         return self.sign * self.flip * self.layout.take(output, x.shape)
 
     def times(self, steps: int) -> Tensor:
         if steps not in self._grids:
-            sigmas = self._tape(WORDS[:1], self._pictures(1), 1.0, steps, stub=self._silence).sigmas
+            tape = self._tape(WORDS[:1], self._pictures(1), 1.0, steps, stub=self._silence)
+            sigmas, first = tape.sigmas, tape.steps[0].sigma
             assert sigmas is not None
+            if abs(first - float(sigmas[0])) > 1e-3:
+                raise GeneratorError(
+                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with a picture under noise; "
+                    "write an adapter"
+                )
             self._grids[steps] = 1 - sigmas if self.rising else sigmas
         return self._grids[steps]
 

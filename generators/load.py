@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 import generators
 from generators.base import Generator, GeneratorError, Options
+from generators.memory import Memory, place, quantisation, set_attention, thrifty_vae
 from generators.shapes import pipelines
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one
+TRAINED = ("transformer", "transformer_2")  # components that may be stored in fewer bits
 HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling it unreachable
 
 
@@ -50,6 +52,7 @@ def load(
     dtype: str = "float32",
     options: Options | None = None,
     device: torch.device | str = "cpu",
+    memory: Memory | None = None,
 ) -> Generator:
     """Load a pipeline and see it as a velocity field.
 
@@ -60,9 +63,11 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
         options: what the user chose about the pipeline.
         device: where the networks go.
+        memory: how they are kept there.
 
     Raises:
-        GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable.
+        GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable, or a
+            way of saving memory that this pipeline or machine does not know.
     """
     if dtype not in DTYPES:
         raise GeneratorError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -72,12 +77,22 @@ def load(
     # a component saved as None is not taken as None by from_pretrained unless it is told again
     optional = index if cls.pipeline_class == ANY else cls.optional
     absent: dict[str, Any] = {name: None for name in optional if _absent(index.get(name, [None]))}
+    memory = memory or Memory()
+    trained = [name for name in TRAINED if not _absent(index.get(name, [None]))]
+    stored = {"quantization_config": quantisation(memory.quantise, trained, DTYPES[dtype])}
+    told = absent | (stored if memory.quantise != "none" else {})
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, **absent)
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, **told)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return cls(pipeline.to(device), options)
+    resting = place(pipeline, device, memory)
+    generator = cls(pipeline, options)
+    generator.resting = resting
+    set_attention(generator.backbones().values(), memory.attention, DTYPES[dtype], generator.device)
+    if memory.vae_tiling or memory.vae_slicing:
+        thrifty_vae(pipeline.vae, memory)
+    return generator
 
 
 def _absent(entry: Any) -> bool:

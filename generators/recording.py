@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from generators.errors import GeneratorError
 
@@ -48,6 +50,13 @@ class Tape:
     steps: list[Step] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     sigmas: Tensor | None = None
+
+
+def stacked(value: Any) -> Any:
+    """A list of tensors of one shape as one tensor; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
+        return torch.stack(value)
+    return value
 
 
 class LeaveError(Exception):
@@ -94,28 +103,30 @@ def recording(
     def call(*args: Any, **kwargs: Any) -> Any:
         made = Call(dict(bind.bind(*args, **kwargs).arguments))
         made.arguments.update(made.arguments.pop("kwargs", {}))
+        made.arguments = tree_map_only(Tensor, torch.clone, made.arguments)  # some pipelines write into them later
         tape.calls.append(made)
         if stop_after is not None and len(tape.calls) >= stop_after:
             raise LeaveError
         out = Transformer2DModelOutput(stub(made.arguments)) if stub else forward(*args, **kwargs)
-        made.output = out[0]
+        made.output = stacked(out[0])
         return out
 
     scheduler = copy.deepcopy(original)
     step = scheduler.step
 
     def stepped(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        index = len(tape.steps)
         if not hasattr(scheduler, "sigmas"):
             raise GeneratorError(
                 f"{type(scheduler).__name__} counts no noise levels: a flow-matching scheduler is needed"
             )
         tape.sigmas = scheduler.sigmas.detach().float().cpu().clone()
+        before = sample.clone()
         out = step(model_output, timestep, sample, *args, **kwargs)
         after = out[0] if isinstance(out, tuple) else out.prev_sample
         done = sum(len(s.calls) for s in tape.steps)
+        index = len(tape.steps) if getattr(scheduler, "step_index", None) is None else scheduler.step_index - 1
         sigma, following = (float(tape.sigmas[i]) for i in (index, index + 1))
-        tape.steps.append(Step(tape.calls[done:], model_output, sample, after, sigma, following))
+        tape.steps.append(Step(tape.calls[done:], model_output, before, after, sigma, following))
         if forced is None:
             return out
         return (forced.to(after.dtype),) if isinstance(out, tuple) else type(out)(prev_sample=forced.to(after.dtype))

@@ -28,8 +28,7 @@ class SD3(Generator):
         super().__init__(pipeline, options)
         t5 = pipeline.text_encoder_3  # a final norm of zero makes it a placeholder: its tokens are zeros
         self.has_t5 = t5 is not None and bool(t5.encoder.final_layer_norm.weight.any())
-        if not self.has_t5:
-            fold_null_tokens(self.backbone)
+        fold_null_tokens(self.backbone)
         pipeline.vae.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
 
     def size_multiple(self) -> int:

@@ -11,13 +11,22 @@ import math
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generators.memory import MASKLESS
+
 
 class FoldedJointAttention:
-    """Attention processor for ``SD3Transformer2DModel``; the same as diffusers' own unless ``null_tokens > 1``."""
+    """Attention processor for ``SD3Transformer2DModel``; the same as diffusers' own unless ``null_tokens > 1``.
+
+    Unlike diffusers' own it hears ``set_attention_backend``. A backend that cannot weigh keys gets the null token's key
+    as often as it stands for: the same output at the full cost.
+    """
+
+    _attention_backend: AttentionBackendName | None = None
 
     def __call__(
         self,
@@ -41,20 +50,31 @@ class FoldedJointAttention:
         q = split(attn.to_q(hidden_states), attn.norm_q)
         k = split(attn.to_k(hidden_states), attn.norm_k)
         v = split(attn.to_v(hidden_states), None)
-        bias = None
+        folded = 1
         if encoder_hidden_states is not None:
             q = torch.cat([q, split(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=2)
             k = torch.cat([k, split(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=2)
             v = torch.cat([v, split(attn.add_v_proj(encoder_hidden_states), None)], dim=2)
-            if null_tokens > 1:
-                bias = q.new_zeros(1, 1, 1, k.shape[2])
-                bias[..., -1] = math.log(null_tokens)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+            folded = null_tokens
+        out = self._attend(q, k, v, folded).flatten(2)
         hidden_states = attn.to_out[1](attn.to_out[0](out[:, :image]))
         if encoder_hidden_states is None:
             return hidden_states
         text = out[:, image:]
         return hidden_states, text if attn.context_pre_only else attn.to_add_out(text)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
+        """Attention ``[N, heads, L, D]`` -> ``[N, L, heads, D]`` in which the last key counts ``last`` times."""
+        bias, backend = None, self._attention_backend
+        if last > 1 and backend is not None and backend.value in MASKLESS:
+            k, v = (torch.cat([x, x[:, :, -1:].expand(-1, -1, last - 1, -1)], dim=2) for x in (k, v))
+        elif last > 1:
+            bias = q.new_zeros(1, 1, 1, k.shape[2])
+            bias[..., -1] = math.log(last)
+        if backend is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend)
 
 
 def fold_null_tokens(transformer: Any) -> None:

@@ -20,7 +20,7 @@ from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 __all__ = ["AnyReward", "Reward", "RewardError", "RewardSettings", "Scores", "kinds", "parse"]
 
-_HOLDS_SETTINGS = re.compile(r"^class \w+\(RewardSettings\)", re.MULTILINE)
+_HOLDS_SETTINGS = re.compile(r"^class \w+\(\w*RewardSettings\)", re.MULTILINE)
 
 
 @cache
@@ -35,6 +35,8 @@ def kinds() -> dict[str, type[RewardSettings]]:
             if not (
                 isinstance(value, type) and issubclass(value, RewardSettings) and value.__module__ == module.__name__
             ):
+                continue
+            if "kind" not in value.model_fields:  # what several rewards share
                 continue
             kind = value.model_fields["kind"].annotation
             for name in get_args(kind) if get_origin(kind) is Literal else ():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 INPUTS = ("image", "mask", "metadata")
 """What a prompt may come with: the source picture ``[N, 3, H, W]``, its mask ``[N, 1, H, W]`` (1 = to be drawn anew),
 both float in [0, 1] at the size of the media, and N dicts of whatever else the prompt's row held."""
+
+
+Scope = Literal["sample", "group", "batch"]
+"""What the score of a sample depends on besides that sample: nothing, the others of its prompt, or everything scored
+with it. Samples may be scored apart, in any order and anywhere, as long as that stays together."""
 
 
 class RewardError(RuntimeError):
@@ -66,6 +71,10 @@ class Reward:
         range: (lowest, highest) raw value.
         differentiable: whether gradients flow from the values to the media.
         wants: names of the :data:`INPUTS` the function is given besides, by keyword.
+        scope: what must be scored together.
+        fingerprint: a digest of what scores depend on besides the settings (weights, code); asked for only by what
+            keeps or compares scores.
+        embed: ``(media, prompts) -> [N, D]``, the space the reward compares samples in, where it has one.
     """
 
     name: str
@@ -73,6 +82,9 @@ class Reward:
     range: tuple[float, float] = (float("-inf"), float("inf"))
     differentiable: bool = False
     wants: tuple[str, ...] = ()
+    scope: Scope = "sample"
+    fingerprint: Callable[[], str] = lambda: ""
+    embed: Callable[[Tensor, list[str]], Tensor] | None = None
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from rewards.base import INPUTS, Reward, RewardError, RewardSettings
+from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,9 @@ class CallableReward(RewardSettings):
     options: dict[str, Any] = Field({}, description="keyword arguments for the function, or for making the class")
     range: tuple[float, float] | None = Field(None, description="lowest and highest value, if there are such")
     differentiable: bool = Field(False, description="whether gradients flow from the scores to the media")
+    scope: Scope | None = Field(
+        None, description="what must be scored together; null = group where the code asks for group, else sample"
+    )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Import it now, so that a missing module or option is found before anything is generated.
@@ -57,7 +61,8 @@ class CallableReward(RewardSettings):
             return call(media, prompts, **options, **inputs, **({"group": group} if takes_group else {}))
 
         name, span = self.kind.rsplit(":", 1)[1], self.range or (-math.inf, math.inf)
-        return Reward(name, function, range=span, differentiable=self.differentiable, wants=wants)
+        scope = self.scope or ("group" if takes_group else "sample")
+        return Reward(name, function, span, self.differentiable, wants, scope, fingerprint=lambda: _source(found))
 
     def _signature(self, call: Any) -> inspect.Signature:
         if not callable(call):
@@ -92,6 +97,15 @@ def load_object(kind: str) -> Any:
             raise RewardError(f"{place!r} has no {name!r}; it has {', '.join(have) or 'nothing to call'}")
         found = getattr(found, part)
     return found
+
+
+def _source(found: Any) -> str:
+    """Digest of the text of the module that holds the code; empty where there is none."""
+    try:
+        text = inspect.getsource(inspect.getmodule(found) or type(found))
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _from_module(name: str) -> Any:

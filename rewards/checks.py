@@ -57,7 +57,8 @@ def checked_scores(
     parts = {
         name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu() for name, part in scores.parts.items()
     }
-    return Scores(torch.where(values.isfinite(), values, torch.nan), _reasons(values, scores.reasons), parts)
+    reasons = _reasons(values, scores.reasons, media)
+    return Scores(torch.where(values.isfinite(), values, torch.nan), reasons, parts)
 
 
 def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor | None) -> None:
@@ -65,6 +66,8 @@ def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor 
     if not good:
         given = f"{media.dtype} {list(media.shape)}" if isinstance(media, Tensor) else type(media).__name__
         raise RewardError(f"reward {reward.name!r}: media should be float [N, 3, H, W] or [N, F, 3, H, W], got {given}")
+    if len(media) and not media.numel():
+        raise RewardError(f"reward {reward.name!r}: media {list(media.shape)} have no pixels")
     lengths = [len(media), len(prompts), *([] if group is None else [len(group)])]
     if len(set(lengths)) > 1:
         raise RewardError(f"reward {reward.name!r}: media, prompts and group should be equally many, got {lengths}")
@@ -98,7 +101,11 @@ def _as_vector(reward: Reward, values: Any, count: int, what: str) -> Tensor:
     return vector
 
 
-def _reasons(values: Tensor, given: Mapping[int, str]) -> dict[int, str]:
+def _reasons(values: Tensor, given: Mapping[int, str], media: Tensor) -> dict[int, str]:
     """One reason for every value that is not finite, the reward's own where it gave one."""
-    bad = (~values.isfinite()).nonzero().flatten().tolist()
-    return {index: given.get(index, f"the reward returned {values[index].item()}") for index in bad}
+    found = {}
+    for index in (~values.isfinite()).nonzero().flatten().tolist():
+        broken = not bool(media[index].isfinite().all())
+        said = "the media hold NaN or infinity" if broken else f"the reward returned {values[index].item()}"
+        found[index] = given.get(index, said)
+    return found

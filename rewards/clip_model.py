@@ -2,106 +2,158 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ftfy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from rewards import open_clip_layout
 from rewards.base import RewardError
-from rewards.clip import from_pretrained
+from rewards.frames import by_frame
+from rewards.hub import from_pretrained, is_file, weight_file
+from rewards.preprocess import Preprocess
+from rewards.state_dicts import read_state_dict
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Model, tokenizer and image settings, ready to score."""
+    """Model, tokenizer and preprocessing, ready to embed pictures and prompts.
+
+    Args:
+        repair: whether prompts are mended as OpenAI's tokenizer does (mojibake, HTML entities, curly quotes);
+            tokenizers of transformers do not.
+    """
 
     model: Any
     tokenizer: Any
-    images: Any
+    preprocess: Preprocess
+    repair: bool = False
 
     @classmethod
-    def load(cls, path: str, processor: str, dtype: str, device: torch.device | str) -> Clip:
-        """Read them; raises RewardError for weights that are of another model or incomplete."""
-        config = from_pretrained(AutoConfig, path)
-        if config.model_type != "clip":
-            raise RewardError(f"reward 'clip': {path} holds a {config.model_type} model, not a CLIPModel")
-        model, report = from_pretrained(CLIPModel, path, dtype=getattr(torch, dtype), output_loading_info=True)
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise RewardError(f"reward 'clip': {path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
-        model.requires_grad_(False).eval().to(device)
+    def load(
+        cls,
+        model: str,
+        processor: str,
+        dtype: str,
+        device: torch.device | str,
+        *,
+        preprocess: Callable[[int], Preprocess] | None = None,
+        quick_gelu: bool = False,
+        repair: bool = False,
+    ) -> Clip:
+        """Read all three.
+
+        Args:
+            model: folder or hub id of a ``CLIPModel``, or a file of weights in the layout of open_clip.
+            processor: folder or hub id of the tokenizer, and of the image settings where ``preprocess`` is None.
+            preprocess: image size of the model -> preprocessing.
+            quick_gelu: activation of a file's towers (OpenAI's weights), not to be seen in it.
+
+        Raises:
+            RewardError: not there, damaged, another model, missing or unexpected weights.
+        """
+        if is_file(processor):
+            raise RewardError("a file of weights has no tokenizer; give the folder or hub id of one as processor")
+        precision = getattr(torch, dtype)
+        path = weight_file(model) if is_file(model) else None
+        found: Any = None if path else _transformers_model(model, precision)
         tokenizer = from_pretrained(AutoTokenizer, processor)
-        return cls(model, tokenizer, from_pretrained(CLIPImageProcessorPil, processor))
+        if path:
+            state = read_state_dict(path)
+            found = open_clip_layout.build(state, str(path), tokenizer.eos_token_id, quick_gelu, precision)
+        known = found.config.text_config.vocab_size
+        if len(tokenizer) > known:
+            raise RewardError(
+                f"the tokenizer {processor} knows {len(tokenizer)} tokens, the model {model} only {known}"
+            )
+        found.requires_grad_(False).eval().to(device)
+        if preprocess is None:
+            steps = Preprocess.of_processor(from_pretrained(CLIPImageProcessorPil, processor))
+        else:
+            steps = preprocess(found.config.vision_config.image_size)
+        return cls(found, tokenizer, steps, repair)
 
     @property
     def logit_scale(self) -> float:
         """What the model multiplies cosines by, e.g. 100."""
-        return self.model.logit_scale.exp().item()
+        return self.model.logit_scale.float().exp().item()
 
-    def similarity(self, media: Tensor, prompts: list[str], batch: int) -> Tensor:
-        """Cosine ``[N]`` of ``media`` (``[N, 3, H, W]``, or ``[N, F, 3, H, W]``: mean over frames) and ``prompts``."""
-        frames = media.flatten(0, -4)
-        per_sample = len(frames) // max(1, len(media))
-        seen = [self.image_features(part) for part in frames.split(batch)]
-        image = torch.cat(seen).unflatten(0, (len(media), per_sample))
-        return (image * self.text_features(prompts, batch)[:, None]).sum(-1).mean(1)
+    def by_frame(
+        self,
+        media: Tensor,
+        score: Callable[[Tensor, Tensor], Tensor],
+        batch: int,
+        frames: int | None = None,
+    ) -> Tensor:
+        """Scores ``[N]``: ``score(image features [b, D], sample numbers [b])``, of clips the mean over frames."""
+        return by_frame(media, lambda images, samples: score(self.image_features(images), samples), batch, frames)
+
+    def cosine(
+        self, media: Tensor, prompts: list[str], batch: int, frames: int | None = None, *, positive: bool = False
+    ) -> Tensor:
+        """Cosine ``[N]`` of ``media`` and ``prompts``, of clips the mean over frames.
+
+        Args:
+            positive: whether a picture's negative cosine counts as 0.
+        """
+        text = self.text_features(prompts, batch)
+
+        def score(image: Tensor, samples: Tensor) -> Tensor:
+            value = (image * text[samples]).sum(-1)
+            return value.clamp(min=0) if positive else value
+
+        return self.by_frame(media, score, batch, frames)
+
+    @torch.no_grad()
+    def media_features(self, media: Tensor, batch: int) -> Tensor:
+        """``[N, D]`` float32 of ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, where a clip's is the mean of its frames'."""
+        seen = torch.cat([self.image_features(part) for part in media.flatten(0, -4).split(batch)])
+        return seen.unflatten(0, (len(media), -1)).mean(1)
 
     def image_features(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]`` float32."""
-        pixels = preprocess(images, self.images).to(self.model.device, self.model.dtype)
+        pixels = self.preprocess(images.to(self.model.device)).to(self.model.dtype)
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
     @torch.no_grad()
     def text_features(self, prompts: list[str], batch: int) -> Tensor:
-        """Unit rows ``[N, D]`` float32; equal prompts are read once, long ones cut as CLIP does."""
+        """Unit rows ``[N, D]`` float32; equal prompts are read once, long ones cut as CLIP does (77 tokens)."""
         distinct = list(dict.fromkeys(prompts))
         limit = self.model.config.text_config.max_position_embeddings
-        rows = []
+        rows = [torch.zeros(0, self.model.config.projection_dim, device=self.model.device)]
         for start in range(0, len(distinct), batch):
-            tokens = self.tokenizer(
-                distinct[start : start + batch], padding=True, truncation=True, max_length=limit, return_tensors="pt"
-            )
+            texts = [mended(text) if self.repair else writable(text) for text in distinct[start : start + batch]]
+            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             ids, mask = tokens.input_ids.to(self.model.device), tokens.attention_mask.to(self.model.device)
             rows.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())
         place = {prompt: i for i, prompt in enumerate(distinct)}
         return F.normalize(torch.cat(rows), dim=-1)[[place[prompt] for prompt in prompts]]
 
 
-def preprocess(images: Tensor, settings: Any) -> Tensor:
-    """``[N, 3, H, W]`` in [0, 1] -> what CLIP's image processor makes of them, as tensor operations.
-
-    Shorter side to ``size`` (bicubic with antialiasing, as PIL; values beyond [0, 1] are cut), centre crop, normalise.
-    """
-    images = images.float()
-    if settings.do_resize:
-        images = _resize(images, settings.size)
-    if settings.do_center_crop:
-        images = _center_crop(images, settings.crop_size["height"], settings.crop_size["width"])
-    mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (settings.image_mean, settings.image_std))
-    return (images - mean) / std
-
-
-def _resize(images: Tensor, size: Any) -> Tensor:
-    height, width = images.shape[-2:]
-    if size.get("shortest_edge"):
-        short, long = min(height, width), max(height, width)
-        other = int(size["shortest_edge"] * long / short)
-        target = (size["shortest_edge"], other) if height <= width else (other, size["shortest_edge"])
-    else:
-        target = (size["height"], size["width"])
-    if target == (height, width):
-        return images
-    return F.interpolate(images, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+def _transformers_model(path: str, dtype: torch.dtype) -> Any:
+    config = from_pretrained(AutoConfig, path)
+    if config.model_type != "clip":
+        raise RewardError(f"{path} holds a {config.model_type} model, not a CLIPModel")
+    model, report = from_pretrained(CLIPModel, path, dtype=dtype, output_loading_info=True)
+    for how in ("missing", "unexpected"):
+        keys = sorted(key for key in report[f"{how}_keys"] if not key.endswith(".position_ids"))
+        if keys:
+            said = "lacks" if how == "missing" else "has unexpected"
+            raise RewardError(f"{path} {said} {len(keys)} weights, first {', '.join(keys[:3])}")
+    return model
 
 
-def _center_crop(images: Tensor, height: int, width: int) -> Tensor:
-    """The middle ``height x width``, with zeros around an image that is smaller."""
-    extra = [max(0, height - images.shape[-2]), max(0, width - images.shape[-1])]
-    if any(extra):
-        top, left = (extra[0] + 1) // 2, (extra[1] + 1) // 2
-        images = F.pad(images, (left, extra[1] - left, top, extra[0] - top))
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-    return images[..., top : top + height, left : left + width]
+def mended(text: str) -> str:
+    """``text`` as OpenAI's and open_clip's tokenizers read it."""
+    return html.unescape(html.unescape(ftfy.fix_text(writable(text)))).strip()
+
+
+def writable(text: str) -> str:
+    """Half surrogate pairs, which no tokenizer takes, as question marks."""
+    return text.encode("utf-8", "replace").decode()

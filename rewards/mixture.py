@@ -1,18 +1,25 @@
-"""A weighted sum of rewards, each brought to a common scale."""
+"""Several rewards as one, each brought to a common scale: sums, means, products, gates."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.reference import Reference, load
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+POSITIVE = ("harmonic", "geometric", "product")
+"""Ways to combine that take no score below 0."""
+
+Span = tuple[float, float]
 
 
 class Member(BaseModel):
@@ -21,94 +28,204 @@ class Member(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reward: AnyReward = Field(description="what scores: {kind: ...}")
-    weight: float = Field(1.0, description="factor of the normalised score; negative to punish")
-    normalise: Literal["none", "range", "group", "batch"] = Field(
+    weight: float = Field(1.0, description="factor or exponent of the normalised score; negative to punish in a sum")
+    normalise: Literal["none", "range", "group", "batch", "reference", "quantile"] = Field(
         "none",
         description="none = raw | range = its declared range to 0..1 | group = (x - mean) / deviation among the "
-        "samples of a prompt | batch = the same over all samples scored together",
+        "samples of a prompt | batch = the same over all samples scored together | reference = the same with mean and "
+        "deviation of a reference sample | quantile = share of the reference sample below it",
     )
+    reference: str | Reference | None = Field(
+        None, description="file of alignflow reward calibrate, or {mean: ..., std: ..., quantiles: [...]}"
+    )
+    uncertainty: str | None = Field(
+        None, description="name of the reward's part that holds its own deviation; discount times that is subtracted"
+    )
+    gate: float | None = Field(
+        None, description="makes it a gate: not added, but a sample whose normalised score is below this fails"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.reference is not None) != (self.normalise in ("reference", "quantile")):
+            raise ValueError("reference and normalise: reference or quantile need each other")
+        known = isinstance(self.reference, Reference) and len(self.reference.quantiles) < 2
+        if self.normalise == "quantile" and known:
+            raise ValueError("normalise: quantile needs at least two quantiles in reference")
+        return self
+
+    def scope(self, reward: Reward) -> Scope:
+        """What must be scored together for this member."""
+        from rewards.combine import widest
+
+        return widest([reward.scope, {"group": "group", "batch": "batch"}.get(self.normalise, "sample")])  # type: ignore[list-item]
 
 
 class Mixture(RewardSettings):
-    """Weighted sum of other rewards; a sample one of them cannot score has no score."""
+    """Several rewards as one: sums, means, products, gates; a sample one of them cannot score has no score."""
 
-    kind: Literal["mixture"] = Field("mixture", description="weighted sum of rewards")
-    parts: dict[str, Member] = Field(min_length=1, description="name -> {reward, weight, normalise}")
+    kind: Literal["mixture"] = Field("mixture", description="several rewards as one")
+    parts: dict[str, Member] = Field(min_length=1, description="name -> {reward, weight, normalise, gate}")
+    how: Literal["weighted", "harmonic", "geometric", "product", "log_tamed", "lower_bound"] = Field(
+        "weighted",
+        description="weighted = sum of weight times score | harmonic, geometric = weighted means of scores from 0 up | "
+        "product = of score to the power of weight | log_tamed = weighted, after log(1 + x) of members that spread "
+        "much for their mean | lower_bound = weighted mean less discount times the members' spread",
+    )
+    discount: float = Field(1.0, ge=0, description="deviations subtracted by lower_bound and by member uncertainty")
+    gated: float | None = Field(0.0, description="score of a sample that fails a gate; null = it has none")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        added = {name: part for name, part in self.parts.items() if part.gate is None}
+        if not added:
+            raise ValueError("all parts are gates; one at least must score")
+        if self.how not in ("weighted", "log_tamed"):
+            for name, part in added.items():
+                if part.weight <= 0:
+                    raise ValueError(f"how: {self.how} needs weights above 0; {name!r} has {part.weight:g}")
+        return self
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build every member.
 
         Raises:
-            RewardError: a member to be normalised by its range has none.
+            RewardError: a member to be normalised by its range has none, or its calibration cannot be used.
         """
         import torch
 
+        from rewards import combine
+
         ready = {name: part.reward.build(device) for name, part in self.parts.items()}
-        for name, part in self.parts.items():
-            if part.normalise == "range" and not all(map(math.isfinite, ready[name].range)):
-                raise RewardError(
-                    f"mixture: {name!r} has no finite range; normalise it by group or batch, or not at all"
-                )
+        scales = {name: _scale(name, part, ready[name]) for name, part in self.parts.items()}
+        added = [name for name, part in self.parts.items() if part.gate is None]
+        differentiable = all(ready[name].differentiable for name in added)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
-            groups = _numbers(prompts) if group is None else group.cpu()
-            total = torch.zeros(len(prompts), device=media.device if differentiable else "cpu")
-            reasons: dict[int, str] = {}
-            raw: dict[str, Tensor] = {}
-            for name, part in self.parts.items():
-                scores = ready[name](media, prompts, group, inputs)
-                values = normalise(scores.values, part.normalise, ready[name].range, groups)
-                total = total + part.weight * (values if differentiable else values.detach()).to(total.device)
-                raw |= {name: scores.values, **{f"{name}/{key}": value for key, value in scores.parts.items()}}
-                for index, why in scores.reasons.items():
-                    reasons[index] = "; ".join(filter(None, [reasons.get(index), f"{name}: {why}"]))
-            return Scores(total, reasons, raw)
+            groups = combine.groups_of(prompts, group)
+            scores = {name: reward(media, prompts, group, inputs) for name, reward in ready.items()}
+            where = media.device if differentiable else torch.device("cpu")
+            scaled = {name: self._scaled(name, scores[name], scales[name], groups).to(where) for name in ready}
+            reasons = _joined(scores)
+            total = self._combined({name: scaled[name] for name in added}, reasons)
+            return Scores(self._through_gates(total, scaled, reasons), reasons, _named_parts(scores))
 
-        differentiable = all(reward.differentiable for reward in ready.values())
-        limits = [_limits(part, ready[name].range) for name, part in self.parts.items()]
-        lowest, highest = sum(low for low, _ in limits), sum(high for _, high in limits)
-        wants = tuple(dict.fromkeys(want for reward in ready.values() for want in reward.wants))
-        return Reward("mixture", function, (lowest, highest), differentiable, wants)
+        limits = {name: _limits(part, ready[name].range) for name, part in self.parts.items() if name in added}
+        scopes: list[Scope] = [part.scope(ready[name]) for name, part in self.parts.items()]
+        return Reward(
+            "mixture",
+            function,
+            self._range(limits),
+            differentiable,
+            wants=tuple(dict.fromkeys(want for reward in ready.values() for want in reward.wants)),
+            scope=combine.widest([*scopes, "batch" if self.how == "log_tamed" else "sample"]),
+            fingerprint=lambda: " ".join(reward.fingerprint() for reward in ready.values()),
+        )
+
+    def _scaled(self, name: str, scores: Scores, scale: Callable[..., Tensor], groups: Tensor) -> Tensor:
+        """A member's scores ``[N]`` less its own uncertainty, on the scale it asks for."""
+        part, values = self.parts[name], scores.values
+        if part.uncertainty is not None and len(scores.parts):
+            if part.uncertainty not in scores.parts:
+                raise RewardError(f"mixture: {name!r} has no part {part.uncertainty!r}, only {', '.join(scores.parts)}")
+            values = values - self.discount * scores.parts[part.uncertainty].to(values.device)
+        return scale(values, groups)
+
+    def _combined(self, scaled: Mapping[str, Tensor], reasons: dict[int, str]) -> Tensor:
+        """``[N]``; what cannot be combined is NaN and gets its reason."""
+        import torch
+
+        from rewards import combine
+
+        values = torch.stack(list(scaled.values()), 1)
+        weights = values.new_tensor([self.parts[name].weight for name in scaled])
+        if self.how in POSITIVE:
+            for name, column in scaled.items():
+                for index in (column < 0).nonzero().flatten().tolist():
+                    why = f"{name}: {self.how} takes no score below 0, and this is {column[index].item():g}"
+                    reasons[index] = "; ".join(filter(None, [reasons.get(index), why]))
+        options = {"discount": self.discount} if self.how == "lower_bound" else {}
+        return getattr(combine, self.how)(values, weights, **options)
+
+    def _through_gates(self, total: Tensor, scaled: Mapping[str, Tensor], reasons: dict[int, str]) -> Tensor:
+        import torch
+
+        gates = {name: part.gate for name, part in self.parts.items() if part.gate is not None}
+        for name, threshold in gates.items():
+            values = scaled[name].detach()
+            failed = values < threshold
+            if self.gated is None:
+                for index in failed.nonzero().flatten().tolist():
+                    why = f"{name}: {values[index].item():g} is below the gate at {threshold:g}"
+                    reasons[index] = "; ".join(filter(None, [reasons.get(index), why]))
+            missing = total.isnan() | values.isnan()
+            replaced = torch.where(failed, math.nan if self.gated is None else self.gated, total)
+            total = torch.where(missing, math.nan, replaced)
+        return total
+
+    def _range(self, limits: Mapping[str, Span]) -> Span:
+        """Lowest and highest value, as far as the members' ranges tell."""
+        lows, highs = zip(*limits.values(), strict=True)
+        weights = [self.parts[name].weight for name in limits]
+        if self.how == "weighted":
+            ends = [(w * a, w * b) if w else (0.0, 0.0) for w, a, b in zip(weights, lows, highs, strict=True)]
+            span = sum(min(pair) for pair in ends), sum(max(pair) for pair in ends)
+        elif self.how == "product":
+            span = (
+                math.prod(max(low, 0.0) ** w for low, w in zip(lows, weights, strict=True)),
+                math.prod(high**w if high >= 0 else math.nan for high, w in zip(highs, weights, strict=True)),
+            )
+        elif self.how in POSITIVE:
+            span = max(min(lows), 0.0), max(highs)
+        else:
+            span = -math.inf, max(highs) if self.how == "lower_bound" else math.inf
+        if self.gated is None or all(part.gate is None for part in self.parts.values()):
+            return span
+        return min(span[0], self.gated), max(span[1], self.gated)
 
 
-def normalise(values: Tensor, how: str, span: tuple[float, float], groups: Tensor) -> Tensor:
-    """``values [N]`` on the scale a member asks for; NaN stays NaN and does not count.
+def _scale(name: str, part: Member, reward: Reward) -> Callable[[Tensor, Tensor], Tensor]:
+    """``(values [N], groups [N]) -> [N]`` on the scale a member asks for; NaN stays NaN."""
+    from rewards.combine import standardised
 
-    Mean and deviation (of the population) are constants to the gradient. A group without spread becomes 0.
-    """
-    import torch
-
-    if how == "none":
-        return values
-    if how == "range":
-        return (values - span[0]) / (span[1] - span[0])
-    index = (groups if how == "group" else torch.zeros_like(groups)).to(values.device)
-    out = torch.full_like(values, torch.nan)
-    for number in index.unique():
-        rows = (index == number) & values.isfinite()
-        known = values[rows].detach()
-        if not len(known):
-            continue
-        deviation = known.std(correction=0)
-        # equal scores differ by rounding at most: dividing by that would make noise of it
-        flat = deviation <= 1e-6 * known.abs().max()
-        scaled = (values - known.mean()) / torch.where(flat, torch.inf, deviation)
-        out = torch.where(rows, scaled, out)
-    return out
-
-
-def _numbers(prompts: list[str]) -> Tensor:
-    """Equal prompts are one group."""
-    import torch
-
-    first: dict[str, int] = {}
-    return torch.tensor([first.setdefault(prompt, len(first)) for prompt in prompts])
+    low, high = reward.range
+    if part.normalise == "range":
+        if not all(map(math.isfinite, reward.range)):
+            raise RewardError(f"mixture: {name!r} has no finite range; normalise it by group, batch or reference")
+        return lambda values, groups: (values - low) / (high - low)
+    if part.normalise == "group":
+        return lambda values, groups: standardised(values, groups.to(values.device))
+    if part.normalise == "batch":
+        return lambda values, groups: standardised(values, groups.new_zeros(len(groups)).to(values.device))
+    if part.normalise == "none":
+        return lambda values, groups: values
+    known = part.reference
+    found = load(known, part.reward.model_dump(mode="json")) if isinstance(known, str) else known
+    assert found is not None
+    if part.normalise == "reference":
+        return lambda values, groups: found.standardise(values)
+    if len(found.quantiles) < 2:
+        raise RewardError(f"mixture: {name!r}: {known} holds no quantiles")
+    return lambda values, groups: found.rank(values)
 
 
-def _limits(part: Member, span: tuple[float, float]) -> tuple[float, float]:
-    """Lowest and highest contribution of a member."""
-    low, high = {"none": span, "range": (0.0, 1.0)}.get(part.normalise, (-math.inf, math.inf))
-    if part.weight == 0:
-        return 0.0, 0.0
-    ends = (part.weight * low, part.weight * high)
-    return min(ends), max(ends)
+def _joined(scores: Mapping[str, Scores]) -> dict[int, str]:
+    """Why a sample has no score, every member's word."""
+    reasons: dict[int, str] = {}
+    for name, member in scores.items():
+        for index, why in member.reasons.items():
+            reasons[index] = "; ".join(filter(None, [reasons.get(index), f"{name}: {why}"]))
+    return reasons
+
+
+def _named_parts(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """Raw scores of the members, and their parts below their names."""
+    raw: dict[str, Tensor] = {}
+    for name, member in scores.items():
+        raw |= {name: member.values, **{f"{name}/{key}": value for key, value in member.parts.items()}}
+    return raw
+
+
+def _limits(part: Member, span: Span) -> Span:
+    """Lowest and highest normalised score of a member."""
+    return {"none": span, "range": (0.0, 1.0), "quantile": (0.0, 1.0)}.get(part.normalise, (-math.inf, math.inf))

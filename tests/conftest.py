@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -22,3 +23,13 @@ def small_sources(monkeypatch):
     for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
         sides = module.calculate_dimensions
         monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, f=sides: f(area / 256, ratio))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3 without T5 on disk: its null tokens are folded."""
+    from tiny import sd3_pipeline
+
+    folder = tmp_path_factory.mktemp("model") / "sd3"
+    sd3_pipeline(t5=False).save_pretrained(folder)
+    return folder

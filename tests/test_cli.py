@@ -52,6 +52,9 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 LIGHT = {
     "help": ["--help"],
     "train help": ["train", "--help"],
+    "search help": ["search", "--help"],
+    "export help": ["export", "--help"],
+    "export of nothing": ["export", "nowhere", "--to", "merged"],
     "recipes": ["recipes"],
     "check": ["check", "run.yaml"],
     "check online": ["check", "run.yaml", "rollout.kind=online", "reward={kind: shapes}"],
@@ -108,7 +111,7 @@ def test_version_env_and_schema(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "check", "sample", "score", "evaluate", "report", "recipes", "env", "schema"]
+    "command", ["train", "check", "sample", "score", "evaluate", "export", "report", "recipes", "env", "schema"]
 )
 def test_every_command_shows_an_example(run, command):
     code, out, _ = run(command, "--help")
@@ -180,17 +183,16 @@ def test_check_leaves_hub_ids_to_the_hub(folder, run):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
-    """In a folder with the files they ask their user for: prompts, and stored pairs of clips."""
+    """From the repository's root, where their prompts are; the pairs of clips are the user's."""
     if path.name == "base.yaml":
         pytest.skip("a base for others")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts").mkdir()
-    for name in ("train", "heldout"):
-        (tmp_path / f"prompts/{name}.txt").write_text("a red circle\n")
+    monkeypatch.chdir(ROOT)
     for name in ("a", "b"):
-        (tmp_path / f"prompts/{name}.webp").touch()
-    (tmp_path / "prompts/pairs.jsonl").write_text('{"prompt": "a", "chosen": "a.webp", "rejected": "b.webp"}\n')
-    code, out, err = run("check", str(path))
+        (tmp_path / f"{name}.webp").touch()
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "a.webp", "rejected": "b.webp"}\n')
+    theirs = [f"rollout.file={pairs}"] if "file: pairs.jsonl" in path.read_text() else []
+    code, out, err = run("check", str(path), *theirs)
     assert code == 0, err
     assert "ready to run" in out
 
@@ -259,7 +261,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
 
     for raised, says in (
         (GeneratorError("no such pipeline"), "error: no such pipeline"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller train.micro_batch"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller evaluate.chunk"),
     ):
 
         def fail(raised=raised):
@@ -352,18 +354,18 @@ def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
     config, out, options = evaluated[-1]
     assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
     assert [prompt.text for prompt in options.pop("prompts")] == ["a", "b"]
-    assert options == {"count": 2, "seed": 5, "lora": None}
+    assert options == {"count": 2, "seed": 5, "policy": None}
     assert run("sample", str(run_folder), "--prompts-file", "prompts.txt")[0] == 0
     options = evaluated[-1][2]
     assert [prompt.text for prompt in options.pop("prompts")] == ["a red circle"]
-    assert options == {"count": 1, "seed": 0, "lora": run_folder / "lora"}
+    assert options == {"count": 1, "seed": 0, "policy": run_folder / "lora"}
 
 
-def test_sample_from_a_run_without_lora_does_not_draw_the_base_silently(run, run_folder, evaluated):
+def test_sample_from_a_run_with_nothing_trained_does_not_draw_the_base_silently(run, run_folder, evaluated):
     (run_folder / "lora").rmdir()
     code, _, err = run("sample", str(run_folder))
-    assert code == 2
-    assert "done has no lora/ yet" in err
+    assert code == 1
+    assert "done has nothing trained yet" in err
     assert not evaluated
 
 

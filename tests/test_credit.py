@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align.advantages import group_advantage, zero_variance
 from align.pairs import all_pairs, best_worst, top_k_pairs
-from align.weights import log_tame, nft_probability, softmax_weight
+from align.weights import nft_probability, softmax_weight
 
 NAN = float("nan")
 KINDS = ("group", "global", "centred", "none")
@@ -177,31 +177,6 @@ def test_standardised_temperature_has_no_unit():
     torch.testing.assert_close(*weights, rtol=1e-3, atol=0)
     plain = [softmax_weight(scale * rewards, group, 0.5) for scale in (0.1, 1.0)]
     assert not torch.allclose(*plain, rtol=0.1)
-
-
-def test_log_tame_tames_the_wild_one_only():
-    calm, wild = torch.tensor([1.0, 1.1, 0.9, 1.0]), torch.tensor([0.1, 5.0, 0.2, 0.1])
-    rewards = torch.stack([calm, wild], 1)
-    for threshold in ("mean", "median", 0.5):
-        tamed = log_tame(rewards, threshold)
-        assert torch.equal(tamed[:, 0], calm)
-        torch.testing.assert_close(tamed[:, 1], wild.log1p())
-    assert torch.equal(log_tame(rewards, 10.0), rewards)
-
-
-@SOME
-@given(st.floats(0.1, 50), st.floats(0.1, 50))
-def test_log_tame_leaves_equally_spread_rewards_alone(first, second):
-    base = torch.tensor([0.5, 1.0, 2.0, NAN])
-    rewards = torch.stack([first * base, second * base], 1)
-    assert torch.equal(log_tame(rewards)[:3], rewards[:3])
-
-
-def test_log_tame_says_what_it_cannot_do():
-    with pytest.raises(ValueError, match="positive mean"):
-        log_tame(torch.tensor([[1.0, -1.0], [2.0, -2.0]]))
-    with pytest.raises(ValueError, match="above -1"):
-        log_tame(torch.tensor([[1.0, -2.0], [1.1, 9.0]]))
 
 
 # -- pairs --------------------------------------------------------------------------------------------------------

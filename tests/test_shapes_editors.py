@@ -104,7 +104,7 @@ def test_two_steps_of_training_reach_every_part(world):
     unread = {"t5.encoder.embed_tokens.weight"}  # the same tensor as t5.shared
     still = {n for n, p in train_flux.Model(pipe).named_parameters() if torch.equal(p, before[n])} - unread
     assert not {name for name in still if "context" not in name}  # the last double block's text goes on in the singles
-    assert np.isfinite(train_flux.sample(pipe, tasks, texts, seed=0, steps=2)).all()
+    assert np.isfinite(train_flux.sample(pipe, tasks, seed=0, steps=2)).all()
 
 
 def test_the_inpainter_begins_as_the_editor():

@@ -74,6 +74,25 @@ def t5_encoder(tokenizer: Any, width: int = 64, family: str = "T5") -> Any:
     return getattr(transformers, f"{family}EncoderModel")(config).eval()
 
 
+def language_model(name: str, tokenizer: Any, **settings: Any) -> Any:
+    """Two thin layers of a decoder class of transformers, such as ``Gemma2Model``, that fits ``tokenizer``."""
+    import transformers
+
+    model = getattr(transformers, name)
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return model(model.config_class(**{**shared, **settings})).eval()
+
+
 def vae(latent_channels: int = 16) -> Any:
     """Image VAE, 8 times down as the real ones, with 8-channel blocks."""
     from diffusers import AutoencoderKL

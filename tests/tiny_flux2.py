@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tiny
 from tiny_image import qwen_tokenizer, seeded
 from transformers.processing_utils import ProcessorMixin
 
@@ -105,17 +106,15 @@ def dev(processor: bool = False) -> Any:
 def klein(distilled: bool = False) -> Any:
     """``Flux2KleinPipeline``."""
     import diffusers
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     def build() -> Any:
         tokenizer = qwen_tokenizer()
-        config = Qwen3Config(vocab_size=len(tokenizer), num_hidden_layers=QWEN_LAYERS, **TEXT)
         return diffusers.Flux2KleinPipeline(
             transformer=transformer(False),
             vae=vae(),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             tokenizer=tokenizer,
-            text_encoder=Qwen3ForCausalLM(config).eval(),
+            text_encoder=tiny.language_model("Qwen3ForCausalLM", tokenizer, num_hidden_layers=QWEN_LAYERS, **TEXT),
             is_distilled=distilled,
         )
 

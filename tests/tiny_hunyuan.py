@@ -27,23 +27,10 @@ def llama_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=512)
 
 
-def llama(tokenizer: Any, width: int = 32) -> Any:
+def llama(tokenizer: Any) -> Any:
     """Three-layer Llama; the pipeline skips the last two."""
-    from transformers import LlamaConfig, LlamaModel
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=37,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaModel(config).eval()
+    settings = {"intermediate_size": 37, "num_hidden_layers": 3, "max_position_embeddings": 512}
+    return tiny.language_model("LlamaModel", tokenizer, pad_token_id=tokenizer.pad_token_id, **settings)
 
 
 def hunyuan_video(guidance_embeds: bool = True) -> Any:
@@ -79,23 +66,11 @@ def hunyuan_video(guidance_embeds: bool = True) -> Any:
     return seeded(build)
 
 
-def qwen_text(tokenizer: Any, width: int = 32) -> Any:
+def qwen_text(tokenizer: Any) -> Any:
     """Three-layer text part of Qwen2.5-VL; the pipeline skips the last two."""
-    from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
-
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=37,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-    )
-    return Qwen2_5_VLTextModel(config).eval()
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    settings = {"intermediate_size": 37, "num_hidden_layers": 3, "rope_parameters": rope}
+    return tiny.language_model("Qwen2_5_VLTextModel", tokenizer, **settings)
 
 
 def hunyuan_video15(guidance: float = 1.0, rescale: float = 0.0) -> Any:

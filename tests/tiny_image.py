@@ -164,22 +164,9 @@ def qwen_image(name: str = "QwenImagePipeline", zero_cond_t: bool = False) -> An
 def z_image() -> Any:
     """``ZImagePipeline``."""
     import diffusers
-    from transformers import Qwen3Config, Qwen3Model
 
     def build() -> Any:
         tokenizer = qwen_tokenizer()
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=1024,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
         transformer = diffusers.ZImageTransformer2DModel(
             all_patch_size=(2,),
             all_f_patch_size=(1,),
@@ -204,7 +191,7 @@ def z_image() -> Any:
             transformer=transformer.eval(),
             vae=tiny.vae(),
             tokenizer=tokenizer,
-            text_encoder=Qwen3Model(config).eval(),
+            text_encoder=tiny.language_model("Qwen3Model", tokenizer, head_dim=8, max_position_embeddings=1024),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
 

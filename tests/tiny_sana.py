@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
+import tiny
 from tiny_image import seeded
 
 
@@ -24,22 +25,9 @@ def gemma_tokenizer(max_length: int = 2048) -> Any:
 
 def gemma(tokenizer: Any) -> Any:
     """Two-layer Gemma 2."""
-    from transformers import Gemma2Config, Gemma2Model
-
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return Gemma2Model(config).eval()
+    marks = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    return tiny.language_model("Gemma2Model", tokenizer, intermediate_size=32, **heads, **marks)
 
 
 def vae() -> Any:

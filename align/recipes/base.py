@@ -57,6 +57,8 @@ class Recipe(BaseModel):
     """Whether the loss needs the stochastic steps of the rollout and their log-probabilities."""
     behaviour: ClassVar[Literal["policy", "old"]] = "policy"
     """The role that makes the samples."""
+    old_draws: ClassVar[bool] = True
+    """Whether ``old`` stands for what made the samples; if not it is a reference with a schedule of its own."""
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ class FlowDPO(ForwardRecipe):
     Online, the best and the worst of each group are paired (``pairs`` of them: best with worst, second best with
     second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
     """
+
+    old_draws: ClassVar[bool] = False
 
     kind: Literal["flow_dpo"] = "flow_dpo"
     beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")

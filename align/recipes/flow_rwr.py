@@ -21,13 +21,16 @@ class FlowRWR(ForwardRecipe):
     """Reward-weighted regression on flows: exp(r / temperature) weighs each sample (VideoAlign, arXiv 2501.13918)
 
     All weights are positive, so the policy also learns its own sampler's blur: use enough sampling steps in the
-    rollout and a pull to the base.
+    rollout and a pull to the base, or ``control_variate``.
     """
 
     kind: Literal["flow_rwr"] = "flow_rwr"
     temperature: float = Field(0.5, gt=0, description="of exp(r / temperature), in standard deviations of the group")
     standardise: bool = Field(True, description="divide rewards by the group's std first, so temperature has no unit")
     max_weight: float | None = Field(None, gt=0, description="clip of the weights, whose mean in a group is 1")
+    control_variate: bool = Field(
+        False, description="put the old policy's velocity for what regression on samples of mean weight would teach"
+    )
     kl: float = Field(0.1, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
@@ -40,5 +43,6 @@ class FlowRWR(ForwardRecipe):
         """Weighted flow matching plus the pull to the base."""
         x0, eps, x_t, t = self.noised(terms, rollout)
         v = net.policy(x_t, t, rollout.cond_of(terms.sample))
-        loss = align.losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device))
+        v_old = net.old() if self.control_variate else None
+        loss = align.losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device), v_old)
         return self.anchored(loss, v, net.ref() if self.kl else None)

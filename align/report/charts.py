@@ -48,6 +48,7 @@ class Chart:
         band: what the bands are, for legend and table.
         stacked: draw areas upon each other instead of lines.
         reference: a height worth a dashed line, part of the range.
+        axis: what is counted along x.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Chart:
     stacked: bool = False
     reference: float | None = None
     pooled: int = 1
+    axis: str = "step"
 
     def __bool__(self) -> bool:
         return any(series.last is not None for series in self.series)
@@ -95,7 +97,7 @@ def draw(chart: Chart, width: int = 360, height: int = 190) -> Markup:
 
 def table(chart: Chart) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the numbers behind a chart."""
-    header = ["step"]
+    header = [chart.axis]
     columns: list[dict[float, Value]] = []
     for series in chart.series:
         header.append(series.name)
@@ -114,7 +116,8 @@ def describe(chart: Chart) -> str:
         known = [(x, y) for x, y in zip(series.x, series.y, strict=True) if y is not None]
         if known:
             (x0, y0), (x1, y1) = known[0], known[-1]
-            parts.append(f"{series.name} from {short(y0)} at step {short(x0)} to {short(y1)} at step {short(x1)}")
+            where = [f"{short(x)} {chart.axis}" if chart.axis != "step" else f"step {short(x)}" for x in (x0, x1)]
+            parts.append(f"{series.name} from {short(y0)} at {where[0]} to {short(y1)} at {where[1]}")
     return f"{chart.title}: {'; '.join(parts)}."
 
 

@@ -167,11 +167,11 @@ def fit(pipe: Any, tasks: list[Task], texts: list[str], plan: Plan, seed: int, l
 
 
 @torch.no_grad()
-def sample(pipe: Any, tasks: list[Task], texts: list[str], seed: int, steps: int = 10) -> np.ndarray:
+def sample(pipe: Any, tasks: list[Task], seed: int, steps: int = 10) -> np.ndarray:
     """Pictures float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
     model = Model(pipe).eval()
     beside = Latents(pipe.vae, tasks).batch(np.arange(len(tasks)))[2]
-    table = TokenTable((pipe.tokenizer, pipe.tokenizer_2), texts)
+    table = TokenTable((pipe.tokenizer, pipe.tokenizer_2), [task.text for task in tasks])
     x = torch.randn(len(tasks), LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(seed))
     for i in range(steps):
         t = torch.full((len(x),), 1 - i / steps)

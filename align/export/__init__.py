@@ -1,0 +1,179 @@
+"""``alignflow export``: a trained policy as others load it, read back and compared before it is called done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from align import checkpoint
+from align.build import build_generator
+from align.config import load_config
+from align.errors import RunFolderError
+from align.evaluate import device_of
+from align.export import check, layouts
+from align.export.card import write_card
+from align.export.layouts import FORMATS, ExportError
+from align.files import new_folder
+from align.lora import Lora, as_diffusers, file_of
+from align.policy import Trained, load_policy
+from generators.base import Generator
+from generators.load import DTYPES
+
+if TYPE_CHECKING:
+    from align.settings import Config
+
+STAGES = {"transformer": "high_noise", "transformer_2": "low_noise"}  # of two experts, what their files are called
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Args:
+        trained: what is exported.
+        config: of its run, with the dtype that its generator is loaded in.
+        to: one of :data:`FORMATS`.
+        dtype: of the written tensors.
+    """
+
+    trained: Trained
+    config: Config
+    to: str
+    dtype: str
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference that counts as rounding: of velocities at the scale of 1, of a layer at its own."""
+        return check.EXACT if {self.dtype, self.config.generator.dtype} == {"float32"} else check.ROUNDED
+
+    def names(self, components: list[str]) -> dict[str, str]:
+        """File of each network's LoRA."""
+        if self.to == "diffusers":
+            return {component: file_of(component) for component in components}
+        stem = self.config.name
+        return {
+            c: f"{stem}_{STAGES[c]}.safetensors" if len(components) > 1 else f"{stem}.safetensors" for c in components
+        }
+
+
+def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None = None) -> dict[str, Any]:
+    """Write a policy as ``to`` and check it by reloading; all of the folder or nothing.
+
+    Args:
+        trained: from :func:`align.policy.find_policy`.
+        to: ``diffusers``, ``comfyui``, ``kohya`` (LoRA files) or ``merged`` (the whole pipeline).
+        out: a new folder; ``export/<to>`` in the run folder by default.
+        dtype: of the written tensors; float32 for a LoRA and the run's own for a pipeline by default.
+
+    Returns:
+        What was written and how far it is from the policy: ``folder``, ``from``, ``files``, ``difference`` (largest
+        absolute one of velocities), ``velocity`` and ``effect`` (largest absolute velocity, and its largest change by
+        the training), ``tolerance``.
+
+    Raises:
+        RunFolderError: ``out`` exists.
+        CheckpointError: a file of the checkpoint is not what was written.
+        ExportError: this policy cannot be written so, or does not read back as what was trained.
+        LoraError, GeneratorError: what was trained, or what it was trained on, does not load.
+    """
+    out = out or trained.run / "export" / to
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} exists; choose another folder with --out")
+    job = _job(trained, to, dtype)
+    if trained.checkpoint:
+        checkpoint.verify(trained.folder)
+    generator = build_generator(job.config, device_of(job.config))
+    base = check.answers(generator, decode=to == "merged")
+    load_policy(generator, trained.folder)
+    policy = check.answers(generator, decode=to == "merged")
+    with new_folder(out) as staging:
+        again = _write_and_reload(job, generator, staging)
+        scale, difference = float(policy.velocities.abs().max()), again.difference(policy)
+        if not difference <= job.tolerance * max(1.0, scale):
+            raise ExportError(
+                f"--to {to}: reloaded, its velocities differ from the policy's by up to {difference:.2g} "
+                f"(allowed {job.tolerance * max(1.0, scale):.2g}, velocities up to {scale:.2g}); nothing was kept"
+            )
+        found = {"folder": str(out), "from": str(trained.folder), "step": trained.step}
+        found["files"] = sorted(str(file.relative_to(staging)) for file in staging.rglob("*") if file.is_file())
+        found |= {"difference": difference, "effect": policy.moved(base), "velocity": scale, "tolerance": job.tolerance}
+        write_card(staging, job.config, trained, to, found)
+    return found
+
+
+def _job(trained: Trained, to: str, dtype: str | None) -> Job:
+    """What is asked, or ExportError."""
+    if to not in FORMATS:
+        raise ExportError(f"--to {to}: choose one of {', '.join(FORMATS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ExportError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    config = load_config(trained.run / "config.yaml", [f"generator.dtype={dtype}"] if dtype and to == "merged" else [])
+    if to != "merged" and config.policy.kind == "full":
+        raise ExportError(f"--to {to}: {trained.run} trained all weights, there is no LoRA; use --to merged")
+    return Job(trained, config, to, dtype or (config.generator.dtype if to == "merged" else "float32"))
+
+
+def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.Answers:
+    """Write into ``staging``, then answer from a fresh generator that read it; ``generator`` is used up."""
+    if job.to == "merged":
+        digests = _write_pipeline(job, generator, staging)
+        _free(generator)
+        moved = job.config.generator.model_copy(update={"path": str(staging)})
+        again = build_generator(job.config.model_copy(update={"generator": moved}), device_of(job.config))
+        if digests != {name: check.fingerprint(network) for name, network in again.backbones().items()}:
+            raise ExportError("--to merged: the pipeline does not read back as it was written; nothing was kept")
+        return check.answers(again, decode=True)
+    policy = {name: check.trained_lora(network) for name, network in generator.backbones().items()}
+    files = _write_loras(job, generator, policy, staging)
+    network = type(generator.pipeline.transformer).__name__
+    _free(generator)
+    again = build_generator(job.config, device_of(job.config))
+    layout = None if job.to == "diffusers" else layouts.layout_of(network, job.to)
+    if layout is None or layout.converter is None:
+        check.read_lora(again, files, policy, job.tolerance)
+    else:
+        check.read_weights(again, files, layout, policy, job.tolerance)
+    return check.answers(again, decode=False)
+
+
+def _write_pipeline(job: Job, generator: Generator, staging: Path) -> dict[str, str]:
+    """The pipeline with its trained networks; their digests."""
+    for network in generator.backbones().values():
+        if job.config.policy.kind == "lora":
+            check.merge(network)
+    generator.pipeline.save_pretrained(staging)
+    return {name: check.fingerprint(network) for name, network in generator.backbones().items()}
+
+
+def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], staging: Path) -> dict[str, Path]:
+    """The LoRA of every network in its own file."""
+    files = {name: staging / file for name, file in job.names(list(policy)).items()}
+    for component, network in generator.backbones().items():
+        lora, shapes = policy[component], check.linear(network)
+        if job.to == "diffusers":
+            tensors, about = as_diffusers(lora)
+        else:
+            layout = layouts.layout_of(type(network).__name__, job.to)
+            lora = layouts.whole(lora, shapes, layout) if job.to == "kohya" and layout.whole else lora
+            theirs = layouts.published(lora, {name: shape[0] for name, shape in shapes.items()}, layout)
+            tensors = layouts.comfyui(theirs, layout) if job.to == "comfyui" else layouts.kohya(theirs)
+            about = {"modelspec.title": job.config.name}
+        dtype = DTYPES[job.dtype]
+        whole = {name: value.to(torch.float32 if name.endswith("alpha") else dtype) for name, value in tensors.items()}
+        save_file(
+            {name: value.contiguous() for name, value in whole.items()}, files[component], {"format": "pt", **about}
+        )
+    return files
+
+
+def _free(generator: Generator) -> None:
+    """Give the memory of a generator's networks back before another one is loaded."""
+    for network in generator.modules().values():
+        network.to("meta")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,63 @@
+"""What a run does about scores that are missing: it goes on without them, says so, and does not do so for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rewards.base import RewardError
+
+
+class Missing:
+    """Rollouts without any score, counted.
+
+    A reward that scores nothing from the start is broken, and stops the run at once. One that has scored before may
+    come back (a server that is being restarted), so it is waited for.
+
+    Args:
+        name: the reward's.
+        limit: rollouts in a row that may go by without a score.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self.limit = name, limit
+        self.scored_before = False
+        self.in_a_row = 0
+        self.said = ""
+
+    def count(self, scored: int, reasons: Sequence[str]) -> None:
+        """Take note of one rollout with so many scores.
+
+        Raises:
+            RewardError: there is none, and never was one since the run began or was resumed.
+        """
+        self.in_a_row = 0 if scored else self.in_a_row + 1
+        self.scored_before = self.scored_before or scored > 0
+        if not self.scored_before:
+            reason = next(iter(reasons), "no reason given")
+            raise RewardError(f"reward '{self.name}' gave no score to any sample of this rollout: {reason}")
+
+    @property
+    def too_many(self) -> RewardError | None:
+        """Why the run should stop, if it should."""
+        if self.in_a_row <= self.limit:
+            return None
+        return RewardError(
+            f"reward '{self.name}' gave no score to any sample of {self.in_a_row} rollouts in a row: {self.said}; "
+            "nothing is lost: put it right, then go on with --resume"
+        )
+
+    def news(self, reasons: Sequence[str]) -> str | None:
+        """What to tell the user: the reasons, where they are not the ones told last."""
+        now = "; ".join(tally(reasons))
+        told, self.said = self.said, now
+        return f"{len(reasons)} samples without a score: {now}" if now and _kinds(now) != _kinds(told) else None
+
+
+def tally(reasons: Sequence[str], most: int = 3) -> list[str]:
+    """``["12 x the server is away"]``, the most frequent reasons."""
+    return [f"{number} x {why}" for why, number in Counter(reasons).most_common(most)]
+
+
+def _kinds(text: str) -> list[str]:
+    return sorted(part.partition(" x ")[2] for part in text.split("; "))

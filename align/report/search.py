@@ -1,0 +1,142 @@
+"""A search's run folder as one HTML page, from the pieces of a training run's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from align.errors import RunFolderError
+from align.files import write_text
+from align.report.charts import Chart, Series, draw, short, table
+from align.report.facts import duration, listing
+from align.report.figures import Figure
+from align.report.pictures import PAIR_SIDE, STRIP_SIDE, Picture, embed, embed_clip
+
+HERE = Path(__file__).parent
+AXES = {"network_calls": "network calls", "reward_calls": "reward calls", "decodes": "decodes", "seconds": "seconds"}
+MAX_PROMPTS, POINTS = 12, 48
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One prompt: the plain sample, the best one and where it came from, the other candidates kept."""
+
+    prompt: str
+    plain: Picture | None
+    best: Picture | None
+    scores: list[tuple[str, str, str]]
+    lineage: str
+    others: list[tuple[str, Picture | None]]
+
+
+def write_search_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into the folder of a search and return its path.
+
+    Raises:
+        RunFolderError: there is no ``results.json`` in it.
+    """
+    results = run_dir / "results.json"
+    if not results.is_file():
+        raise RunFolderError(f"{run_dir} has no results.json yet")
+    summary = json.loads(results.read_text(encoding="utf-8"))
+    rows = summary.pop("found")
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.globals.update(draw=draw, table=table)
+    templates.filters.update(short=short)
+    config = run_dir / "config.yaml"
+    known = [row for row in rows if row["kept"]]
+    page = {
+        "css": Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        "js": Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        "run": summary,
+        "facts": facts(summary),
+        "figures": figures(known),
+        "shown": [show(run_dir, row) for row in known[:MAX_PROMPTS]],
+        "total": len(known),
+        "listing": [entry for entry in listing(run_dir) if entry[0] != "report.html"],
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+    }
+    path = run_dir / "report.html"
+    write_text(path, templates.get_template("search.html").render(page))
+    return path
+
+
+def facts(summary: Row) -> list[tuple[str, str]]:
+    """Label and value of what can be said in a number."""
+    spent = summary["spent"]
+    found = [("prompts", f"{summary['prompts']:,}")]
+    found += [
+        (f"{label} a prompt", f"{spent[name]:,.0f}")
+        for name, label in AXES.items()
+        if name in spent and name != "seconds"
+    ]
+    if spent.get("backward_calls"):
+        found.append(("backward calls a prompt", f"{spent['backward_calls']:,.0f}"))
+    if "seconds" in spent:
+        found.append(("time a prompt", duration(spent["seconds"])))
+    found.append(("overhead of the search", f"{100 * summary['overhead']:.1f} %"))
+    missing = summary["missing"]
+    return [*found, ("prompts without a score", str(missing))] if missing else found
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """Best reward so far against each cost, the mean over prompts."""
+    made: list[Figure] = []
+    for name, label in AXES.items():
+        x, y = mean_curve([row["curve"] for row in rows], name)
+        if len(x) > 1 and (made or name == "network_calls"):
+            note = "Best reward so far, mean over prompts."
+            chart = Chart(f"Reward against {label}", note, [Series("reward", x, y, tone="reward")], axis=label)
+            made.append(Figure(chart.title, note, [chart], lead=not made))
+    return made
+
+
+def mean_curve(curves: Sequence[Sequence[Row]], cost: str) -> tuple[list[float], list[float | None]]:
+    """Costs, evenly from where every prompt has a sample to the largest, and the mean of the best rewards by then."""
+    if not curves:
+        return [], []
+    first, last = max(curve[0][cost] for curve in curves), max(curve[-1][cost] for curve in curves)
+    if last <= first:
+        return [last], [sum(curve[-1]["reward"] for curve in curves) / len(curves)]
+    x = [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
+    best = [[max(point["reward"] for point in curve if point[cost] <= here + 1e-9) for curve in curves] for here in x]
+    return x, [sum(values) / len(values) for values in best]
+
+
+def show(run_dir: Path, row: Row) -> Shown:
+    """One prompt's part of the gallery."""
+    folder = run_dir / "candidates" / f"{row['number']:04d}"
+    scores = [("reward", _said(row["plain"]), _said(row["reward"]))]
+    scores += [(name, _said(both["plain"]), _said(both["best"])) for name, both in row["gold"].items()]
+    others = [
+        (
+            f"{_said(one['reward'])}{' (worst)' if one is row['kept'][-1] else ''}",
+            _picture(folder / one["file"], STRIP_SIDE),
+        )
+        for one in row["kept"][1:]
+    ]
+    plain = _picture(folder / row["plain_file"], PAIR_SIDE) if "plain_file" in row else None
+    best = _picture(folder / row["kept"][0]["file"], PAIR_SIDE)
+    return Shown(row["prompt"], plain, best, scores, ", ".join(row["lineage"]), others)
+
+
+def _picture(file: Path, side: int) -> Picture | None:
+    middle = embed(file.with_suffix(".png"), side)
+    return middle if middle is None or file.suffix == ".png" else embed_clip(file, middle, 16)
+
+
+def _said(value: float | None) -> str:
+    return "no score" if value is None else short(value)

@@ -1,0 +1,73 @@
+"""``alignflow reward ...``: serve one, calibrate one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from align.errors import ConfigError
+
+app = typer.Typer(name="reward", help="Serve rewards, calibrate them.", no_args_is_help=True)
+
+RewardArgument = Annotated[
+    str, typer.Argument(metavar="REWARD", help="kind, {kind: ..., ...} or a .yaml file", show_default=False)
+]
+
+
+@app.command(epilog="Example: alignflow reward serve clip --port 8300 --token-env REWARD_TOKEN --host 0.0.0.0")
+def serve(
+    reward: RewardArgument,
+    host: Annotated[str, typer.Option(help="address; beyond this machine only with a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one")] = 8300,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="environment variable that holds the token clients must send")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="samples scored at once when requests come close together")] = 32,
+    window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests")] = 0.01,
+) -> None:
+    """Serve a reward over HTTP, for kind: remote."""
+    from align.config import load_reward
+
+    settings = load_reward(reward)
+    token = os.environ.get(token_env) if token_env else None
+    if token_env and not token:
+        raise ConfigError(f"--token-env: environment variable {token_env} is not set")
+    try:
+        from rewards.server import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'alignflow[serve]'") from None
+    run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=typer.echo)
+
+
+@app.command(epilog="Example: alignflow reward calibrate clip samples/*.png --prompts-file prompts.txt --out clip.json")
+def calibrate(
+    reward: RewardArgument,
+    files: Annotated[list[Path], typer.Argument(help="pictures or clips: the reference sample", show_default=False)],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="where the statistics go")] = Path("reference.json"),
+) -> None:
+    """Measure mean, deviation and quantiles of a reward over a reference sample, for reference: in a mixture."""
+    from align.config import load_reward
+    from align.prompts import Prompt, read_prompts
+
+    settings = load_reward(reward)
+    prompts = [Prompt(text) for text in prompt or ()] + (read_prompts(prompts_file) if prompts_file else [])
+    import torch
+
+    from align.files import write_text
+    from align.scoring import score_files
+    from rewards.reference import measure
+
+    scores = [row["scores"]["reward"] for row in score_files(files, prompts, {"reward": settings})]
+    values = torch.tensor([torch.nan if value is None else value for value in scores])
+    found = measure(values, settings.model_dump(mode="json"))
+    write_text(out, found.model_dump_json(indent=2) + "\n")
+    spread = f"mean {found.mean:.4g}, deviation {found.std:.4g}"
+    typer.echo(f"{out}: {spread} of {found.count} scores, {found.missing} missing")

@@ -1,0 +1,92 @@
+"""What a search method is: settings and :meth:`Method.search`, which spends a budget on one batch of prompts.
+
+A file of this folder with a class that has ``kind: Literal["name"]`` is a method. Its module imports torch only inside
+functions, so that settings are read without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from align.settings import LEVELS, Sampler
+from align.variants import listing, problems_at
+
+if TYPE_CHECKING:
+    from align.search.task import Task
+
+NOISY = [kind for kind, level in LEVELS.items() if level is not None]
+
+
+class Method(BaseModel):
+    """Base of every method. The first line of a subclass's docstring is what ``alignflow recipes`` prints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    stochastic: ClassVar[bool] = False
+    """Whether it needs a sampler whose steps add noise: copies of a particle would stay equal without."""
+    deterministic: ClassVar[bool] = False
+    """Whether it needs a sampler without noise."""
+    gradients: ClassVar[bool] = False
+    """Whether it follows the reward's gradient."""
+    latent: ClassVar[bool] = False
+    """Whether it needs a latent reward."""
+    default_sampler: ClassVar[str] = "ode"
+    """Kind of sampler where the settings name none."""
+
+    kind: str
+    sampler: Sampler = Field(Sampler(), description="how noise becomes a sample")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_sampler(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        sampler = data.get("sampler") or {}
+        if isinstance(sampler, dict):
+            if cls.stochastic and sampler.get("steps") == 1:
+                raise problems_at([("sampler.steps", f"1, but {cls._needs_noise()}")])
+            sampler = {"kind": cls.default_sampler, **sampler}
+        return {**data, "sampler": sampler}
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> Self:
+        problems = []
+        if self.stochastic and (not self.sampler.stochastic or self.sampler.steps < 2):
+            problems.append(("sampler.kind", f"{self.sampler.kind}, but {self._needs_noise()}"))
+        if self.deterministic and self.sampler.kind != "ode":
+            problems.append(("sampler.kind", f"{self.sampler.kind}, but {self.__class__.__name__} goes by ode steps"))
+        if self.sampler.window.strategy != "all":
+            problems.append(("sampler.window", "is for training; a search takes every step alike"))
+        if problems:
+            raise problems_at(problems)
+        return self
+
+    @classmethod
+    def _needs_noise(cls) -> str:
+        return (
+            f"{cls.__name__} needs noise between its steps, or copies of a particle stay equal: "
+            f"two steps or more of {listing(NOISY)}. One-step generators are searched by best_of_n, zero_order, "
+            "trust_region and reno"
+        )
+
+    def search(self, task: Task) -> None:
+        """Spend the task's budget; every finished sample goes through ``task.score``, which remembers the best.
+
+        It may end by raising :class:`~align.search.budget.BudgetSpent`.
+        """
+        raise NotImplementedError
+
+
+class Weighted(Method):
+    """What the methods with weighted particles share (:mod:`align.search.particles`)."""
+
+    stochastic = True
+    default_sampler = "ddim"
+
+    particles: int | None = Field(4, ge=1, description="per prompt at a time; null = all the budget pays for")
+    strength: float = Field(10.0, gt=0, description="of the reward in the target p(x) exp(strength * reward)")
+    resample_below: float = Field(
+        0.5, gt=0, le=1, description="share of particles; a smaller effective sample size is resampled; 1 = always"
+    )

@@ -1,0 +1,31 @@
+"""Best-of-N: independent samples, the best is kept. The line to beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from align.search.base import Method
+
+if TYPE_CHECKING:
+    from align.search.task import Task
+
+
+class BestOfN(Method):
+    """Best of N independent samples: random search (arXiv 2501.09732)"""
+
+    kind: Literal["best_of_n"] = Field("best_of_n", description="random search")
+    n: int | None = Field(None, ge=1, description="samples per prompt; null = all the budget pays for")
+
+    def search(self, task: Task) -> None:
+        """Sample and score. A sample is the same whatever it is drawn with, and the first is the plain sample."""
+        made, at_once = 0, max(1, task.chunk // task.prompts)
+        for _, fits in task.rounds(task.plain, at_once):
+            count = fits if self.n is None else min(fits, self.n - made)
+            if count < 1:
+                return
+            x, row, number, lineage = task.begin(count)
+            latents = task.sample(x, row, "sample", number=number)
+            task.score(latents, row, lineage, alone=True)
+            made += count

@@ -1,0 +1,39 @@
+"""Feynman-Kac steering: particles are judged on the way, the promising are copied, the others dropped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from align.search.base import Weighted
+
+if TYPE_CHECKING:
+    from align.search.task import Task
+
+
+class FK(Weighted):
+    """FK steering: particles resampled by the value of x0_hat, potentials diff, max or sum (arXiv 2501.06848)
+
+    Log weights accumulate where resampling is skipped, and the last potential is what the others left over, so the
+    weighted particles approach ``p(x) exp(strength * reward)`` with every potential and schedule.
+    """
+
+    kind: Literal["fk"] = Field("fk", description="Feynman-Kac steering")
+    potential: Literal["diff", "max", "sum"] = Field("diff", description="change | highest so far | sum of the values")
+    every: int = Field(1, ge=1, description="steps from one judgement to the next")
+    start: float = Field(0.2, ge=0, le=1, description="share of the steps before the first judgement")
+    stop: float = Field(0.8, ge=0, le=1, description="share of the steps before the last one")
+
+    def search(self, task: Task) -> None:
+        """One population after another while the budget lasts."""
+        from align.search.budget import together
+        from align.search.particles import Cloud, Plan
+
+        first, last = round(self.start * task.steps), min(round(self.stop * task.steps), task.steps - 2)
+        valued = frozenset(range(first, last + 1, self.every))
+        plan = Plan([self.strength] * (task.steps + 1), valued, self.potential, resample_below=self.resample_below)
+        cost = together(task.plain, (task.glance, len(valued)))
+        for number, count in task.rounds(cost, self.particles):
+            start = task.begin(count)
+            Cloud(task, plan, start.x, start.lineage).run(number)

@@ -1,0 +1,40 @@
+"""Noisy reward guidance: a latent reward's gradient bends the flow, no decode on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from align.search.base import Method
+
+if TYPE_CHECKING:
+    from align.search.task import Task
+
+
+class NRG(Method):
+    """Flow-NRG: the velocity bent by a reward on noised latents, v - weight t / (1 - t) grad (arXiv 2501.13918)
+
+    Needs a latent reward that was trained on noised latents; one of clean latents fails here. A reward of several
+    objectives is the weighted sum of theirs.
+    """
+
+    latent = True
+
+    kind: Literal["nrg"] = Field("nrg", description="noisy reward guidance")
+    particles: int = Field(1, ge=1, description="samples per prompt at a time")
+    weight: float = Field(1.0, gt=0, description="of the latent reward")
+    latest: float = Field(0.98, gt=0, lt=1, description="t above which the factor t / (1 - t) grows no more")
+
+    def search(self, task: Task) -> None:
+        """Guided samples while the budget lasts."""
+        from align.search.budget import Cost, together
+
+        for number, count in task.rounds(together(task.plain, (Cost(0, 0, 1), task.steps)), self.particles):
+            x, row, _, lineage = task.begin(count)
+            for i in range(task.steps):
+                t = float(task.times[i])
+                factor = min(t, self.latest) / (1 - min(t, self.latest))
+                v = task.velocity(x, t, row) - self.weight * factor * task.latent_slope(x, t, row)
+                x = task.step(x, v, i, row, number).x
+            task.score(x, row, lineage)

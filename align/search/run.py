@@ -1,0 +1,278 @@
+"""A search from its config into a run folder: what a prompt gave is written as soon as it is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from align import tables
+from align.build import build_generator, build_rewards
+from align.environment import environment
+from align.errors import ConfigError, RunFolderError, SearchError
+from align.evaluate import check_needs, device_of, mean, standard_error, wanted
+from align.files import new_folder, write_json, write_text
+from align.grids import save_samples, still
+from align.inputs import encode
+from align.lora import load_lora
+from align.media import encode as encode_media
+from align.media import to_pixels
+from align.problems import explain
+from align.progress import Progress
+from align.prompts import Prompt, read_prompts
+from align.run_folder import RunFolder
+from align.search.best_of_n import BestOfN
+from align.search.budget import Budget
+from align.search.driver import check_reward, make, spend
+from align.search.results import Candidate, Found
+from align.search.settings import SearchOnly
+from align.search.task import LatentReward
+from align.settings import Config
+from align.stopping import GracefulStop
+from generators.base import Generator
+from rewards.base import Reward
+from rewards.call import load_object
+
+if TYPE_CHECKING:
+    from align.search.settings import SearchConfig
+
+
+def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Search every prompt of a config; returns what ``results.json`` holds, without its rows.
+
+    Raises:
+        AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
+        KeyboardInterrupt: after the prompts under way, when the user stopped the search.
+    """
+    from align.config import dump_config, settings_of
+
+    run = RunFolder(config.run_dir)
+    run.check(settings_of(config), resume=resume, overwrite=overwrite)
+    prompts = read_prompts(config.prompts.source, config.prompts.limit, config.prompts.seed)
+    generator, rewards = load(config, prompts)
+    if overwrite and config.run_dir.exists():
+        shutil.rmtree(config.run_dir)
+    store = Store(config, prompts)
+    write_text(config.run_dir / "config.yaml", dump_config(config))
+    write_json(config.run_dir / "environment.json", environment(torch_too=True))
+    done = store.done()
+    todo = [number for number in range(len(prompts)) if number not in done]
+    progress = Progress(len(prompts), len(done))
+    progress.say(f"run folder {config.run_dir}" + (f", going on after {len(done)} prompts" if done else ""))
+    with GracefulStop(lambda _: progress.say("stopping after the prompts under way; again to stop at once")) as stop:
+        for first in range(0, len(todo), config.batch):
+            search_batch(config, generator, rewards, store, todo[first : first + config.batch])
+            progress.update(len(store.done()), store.summary("running")["reward"])
+            if stop.asked and first + config.batch < len(todo):
+                store.close("interrupted")
+                raise KeyboardInterrupt
+    return store.close("finished")
+
+
+def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, dict[str, Reward]]:
+    """Generator, with its LoRA, and rewards, the one that is raised among them as ``reward``; checked to fit."""
+    device = device_of(as_training(config))
+    rewards = build_rewards({"reward": config.reward, **config.gold}, device)
+    check_reward(config.search, rewards["reward"], latent_reward(config))
+    generator = build_generator(as_training(config), device)
+    if config.lora is not None:
+        folder = Path(config.lora)
+        load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
+    check_needs(prompts, generator, rewards)
+    return generator, rewards
+
+
+def as_training(config: SearchConfig) -> Config:
+    """The config of a training run with the same generator, for what is built from one; raises ConfigError."""
+    data = {
+        "name": config.name,
+        "generator": config.generator.model_dump(),
+        "memory": config.memory.model_dump(),
+        "prompts": {"train": config.prompts.source},
+        "rollout": {"kind": "pairs", "file": config.prompts.source},
+        "recipe": {"kind": "flow_dpo"},
+    }
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Config, data, {}), config.name) from None
+
+
+def latent_reward(config: SearchConfig) -> LatentReward | None:
+    """What judges unfinished samples; raises RewardError if it is not there."""
+    return None if config.latent_reward is None else load_object(config.latent_reward)
+
+
+def search_batch(
+    config: SearchConfig, generator: Generator, rewards: dict[str, Reward], store: Store, numbers: Sequence[int]
+) -> None:
+    """Search some prompts together, and write what each gave beside its plain sample."""
+    prompts = [store.prompts[number] for number in numbers]
+    sampler = config.search.sampler
+    if sampler.stochastic:
+        sampler = sampler.model_copy(update={"kind": "ode", "level": None})
+    plain = SearchOnly(search=BestOfN(n=1, sampler=sampler), budget=Budget(decodes=1))
+    both = []
+    for settings in (plain, SearchOnly(search=config.search, budget=config.budget)):
+        task = make(
+            generator, rewards["reward"], prompts, numbers, settings, config.seed,
+            chunk=config.chunk, decode_chunk=config.decode_chunk, keep=config.keep,
+            latent_reward=latent_reward(config),
+        )  # fmt: skip
+        both.append((spend(settings.search, task), task.meter))
+    wants = wanted(rewards)
+    inputs = encode(generator, prompts, wants)[1] if wants else {}
+    meter = both[1][1]
+    busy = {name: seconds / len(numbers) for name, seconds in meter.busy.items()}
+    for place, (before, found) in enumerate(zip(both[0][0], both[1][0], strict=True)):
+        given = {name: value[place : place + 1] for name, value in inputs.items()}
+        shown = {"plain": before.best, "best": found.best}
+        golds = {
+            name: {which: _score(reward, one, found.prompt, given) for which, one in shown.items()}
+            for name, reward in rewards.items()
+            if name != "reward"
+        }
+        store.write(found, before, golds, busy)
+
+
+def _score(reward: Reward, one: Candidate | None, prompt: str, inputs: dict[str, Any]) -> float:
+    """Of one sample; NaN where there is none or it has none."""
+    if one is None:
+        return float("nan")
+    with torch.no_grad():
+        return float(reward(one.media[None], [prompt], None, inputs).values[0])
+
+
+class Store:
+    """The results on disk: ``candidates/0000/`` per prompt, whole or not there, and ``results.json``."""
+
+    def __init__(self, config: SearchConfig, prompts: Sequence[Prompt]) -> None:
+        self.config, self.prompts = config, list(prompts)
+        self.folder = config.run_dir / "candidates"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*"):
+            shutil.rmtree(leftover)
+        self.started = time.perf_counter()
+
+    def done(self) -> list[int]:
+        """Numbers of the prompts whose result is there."""
+        return [int(file.parent.name) for file in sorted(self.folder.glob("[0-9]*/found.json"))]
+
+    def write(self, found: Found, plain: Found, golds: dict[str, dict[str, float]], busy: dict[str, float]) -> None:
+        """One prompt's result, in one step."""
+        media = {
+            name: str(path.resolve())
+            for name, path in self.prompts[found.number].media.items()
+            if not isinstance(path, tables.Cell)
+        }
+        row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy, "media": media}
+        with new_folder(self.folder / f"{found.number:04d}") as staging:
+            for one, entry in zip(found.kept, row["kept"], strict=True):
+                entry["file"] = self._picture(staging, f"{one.number:04d}", one)
+            if plain.best is not None:
+                row["plain_file"] = self._picture(staging, "plain", plain.best)
+            write_json(staging / "found.json", row)
+
+    def _picture(self, folder: Path, name: str, one: Candidate) -> str:
+        """Write a candidate's media; the name of its file."""
+        pixels, how = to_pixels(one.media[None])[0], self.config.samples
+        (folder / f"{name}.png").write_bytes(encode_media(np.asarray(still(pixels)), ".png"))
+        if pixels.ndim == 3:
+            return f"{name}.png"
+        (folder / f"{name}.{how.clips}").write_bytes(encode_media(pixels, f".{how.clips}", how.fps))
+        return f"{name}.{how.clips}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What every prompt gave so far."""
+        return read_rows(self.config.run_dir)
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """Means over the prompts that have a result."""
+        rows = self.rows()
+        spent = [row["spent"] for row in rows]
+        busy = sum(sum(row["busy"].values()) for row in rows)
+        seconds = sum(one["seconds"] for one in spent)
+        return {
+            "status": status,
+            "name": self.config.name,
+            "method": self.config.search.kind,
+            "generator": self.config.generator.path,
+            "seed": self.config.seed,
+            "budget": self.config.budget.model_dump(exclude_none=True),
+            "prompts": len(rows),
+            "missing": sum(row["reward"] is None for row in rows),
+            "reward": {"plain": _mean(rows, "plain"), "best": _mean(rows, "reward")},
+            "gold": {
+                name: _compared([(row["gold"][name]["plain"], row["gold"][name]["best"]) for row in rows])
+                for name in self.config.gold
+            },
+            "spent": {name: sum(one[name] for one in spent) / len(spent) for name in spent[0]} if spent else {},
+            "overhead": 1 - busy / seconds if seconds else 0.0,
+        }
+
+    def close(self, status: str) -> dict[str, Any]:
+        """Write ``results.json``, sample grids and the page; the summary.
+
+        Raises:
+            SearchError: no prompt has a score.
+        """
+        from align.report.search import write_search_report
+
+        summary, rows = self.summary(status), self.rows()
+        write_json(self.config.run_dir / "results.json", {**summary, "found": rows})
+        known = [row for row in rows if row["kept"]]
+        shown = known[: self.config.samples.count]
+        for which in ("plain", "best") if shown else ():
+            files = [_still(self.folder / f"{row['number']:04d}", row, which) for row in shown]
+            scores = {name: [row["gold"][name][which] for row in shown] for name in self.config.gold}
+            rewards = [row["plain"] if which == "plain" else row["reward"] for row in shown]
+            images = [np.asarray(_open(file)) for file in files]
+            texts, seeds = [row["prompt"] for row in shown], [self.config.seed] * len(shown)
+            save_samples(self.config.run_dir / "samples" / which, images, texts, seeds, {"reward": rewards, **scores})
+        write_search_report(self.config.run_dir)
+        if rows and not known:
+            why = next((row["reason"] for row in rows if row["reason"]), "no sample was finished")
+            raise SearchError(f"no sample of {len(rows)} prompts has a score: {why}")
+        return summary
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """``found.json`` of every prompt of a search's run folder, in order.
+
+    Raises:
+        RunFolderError: it is none.
+    """
+    if not (run_dir / "candidates").is_dir():
+        raise RunFolderError(f"{run_dir} is not the run folder of a search: it has no candidates/")
+    files = sorted((run_dir / "candidates").glob("[0-9]*/found.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _still(folder: Path, row: dict[str, Any], which: str) -> Path:
+    name = row["plain_file"] if which == "plain" and "plain_file" in row else row["kept"][0]["file"]
+    return (folder / name).with_suffix(".png")
+
+
+def _open(file: Path) -> Any:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return mean(torch.tensor([row[key] for row in rows if row[key] is not None]))
+
+
+def _compared(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, float]:
+    """Means of both, and of the difference with its standard error, over prompts that have both."""
+    known = torch.tensor([pair for pair in pairs if None not in pair], dtype=torch.float64).view(-1, 2)
+    rise = known[:, 1] - known[:, 0]
+    return {"plain": mean(known[:, 0]), "best": mean(known[:, 1]), "rise": mean(rise), "stderr": standard_error(rise)}

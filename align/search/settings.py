@@ -1,0 +1,130 @@
+"""The settings tree of a search, read from YAML as that of a training run is. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from align import registry
+from align.check import one_line, sampler_line
+from align.config import load_settings, read_layers
+from align.errors import ConfigError, Problem
+from align.memory import Memory
+from align.prompts import read_prompts
+from align.search.base import Method
+from align.search.budget import Budget
+from align.settings import REWARD, GeneratorConfig, Samples, Settings
+from align.tables import HUB
+from align.variants import OneOf, problems_at
+from rewards.base import RewardSettings
+
+
+def _method_outside(data: dict[str, Any]) -> Method:
+    try:
+        cls = registry.load_object(data["kind"])
+    except ConfigError as error:
+        raise problems_at([("kind", str(error))], data["kind"]) from None
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise problems_at([("kind", f"{data['kind']} is not a class derived from align.search.base.Method")])
+    return cls.model_validate(data)
+
+
+METHOD = OneOf("search method", registry.searches, outside=_method_outside)
+
+
+class SearchOnly(Settings):
+    """A method with its budget, for Python."""
+
+    search: Annotated[Method, METHOD] = Field(description="how")
+    budget: Budget = Field(description="what each prompt may cost")
+
+
+class SearchPrompts(Settings):
+    """What is drawn, in any form that training reads."""
+
+    source: str = Field(description="shapes:heldout, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    limit: int | None = Field(8, ge=1, description="use only the first so many; null = all")
+    seed: int = Field(0, ge=0, lt=2**32, description="which prompts of the embedded world")
+
+
+class SearchConfig(Settings):
+    """One search."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    out: str | None = Field(None, description="run folder; null = runs/<name>")
+    generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
+    memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
+    lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
+    prompts: SearchPrompts = Field(description="what is drawn")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
+    latent_reward: str | None = Field(
+        None,
+        pattern=":",
+        description="package.module:name of (x_t [n, ...], t [n], prompts) -> [n]: judges unfinished samples undecoded",
+    )
+    search: Annotated[Method, METHOD] = Field(description="how")
+    budget: Budget = Field(description="what each prompt may cost")
+    gold: dict[str, Annotated[RewardSettings, REWARD]] = Field(
+        {}, description="name -> reward that only looks on: at the plain sample and at the best one"
+    )
+    batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those under way")
+    chunk: int = Field(64, ge=1, description="samples per network call")
+    decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")
+    keep: int = Field(4, ge=1, description="best candidates written of each prompt, beside the worst")
+    samples: Samples = Field(Samples(), description="how pictures and clips are written")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        parts = getattr(self.reward, "parts", {})
+        problems = [
+            (f"reward.parts.{name}.normalise", f"{part.normalise} compares samples scored together; take none or range")
+            for name, part in parts.items()
+            if part.normalise in ("group", "batch")
+        ]
+        if "reward" in self.gold:
+            problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+        if problems:
+            raise problems_at(problems)
+        return self
+
+
+def is_search(path: Path) -> bool:
+    """Whether a config file, with what it extends, is one of a search."""
+    return any("search" in layer.data for layer in read_layers(path))
+
+
+def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search's config, as :func:`align.config.load_config` reads that of a training run."""
+    return load_settings(path, overrides, SearchConfig)
+
+
+def essentials(config: SearchConfig) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``."""
+    generator, method = config.generator, config.search
+    return [
+        ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
+        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {generator.device}"),
+        ("prompts", f"{config.prompts.source}, {config.prompts.limit or 'all'}"),
+        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True))),
+        ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),
+        ("sampler", sampler_line(method.sampler)),
+        ("budget", f"{config.budget} per prompt"),
+        ("gold", ", ".join(config.gold) or "none"),
+    ]
+
+
+def check_files(config: SearchConfig) -> None:
+    """Raise ConfigError or DataError for prompts or a LoRA that are not there; the hub is not asked."""
+    if not config.prompts.source.startswith(HUB):
+        read_prompts(config.prompts.source, 1)
+    if config.lora is not None and not Path(config.lora).exists():
+        raise ConfigError([Problem("lora", f"no file or folder {config.lora} (looked in {Path.cwd()})")], config.name)

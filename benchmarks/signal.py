@@ -1,0 +1,72 @@
+"""How much of a recipe's gradient is signal: agreement of the gradients of disjoint batches, at the base.
+
+    python -m benchmarks.signal configs/shapes/nft.yaml configs/shapes/grpo.yaml --set rollout.prompts=48
+
+Every rollout is split in two by prompts. With gradients g_1 .. g_n of the halves, the share of signal is the mean of
+g_i . g_j over pairs divided by the mean of |g_i|^2: 1 where every batch says the same, 0 where a batch says nothing
+about the next. The steps an optimizer wastes on noise go with its inverse.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from align.build import build_generator, build_rewards, trainable
+from align.config import load_config
+from align.networks import Networks
+from align.roles import Roles
+from align.settings import Config
+from align.sources import OnlineSource, Share
+
+
+def share_of_signal(gradients: list[Tensor]) -> float:
+    """Mean ``g_i . g_j`` over pairs, divided by mean ``|g_i|^2``, of gradients ``[D]`` of disjoint batches."""
+    agreement = torch.stack([a @ b for a, b in combinations(gradients, 2)]).mean()
+    return float(agreement / torch.stack([g @ g for g in gradients]).mean())
+
+
+def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
+    """Slot of the loss's terms -> gradients ``[D]`` of the halves of every rollout, all at the base."""
+    generator = build_generator(config, "cpu")
+    parameters = trainable(config, generator)
+    net = Networks(generator, Roles(parameters, ["old", "ref", "ema"]))
+    reward = build_rewards({"reward": config.reward}, "cpu")["reward"]
+    recipe = config.recipe
+    source = OnlineSource(config, generator, Share(), recipe.keeps_trajectory, reward.wants)
+    gradients: dict[int, list[Tensor]] = {}
+    for step in range(rollouts):
+        with torch.no_grad():
+            rollout = source(step)
+        rollout.rewards = reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs).values.float()
+        terms = recipe.terms(rollout, recipe.credit(rollout.rewards, rollout.group))
+        for half in (0, 1):
+            mine = rollout.group[terms.sample] % 2 == half
+            for slot in terms.slot.unique().tolist():
+                rows = (mine & (terms.slot == slot)).nonzero().flatten()
+                loss = recipe.loss(terms[rows], rollout, net).value.mean()
+                parts = torch.autograd.grad(loss, [parameter for _, parameter in parameters])
+                gradients.setdefault(slot, []).append(torch.cat([part.flatten() for part in parts]))
+    return gradients
+
+
+def main() -> None:
+    """A row per config: all terms together, then slot by slot (times of the forward process, or sampling steps)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("--rollouts", type=int, default=3)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override, such as recipe.times=2")
+    options = parser.parse_args()
+    for path in options.configs:
+        by_slot = half_gradients(load_config(path, options.overrides), options.rollouts)
+        together = [torch.stack(parts).sum(0) for parts in zip(*by_slot.values(), strict=True)]
+        slots = " ".join(f"{share_of_signal(parts):+.3f}" for parts in by_slot.values())
+        print(f"{path}  all {share_of_signal(together):+.3f}  by slot {slots}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Where a pipeline's weights wait and how they are kept: diffusers' and accelerate's own means, chosen by name.
+
+The trained network stays on its device: its weights are needed again at backward. What may wait on the CPU are the text
+encoders, which are read once a rollout and never trained. The VAE stays as well: it is small, and recipes that climb a
+reward's gradient go backward through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from torch import Tensor, nn
+
+from generators.errors import GeneratorError
+from generators.text_cache import text_encoders
+
+BACKENDS = {
+    "native": "native",
+    "xformers": "xformers",
+    "flash": "flash",
+    "flash3": "_flash_3",
+    "sage": "sage",
+}
+"""Our name of an attention backend -> diffusers'."""
+
+MASKLESS = ("flash", "_flash_3", "sage")
+"""diffusers' backends that can neither weigh nor hide keys."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a pipeline is kept in memory; the defaults leave everything as it is loaded.
+
+    Args:
+        offload: ``none``, ``model`` (an encoder moves to the device whole when it reads, and back) or ``group`` (layer
+            by layer).
+        quantise: what the trained networks' frozen weights are stored as: ``none``, ``nf4``, ``int8``, ``fp8``.
+        attention: backend of the trained networks, a key of :data:`BACKENDS`, or ``auto`` for diffusers' own.
+        vae_tiling: code pictures tile by tile.
+        vae_slicing: code pictures one by one.
+    """
+
+    offload: str = "none"
+    quantise: str = "none"
+    attention: str = "auto"
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+
+
+# -- before and while a pipeline is loaded ----------------------------------------------------------------------------
+
+
+def quantisation(kind: str, components: Iterable[str], dtype: torch.dtype) -> PipelineQuantizationConfig | None:
+    """What ``from_pretrained`` is told so that ``components`` are stored as ``kind``; None for ``none``.
+
+    Args:
+        dtype: what stored weights are turned into for each product.
+
+    Raises:
+        GeneratorError: the library is not installed.
+    """
+    if kind == "none":
+        return None
+    try:
+        if kind == "nf4":
+            config: Any = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        elif kind == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            from torchao.quantization import Float8WeightOnlyConfig
+
+            config = TorchAoConfig(Float8WeightOnlyConfig())
+    except ImportError as error:
+        raise GeneratorError(f"memory.quantise {kind}: {error}; pip install 'alignflow[quant]'") from error
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(components, config))
+
+
+def place(pipeline: Any, device: torch.device | str, memory: Memory) -> list[Any]:
+    """Move a pipeline's networks to ``device``, the text encoders only as ``memory.offload`` says.
+
+    Returns:
+        accelerate's hooks of encoders that stay where they were used until ``hook.offload()``.
+    """
+    device = torch.device(device)
+    waiting = text_encoders(pipeline) if memory.offload != "none" else {}
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name not in waiting and not is_placed(part):
+            part.to(device)
+    if memory.offload == "group":
+        for part in waiting.values():
+            apply_group_offloading(part, onload_device=device, offload_type="leaf_level")
+        return []
+    from accelerate import cpu_offload_with_hook
+
+    return [cpu_offload_with_hook(part, device)[1] for part in waiting.values()]
+
+
+def is_placed(part: nn.Module) -> bool:
+    """Whether bitsandbytes put a network on the device when it was loaded."""
+    return bool(getattr(part, "is_loaded_in_4bit", False) or getattr(part, "is_loaded_in_8bit", False))
+
+
+# -- after it is loaded -----------------------------------------------------------------------------------------------
+
+
+def thrifty_vae(vae: Any, memory: Memory) -> None:
+    """Tiling and slicing as asked; raises GeneratorError where this VAE knows none."""
+    for name, wanted in (("tiling", memory.vae_tiling), ("slicing", memory.vae_slicing)):
+        if wanted:
+            try:
+                getattr(vae, f"enable_{name}")()
+            except (AttributeError, NotImplementedError):
+                known = f"memory.vae_{name}: {type(vae).__name__} has no {name}"
+                raise GeneratorError(f"{known}; set memory.vae_{name}=false, or lower rollout.decode_chunk") from None
+
+
+def set_attention(networks: Iterable[Any], name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Let every attention of ``networks`` go through the backend ``name``, and through no other network's.
+
+    diffusers' ``set_attention_backend`` passes over processors that compute attention themselves, and makes its choice
+    the default of every network of the process. Here the first is an error and the second is undone.
+
+    Raises:
+        GeneratorError: not installed, not for this device or dtype, wrong, or it would have been ignored.
+    """
+    if name == "auto":
+        return
+    _try_backend(name, dtype, device)
+    for network in networks:
+        deaf = {type(part).__name__ for part in processors(network) if not hasattr(part, "_attention_backend")}
+        if deaf:
+            raise GeneratorError(
+                f"memory.attention {name}: {', '.join(sorted(deaf))} of {type(network).__name__} computes attention "
+                "itself and would ignore it; use auto"
+            )
+        with attention_backend(AttentionBackendName.NATIVE):  # puts back the default of the process when it is left
+            network.set_attention_backend(BACKENDS[name])
+
+
+def processors(network: nn.Module) -> list[Any]:
+    """The attention processors of a network."""
+    found = (getattr(module, "processor", None) for module in network.modules())
+    return [part for part in found if part is not None]
+
+
+def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """One small attention with its gradient, compared to torch's own."""
+    source = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 64, 2, 64, generator=source).to(device, dtype) for _ in range(3))
+    try:
+        expected = attend(q, k, v, "native")
+        with torch.enable_grad():
+            found = attend(q.requires_grad_(name != "sage"), k, v, name)
+            if q.requires_grad:
+                found.float().sum().backward()
+    except Exception as error:  # each package fails in its own way: missing, no kernel for this card, another dtype
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GeneratorError(f"memory.attention {name} does not work here: {reason}; use native") from error
+    gap = float((found.detach() - expected).abs().max())
+    if not gap < 0.1 or (q.requires_grad and q.grad is None):
+        raise GeneratorError(f"memory.attention {name} is wrong here by {gap:.2g} or has no gradient; use native")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
+    """Attention ``[N, L, heads, width]`` through the backend ``name``."""
+    return dispatch_attention_fn(q, k, v, backend=AttentionBackendName(BACKENDS[name]))
+
+
+def compile_networks(networks: Iterable[Any], how: str) -> None:
+    """``torch.compile`` of ``none``, the repeated ``blocks``, or the ``full`` network, in place: names stay.
+
+    Raises:
+        GeneratorError: the class does not say which of its blocks repeat.
+    """
+    for network in networks if how != "none" else ():
+        if how == "full":
+            network.compile()
+            continue
+        if not network._repeated_blocks:  # some classes, SD3's among them, name them for another purpose alone
+            network._repeated_blocks = list(network._no_split_modules or ())
+        try:
+            network.compile_repeated_blocks()
+        except ValueError:
+            known = f"memory.compile blocks: {type(network).__name__} names no repeated blocks"
+            raise GeneratorError(f"{known}; use full or none") from None

@@ -1,0 +1,55 @@
+"""Alike samples score alike: another reward averaged over a sample's nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rewards import AnyReward
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Consistent(RewardSettings):
+    """Another reward, averaged over the most alike samples of the same prompt (RewardFusion)."""
+
+    kind: Literal["consistent"] = Field("consistent", description="another reward, averaged over alike samples")
+    reward: AnyReward = Field(description="what scores: {kind: ...}")
+    embed: AnyReward | None = Field(
+        None, description="reward whose space tells what is alike, such as {kind: clip}; null = the scoring one's own"
+    )
+    neighbours: int = Field(5, ge=1, description="samples averaged over, at most")
+    similarity: float = Field(0.9, ge=0, lt=1, description="cosine above which a sample is a neighbour")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Build both.
+
+        Raises:
+            RewardError: the reward that is to tell what is alike has no such space.
+        """
+        from rewards.combine import groups_of, knn_smooth, widest
+
+        inner = self.reward.build(device)
+        space = self.embed.build(device) if self.embed is not None else inner
+        if space.embed is None:
+            raise RewardError(f"reward {space.name!r} embeds nothing; name one that does: embed: {{kind: clip}}")
+        embed = space.embed
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
+            scores = inner(media, prompts, group, inputs)
+            near = embed(media, prompts).to(scores.values.device)
+            alike = groups_of(prompts, group).to(scores.values.device)
+            values = knn_smooth(scores.values, near, alike, self.neighbours, self.similarity)
+            return Scores(values, scores.reasons, {"unsmoothed": scores.values, **scores.parts})
+
+        return replace(
+            inner,
+            function=function,
+            scope=widest([inner.scope, "group"]),
+            fingerprint=lambda: f"{inner.fingerprint()} {space.fingerprint()}",
+        )

@@ -1,0 +1,43 @@
+"""Content digests: of what a reward is, of what it was shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward, RewardSettings
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of tensors (dtype, shape and bytes), and of whatever JSON can hold, in mappings and sequences."""
+    seen = hashlib.sha256()
+    _feed(seen, value)
+    return seen.hexdigest()
+
+
+def _feed(seen: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        seen.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
+        seen.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        seen.update(f"mapping {len(value)}:".encode())
+        for key in sorted(value):
+            _feed(seen, key)
+            _feed(seen, value[key])
+    elif isinstance(value, list | tuple):
+        seen.update(f"sequence {len(value)}:".encode())
+        for item in value:
+            _feed(seen, item)
+    else:
+        text = json.dumps(value, sort_keys=True, default=repr)
+        seen.update(f"{type(value).__name__} {len(text)}:{text}".encode())
+
+
+def identity(settings: RewardSettings, reward: Reward) -> str:
+    """Digest of everything scores depend on: settings, weights and code as far as the reward tells of them."""
+    return digest([settings.model_dump(mode="json"), reward.fingerprint()])

@@ -1,0 +1,40 @@
+"""Scores of pictures -> scores of pictures and clips, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], batch: int, frames: int | None = None) -> Tensor:
+    """Scores ``[N]`` of ``media``; a clip's is the mean of its frames'.
+
+    Args:
+        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
+        score: ``(images [b, 3, H, W], samples [b]) -> [b]``, where ``samples`` numbers the sample of each image.
+        batch: largest b.
+        frames: how many frames of a clip count, in the middles of equal stretches; all by default.
+    """
+    if not len(media):
+        return media.new_zeros(0)
+    clips = media if media.ndim == 5 else media[:, None]
+    chosen = middles(clips.shape[1], frames)
+    if len(chosen) < clips.shape[1]:
+        clips = clips[:, chosen]
+    samples = torch.arange(len(clips)).repeat_interleave(len(chosen))
+    parts = zip(clips.flatten(0, 1).split(batch), samples.split(batch), strict=True)
+    values = torch.cat([score(images, numbers) for images, numbers in parts])
+    return values.unflatten(0, (len(clips), len(chosen))).mean(1)
+
+
+def middles(length: int, count: int | None) -> list[int]:
+    """Indices of ``count`` of ``length`` frames, each in the middle of an equal stretch; all where there are no more.
+
+    >>> middles(9, 3), middles(4, 1), middles(2, 5)
+    ([1, 4, 7], [2], [0, 1])
+    """
+    if count is None or count >= length:
+        return list(range(length))
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]

@@ -1,0 +1,78 @@
+"""Where weights are read from: a folder, a file, the hub's cache, and only then the hub. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rewards.base import RewardError
+
+
+def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
+    """``cls.from_pretrained`` from a folder or the hub's cache, and from the hub only if it is not there.
+
+    Raises:
+        RewardError: neither has it, or it is damaged.
+    """
+    try:
+        try:
+            return cls.from_pretrained(path, local_files_only=True, **options)
+        except OSError:
+            if Path(path).is_dir():
+                raise
+            _ask_hub()
+            return cls.from_pretrained(path, **options)
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise RewardError(f"{path} does not load as {cls.__name__}: {first_line(error)}") from error
+
+
+def is_file(reference: str) -> bool:
+    """Whether ``reference`` is a file of weights: one here, or ``owner/name/file`` of the hub."""
+    path = Path(reference).expanduser()
+    return path.is_file() or (not path.is_dir() and bool(path.suffix) and _on_hub(reference))
+
+
+def weight_file(reference: str, hint: str = "") -> Path:
+    """The file at ``reference``: a path, or ``owner/name/file`` of a hub repository, downloaded once.
+
+    Args:
+        hint: where the weights are published, for the message.
+
+    Raises:
+        RewardError: no such file here, or not to be had from the hub.
+    """
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    if not _on_hub(reference):
+        raise RewardError(f"no file {path}; give a file, or owner/name/file of the hub{hint and '; ' + hint}")
+    from huggingface_hub import hf_hub_download
+
+    owner, name, file = reference.split("/", 2)
+    try:
+        try:
+            return Path(hf_hub_download(f"{owner}/{name}", file, local_files_only=True))
+        except OSError:
+            _ask_hub()
+            return Path(hf_hub_download(f"{owner}/{name}", file))
+    except Exception as error:  # the hub's client raises errors of several packages
+        said = f"no file {reference} here, and not from the hub: {first_line(error)}"
+        raise RewardError(f"{said}; download it and give its path{hint and '; ' + hint}") from error
+
+
+def first_line(error: Exception) -> str:
+    """``Type: first line`` of what an error says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _on_hub(reference: str) -> bool:
+    return reference.count("/") >= 2 and not reference.startswith((".", "/", "~"))
+
+
+def _ask_hub() -> None:
+    """One request that raises when the hub does not answer, because its client retries for 20 s a file."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        raise RewardError("not in the local hub cache, and HF_HUB_OFFLINE is set")
+    get_session().head(constants.ENDPOINT, timeout=2.0)

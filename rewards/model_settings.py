@@ -1,0 +1,40 @@
+"""What the settings of every reward that puts pictures through a network share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModelRewardSettings(RewardSettings):
+    """A network reads pictures ``batch`` at a time; a clip's score is the mean of its frames' scores.
+
+    A subclass has :meth:`load` in place of :meth:`build`.
+    """
+
+    batch: int = Field(32, ge=1, description="pictures, or frames of clips, through the network at once")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the network")
+    frames: int | None = Field(
+        None, ge=1, description="frames of a clip that are scored, spread evenly; all by default. Their mean counts"
+    )
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load weights and tokenizer onto ``device``.
+
+        Raises:
+            RewardError: not there, damaged or of another architecture; says which reward.
+        """
+        try:
+            return self.load(device)
+        except RewardError as error:
+            raise RewardError(f"reward {getattr(self, 'kind', '')!r}: {error}") from error
+
+    def load(self, device: torch.device | str) -> Reward:
+        """What :meth:`build` does, with errors that need not name the reward."""
+        raise NotImplementedError

@@ -1,0 +1,50 @@
+"""Another reward on a device and in a precision of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rewards import AnyReward
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Placed(RewardSettings):
+    """Another reward in this process, on a device and in a precision of its own."""
+
+    kind: Literal["placed"] = Field("placed", description="another reward on a device of its own")
+    reward: AnyReward = Field(description="what scores: {kind: ...}")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; null = where training runs")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="autocast of its networks; float32 = none. Weights keep the dtype they are loaded in"
+    )
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Build it there.
+
+        Raises:
+            RewardError: there is no such device.
+        """
+        import torch
+
+        try:
+            place = torch.device(self.device or device)
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError) as error:  # how torch tells of a device it was not built for
+            said = str(error).splitlines()[0]
+            raise RewardError(f"reward 'placed': device {self.device!r} cannot be used: {said}") from None
+        inner = self.reward.build(place)
+        dtype = getattr(torch, self.dtype)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
+            moved = media.to(place)
+            with torch.autocast(place.type, dtype, enabled=self.dtype != "float32"):
+                return inner(moved, prompts, group, inputs)
+
+        return replace(inner, function=function)

@@ -1,0 +1,164 @@
+"""From a picture of any size to what a vision tower reads: tensor operations, with gradients to the pixels.
+
+Two families, which upstream code keeps apart and so must we:
+
+* Pillow on 8-bit pictures (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
+  antialiasing, width before height, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
+  numbers; the gradient passes the rounding as if it were not there. (Pillow 13 takes the height first for some shapes:
+  then a few 1/255 here and there.)
+* torchvision on float tensors (HPSv2, VLM-RMs): bicubic, neither rounded nor cut. torchvision antialiases tensors since
+  0.17 and did not before, so published scores of the two differ in the third decimal: ``antialias`` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewards.base import RewardError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop or pad, normalise.
+
+    Args:
+        resize: (height, width) of the model; with ``fit="shorter"`` or ``"longest"`` the first number is the side.
+        fit: shorter = shorter side to size | longest = longest side to size | exact = both sides, shape not kept |
+            none = as it is.
+        crop: (height, width) cut from the middle (zeros around what is smaller), or None.
+        pad: whether what is smaller than ``resize`` gets black borders, before normalising.
+        middle: how a crop's offset is rounded: down (transformers) | even (torchvision, to the nearest even half).
+        eight_bit: Pillow's rounding to 1/255, of what is to be resized and after each axis, none beyond [0, 1].
+        antialias: whether shrinking averages; Pillow always does.
+    """
+
+    resize: tuple[int, int]
+    fit: Literal["shorter", "longest", "exact", "none"] = "shorter"
+    crop: tuple[int, int] | None = None
+    pad: bool = False
+    middle: Literal["down", "even"] = "even"
+    eight_bit: bool = True
+    antialias: bool = True
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+
+    @classmethod
+    def cropped(cls, size: int) -> Preprocess:
+        """OpenAI's, open_clip's and ImageReward's: shorter side to ``size`` by Pillow, middle square."""
+        return cls((size, size), "shorter", crop=(size, size))
+
+    @classmethod
+    def padded(cls, size: int, antialias: bool = True) -> Preprocess:
+        """HPSv2's: longest side to ``size`` on float tensors, black borders to a square."""
+        return cls((size, size), "longest", pad=True, eight_bit=False, antialias=antialias)
+
+    @classmethod
+    def squashed(cls, size: int, antialias: bool = True) -> Preprocess:
+        """VLM-RMs': both sides to ``size`` on float tensors."""
+        return cls((size, size), "exact", eight_bit=False, antialias=antialias)
+
+    @classmethod
+    def of_processor(cls, settings: Any) -> Preprocess:
+        """What one of transformers' CLIP image processors does."""
+        size = settings.size
+        side = size.get("shortest_edge")
+        target = (side, side) if side else (size["height"], size["width"])
+        fit: Any = ("shorter" if side else "exact") if settings.do_resize else "none"
+        crop = (settings.crop_size["height"], settings.crop_size["width"]) if settings.do_center_crop else None
+        return cls(target, fit, crop, middle="down", mean=tuple(settings.image_mean), std=tuple(settings.image_std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` in [0, 1] -> ``[N, 3, h, w]`` float32, normalised.
+
+        Raises:
+            RewardError: a side would vanish.
+        """
+        images = resized(images.float(), self.target(*images.shape[-2:]), self.antialias, self.eight_bit)
+        if self.crop:
+            images = center_crop(images, *self.crop, self.middle)
+        if self.pad:
+            images = padded(images, *self.resize)
+        mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return (images - mean) / std
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after resizing a picture of ``height`` x ``width``."""
+        size, short, long = self.resize[0], min(height, width), max(height, width)
+        match self.fit:
+            case "none":
+                return height, width
+            case "exact":
+                return self.resize
+            case "shorter":
+                # ints are cut, not rounded: as torchvision and transformers do
+                return (size, int(size * width / short)) if height <= width else (int(size * height / short), size)
+        scale = size / float(long)
+        found = round(height * scale), round(width * scale)
+        if 0 in found:
+            raise RewardError(f"a picture of {height} x {width} is too thin to be shown at {size} x {size}")
+        return found
+
+
+def resized(images: Tensor, target: tuple[int, int], antialias: bool = True, eight_bit: bool = False) -> Tensor:
+    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` Pillow's pixels, bit by bit."""
+    if images.shape[-2:] == target:
+        return images
+    if not eight_bit:
+        return F.interpolate(images, target, mode="bicubic", antialias=antialias, align_corners=False)
+    pixels = _whole(images.double() * 255)
+    if target[1] != images.shape[-1]:
+        pixels = _whole(pixels @ _pillow_weights(images.shape[-1], target[1]).T.to(pixels.device))
+    if target[0] != images.shape[-2]:
+        pixels = _whole(_pillow_weights(images.shape[-2], target[0]).to(pixels.device) @ pixels)
+    return (pixels / 255).to(images.dtype)
+
+
+@lru_cache(8)
+def _pillow_weights(size: int, target: int) -> Tensor:
+    """``[target, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit pictures."""
+    scale = size / target
+    stretch = max(scale, 1.0)
+    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = (centre - 2 * stretch + 0.5).floor().clamp(min=0)
+    last = (centre + 2 * stretch + 0.5).floor().clamp(max=size)
+    pixel = torch.arange(size, dtype=torch.float64)
+    x = ((pixel - centre + 0.5) / stretch).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
+    weights = weights / weights.sum(1, keepdim=True) * 2**22
+    return (weights.sign() * (weights.abs() + 0.5).floor()) / 2**22
+
+
+def _whole(pixels: Tensor) -> Tensor:
+    """To whole numbers of 0 .. 255, with the gradient of cutting alone."""
+    cut = pixels.clamp(0, 255)
+    return cut + ((cut + 0.5).floor() - cut).detach()
+
+
+def center_crop(images: Tensor, height: int, width: int, middle: Literal["down", "even"] = "down") -> Tensor:
+    """The middle ``height x width``, with zeros around an image that is smaller."""
+    extra = [max(0, height - images.shape[-2]), max(0, width - images.shape[-1])]
+    if any(extra):
+        top, left = (extra[0] + 1) // 2, (extra[1] + 1) // 2
+        images = F.pad(images, (left, extra[1] - left, top, extra[0] - top))
+    rest = images.shape[-2] - height, images.shape[-1] - width
+    top, left = (round(side / 2) if middle == "even" else side // 2 for side in rest)
+    return images[..., top : top + height, left : left + width]
+
+
+def padded(images: Tensor, height: int, width: int) -> Tensor:
+    """Black borders up to ``height x width``; an odd line goes to the bottom or right."""
+    above, left = (height - images.shape[-2]) // 2, (width - images.shape[-1]) // 2
+    below, right = height - images.shape[-2] - above, width - images.shape[-1] - left
+    return F.pad(images, (left, right, above, below))

@@ -1,0 +1,188 @@
+"""A reward that another process serves: ``alignflow reward serve``, here or on another machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rewards.dispatch import Part
+
+
+logger = logging.getLogger(__name__)
+
+
+class Remote(RewardSettings):
+    """A reward behind alignflow reward serve, in an environment of its own or on another machine.
+
+    Lost connections, timeouts, overload and damaged replies are tried again after a pause; what stays unanswered is
+    missing, with its reason. No reply is believed that is damaged, or comes from another reward or other weights than
+    the run began with.
+    """
+
+    kind: Literal["remote"] = Field("remote", description="a reward behind alignflow reward serve")
+    url: str = Field(pattern=r"^https?://[^/\s]+", description="where it listens, http://127.0.0.1:8300")
+    token_env: str | None = Field(None, description="environment variable that holds the token")
+    batch: int = Field(16, ge=1, description="samples per request")
+    parallel: int = Field(4, ge=1, description="requests at a time")
+    payload: Literal["npz", "png"] = Field(
+        "npz", description="npz = float32 pixels, exact | png = rounded to 8 bits, an eighth of the bytes"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds a request may take")
+    retries: int = Field(5, ge=0, description="further attempts for a request that was not answered")
+    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Ask the server what it scores with.
+
+        Raises:
+            RewardError: nobody answers there, it wants another token, or it speaks another version.
+        """
+        from rewards.dispatch import Dispatcher, parts_of
+        from rewards.wire import read_description
+
+        client = Client(self)
+        about = client.first(read_description)
+
+        def ask(part: Part) -> Scores:
+            return client.score(part, about.fingerprint)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
+            parts = parts_of(media, prompts, group, inputs, about.scope, self.batch)
+            return Dispatcher(ask, self.parallel, self.retries, self.backoff)(parts)
+
+        low, high = about.range
+        return Reward(
+            about.name,
+            function,
+            (-math.inf if low is None else low, math.inf if high is None else high),
+            wants=tuple(about.wants),
+            scope=about.scope,
+            fingerprint=lambda: about.fingerprint,
+        )
+
+
+class Client:
+    """One server: requests to it, and what its refusals mean."""
+
+    def __init__(self, settings: Remote) -> None:
+        import requests
+
+        self.settings, self.url = settings, settings.url.rstrip("/")
+        self.session = requests.Session()
+        self.session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=settings.parallel))
+        host = urlsplit(self.url).hostname or ""
+        self.session.trust_env = not (host == "localhost" or host.startswith("127.") or host == "::1")  # no proxies
+        if settings.token_env is not None:
+            token = os.environ.get(settings.token_env)
+            if not token:
+                raise RewardError(f"reward 'remote': environment variable {settings.token_env} is not set")
+            self.session.headers["Authorization"] = f"Bearer {token}"
+
+    def first(self, read: Any) -> Any:
+        """The server's description, waited for as long as for a score; RewardError where there is none."""
+        from rewards.dispatch import LONGEST_PAUSE, UnansweredError
+        from rewards.wire import WireError
+
+        for attempt in range(self.settings.retries + 1):
+            try:
+                return read(self.call("GET", "/reward"))
+            except WireError as error:
+                raise RewardError(f"reward 'remote': {self.url}: {error}") from None
+            except UnansweredError as error:
+                if not error.again or attempt == self.settings.retries:
+                    how = "start it with: alignflow reward serve KIND --port PORT"
+                    raise RewardError(f"reward 'remote': {error}" + (f"; {how}" if error.again else "")) from None
+                pause = min(self.settings.backoff * 2**attempt, LONGEST_PAUSE)
+                logger.warning("%s; trying again in %g s", error, pause)
+                time.sleep(pause)
+        raise AssertionError
+
+    def score(self, part: Part, fingerprint: str) -> Scores:
+        """Scores of a part.
+
+        Raises:
+            UnansweredError: there are none.
+            RewardError: the reward itself refuses such media.
+        """
+        from rewards.dispatch import UnansweredError
+        from rewards.wire import Request, WireError, pack, unpack_scores
+
+        request = Request(part.media, part.prompts, part.group, part.inputs)
+        try:
+            body = pack(request, self.settings.payload)
+        except WireError as error:
+            raise RewardError(f"reward 'remote': {error}") from None
+        try:
+            return unpack_scores(self.call("POST", "/score", body), request, fingerprint)
+        except WireError as error:
+            raise UnansweredError(f"{self.url}: {error}") from None
+
+    def call(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """The checked body of a good reply.
+
+        Raises:
+            UnansweredError: there is none, or it is damaged.
+            RewardError: the reward refuses what it was given.
+        """
+        import requests
+
+        from rewards.dispatch import UnansweredError
+        from rewards.wire import DIGEST, checksum
+
+        headers = {} if body is None else {DIGEST: checksum(body), "Content-Type": "application/json"}
+        until = time.monotonic() + self.settings.timeout
+        try:
+            with self.session.request(
+                method, self.url + path, data=body, headers=headers, timeout=self.settings.timeout, stream=True
+            ) as reply:
+                content = b""
+                for chunk in reply.iter_content(1 << 16):
+                    content += chunk
+                    if time.monotonic() > until:
+                        raise requests.Timeout
+        except requests.Timeout:
+            raise UnansweredError(f"{self.url} took more than {self.settings.timeout:g} s") from None
+        except requests.RequestException as error:
+            raise UnansweredError(f"{self.url} cannot be reached: {_reason(error)}") from None
+        if reply.status_code != 200:
+            self._refused(reply.status_code, content)
+        if reply.headers.get(DIGEST) != checksum(content):
+            raise UnansweredError(f"{self.url}: the reply is damaged or not from a reward server")
+        return content
+
+    def _refused(self, status: int, content: bytes) -> None:
+        import json
+
+        from rewards.dispatch import UnansweredError
+
+        try:
+            said = str(json.loads(content)["error"])
+        except (ValueError, TypeError, KeyError):
+            said = f"HTTP status {status}"
+        if status == 422:
+            raise RewardError(f"{said} (at {self.url})")
+        if status in (401, 403):
+            said += "; set token_env to the environment variable that holds the server's token"
+        if status == 404:
+            said = "there is no reward server at this address"
+        raise UnansweredError(f"{self.url}: {said}", again=status in (408, 429) or status >= 500)
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause, which is what people can act upon."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
