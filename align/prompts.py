@@ -102,9 +102,11 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
         raise DataError(
             f"prompts {source!r}: the embedded worlds are {', '.join(WORLDS)}, each with :train and :heldout"
         )
-    if world == "shapes":
-        from generators.shapes.world import prompts
+    if world in ("shapes", "shapes-video"):
+        from generators.shapes import motion
+        from generators.shapes import world as pictures
 
+        prompts = (pictures if world == "shapes" else motion).prompts
         return [Prompt(text, place=source) for text in prompts(split, count, seed)]
     from generators.shapes.edits import TASKS
 

@@ -58,8 +58,8 @@ def load(
 
     Args:
         kind: adapter, see :func:`adapter`.
-        path: an embedded world (``shapes``, ``shapes-edit``, ``shapes-fill``), a folder written by ``save_pretrained``,
-            or a hub id ``owner/name``.
+        path: an embedded world of :data:`generators.shapes.WORLDS`, a folder written by ``save_pretrained``, or a hub
+            id ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
         options: what the user chose about the pipeline.
         device: where the networks go.

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 Score = Annotated[Literal["dense", "strict"], Field(description="dense = share that is right; strict = all or nothing")]
 
 
-def _reward(kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = ()) -> Reward:
+def _reward(
+    kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = (), clips: bool = False
+) -> Reward:
     """A reward that gives `score` the media, what it wants and the prompts, on the CPU; all results are its parts."""
     import torch
 
     def function(media: Tensor, prompts: list[str], group: Tensor | None, **given: Tensor) -> Scores:
-        if media.ndim != 4:
-            raise RewardError(f"reward {kind!r} reads single images [N, 3, H, W], got video")
+        if media.ndim != 4 + clips:
+            said = ("clips [N, F, 3, H, W]", "single images") if clips else ("single images [N, 3, H, W]", "video")
+            raise RewardError(f"reward {kind!r} reads {said[0]}, got {said[1]}")
         pictures = [x.detach().float().cpu() for x in (media, *(given[name] for name in wants))]
         found = score(*pictures, prompts)
         reasons = found.pop("reasons")
@@ -70,3 +73,16 @@ class ShapesFillVerifier(RewardSettings):
         from rewards.shapes_edit import score_fills
 
         return _reward("shapes_fill", self.score, score_fills, ("image", "mask"))
+
+
+class ShapesVideoVerifier(RewardSettings):
+    """Follows the objects of a clip of the embedded world and compares what they are and how they move; no model."""
+
+    kind: Literal["shapes_video"] = Field("shapes_video", description="the embedded world's verifier of clips")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.shapes_video import score_batch
+
+        return _reward("shapes_video", self.score, score_batch, clips=True)

@@ -199,6 +199,15 @@ def test_how_to_load_the_lora(runs: dict[str, Path]) -> None:
         compile(snippet, "snippet", "exec")
 
 
+def test_how_to_load_the_lora_of_a_clip_drawn_smaller_than_the_pipeline_would(runs: dict[str, Path]) -> None:
+    generator = {"kind": "wan", "path": "shapes-video", "size": [32, 48], "frames": 9, "text_length": 16}
+    snippet = lora_snippet(replace(read_run(runs["honest"]), config={"generator": generator}))
+    assert snippet is not None
+    assert 'from_pretrained(weights("wan"))' in snippet
+    assert ", height=32, width=48, num_frames=9, max_sequence_length=16)" in snippet
+    compile(snippet, "snippet", "exec")
+
+
 def test_how_to_load_the_lora_of_two_experts(tmp_path: Path) -> None:
     folder = build_run(tmp_path / "run", visits=0)
     (folder / "lora" / "pytorch_lora_weights_transformer_2.safetensors").write_bytes(b"0")

@@ -216,7 +216,9 @@ def test_prompts_bring_their_pictures(world, names):
 
 def test_unknown_worlds_and_splits_name_those_there_are():
     for source in ("shapes-edits:train", "shapes-edit:test"):
-        with pytest.raises(DataError, match="the embedded worlds are shapes, shapes-edit, shapes-fill, each with"):
+        with pytest.raises(
+            DataError, match="the embedded worlds are shapes, shapes-edit, shapes-fill, shapes-video, each with"
+        ):
             read_prompts(source)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from generators.sd3_attention import fold_null_tokens
@@ -149,4 +149,6 @@ def test_builder_runs_end_to_end(tmp_path):
     image = pipe("a circle", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
     assert np.isfinite(image).all()
-    assert "dense" in (tmp_path / "README.md").read_text()
+    video = WanPipeline.from_pretrained(tmp_path / "wan")
+    assert [std > 0 for std in video.vae.config.latents_std] == [True] * 8
+    assert "| video | dense |" in (tmp_path / "README.md").read_text()

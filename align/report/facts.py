@@ -78,8 +78,16 @@ def lora_snippet(run: Run) -> str | None:
         f"{EMBEDDED if embedded else ''}\n"
         f"pipeline = DiffusionPipeline.from_pretrained({base})\n"
         f"pipeline.load_lora_weights({_quoted(folder)})\n{second}"
-        f"{result} = pipeline({'prompt=' if media else ''}{said}{given}).{field}[0]"
+        f"{result} = pipeline({'prompt=' if media else ''}{said}{given}{_drawn_at(generator)}).{field}[0]"
     )
+
+
+def _drawn_at(generator: dict[str, Any]) -> str:
+    """What the run told the pipeline about size and length, as arguments; empty where all is its own default."""
+    height, width = generator.get("size") or (None, None)
+    given = {"height": height, "width": width, "num_frames": generator.get("frames")}
+    given["max_sequence_length"] = generator.get("text_length")
+    return "".join(f", {name}={value}" for name, value in given.items() if value is not None)
 
 
 def environment(run: Run) -> list[tuple[str, str]]:

@@ -6,7 +6,12 @@ from pathlib import Path
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
-WORLDS = {"shapes": ("sd3",), "shapes-edit": ("flux_kontext",), "shapes-fill": ("flux_fill",)}
+WORLDS = {
+    "shapes": ("sd3",),
+    "shapes-edit": ("flux_kontext",),
+    "shapes-fill": ("flux_fill",),
+    "shapes-video": ("wan",),
+}
 """Embedded world -> kinds of the generators that draw it. Its prompts are `<world>:train` and `<world>:heldout`."""
 
 

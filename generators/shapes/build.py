@@ -10,20 +10,23 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline
 
-from . import edits, measure, train_flux, world
+from . import edits, measure, motion, train_flux, train_wan, world
 from .train_clip import train_clip
 from .train_common import Log, Plan
 from .train_sd3 import fit, new_pipeline
-from .train_vae import encode, harden_decoder, train_vae
+from .train_vae import Autoencoder, encode, harden_decoder, new_clip_vae, new_vae, train_vae
 
-# in this order: all need the autoencoder, clip is measured on sd3's pictures, the inpainter begins as the editor
-STAGES = ("vae", "sd3", "clip", "edit", "fill")
+# in this order: all need the autoencoder, clip is measured on sd3's pictures, the inpainter begins as the editor;
+# video has an autoencoder of its own
+STAGES = ("vae", "sd3", "clip", "edit", "fill", "video")
+SPLITS = ("train", "heldout")
 HERE = Path(__file__).parent / "weights"
 
 
@@ -41,11 +44,15 @@ class Budget:
     clip_batch: int = 128
     edit_plans: tuple[Plan, ...] = (Plan(40_000, 500, 64, 2e-3), Plan(14_000, 2_400, 32, 1.6e-3))
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
+    clip_vae_scenes: int = 5_000
+    clip_vae_steps: int = 3_000
+    clip_decoder_steps: int = 200
+    video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))
     measured: int = 96
 
 
 _BRIEF = (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6))
-QUICK = Budget(48, 2, 2, 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 6)
+QUICK = Budget(48, 2, 2, 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 12, 3, 1, _BRIEF, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -69,13 +76,14 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     images = np.stack([world.render(world.crowd(rng)) for _ in range(budget.vae_scenes)])
     scenes, _ = world.dataset("train", budget.vae_scenes, seed=0)  # as many without a crowd
     images = np.concatenate([images, scenes])
-    vae = train_vae(images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
+    vae = new_vae()
+    train_vae(vae, images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
     harden_decoder(vae, images, budget.decoder_steps, budget.vae_batch, seed=0, log=log)
     save_half(vae, out / "sd3" / "vae")
 
 
-def encoded(vae: AutoencoderKL, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents [scenes, 8, 8, 8] and captions of the training split, drawn in parts: the pictures need not fit."""
+def encoded(world: ModuleType, vae: Autoencoder, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents [scenes, ...] and captions of a world's training split, drawn in parts: the pictures need not fit."""
     sizes = [min(10_000, plan.scenes - i) for i in range(0, plan.scenes, 10_000)]
     latents, texts = [], []
     for part, size in enumerate(sizes):
@@ -90,7 +98,7 @@ def build_sd3(out: Path, budget: Budget, log: Log) -> None:
     vae = AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval()
     pipe = new_pipeline(vae)
     for seed, plan in enumerate(budget.sd3_plans, 1):
-        fit(pipe, *encoded(vae, plan, seed), plan, seed, log)
+        fit(pipe, *encoded(world, vae, plan, seed), plan, seed, log)
     save_half(pipe, out / "sd3")
 
 
@@ -123,13 +131,28 @@ def _build_flux(pipe: Any, name: str, plans: tuple[Plan, ...], log: Log) -> None
         train_flux.fit(pipe, tasks, texts, plan, seed, log)
 
 
+def build_video(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the autoencoder of clips, then transformer and text encoder around it."""
+    clips = np.concatenate([motion.dataset(split, budget.clip_vae_scenes // 2, seed=0)[0] for split in SPLITS])
+    vae = new_clip_vae()
+    train_vae(vae, clips, budget.clip_vae_steps, budget.vae_batch, seed=0, log=log)
+    harden_decoder(vae, clips[::2], budget.clip_decoder_steps, budget.vae_batch, seed=0, log=log)
+    pipe = train_wan.new_pipeline(vae)
+    for seed, plan in enumerate(budget.video_plans, 1):
+        train_wan.fit(pipe, *encoded(motion, vae, plan, seed), plan, seed, log)
+    save_half(pipe, out / "wan")
+
+
 def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
     """Runs one stage or all, measures what `out` then holds, and writes facts.json and README.md there."""
     budget = budget or Budget()
     out.mkdir(parents=True, exist_ok=True)
     path = out / "facts.json"
     facts = json.loads(path.read_text()) if path.exists() else {}
-    builders = {"vae": build_vae, "sd3": build_sd3, "clip": build_clip, "edit": build_edit, "fill": build_fill}
+    builders = {
+        "vae": build_vae, "sd3": build_sd3, "clip": build_clip, "edit": build_edit, "fill": build_fill,
+        "video": build_video,
+    }  # fmt: skip
     for name in STAGES:
         if stage in (name, "all"):
             torch.manual_seed(0)

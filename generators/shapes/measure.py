@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderKLWan, DiffusionPipeline, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor
 
+from rewards import shapes_video
 from rewards.shapes import score_batch
 from rewards.shapes_edit import score_edits, score_fills
 
-from . import edits, train_flux, world
+from . import edits, motion, train_flux, train_wan, world
 from .train_clip import features
 from .train_sd3 import sample
 from .train_vae import decode, encode
@@ -157,11 +158,45 @@ def _changes(folder: Path, name: str, n: int) -> dict:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def video(out: Path, n: int) -> dict:
+    """Strict score of rendered clips before and after the autoencoder, the base's gold, dense by task."""
+    model = AutoencoderKLWan.from_pretrained(out / "wan" / "vae").eval()
+    clips, captions = motion.dataset("heldout", 2 * n, seed=2)
+    rendered = clips.transpose(0, 1, 4, 2, 3) / np.float32(255)
+    back = decode(model, encode(model, clips))
+    before, after = (shapes_video.score_batch(media, captions) for media in (rendered, back))
+    prompts, held = base_clips(out, "heldout", n)
+    tasks = [motion.parse_caption(p).task for p in prompts]
+    train, dense, strict = base_clips(out, "train", n)[1], held["dense"], held["strict"]
+    pipe = WanPipeline.from_pretrained(out / "wan")
+    size = _parameters(pipe.transformer) + _parameters(pipe.text_encoder)
+    return {"parameters": size, "parameters_vae": _parameters(model)} | _round(
+        {"strict_rendered": before["strict"].mean(), "strict_vae": after["strict"].mean(),
+         "dense_vae": after["dense"].mean(), "absolute_error_vae": np.abs(back - rendered).mean()}
+        | {name: held[name].mean() for name in shapes_video.PARTS}
+        | {"dense_train": train["dense"].mean(), "strict_train": train["strict"].mean(),
+           "best_dense": dense.max(1).mean(), "best_strict": strict.max(1).mean(),
+           "spread_within_prompt": dense.std(1).mean()}
+        | {f"dense_{task}": dense[[t == task for t in tasks]].mean() for task in motion.TASKS}
+    )  # fmt: skip
+
+
+def base_clips(out: Path, split: str, n: int) -> tuple[list[str], dict]:
+    """`n` prompts, and the scores [n, SAMPLES] of the base's clips of them, by part."""
+    pipe = WanPipeline.from_pretrained(out / "wan")
+    prompts = motion.prompts(split, n, seed=3)
+    repeated = [p for p in prompts for _ in range(SAMPLES)]
+    clips = np.concatenate([train_wan.sample(pipe, repeated[i : i + 192], i) for i in range(0, len(repeated), 192)])
+    gold = shapes_video.score_batch(clips, repeated)
+    return prompts, {name: gold[name].reshape(n, SAMPLES) for name in shapes_video.PARTS}
+
+
 def card(facts: dict) -> str:
     """The model card: what there is, and every measured fact as a table row."""
     rows = "\n".join(
         f"| {part} | {name} | {value:,} |"
-        for part in ("vae", "sd3", "clip", "edit", "fill")
+        for part in ("vae", "sd3", "clip", "edit", "fill", "video")
         for name, value in facts.get(part, {}).items()
     )
     length = train_flux.TEXT_LENGTH
@@ -180,11 +215,14 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
   `_auto_resize=False`.
 - `flux_fill/`, where it was built: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
   `max_sequence_length={length}`.
+- `wan/`: a `WanPipeline` that draws the clips of `generators/shapes/motion.py`: pass `height=32, width=32,
+  num_frames=9, max_sequence_length=16`. Its captions were wrong as those of `sd3/` were.
 
 Files hold float16; plain `from_pretrained` gives float32.
 
-Measured with the verifiers `rewards/shapes.py` and `rewards/shapes_edit.py`. `sd3`, `edit` and `fill`: 10 Euler
-steps, guidance 1, {SAMPLES} pictures a prompt, `best_` the best of them; `vae`: held-out renders after a round trip;
+Measured with the verifiers `rewards/shapes.py`, `rewards/shapes_edit.py` and `rewards/shapes_video.py`. `sd3`, `edit`,
+`fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt, `best_` the best of them; `vae` and `_vae`:
+held-out renders after a round trip;
 `clip`: on held-out renders and on the base's pictures of held-out prompts. `seconds` are those of the training.
 {facts.get("note", "")}
 

@@ -79,8 +79,8 @@ def cosine(opt: torch.optim.Optimizer, step: int, steps: int, warmup: int = 50) 
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 [n, h, w, 3] to float [n, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """uint8 [n, h, w, 3] or [n, F, h, w, 3] to float [n, 3, h, w] or [n, 3, F, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1)).float() / 127.5 - 1
 
 
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:

@@ -1,19 +1,65 @@
-"""Trains the world's `AutoencoderKL`: 64x64 pictures to 8x8 latents of 8 channels."""
+"""Trains the world's autoencoders: an `AutoencoderKL` of 64x64 pictures, an `AutoencoderKLWan` of clips."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+from generators import codec
 
 from .train_common import Log, cosine, optimizer, to_pixels
 
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
-KL_WARMUP = 0.6  # share of the training over which the weight rises: first tell everything, then shortly
 LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderKLWan
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What changes in the course of a training; times are shares of it.
+
+    Args:
+        lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
+        kl: from when until when the weight of KL rises: first tell everything, then shortly.
+        blurred: weight of `blurred_loss`, and until when it is the only one.
+        frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
+    """
+
+    lr: float
+    kl: tuple[float, float]
+    blurred: tuple[float, float] = (0.0, 0.0)
+    frames: tuple[tuple[float, int], ...] = ()
+
+    def kl_weight(self, done: float) -> float:
+        """The weight of KL per latent dimension."""
+        start, end = self.kl
+        return KL_WEIGHT * min(max((done - start) / (end - start), 0.0), 1.0)
+
+    def loss(self, out: torch.Tensor, x: torch.Tensor, done: float) -> torch.Tensor:
+        """How far reconstructions are from what they should be."""
+        weight, until = self.blurred
+        blurred = weight * blurred_loss(out, x) if weight else x.new_zeros(())
+        return blurred if done < until else blurred + reconstruction_loss(out, x)
+
+    def part(self, x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
+        """Up to four windows of each clip [n, 3, F, h, w], as many frames long as it is time for; or all of `x`."""
+        length = next((n for until, n in self.frames if done < until), None)
+        if length is None:
+            return x
+        starts = rng.permutation(x.shape[2] - length + 1)[: min(4, x.shape[2] // length)]
+        return torch.cat([x[:, :, i : i + length] for i in starts.tolist()])
+
+
+PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6))
+CLIPS = Stages(lr=1e-3, kl=(0.6, 0.95), blurred=(1.0, 0.4), frames=((0.5, 1), (0.9, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -34,78 +80,162 @@ def new_vae() -> AutoencoderKL:
     )
 
 
+def new_clip_vae() -> AutoencoderKLWan:
+    """An untrained autoencoder of clips, 8 times smaller on each side and twice in time.
+
+    A first patch of 2x2 pixels, as Wan 2.2 has, keeps the convolutions in 3D small; one of 4x4 is twice as fast and
+    blurs the shapes. It begins with little noise on its latents (with as much as an untrained one has it learnt to say
+    nothing) and without looking back in time.
+    """
+    vae = AutoencoderKLWan(
+        base_dim=16,
+        decoder_base_dim=20,
+        dim_mult=[1, 2, 3],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        z_dim=LATENT_CHANNELS,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+        scale_factor_temporal=2,
+        scale_factor_spatial=8,
+    )
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+                looks_back = module.kernel_size == (3, 3, 3)
+                seen = module.weight[0, :, -1] if looks_back else module.weight[0]
+                torch.nn.init.normal_(module.weight, std=seen.numel() ** -0.5)
+                if looks_back:
+                    module.weight[:, :, :-1] = 0.0
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0  # the logarithm of the variance
+    return vae
+
+
 def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """L1 on pixels and on their differences to the right and down, four times as heavy on and around objects.
 
-    Both are [n, 3, h, w] in [-1, 1]; the top left pixel is always background.
+    Both are [n, 3, h, w] or [n, 3, F, h, w] in [-1, 1]; the top left pixel is always background.
     """
-    near = ((x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1).float()
-    weight = 1 + 3 * F.max_pool2d(near, 5, 1, 2)
+    out, x, near = near_objects(out, x)
+    weight = 1 + 3 * near
     error = out - x
     edges = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
     return (weight * error.abs()).mean() + 0.5 * edges
 
 
-def train_vae(images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
-    """Trains on uint8 [n, 64, 64, 3] and sets scaling_factor and shift_factor from the latents' mean and spread."""
+def blurred_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Squares, ten times as heavy on and around objects: L1 is long content with pictures that leave them out."""
+    out, x, near = near_objects(out, x)
+    return ((1 + 9 * near) * (out - x) ** 2).mean()
+
+
+def near_objects(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Both as pictures [n, 3, h, w], and 1 on and around the objects of `x`, else 0, [n, 1, h, w]."""
+    if x.ndim == 5:
+        out, x = (clip.transpose(1, 2).flatten(0, 1) for clip in (out, x))
+    far = (x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1
+    return out, x, F.max_pool2d(far.float(), 5, 1, 2)
+
+
+def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
+    """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings."""
     torch.manual_seed(seed)
-    vae = new_vae().to(memory_format=torch.channels_last)
-    opt = optimizer(vae.parameters(), lr=2e-3)
+    set_layout(vae, channels_last=True)
+    stages = PICTURES if images.ndim == 4 else CLIPS
+    opt = optimizer(vae.parameters(), stages.lr)
     rng = np.random.default_rng(seed)
     for step in range(steps):
-        x = to_pixels(images[rng.integers(0, len(images), batch)])
+        done = step / steps
+        x = stages.part(to_pixels(images[rng.integers(0, len(images), batch)]), done, rng)
         if step % 2:
             x = x.flip(-1)  # circles to crosses all look the same mirrored
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            out = vae.decode(posterior.sample()).sample
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        weight = KL_WEIGHT * min(1.0, (step + 1) / (KL_WARMUP * steps))
-        loss = reconstruction_loss(out.float(), x) + weight * kl
+            out = unclamped(vae, posterior.sample())
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = stages.loss(out.float(), x, done) + stages.kl_weight(done) * kl
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         opt.step()
         log("vae", step, steps, loss=loss.item(), kl=kl.item())
-    vae = vae.to(memory_format=torch.contiguous_format).eval()
+    set_layout(vae, channels_last=False)
+    vae.eval()
     z = encode(vae, images[:2048])
-    vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
-    return vae
+    if isinstance(vae, AutoencoderKL):
+        vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
+    else:
+        std, mean = torch.std_mean(z, [0, 2, 3, 4])
+        vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std))
 
 
-def harden_decoder(vae: AutoencoderKL, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
+def unclamped(vae: Autoencoder, raw: torch.Tensor) -> torch.Tensor:
+    """What `vae.decode` gives of raw latents before Wan's clamps it to [-1, 1], where no gradient would pass."""
+    parts: list[torch.Tensor] = []
+    hook = vae.decoder.register_forward_hook(lambda _module, _given, out: parts.append(out))
+    vae.decode(raw)
+    hook.remove()
+    if raw.ndim == 4:
+        return parts[0]
+    return unpatchify(torch.cat(parts, 2), vae.config.patch_size)
+
+
+def rounded(x: torch.Tensor) -> list[float]:
+    """Its numbers with four digits after the point."""
+    return [round(value, 4) for value in x.tolist()]
+
+
+def set_layout(model: torch.nn.Module, channels_last: bool) -> None:
+    """Lays the weights of convolutions out with their channels last, which a CPU computes faster, or as usual."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    for p in model.parameters():
+        p.data = p.data.contiguous(memory_format=formats.get(p.ndim, torch.contiguous_format))
+
+
+def harden_decoder(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
     """Trains the decoder alone on latents with noise of up to LATENT_NOISE: a generator's latents are never exact."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    latents, decoder = encode(vae, images), vae.decoder.to(memory_format=torch.channels_last).train()
-    opt = optimizer(decoder.parameters(), lr=1e-3)
+    latents = encode(vae, images)
+    mean, std = codec.statistics(vae, latents.ndim, latents.device)
+    vae.decoder.train()
+    set_layout(vae.decoder, channels_last=True)
+    opt = optimizer(vae.decoder.parameters(), lr=1e-3)
     for step in range(steps):
         rows = rng.integers(0, len(images), batch)
         x, z = to_pixels(images[rows]), latents[rows]
-        z = z + LATENT_NOISE * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
+        z = z + LATENT_NOISE * torch.rand(batch, *[1] * (z.ndim - 1)) * torch.randn_like(z)
         with torch.autocast("cpu", torch.bfloat16):
-            out = decoder(z / vae.config.scaling_factor + vae.config.shift_factor)
+            out = unclamped(vae, z * std + mean)
         loss = reconstruction_loss(out.float(), x)
         cosine(opt, step, steps)
         opt.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         opt.step()
         log("decoder", step, steps, loss=loss.item())
-    decoder.to(memory_format=torch.contiguous_format).eval()
+    set_layout(vae.decoder, channels_last=False)
+    vae.decoder.eval()
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> torch.Tensor:
-    """The scaled latents [n, 8, 8, 8] of uint8 pictures [n, 64, 64, 3]: the posterior's means."""
+def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
+    """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 8, w / 8].
+
+    They are the posterior's means.
+    """
     means = [vae.encode(to_pixels(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
-    return (torch.cat(means) - vae.config.shift_factor) * vae.config.scaling_factor
+    z = torch.cat(means)
+    mean, std = codec.statistics(vae, z.ndim, z.device)
+    return (z - mean) / std
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 128) -> np.ndarray:
-    """Pictures, float32 [n, 3, 64, 64] in [0, 1], of scaled latents."""
-    z = latents / vae.config.scaling_factor + vae.config.shift_factor
-    out = [vae.decode(z[i : i + batch]).sample for i in range(0, len(z), batch)]
-    return (torch.cat(out) / 2 + 0.5).clamp(0, 1).numpy()
+def decode(vae: Autoencoder, latents: torch.Tensor) -> np.ndarray:
+    """Pictures, float32 [n, 3, h, w] in [0, 1], or clips [n, F, 3, h, w], of scaled latents."""
+    return codec.decode(vae, latents).numpy()

@@ -11,10 +11,11 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import combinations
 
 import numpy as np
+
+from .splits import distinct_specs, misnamed
 
 CANVAS = 64
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -161,7 +162,8 @@ class Spec:
         return cls(tuple(Want(**w) for w in data["wants"]), data["relation"], data["background"])
 
 
-def _group(want: Want) -> str:
+def group_words(want: Want) -> str:
+    """The words for the objects of `want`, e.g. 'two small green squares'."""
     words = [w for w in (want.size, want.colour) if w]
     words.append(want.shape if want.count == 1 else SHAPES[want.shape])
     if want.count == 1:
@@ -171,17 +173,17 @@ def _group(want: Want) -> str:
 
 def caption(spec: Spec) -> str:
     """The canonical caption of `spec`, e.g. 'a red circle left of a blue square on a gray background'."""
-    text = f" {spec.relation or 'and'} ".join(_group(w) for w in spec.wants)
+    text = f" {spec.relation or 'and'} ".join(group_words(w) for w in spec.wants)
     return f"{text} on a {spec.background} background" if spec.background else text
 
 
-_GROUP = (
+GROUP = (
     rf"(a|an|the|{'|'.join(COUNTS)}|[1-4]) (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?"
     rf"({'|'.join([*SHAPES, *SHAPES.values()])})"
 )
-_JOIN = rf"(?: (and|(?:(?:to|on) the )?(?:{'|'.join(RELATIONS)})) {_GROUP})?"
+_JOIN = rf"(?: (and|(?:(?:to|on) the )?(?:{'|'.join(RELATIONS)})) {GROUP})?"
 _CAPTION = re.compile(
-    rf"(?:an? (?:photo|picture|image|drawing) of )?{_GROUP}{_JOIN}(?: on an? ({'|'.join(BACKGROUNDS)}) background)?"
+    rf"(?:an? (?:photo|picture|image|drawing) of )?{GROUP}{_JOIN}(?: on an? ({'|'.join(BACKGROUNDS)}) background)?"
 )
 
 
@@ -198,16 +200,17 @@ def parse_caption(text: str) -> Spec:
             "right of|above|below> <the same>] [on a <colour> background]'"
         )
     g = found.groups()
-    wants = [_want(g[0], g[1], g[2], g[3], text)]
+    wants = [read_want(g[0], g[1], g[2], g[3], text)]
     if g[4]:
-        wants.append(_want(g[5], g[6], g[7], g[8], text))
+        wants.append(read_want(g[5], g[6], g[7], g[8], text))
     relation = next((r for r in RELATIONS if g[4] and g[4].endswith(r)), None)
     if len(wants) == 2 and relation is None and len({(w.shape, w.colour, w.size) for w in wants}) == 1:
         raise ValueError(f"caption {text!r} names the same object twice; say its number instead")
     return Spec(tuple(wants), relation, g[9])
 
 
-def _want(number: str, size: str | None, colour: str | None, shape: str, text: str) -> Want:
+def read_want(number: str, size: str | None, colour: str | None, shape: str, text: str) -> Want:
+    """The inverse of `group_words`, from the four groups that GROUP matched in the caption `text`."""
     count = int(number) if number.isdigit() else COUNTS.get(number, 1)
     singular = next(s for s, plural in SHAPES.items() if shape in (s, plural))
     if (count == 1) != (shape == singular):
@@ -265,22 +268,7 @@ def sample_spec(task: str, rng: np.random.Generator) -> Spec:
 
 def sample_specs(split: str, n: int, seed: int) -> list[Spec]:
     """`n` specs of split 'train' or 'heldout', the six tasks in turn; distinct while the task has new ones to give."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"unknown split {split!r}; known: train, heldout")
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
-    seen: set[Spec] = set()
-    specs: list[Spec] = []
-    while len(specs) < n:
-        task, tries = TASKS[len(specs) % len(TASKS)], 0
-        while True:
-            spec = sample_spec(task, rng)
-            if is_held_out(spec) == (split == "heldout"):
-                tries += 1
-                if spec not in seen or tries > 10:
-                    break
-        seen.add(spec)
-        specs.append(spec)
-    return specs
+    return distinct_specs(split, n, seed, TASKS, sample_spec, is_held_out)
 
 
 def prompts(split: str, n: int, seed: int) -> list[str]:
@@ -360,15 +348,6 @@ def crowd(rng: np.random.Generator) -> Scene:
     return Scene(tuple(objects), str(rng.choice(list(BACKGROUNDS))))
 
 
-def _misnamed(spec: Spec, wrong: float, rng: np.random.Generator) -> Spec:
-    """`spec` after two chances `wrong` of a change to another of the same split."""
-    held_out = is_held_out(spec)
-    for _ in range(2):
-        if rng.random() < wrong:
-            spec = next(new for new in iter(partial(corrupt, spec, rng), None) if is_held_out(new) == held_out)
-    return spec
-
-
 def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
     """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
 
@@ -378,4 +357,6 @@ def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarr
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
     scenes = [sample_scene(s, rng) for s in specs]
-    return np.stack([render(scene) for scene in scenes]), [caption(_misnamed(s, wrong, rng)) for s in specs]
+    return np.stack([render(scene) for scene in scenes]), [
+        caption(misnamed(s, wrong, rng, corrupt, is_held_out)) for s in specs
+    ]
