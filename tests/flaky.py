@@ -51,7 +51,12 @@ def judge(media: Tensor, prompts: list[str]) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
     if claim("hang"):
         time.sleep(8)
-    values = torch.stack([one[..., 0, :, :].mean() - one[..., 1:, :, :].mean() for one in media])
+    return torch.stack([one[..., 0, :, :].mean() - one[..., 1:, :, :].mean() for one in media])
+
+
+def blinks(media: Tensor, prompts: list[str]) -> Tensor:
+    """The same, but for one sample that it does not see."""
+    values = judge(media, prompts)
     if claim("nan"):
         values[0] = torch.nan
     return values

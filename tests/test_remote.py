@@ -291,14 +291,15 @@ def test_a_server_that_dies_for_good_costs_the_samples_that_are_reported(model, 
     assert policy_gap(final_tensors(here), final_tensors(there)) == 0
 
 
-def test_nan_from_a_server_drops_that_sample_alone(model, tmp_path, flaky, url):  # noqa: F811
+def test_nan_from_a_server_drops_that_sample_alone(model, tmp_path, flaky):  # noqa: F811
     runs = []
-    for name, reward in {"here": {"kind": "flaky:judge"}, "there": {"kind": "remote", "url": url}}.items():
-        (flaky / "nan").touch()
-        runs.append(config(tmp_path / name, model, "none", reward=reward))
-        train(runs[-1])
-        assert [row["missing"] for row in rows(runs[-1])] == [1, 0, 0]
-        assert rows(runs[-1])[0]["reasons"] == ["1 x the reward returned nan"]
+    with served.in_thread({"kind": "flaky:blinks"}) as url:
+        for name, reward in {"here": {"kind": "flaky:blinks"}, "there": {"kind": "remote", "url": url}}.items():
+            (flaky / "nan").touch()
+            runs.append(config(tmp_path / name, model, "none", reward=reward))
+            train(runs[-1])
+            assert [row["missing"] for row in rows(runs[-1])] == [1, 0, 0]
+            assert rows(runs[-1])[0]["reasons"] == ["1 x the reward returned nan"]
     assert policy_gap(final_tensors(runs[0]), final_tensors(runs[1])) == 0
 
 
