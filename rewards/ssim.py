@@ -17,7 +17,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 class Ssim(RewardSettings):
-    """Structural similarity (SSIM) to the picture the prompt came with, of clips the mean over frames; differentiable."""
+    """Structural similarity (SSIM) to the prompt's picture, of clips the mean over frames; differentiable."""
 
     kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's picture")
     batch: int = Field(32, ge=1, description="pictures, or frames of clips, at once")
