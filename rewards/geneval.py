@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,10 +127,8 @@ def _mean_verdict(frames: Tensor, task: Task, detector: Detector, clip: Clip) ->
     for image in frames:
         seen = detector(image[None], task.threshold)[0]
         objects = {name: seen.get(own, []) for name, own in names.items()}
-        for key, value in (
-            judge(objects, task, lambda name, found: color_of(clip, image, name, found))._asdict().items()
-        ):
-            total[key] += value / len(frames)
+        verdict = judge(objects, task, partial(color_of, clip, image))
+        total = {key: total[key] + value / len(frames) for key, value in verdict._asdict().items()}
     return total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,33 +36,27 @@ def optical_flow(first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
             scale = torch.tensor([a.shape[-1] / flow.shape[-1], a.shape[-2] / flow.shape[-2]]).to(flow)
             flow = F.interpolate(flow, a.shape[-2:], mode="bilinear", align_corners=False) * scale.view(2, 1, 1)
         for _ in range(steps):
-            flow = flow + _step(a, warped(b, flow), bell)
+            seen = warped(torch.ones_like(b), flow, "zeros")  # what left the picture says nothing
+            flow = _blurred(flow + _step(a, warped(b, flow), seen, bell), _bell(first, 1.0))
     return flow
 
 
-def warped(images: Tensor, flow: Tensor) -> Tensor:
-    """``images [N, C, H, W]`` looked up at x + flow, bilinear; beyond the border the border goes on."""
+def warped(images: Tensor, flow: Tensor, beyond: Literal["border", "zeros"] = "border") -> Tensor:
+    """``images [N, C, H, W]`` looked up at x + flow, bilinear; ``beyond`` the border it goes on, or is 0."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None]
     columns = torch.arange(width, device=flow.device, dtype=flow.dtype)
     x, y = columns + flow[:, 0], rows + flow[:, 1]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=beyond, align_corners=False)
 
 
-def clip_flow(clips: Tensor, steps: int = 3, batch: int = 32) -> Tensor:
-    """Flow from each frame to the next: ``[N, F, 3, H, W]`` -> ``[N, F - 1, 2, H, W]`` in pixels a frame."""
-    first, second = clips[:, :-1].flatten(0, 1), clips[:, 1:].flatten(0, 1)
-    pairs = zip(first.split(batch), second.split(batch), strict=True)
-    return torch.cat([optical_flow(a, b, steps) for a, b in pairs]).unflatten(0, (len(clips), clips.shape[1] - 1))
-
-
-def _step(a: Tensor, b: Tensor, bell: Tensor) -> Tensor:
+def _step(a: Tensor, b: Tensor, seen: Tensor, bell: Tensor) -> Tensor:
     """One Gauss-Newton step of the windowed least squares between two aligned brightness maps ``[N, 1, H, W]``."""
     gx, gy = _slopes(b)
     gap = a - b
     products = torch.cat([gx * gx, gx * gy, gy * gy, gx * gap, gy * gap], 1)
-    xx, xy, yy, x, y = _blurred(products, bell).split(1, 1)
+    xx, xy, yy, x, y = _blurred(products * seen, bell).split(1, 1)
     xx, yy = xx + STEADY, yy + STEADY
     return torch.cat([yy * x - xy * y, xx * y - xy * x], 1) / (xx * yy - xy * xy)
 

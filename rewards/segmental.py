@@ -1,9 +1,10 @@
-"""A reward of pictures on few frames of a clip, one a segment, the middle counting most (InstructVideo, arXiv 2312.12490)."""
+"""A reward of pictures on few frames of a clip, one a segment, the middle counting most (InstructVideo)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -30,7 +31,8 @@ class Segmental(RewardSettings):
         1.0, ge=0, description="lambda of the weight exp(-lambda |frame - middle|); 0 = all frames count the same"
     )
     pick: Literal["first", "middle", "random"] = Field(
-        "middle", description="frame of a segment; random = another at every call (InstructVideo), from torch's generator"
+        "middle",
+        description="frame of a segment; random = another at every call (InstructVideo), from torch's generator",
     )
     normalise: bool = Field(
         False, description="divide by the weights' sum: a mean, on the reward's own scale; else by the segments' number"
@@ -77,7 +79,7 @@ def frames_of_segments(length: int, segments: int, pick: Literal["first", "middl
 
     segments = min(segments, length)
     starts = [i * length // segments for i in range(segments + 1)]
-    sizes = [after - start for start, after in zip(starts, starts[1:], strict=False)]
+    sizes = [after - start for start, after in pairwise(starts)]
     if pick == "random":
         return [start + int(torch.randint(size, ())) for start, size in zip(starts, sizes, strict=False)]
     return [start + (size // 2 if pick == "middle" else 0) for start, size in zip(starts, sizes, strict=False)]
