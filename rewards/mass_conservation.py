@@ -133,7 +133,7 @@ def _read(file: Path) -> Tensor:
     import torch
 
     try:
-        frames = np.asarray(imageio.imread(file, index=...))
+        frames = np.asarray(imageio.imread(file))
     except Exception as error:  # its plugins raise errors of several packages
         raise ValueError(f"{file.name} cannot be read as a clip: {first_line(error)}") from error
     if frames.ndim != 4 or frames.shape[-1] < 3:

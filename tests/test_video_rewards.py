@@ -218,7 +218,7 @@ def test_mass_is_what_a_reference_clip_shows(vjepa, tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "secret.gif").write_bytes(b"")
     imageio.imwrite(tmp_path / "clips" / "a.gif", pixels)
-    kept = torch.from_numpy(imageio.imread(tmp_path / "clips" / "a.gif", index=...)).permute(0, 3, 1, 2) / 255
+    kept = torch.from_numpy(imageio.imread(tmp_path / "clips" / "a.gif")).permute(0, 3, 1, 2) / 255
     reward = build("mass_conservation", references=str(tmp_path / "clips"), model=vjepa, batch=2)
     media = torch.stack([kept, kept.flip(-1), kept, kept])
     rows = [{"reference": "a.gif"}, {"reference": "a.gif"}, {"reference": "../secret.gif"}, {}]
