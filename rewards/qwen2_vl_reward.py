@@ -134,7 +134,7 @@ def patched(clip: Tensor, config: Any) -> tuple[Tensor, Tensor]:
     by time, then by squares of patches that are merged into one token.
     """
     patch, merge, span = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-    target = fitting(*clip.shape[-2:], patch * merge)
+    target = fitting(clip.shape[-2], clip.shape[-1], patch * merge)
     frames = Preprocess(target, "exact", eight_bit=False)(clip)
     frames = torch.cat([frames, frames[-1:].expand(-len(frames) % span, -1, -1, -1)])
     grid = [len(frames) // span, target[0] // patch, target[1] // patch]

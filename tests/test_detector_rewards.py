@@ -287,3 +287,15 @@ def test_layout_is_iou_in_shares_of_the_picture(painted):
     assert scores.values[:3].tolist() == pytest.approx([1, 0.75, 0.5])  # a box that is found is used once
     assert scores.reasons.keys() == {3}
     assert "boxes[0] should be" in scores.reasons[3]
+
+
+def test_genevals_file_is_a_prompt_file(painted, tmp_path):
+    from align.inputs import read_inputs
+    from align.prompts import read_prompts
+
+    row = {"tag": "two_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
+    (tmp_path / "evaluation_metadata.jsonl").write_text(json.dumps(row) + "\n")
+    prompts = read_prompts(str(tmp_path / "evaluation_metadata.jsonl"))
+    reward = rewards.parse({"kind": "geneval", "clip": "shapes"}).build()
+    inputs = read_inputs(prompts, {"metadata"}, (40, 60))
+    assert reward(picture((0, 0, 9, 9))[None], [prompts[0].text], None, inputs).values.tolist() == [1]
