@@ -299,3 +299,14 @@ def test_genevals_file_is_a_prompt_file(painted, tmp_path):
     reward = rewards.parse({"kind": "geneval", "clip": "shapes"}).build()
     inputs = read_inputs(prompts, {"metadata"}, (40, 60))
     assert reward(picture((0, 0, 9, 9))[None], [prompts[0].text], None, inputs).values.tolist() == [1]
+
+
+def test_boxes_are_matched_where_they_overlap_most():
+    from rewards.layout import iou, mean_iou
+
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    assert mean_iou({"dog": [left, right]}, {"dog": [right, left]}) == 1
+    # one found box overlaps both: it goes where it is worth most, the other is missing
+    assert mean_iou({"dog": [left, right]}, {"dog": [(0.25, 0.0, 1.0, 1.0)]}) == pytest.approx((2 / 3) / 2)
+    assert iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert iou(left, right) == 0
