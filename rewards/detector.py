@@ -85,7 +85,8 @@ class Detector:
             raise RewardError(f"{path} holds a {config.model_type} model, which transformers does not list for {kinds}")
         auto = AutoSegmenter if segments else AutoModelForObjectDetection
         model, report = from_pretrained(auto, path, dtype=getattr(torch, dtype), output_loading_info=True)
-        if missing := sorted(report["missing_keys"]):
+        idle = ("criterion.", "num_batches_tracked")  # of the loss and of statistics, which no score passes through
+        if missing := sorted(key for key in report["missing_keys"] if not any(part in key for part in idle)):
             raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
         names = {int(number): name for number, name in model.config.id2label.items()}
         if all(name.startswith("LABEL_") for name in names.values()):

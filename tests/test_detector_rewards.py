@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -187,6 +188,12 @@ def test_what_is_no_detector_is_refused(folders, tmp_path):
     nameless = {**config, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     YolosForObjectDetection(YolosConfig.from_dict(nameless)).save_pretrained(tmp_path)
     with pytest.raises(RewardError, match="does not name its classes"):
+        Detector.load(str(tmp_path), "cpu")
+    YolosForObjectDetection.from_pretrained(folders / "yolos").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    some = {key: value for key, value in weights.items() if not key.startswith("class_labels_classifier.layers.0")}
+    save_file(some, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RewardError, match=r"lacks 2 weights, first class_labels_classifier.layers.0.bias"):
         Detector.load(str(tmp_path), "cpu")
 
 

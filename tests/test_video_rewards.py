@@ -8,7 +8,16 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model, VJEPA2Config, VJEPA2Model
+from transformers import (
+    BitImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+    VJEPA2Config,
+    VJEPA2Model,
+)
 
 import rewards
 from rewards.base import RewardError
@@ -180,9 +189,20 @@ def dino(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("model", ["shapes", "dino"])
-def test_features_tell_what_is_alike(model, dino):
-    path = dino if model == "dino" else model
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """As DINO's: squashed to a square, no pooler in the file."""
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["shapes", "dino", "vit"])
+def test_features_tell_what_is_alike(model, dino, vit):
+    path = {"dino": dino, "vit": vit}.get(model, model)
     media = torch.rand(3, 3, 40, 32, generator=torch.Generator().manual_seed(1))
     image = media.flip(0)
     reward = build("feature_similarity", model=path, batch=2)
