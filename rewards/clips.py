@@ -1,0 +1,53 @@
+"""What rewards of motion ask of a clip, and how they see its flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rewards.base import RewardError
+
+Flow = Callable[[Tensor, Tensor], Tensor]
+"""``(first, second) [N, 3, H, W] -> [N, 2, H, W]``: where pixels of the first went, in pixels, x right and y down."""
+
+
+def at_least(media: Tensor, frames: int, who: str) -> Tensor:
+    """``media``, a clip of so many frames.
+
+    Raises:
+        RewardError: pictures, or too short clips.
+    """
+    if media.ndim != 5 or media.shape[1] < frames:
+        given = f"clips of {media.shape[1]}" if media.ndim == 5 else "pictures"
+        raise RewardError(f"reward {who!r} needs clips of {frames} frames or more, and was given {given}")
+    return media
+
+
+def flow_function(kind: str | None) -> Flow:
+    """The built-in optical flow, or a function at ``package.module:name`` or ``path/file.py:name``.
+
+    Raises:
+        RewardError: no such function.
+    """
+    from rewards.call import load_object
+    from rewards.optical_flow import optical_flow
+
+    return optical_flow if kind is None else load_object(kind)
+
+
+def clip_flow(clips: Tensor, flow: Flow, batch: int) -> Tensor:
+    """Flow from each frame to the next: ``[N, F, 3, H, W]`` -> ``[N, F - 1, 2, H, W]`` in pixels a frame.
+
+    Raises:
+        RewardError: ``flow`` returned another shape.
+    """
+    first, second = clips[:, :-1].flatten(0, 1), clips[:, 1:].flatten(0, 1)
+    found = [flow(a, b) for a, b in zip(first.split(batch), second.split(batch), strict=True)]
+    fields = torch.cat(found) if found else first[:, :2]
+    if fields.shape != first[:, :2].shape:
+        raise RewardError(
+            f"the flow function returned {list(fields.shape)} for {list(first.shape)}; it should be 2 maps"
+        )
+    return fields.unflatten(0, (len(clips), clips.shape[1] - 1))

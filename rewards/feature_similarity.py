@@ -1,0 +1,48 @@
+"""Perceptual similarity to the picture a prompt came with: the cosine of a vision model's features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class FeatureSimilarity(ModelRewardSettings):
+    """Cosine of a vision model's features of the picture and of the prompt's picture; differentiable.
+
+    A perceptual similarity, but neither LPIPS nor DreamSim: no weights here were trained on people's judgements.
+    """
+
+    kind: Literal["feature_similarity"] = Field("feature_similarity", description="likeness to the prompt's picture")
+    model: str = Field(
+        "facebook/dinov2-base",
+        description="folder or hub id of DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP)",
+    )
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the model."""
+        from rewards.digest import digest
+        from rewards.frames import by_frame
+        from rewards.vision_features import VisionFeatures
+
+        features = VisionFeatures.load(self.model, self.dtype, device)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
+            goal = features.of_clips(image[:, None], self.batch)[:, 0].detach()
+            return by_frame(media, lambda seen, of: (features(seen) * goal[of]).sum(-1), self.batch, self.frames)
+
+        return Reward(
+            "feature_similarity",
+            function,
+            range=(-1.0, 1.0),
+            differentiable=True,
+            wants=("image",),
+            fingerprint=lambda: digest(features.model.state_dict()),
+        )

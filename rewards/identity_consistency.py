@@ -1,0 +1,57 @@
+"""Whether what is seen stays the same through a clip (VBench's subject consistency)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class IdentityConsistency(ModelRewardSettings):
+    """Likeness of each frame's features to the first frame's and the last one's before it (VBench); differentiable.
+
+    A clip that stands still has 1, so it wants a reward of motion beside it.
+    """
+
+    kind: Literal["identity_consistency"] = Field("identity_consistency", description="frames alike through a clip")
+    model: str = Field(
+        "facebook/dino-vitb16",
+        description="folder or hub id of DINO, DINOv2 or a CLIPModel, or shapes (the embedded CLIP)",
+    )
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the model."""
+        from rewards.clips import at_least
+        from rewards.digest import digest
+        from rewards.frames import middles
+        from rewards.vision_features import VisionFeatures
+
+        features = VisionFeatures.load(self.model, self.dtype, device)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            clips = at_least(media, 2, "identity_consistency")
+            chosen = clips[:, middles(clips.shape[1], self.frames and max(self.frames, 2))]
+            return consistency(features.of_clips(chosen, self.batch))
+
+        return Reward(
+            "identity_consistency",
+            function,
+            range=(0.0, 1.0),
+            differentiable=True,
+            fingerprint=lambda: digest(features.model.state_dict()),
+        )
+
+
+def consistency(features: Tensor) -> Tensor:
+    """Unit rows ``[N, F, D]`` -> ``[N]``: mean over all frames but the first of (a + b) / 2, where a and b are the
+    cosines with the frame before and with the first, negative ones as 0."""
+    before = (features[:, 1:] * features[:, :-1]).sum(-1).clamp(min=0)
+    first = (features[:, 1:] * features[:, :1]).sum(-1).clamp(min=0)
+    return ((before + first) / 2).mean(1)

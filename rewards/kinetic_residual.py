@@ -1,0 +1,45 @@
+"""Whether things move with constant acceleration, as thrown and falling ones do (NewtonRewards)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class KineticResidual(RewardSettings):
+    """Minus the change of acceleration of a clip's optical flow: 0 = constant acceleration (NewtonRewards).
+
+    A clip that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
+    """
+
+    kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="minus the change of acceleration")
+    flow: str | None = Field(
+        None,
+        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
+        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
+    )
+    batch: int = Field(32, ge=1, description="pairs of frames at once")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Nothing to load but a flow of your own."""
+        from rewards.clips import at_least, clip_flow, flow_function
+
+        flow = flow_function(self.flow)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return -jerk(clip_flow(at_least(media, 4, "kinetic_residual"), flow, self.batch))
+
+        return Reward("kinetic_residual", function, range=(float("-inf"), 0.0), differentiable=True)
+
+
+def jerk(flow: Tensor) -> Tensor:
+    """Mean over times and pixels of ``|flow[t + 1] - 2 flow[t] + flow[t - 1]|^2``: ``[N, T, 2, H, W]`` -> ``[N]``."""
+    change = flow[:, 2:] - 2 * flow[:, 1:-1] + flow[:, :-2]
+    return change.square().sum(2).mean((1, 2, 3))

@@ -1,0 +1,141 @@
+"""Whether a clip keeps what a reference clip shows: distance of a video model's features (NewtonRewards)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, Scores
+from rewards.hub import first_line
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class MassConservation(ModelRewardSettings):
+    """Minus the squared distance of V-JEPA 2's features to those of the prompt's reference clip (NewtonRewards).
+
+    The prompt's column ``reference`` names a file in the folder ``references``. It keeps things from vanishing, and
+    belongs beside ``kinetic_residual``. Differentiable.
+    """
+
+    kind: Literal["mass_conservation"] = Field("mass_conservation", description="features as of a reference clip")
+    references: Path = Field(description="folder of the reference clips (.mp4, .gif, .webp)")
+    model: str = Field("facebook/vjepa2-vitl-fpc64-256", description="folder or hub id of a V-JEPA 2 model")
+    batch: int = Field(4, ge=1, description="clips through the network at once")
+    frames: int | None = Field(None, ge=2, description="frames of a clip that are seen, spread evenly; all by default")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the model.
+
+        Raises:
+            RewardError: not there, another model, or no such folder of references.
+        """
+        from rewards.clips import at_least
+        from rewards.digest import digest
+        from rewards.frames import middles
+
+        if not self.references.expanduser().is_dir():
+            raise RewardError(f"references: no folder {self.references}")
+        model = _video_model(self.model, self.dtype, device)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
+            import torch
+
+            clips = at_least(media, 2, "mass_conservation")
+            clips = clips[:, middles(clips.shape[1], self.frames)]
+            values = [media.new_full((), torch.nan, dtype=torch.float32)] * len(clips)
+            goals, reasons = {}, {}
+            for index, row in enumerate(metadata):
+                try:
+                    goals[index] = self._reference(row, clips.shape[1]).to(clips.device)
+                except ValueError as error:
+                    reasons[index] = str(error)
+            for part in torch.tensor(list(goals), dtype=torch.long).split(self.batch) if goals else ():
+                seen = clip_features(model, clips[part])
+                for index, feature in zip(part.tolist(), seen, strict=True):
+                    with torch.no_grad():
+                        goal = clip_features(model, goals[index][None])[0]
+                    values[index] = -(feature - goal).square().sum()
+            return Scores(torch.stack(values) if values else media.new_zeros(0), reasons)
+
+        return Reward(
+            "mass_conservation",
+            function,
+            range=(float("-inf"), 0.0),
+            differentiable=True,
+            wants=("metadata",),
+            fingerprint=lambda: digest(model.state_dict()),
+        )
+
+    def _reference(self, row: Mapping[str, Any], length: int) -> Tensor:
+        """``[length, 3, H, W]`` of the clip a row names; ValueError if there is none."""
+        from rewards.frames import middles
+        from rewards.rows import column
+
+        name = column(row, "reference", str, "file of a reference clip")
+        folder = self.references.expanduser().resolve()
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise ValueError(f"no reference clip {name!r} in {self.references}")
+        clip = _read(file)
+        if len(clip) < length:
+            raise ValueError(f"the reference clip {name!r} has {len(clip)} frames, the sample {length}")
+        return clip[middles(len(clip), length)]
+
+
+def clip_features(model: Any, clips: Tensor) -> Tensor:
+    """``[N, F, 3, H, W]`` in [0, 1] -> ``[N, D]`` float32: the mean of V-JEPA 2's tokens.
+
+    Frames are resized (bicubic, shorter side) and cropped to the model's square, and normalised as ImageNet's; an odd
+    clip's last frame is shown twice.
+    """
+    import torch
+
+    from rewards.preprocess import Preprocess
+
+    side, span = model.config.crop_size, model.config.tubelet_size
+    steps = Preprocess((side, side), "shorter", crop=(side, side), mean=MEAN, std=STD)
+    frames = steps(clips.flatten(0, 1).to(model.device)).unflatten(0, clips.shape[:2])
+    missing = -frames.shape[1] % span
+    frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
+    tokens = model(pixel_values_videos=frames.to(model.dtype), skip_predictor=True).last_hidden_state
+    return tokens.float().mean(1)
+
+
+def _video_model(path: str, dtype: str, device: torch.device | str) -> Any:
+    import torch
+    from transformers import AutoConfig, VJEPA2Model
+
+    from rewards.hub import from_pretrained
+
+    config = from_pretrained(AutoConfig, path)
+    if config.model_type != "vjepa2":
+        raise RewardError(f"{path} holds a {config.model_type} model, not V-JEPA 2")
+    model, report = from_pretrained(VJEPA2Model, path, dtype=getattr(torch, dtype), output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+    return model.requires_grad_(False).eval().to(device)
+
+
+@lru_cache(64)
+def _read(file: Path) -> Tensor:
+    import imageio.v3 as imageio
+    import numpy as np
+    import torch
+
+    try:
+        frames = np.asarray(imageio.imread(file))
+    except Exception as error:  # its plugins raise errors of several packages
+        raise ValueError(f"{file.name} cannot be read as a clip: {first_line(error)}") from error
+    if frames.ndim != 4 or frames.shape[-1] < 3:
+        raise ValueError(f"{file.name} is not a clip: {list(frames.shape)}")
+    return torch.from_numpy(frames[..., :3].copy()).permute(0, 3, 1, 2) / 255

@@ -1,0 +1,56 @@
+"""How much moves in a clip: the fastest twentieth of its optical flow (after VBench's dynamic degree)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FASTEST, SIDE = 0.05, 256
+
+
+class MotionDegree(RewardSettings):
+    """How fast the fastest twentieth of a clip's pixels moves, in pixels a frame at a shorter side of 256.
+
+    VBench takes a pair of frames for moving above 6, at 8 frames a second and with RAFT's flow.
+    """
+
+    kind: Literal["motion_degree"] = Field("motion_degree", description="how fast the fastest pixels move")
+    enough: float | None = Field(
+        None, gt=0, description="speed that counts as 1, slower in proportion, faster the same; null = the speed itself"
+    )
+    flow: str | None = Field(
+        None,
+        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
+        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
+    )
+    batch: int = Field(32, ge=1, description="pairs of frames at once")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Nothing to load but a flow of your own."""
+        from rewards.clips import at_least, clip_flow, flow_function
+
+        flow = flow_function(self.flow)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            speed = fastest(clip_flow(at_least(media, 2, "motion_degree"), flow, self.batch))
+            return speed if self.enough is None else (speed / self.enough).clamp(max=1)
+
+        highest = float("inf") if self.enough is None else 1.0
+        return Reward("motion_degree", function, range=(0.0, highest), differentiable=True)
+
+
+def fastest(flow: Tensor) -> Tensor:
+    """``[N, T, 2, H, W]`` in pixels -> ``[N]``: mean over times of the mean speed of the fastest twentieth."""
+    height, width = flow.shape[-2:]
+    squared = flow.square().sum(2).flatten(2)
+    top = squared.topk(max(int(FASTEST * height * width), 1), dim=2).values
+    # the root has no slope where nothing moves
+    speed = (top + 1e-12).sqrt() - 1e-6
+    return speed.mean((1, 2)) * SIDE / min(height, width)

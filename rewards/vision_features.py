@@ -1,0 +1,58 @@
+"""Pictures -> features by a frozen vision model of transformers (DINOv2, ViT, CLIP), with gradients to the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from rewards.base import RewardError
+from rewards.clip import weights
+from rewards.hub import from_pretrained
+from rewards.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Model and preprocessing. The feature is CLIP's image embedding, or the class token of other models."""
+
+    model: Any
+    preprocess: Preprocess
+
+    @classmethod
+    def load(cls, path: str, dtype: str, device: torch.device | str) -> VisionFeatures:
+        """Read both; pictures are resized bicubically, whatever the processor's own filter.
+
+        Args:
+            path: ``shapes``, folder or hub id.
+
+        Raises:
+            RewardError: not there, damaged, weights missing, or not a model of pictures.
+        """
+        folder = weights(path)
+        config = from_pretrained(AutoConfig, folder)
+        if config.model_type != "clip" and not hasattr(config, "patch_size"):
+            raise RewardError(f"{path} holds a {config.model_type} model, not a vision transformer or CLIPModel")
+        model, report = from_pretrained(AutoModel, folder, dtype=getattr(torch, dtype), output_loading_info=True)
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+        steps = Preprocess.of_processor(from_pretrained(AutoImageProcessor, folder))
+        return cls(model.requires_grad_(False).eval().to(device), steps)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]`` float32."""
+        pixels = self.preprocess(images.to(self.model.device)).to(self.model.dtype)
+        if self.model.config.model_type == "clip":
+            found = self.model.get_image_features(pixel_values=pixels).pooler_output
+        else:
+            found = self.model(pixel_values=pixels).last_hidden_state[:, 0]
+        return F.normalize(found.float(), dim=-1)
+
+    def of_clips(self, clips: Tensor, batch: int) -> Tensor:
+        """``[N, F, 3, H, W]`` -> ``[N, F, D]``, ``batch`` frames at a time."""
+        return torch.cat([self(part) for part in clips.flatten(0, 1).split(batch)]).unflatten(0, clips.shape[:2])

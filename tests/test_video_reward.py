@@ -1,0 +1,197 @@
+"""VideoReward from a tiny checkpoint in the authors' layout, LoRA and all."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+import rewards
+from rewards.base import RewardError
+from rewards.qwen2_vl_reward import LARGEST, SMALLEST, fitting, patched
+from rewards.video_reward import DEVIATIONS, MEANS, TOKENS
+
+TEMPLATE = "judge: <|VQ_reward|> and <|MQ_reward|> of {text_prompt} so <|TA_reward|> END"
+CHAT = (
+    "{% for m in messages %}<|im_start|> user {% for c in m.content %}{% if c.type == 'video' %}<|vision_start|> "
+    "<|video_pad|> <|vision_end|> {% else %}{{ c.text }}{% endif %}{% endfor %} <|im_end|> {% endfor %}"
+)
+WORDS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>", "?"]
+WORDS += ["user", "judge:", "and", "of", "so", "END", "red", "circle"]
+MEDIA = torch.rand(2, 5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["red circle", "circle"]
+
+
+def tiny_config():
+    text = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1}
+    ids = {"vision_start_token_id": 2, "vision_end_token_id": 3, "video_token_id": 4, "image_token_id": 5}
+    return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+
+
+class Judge(Qwen2VLForConditionalGeneration):
+    """The authors' network: a head of one mark, read at three tokens, and plain positions."""
+
+    def __init__(self, config, outputs):
+        super().__init__(config)
+        self.rm_head = nn.Linear(config.text_config.hidden_size, outputs, bias=False)
+
+    def marks(self, ids, patches, grid, tokens):
+        embeddings = self.get_input_embeddings()(ids)[None]
+        seen = self.model.visual(patches, grid_thw=grid).pooler_output
+        embeddings[:, ids == 4] = seen
+        states = self.model.language_model(inputs_embeds=embeddings).last_hidden_state
+        logits = self.rm_head(states)[0, torch.isin(ids, tokens)]
+        return logits.diagonal() if logits.shape[1] == 3 else logits[:, 0]
+
+
+def tuned(outputs):
+    """A network with a LoRA that changes it, as PEFT wraps it."""
+    torch.manual_seed(outputs)
+    model = Judge(tiny_config(), outputs).eval()
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "language_model" in n]
+    wrapped = get_peft_model(model, LoraConfig(target_modules=names, r=4, lora_alpha=8))
+    with torch.no_grad():
+        for name, value in wrapped.named_parameters():
+            if "lora_B" in name or name.endswith("bias"):
+                value.normal_(0, 0.2)
+    return wrapped.eval()
+
+
+def authors_names(state):
+    """Keys as saved under the transformers of the time."""
+    old = {}
+    for key, value in state.items():
+        key = key.replace("base_model.model.model.language_model.", "base_model.model.model.")
+        old[key.replace("base_model.model.model.visual.", "base_model.model.visual.")] = value.clone()
+    return old
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    tiny_config().save_pretrained(folder)
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", chat_template=CHAT)
+    tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:6]})
+    tokenizer.save_pretrained(folder)
+    (folder / "template.txt").write_text(TEMPLATE)
+    return folder
+
+
+def build(base, file, **options):
+    settings = {"template": str(base / "template.txt"), "base": str(base), "weights": str(file), "dtype": "float32"}
+    return rewards.parse({"kind": "video_reward", "lora_alpha": 8, **settings, **options}).build()
+
+
+def expected(model, frames, prompt):
+    patches, grid = patched(frames, model.config.vision_config)
+    texts = TEMPLATE.replace("{text_prompt}", prompt).split()
+    vocabulary = [*WORDS, *TOKENS]
+    chat = ["<|im_start|>", "user", "<|vision_start|>", *["<|video_pad|>"] * (len(patches) // 4), "<|vision_end|>"]
+    ids = torch.tensor([vocabulary.index(word) for word in [*chat, *texts, "<|im_end|>"]])
+    with torch.no_grad():
+        return model.base_model.model.marks(ids, patches, grid, torch.tensor([15, 16, 17]))
+
+
+@pytest.mark.parametrize(("outputs", "names"), [(1, authors_names), (3, dict)])
+def test_marks_are_those_of_the_authors_network(base, tmp_path, outputs, names):
+    model = tuned(outputs)
+    torch.save(names(model.state_dict()), tmp_path / "model.pth")
+    reward = build(base, tmp_path / "model.pth", frame_rate=2, normalise=False)
+    scores = reward(MEDIA, PROMPTS)
+    found = torch.stack([scores.parts[name] for name in ("visual_quality", "motion_quality", "text_alignment")], 1)
+    for clip, prompt, marks in zip(MEDIA, PROMPTS, found, strict=True):
+        assert torch.allclose(
+            marks, expected(model, clip[[0, 1, 3, 4]], prompt), atol=1e-5
+        )  # two a second, an even number
+    assert torch.allclose(scores.values.detach(), found.sum(1), atol=1e-5)
+    assert found.std(0).min() > 1e-5
+    plain = copy.deepcopy(model).unload()
+    assert not torch.allclose(found[0], expected_of(plain, prompt=PROMPTS[0]), atol=1e-3)  # the LoRA counts
+    z = build(base, tmp_path / "model.pth", frame_rate=2, score="motion_quality")(MEDIA, PROMPTS)
+    assert torch.allclose(z.values.detach(), (found[:, 1] - MEANS[1]) / DEVIATIONS[1], atol=1e-5)
+
+
+def expected_of(model, prompt):
+    class Holder:
+        config = model.config
+        base_model = type("Inner", (), {"model": model})
+
+    return expected(Holder, MEDIA[0, [0, 1, 3, 4]], prompt)
+
+
+def test_gradients_reach_the_frames_that_are_seen(base, tmp_path):
+    torch.save(authors_names(tuned(1).state_dict()), tmp_path / "model.pth")
+    reward = build(base, tmp_path / "model.pth", frames=2)
+    leaf = MEDIA[:1].clone().requires_grad_()
+    reward(leaf, PROMPTS[:1]).values.sum().backward()
+    assert leaf.grad.abs().sum((0, 2, 3, 4)).gt(0).tolist() == [True, False, False, False, True]
+    lost = reward(MEDIA, ["<|TA_reward|>", "circle"])
+    assert lost.values.isnan().tolist() == [True, False]
+    assert "one of the tokens" in lost.reasons[0]
+
+
+def test_patches_and_sizes_are_those_of_the_processor():
+    for height, width in [(480, 832), (64, 64), (1080, 1920), (336, 300), (30, 900)]:
+        assert fitting(height, width, 28) == smart_resize(height, width, 28, SMALLEST, LARGEST)
+    picture = torch.randint(0, 256, (1, 3, 336, 364), generator=torch.Generator().manual_seed(0))
+    processor = Qwen2VLImageProcessorPil()
+    theirs = processor(picture[0].permute(1, 2, 0).numpy().astype("uint8"), do_resize=False, return_tensors="pt")
+    rows, grid = patched(picture / 255, tiny_config().vision_config)
+    assert grid.tolist() == theirs.image_grid_thw.tolist()
+    assert torch.allclose(rows, theirs.pixel_values, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(base, tmp_path):
+    state = authors_names(tuned(1).state_dict())
+    file = tmp_path / "model.pth"
+    some = {key: value for key, value in state.items() if "layers.1.mlp.up_proj" not in key}
+    torch.save(some, file)
+    with pytest.raises(RewardError, match=r"reward 'video_reward': .*language_model.layers.1.mlp.up_proj.weight"):
+        build(base, file)
+    torch.save({key: value for key, value in state.items() if "lora_B" not in key}, file)
+    with pytest.raises(RewardError, match="has no lora_B"):
+        build(base, file)
+    torch.save({key: value for key, value in state.items() if "rm_head" not in key}, file)
+    with pytest.raises(RewardError, match="no checkpoint of VideoReward"):
+        build(base, file)
+    with pytest.raises(RewardError, match="KwaiVGI/VideoAlign"):
+        build(base, file, template=str(tmp_path / "none.py"))
+
+
+def test_the_authors_template_is_read_and_not_run(tmp_path):
+    from rewards.video_reward import read_template
+
+    file = tmp_path / "prompt_template.py"
+    file.write_text(f'raise SystemExit\nDETAILED_PROMPT_WITH_SPECIAL_TOKEN = """\n{TEMPLATE}\n"""\n')
+    assert read_template(file) == f"\n{TEMPLATE}\n"
+    file.write_text("OTHER = 1")
+    with pytest.raises(RewardError, match="does not define"):
+        read_template(file)
+    text = tmp_path / "question.txt"
+    text.write_text("<|VQ_reward|> {text_prompt} <|MQ_reward|> <|TA_reward|>")
+    with pytest.raises(RewardError, match="once, in this order"):
+        read_template(text)
