@@ -189,15 +189,47 @@ def tournament(pairs: Sequence[tuple[int, int]], first: Tensor, reasons: Mapping
     )
 
 
-def two(template: str, first: Tensor, second: Tensor, prompt: str, frames: int | None) -> Question:
-    """A question about two samples, pictures or clips; ``{medium}`` is what they are."""
+def each_sample(
+    template: str,
+    media: Tensor,
+    prompts: Sequence[str],
+    frames: int | None,
+    image: Tensor | None = None,
+    **values: object,
+) -> list[Question]:
+    """A question per sample, its source first if there is ``image [N, 3, H, W]``; ``{medium}`` is image or video."""
+    medium = "image" if media.ndim == 4 else "video"
+    return [
+        question(template, prompt, *_source(image, i), *shown(media[i], frames), medium=medium, **values)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def two(
+    template: str, first: Tensor, second: Tensor, prompt: str, frames: int | None, source: Sequence[Content] = ()
+) -> Question:
+    """A question about two samples, pictures or clips; ``{medium}`` is Image or Video."""
     medium = "Image" if first.ndim == 3 else "Video"
-    content = [f"{medium} 1: ", *shown(first, frames), f"{medium} 2: ", *shown(second, frames)]
+    content: list[Content] = [*source, f"{medium} 1: ", *shown(first, frames), f"{medium} 2: ", *shown(second, frames)]
     return question(template, prompt, *content, medium=medium)
 
 
 def compared(
-    template: str, pairs: Sequence[tuple[int, int]], media: Tensor, prompts: Sequence[str], frames: int | None
+    template: str,
+    pairs: Sequence[tuple[int, int]],
+    media: Tensor,
+    prompts: Sequence[str],
+    frames: int | None,
+    image: Tensor | None = None,
 ) -> list[Question]:
     """Two questions per pair: with the one first, with the other first."""
-    return [two(template, media[a], media[b], prompts[i], frames) for i, j in pairs for a, b in ((i, j), (j, i))]
+    return [
+        two(template, media[a], media[b], prompts[i], frames, ["Source: ", *source] if source else ())
+        for i, j in pairs
+        for source in [_source(image, i)]
+        for a, b in ((i, j), (j, i))
+    ]
+
+
+def _source(image: Tensor | None, sample: int) -> list[Tensor]:
+    return [] if image is None else [image[sample]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import Needs, SourceRewardSettings, check_rising
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ EDIT = (
 )
 
 
-class DigitJudge(JudgeRewardSettings):
+class DigitJudge(SourceRewardSettings):
     """Mean of the digits a judge may answer with, lowest 0, highest 1; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
@@ -35,12 +35,10 @@ class DigitJudge(JudgeRewardSettings):
     )
     lowest: int = Field(0, ge=0, le=8, description="digit of the worst")
     highest: int = Field(5, ge=1, le=9, description="digit of the best")
-    source: bool = Field(False, description="show the prompt's own picture first, for edits")
 
     @model_validator(mode="after")
     def _rising(self) -> DigitJudge:
-        if self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest} should be below highest {self.highest}")
+        check_rising(self.lowest, self.highest)
         return self
 
     @property
@@ -48,28 +46,16 @@ class DigitJudge(JudgeRewardSettings):
         """The digits, rising."""
         return tuple((str(digit),) for digit in range(self.lowest, self.highest + 1))
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """The source, where it is shown."""
-        return ("image",) if self.source else ()
-
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample."""
-        from rewards.asking import answered, per_sample, question, shown
+        from rewards.asking import answered, each_sample, per_sample
         from rewards.verdicts import expectation
 
         template = self.template or (EDIT if self.source else PLAIN)
-        said = {
-            "lowest": self.lowest,
-            "highest": self.highest,
-            "medium": "picture" if media.ndim == 4 else "video",
-        }
-        asked = [
-            question(template, prompt, *([] if image is None else [image[i]]), *shown(media[i], self.frames), **said)
-            for i, prompt in enumerate(prompts)
-        ]
+        scale = {"lowest": self.lowest, "highest": self.highest}
+        asked = each_sample(template, media, prompts, self.frames, image, **scale)
         found = answered(judge, asked, self.answers)
         parts = {"answered": found.values.exp().sum(1)}
         return per_sample(expectation(found.values), range(len(asked)), len(asked), found.reasons, parts)

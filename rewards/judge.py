@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
@@ -67,12 +67,13 @@ AnyJudge = Annotated[Local | Endpoint, Field(discriminator="kind")]
 
 
 class JudgeRewardSettings(RewardSettings):
-    """A question put to a vision-language model. A subclass has ``needs`` and :meth:`score`.
+    """A question put to a vision-language model. A subclass has ``needs``, ``gradient`` (False: none) and :meth:`score`.
 
     A clip is shown as its frames, one picture after the other, in one question.
     """
 
     needs: ClassVar[Needs]
+    gradient: ClassVar[bool] = True
     judge: AnyJudge = Field(Local(), description="the model that is asked: local or endpoint")
     frames: int | None = Field(8, ge=1, description="frames of a clip that are shown, spread evenly; null = all")
 
@@ -110,13 +111,13 @@ class JudgeRewardSettings(RewardSettings):
             raise RewardError(f"reward {kind!r}: {error}") from error
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
-            return self.score(judge, media, prompts, group, **inputs)
+            return self.score(judge, media, prompts, group, **inputs) if prompts else Scores(media.new_zeros(0))
 
         return Reward(
             kind,
             function,
             self.span,
-            judge.differentiable and self.needs != "reply",
+            judge.differentiable and self.gradient and self.needs != "reply",
             self.wants,
             self.scope,
             judge.fingerprint,
@@ -133,3 +134,43 @@ class JudgeRewardSettings(RewardSettings):
             image: source pictures ``[N, 3, H, W]`` of those that want them.
         """
         raise NotImplementedError
+
+
+class SourceRewardSettings(JudgeRewardSettings):
+    """A judge that may be shown what an edit was made from."""
+
+    source: bool = Field(False, description="show the prompt's own picture first, for edits")
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The source, where it is shown."""
+        return ("image",) if self.source else ()
+
+
+class WrittenRewardSettings(SourceRewardSettings):
+    """A judge that writes a number on a scale, which is read, so without gradient."""
+
+    needs: ClassVar[Needs] = "reply"
+    lowest: float = Field(0.0, description="score of the worst")
+    highest: float = Field(10.0, description="score of the best")
+    longest: int = Field(1024, ge=1, description="most tokens of a reply")
+
+    @model_validator(mode="after")
+    def _rising(self) -> WrittenRewardSettings:
+        check_rising(self.lowest, self.highest)
+        return self
+
+    @property
+    def scale(self) -> dict[str, str]:
+        """Both ends, for the template."""
+        return {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
+
+    def unit(self, values: Tensor) -> Tensor:
+        """Scores on the scale -> 0 .. 1."""
+        return (values - self.lowest) / (self.highest - self.lowest)
+
+
+def check_rising(lowest: float, highest: float) -> None:
+    """ValueError unless ``lowest`` is below ``highest``."""
+    if lowest >= highest:
+        raise ValueError(f"lowest {lowest:g} should be below highest {highest:g}")

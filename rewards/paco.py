@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import Needs, SourceRewardSettings
 from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.asking import Judge, Question
 
 TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
 
 
-class Paco(JudgeRewardSettings):
+class Paco(SourceRewardSettings):
     """Mean P(yes, consistent) over the pairs of a picture's sub-images and over criteria; differentiable locally."""
 
     needs: ClassVar[Needs] = "answers"
@@ -41,11 +41,6 @@ class Paco(JudgeRewardSettings):
         """Yes and no."""
         return YES_NO
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """The source, where it is one of them."""
-        return ("image",) if self.source else ()
-
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
@@ -55,7 +50,8 @@ class Paco(JudgeRewardSettings):
 
         if min(media.shape[-2] // self.rows, media.shape[-1] // self.columns) < 1:
             raise ValueError(f"{list(media.shape[-2:])} pixels cannot be cut into {self.rows} x {self.columns}")
-        asked, owners = [], []
+        asked: list[Question] = []
+        owners: list[int] = []
         for i, prompt in enumerate(prompts):
             for frame in shown(media[i], self.frames):
                 parts = [*([] if image is None else [image[i]]), *panels(frame, self.rows, self.columns)]

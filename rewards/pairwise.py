@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import Needs, SourceRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +20,14 @@ TEMPLATE = (
 )
 
 
-class Pairwise(JudgeRewardSettings):
-    """How often a judge prefers a sample to others of its prompt, both orders averaged; differentiable locally.
+class Pairwise(SourceRewardSettings):
+    """How often a judge prefers a sample to others of its prompt, both orders averaged; not differentiable.
 
     The part ``position_bias`` is P(first) + P(first, swapped) - 1: 0 for a judge that does not look at places.
     """
 
     needs: ClassVar[Needs] = "answers"
+    gradient: ClassVar[bool] = False  # what one gains another loses, so the sum of scores has none
     kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
     template: str = Field(TEMPLATE, description="the question, with {prompt}; the answer is 1 or 2")
     opponents: int | None = Field(
@@ -51,6 +52,6 @@ class Pairwise(JudgeRewardSettings):
         from rewards.verdicts import matches, share
 
         pairs = matches(prompts, group, self.opponents)
-        asked = compared(self.template, pairs, media, prompts, self.frames)
+        asked = compared(self.template, pairs, media, prompts, self.frames, image)
         found = answered(judge, asked, self.answers)
         return tournament(pairs, share(found.values), found.reasons, len(prompts))

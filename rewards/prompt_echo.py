@@ -37,14 +37,10 @@ class PromptEcho(JudgeRewardSettings):
         """One question per sample, its prompt the reply."""
         from dataclasses import replace
 
-        from rewards.asking import echoed, per_sample, question, shown
+        from rewards.asking import each_sample, echoed, per_sample
         from rewards.texts import writable
 
-        medium = "image" if media.ndim == 4 else "video"
-        asked = [
-            question(self.template, prompt, *shown(media[i], self.frames), medium=medium)
-            for i, prompt in enumerate(prompts)
-        ]
+        asked = each_sample(self.template, media, prompts, self.frames)
         asked = [
             one if prompt.strip() else replace(one, refused="the prompt is empty, it has no likelihood")
             for one, prompt in zip(asked, prompts, strict=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,13 +20,12 @@ TEMPLATE = (
 )
 
 
-class Rubric(JudgeRewardSettings):
+class Rubric(WrittenRewardSettings):
     """Weighted mean of a judge's scores by the criteria of a rubric, in 0 .. 1; every criterion is a part.
 
     A reply that leaves out a criterion is a missing score.
     """
 
-    needs: ClassVar[Needs] = "reply"
     kind: Literal["rubric"] = Field("rubric", description="a judge that scores by criteria")
     criteria: dict[str, str] = Field(
         {
@@ -41,21 +40,12 @@ class Rubric(JudgeRewardSettings):
     template: str = Field(TEMPLATE, description="the question, with {prompt}, {criteria}, {lowest} and {highest}")
     lowest: float = Field(1.0, description="score of the worst")
     highest: float = Field(5.0, description="score of the best")
-    longest: int = Field(512, ge=1, description="most tokens of a reply")
-    source: bool = Field(False, description="show the prompt's own picture first, for edits")
 
     @model_validator(mode="after")
     def _consistent(self) -> Rubric:
-        if self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest} should be below highest {self.highest}")
         if unknown := sorted(set(self.weights) - set(self.criteria)):
             raise ValueError(f"weights of criteria that are not there: {', '.join(unknown)}")
         return self
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """The source, where it is shown."""
-        return ("image",) if self.source else ()
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
@@ -63,25 +53,15 @@ class Rubric(JudgeRewardSettings):
         """One reply per sample."""
         from functools import partial
 
-        from rewards.asking import per_sample, question, shown, written
+        from rewards.asking import each_sample, per_sample, written
         from rewards.replies import read_rubric
 
-        said = {
-            "medium": "image" if media.ndim == 4 else "video",
-            "lowest": f"{self.lowest:g}",
-            "highest": f"{self.highest:g}",
-            "criteria": "\n".join(f"{name}: {what}" for name, what in self.criteria.items()),
-        }
-        asked = [
-            question(
-                self.template, prompt, *([] if image is None else [image[i]]), *shown(media[i], self.frames), **said
-            )
-            for i, prompt in enumerate(prompts)
-        ]
+        lines = "\n".join(f"{name}: {what}" for name, what in self.criteria.items())
+        asked = each_sample(self.template, media, prompts, self.frames, image, criteria=lines, **self.scale)
         names = list(self.criteria)
         read = partial(read_rubric, names=names, lowest=self.lowest, highest=self.highest)
         found = written(judge, asked, self.longest, read)
-        scores = (found.values.view(len(asked), -1) - self.lowest) / (self.highest - self.lowest)
+        scores = self.unit(found.values.view(len(asked), -1))
         scores = scores.expand(-1, len(names))  # one column of NaN where no reply could be read
         share = scores.new_tensor([self.weights.get(name, 1.0) for name in names])
         values = scores @ (share / share.sum())

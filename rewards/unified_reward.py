@@ -6,12 +6,12 @@ What is read are the authors' formats: a number behind "Final Score:", "Image 1 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +31,12 @@ PAIR = (
 THINK = PAIR + "\nThink step by step inside <think> </think>, then put the conclusion inside <answer> </answer>."
 
 
-class UnifiedReward(JudgeRewardSettings):
+class UnifiedReward(WrittenRewardSettings):
     """UnifiedReward in its three formats: a score, a comparison within a prompt in both orders, a reasoned comparison.
 
     Scores are brought to 0 .. 1. A reply without a score or verdict is a missing score.
     """
 
-    needs: ClassVar[Needs] = "reply"
     kind: Literal["unified_reward"] = Field("unified_reward", description="UnifiedReward")
     format: Literal["point", "pair", "think"] = Field(
         "point", description="point = a score per sample | pair = comparisons | think = comparisons after thoughts"
@@ -46,7 +45,6 @@ class UnifiedReward(JudgeRewardSettings):
     lowest: float = Field(1.0, description="lowest score of a point; 1 in the published formats")
     highest: float = Field(5.0, description="highest score of a point; 5 for pictures, 10 for UnifiedReward's videos")
     opponents: int | None = Field(None, ge=1, description="as in pairwise")
-    longest: int = Field(1024, ge=1, description="most tokens of a reply")
 
     @property
     def scope(self) -> Scope:
@@ -59,24 +57,18 @@ class UnifiedReward(JudgeRewardSettings):
         """One reply per sample, or two per pair."""
         from functools import partial
 
-        from rewards.asking import compared, per_sample, question, shown, tournament, written
+        from rewards.asking import compared, each_sample, per_sample, tournament, written
         from rewards.replies import read_preference, read_score
         from rewards.verdicts import matches
 
         template = self.template or {"point": POINT, "pair": PAIR, "think": THINK}[self.format]
         if self.format != "point":
             pairs = matches(prompts, group, self.opponents)
-            asked = compared(template, pairs, media, prompts, self.frames)
+            asked = compared(template, pairs, media, prompts, self.frames, image)
             verdict = partial(read_preference, think=self.format == "think")
             found = written(judge, asked, self.longest, verdict)
             return tournament(pairs, found.values, found.reasons, len(prompts))
-        said = {
-            "medium": "image" if media.ndim == 4 else "video",
-            "lowest": f"{self.lowest:g}",
-            "highest": f"{self.highest:g}",
-        }
-        asked = [question(template, p, *shown(media[i], self.frames), **said) for i, p in enumerate(prompts)]
+        asked = each_sample(template, media, prompts, self.frames, image, **self.scale)
         read = partial(read_score, label="Final Score:", lowest=self.lowest, highest=self.highest)
         found = written(judge, asked, self.longest, read)
-        values = (found.values - self.lowest) / (self.highest - self.lowest)
-        return per_sample(values, range(len(asked)), len(asked), found.reasons)
+        return per_sample(self.unit(found.values), range(len(asked)), len(asked), found.reasons)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,27 +26,17 @@ DECIDE = "Think inside <think> </think>, then give the score now, <answer>score<
 THOUGHTS = "\nWhat you wrote so far:\n{thoughts}"
 
 
-class VideoJudge(JudgeRewardSettings):
+class VideoJudge(WrittenRewardSettings):
     """A judge is shown a few frames, may ask for others, round by round, and then scores; lowest 0, highest 1.
 
     ``frames`` are those shown at first. A reply with neither a score nor frames to see is a missing score.
     """
 
-    needs: ClassVar[Needs] = "reply"
     kind: Literal["video_judge"] = Field("video_judge", description="a judge that selects frames")
     frames: int | None = Field(4, ge=1, description="frames that are shown at first, spread evenly; null = all")
     more: int = Field(4, ge=1, description="most frames it may ask for at a time")
     rounds: int = Field(2, ge=0, description="times it may ask; then it must answer")
     template: str = Field(TEMPLATE, description="the question, with {prompt}, {shown}, {count}, {lowest}, {highest}")
-    lowest: float = Field(0.0, description="score of the worst")
-    highest: float = Field(10.0, description="score of the best")
-    longest: int = Field(1024, ge=1, description="most tokens of a reply")
-
-    @model_validator(mode="after")
-    def _rising(self) -> VideoJudge:
-        if self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest} should be below highest {self.highest}")
-        return self
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
@@ -56,7 +46,7 @@ class VideoJudge(JudgeRewardSettings):
 
         from rewards.asking import Replies, per_sample, texts
         from rewards.frames import middles
-        from rewards.replies import ReplyError
+        from rewards.replies import ReplyError, read_answer
 
         clips = media if media.ndim == 5 else media[:, None]
         count = clips.shape[1]
@@ -65,7 +55,10 @@ class VideoJudge(JudgeRewardSettings):
         values, reasons = torch.full((len(prompts),), torch.nan), dict[int, str]()
         waiting = list(range(len(prompts)))
         for left in range(self.rounds, -1, -1):
-            asked = [self._ask(clips[i], prompts[i], seen[i], thoughts[i], left) for i in waiting]
+            asked = [
+                self._ask([] if image is None else [image[i]], clips[i], prompts[i], seen[i], thoughts[i], left)
+                for i in waiting
+            ]
             found: Replies = texts(judge, asked, self.longest)
             again = []
             for place, (i, text) in enumerate(zip(waiting, found.values, strict=True)):
@@ -75,7 +68,7 @@ class VideoJudge(JudgeRewardSettings):
                 try:
                     wanted = self._wanted(text, count, seen[i], left)
                     if wanted is None:
-                        values[i] = self._read(text)
+                        values[i] = read_answer(text, self.lowest, self.highest)
                     else:
                         seen[i] = sorted({*seen[i], *wanted})
                         thoughts[i].append(text)
@@ -84,12 +77,14 @@ class VideoJudge(JudgeRewardSettings):
                     reasons[i] = str(error)
             waiting = again
         looked = torch.tensor([float(len(frames)) for frames in seen])
-        return per_sample(values, range(len(prompts)), len(prompts), reasons, {"frames": looked})
+        return per_sample(self.unit(values), range(len(prompts)), len(prompts), reasons, {"frames": looked})
 
-    def _ask(self, clip: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int) -> Question:
+    def _ask(
+        self, source: list[Tensor], clip: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
+    ) -> Question:
         from rewards.asking import question
 
-        content = [part for index in seen for part in (f"Frame {index + 1}: ", clip[index])]
+        content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", clip[index]))]
         choice = CHOOSE if left and len(seen) < len(clip) else DECIDE
         history = THOUGHTS if thoughts else ""
         return question(
@@ -99,9 +94,8 @@ class VideoJudge(JudgeRewardSettings):
             shown=len(seen),
             count=len(clip),
             more=self.more,
-            lowest=f"{self.lowest:g}",
-            highest=f"{self.highest:g}",
             thoughts="\n".join(thoughts),
+            **self.scale,
         )
 
     def _wanted(self, text: str, count: int, seen: list[int], left: int) -> list[int] | None:
@@ -111,8 +105,3 @@ class VideoJudge(JudgeRewardSettings):
         if not left or len(seen) == count or "<answer>" in text.lower():
             return None
         return read_selection(text, count)[: self.more] or None
-
-    def _read(self, text: str) -> float:
-        from rewards.replies import read_answer
-
-        return (read_answer(text, self.lowest, self.highest) - self.lowest) / (self.highest - self.lowest)

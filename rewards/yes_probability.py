@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judge import Needs, SourceRewardSettings
 from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VQASCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
 
-class YesProbability(JudgeRewardSettings):
+class YesProbability(SourceRewardSettings):
     """P(yes) of a vision-language judge, VQAScore's question by default; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
@@ -27,29 +27,20 @@ class YesProbability(JudgeRewardSettings):
     variant: Literal["pair", "vocabulary"] = Field(
         "pair", description="pair = P(yes) / (P(yes) + P(no)) | vocabulary = P(yes) among all tokens, as VQAScore"
     )
-    source: bool = Field(False, description="show the prompt's own picture first, for edits")
 
     @property
     def answers(self) -> tuple[tuple[str, ...], ...]:
         """Yes and no."""
         return YES_NO
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """The source, where it is shown."""
-        return ("image",) if self.source else ()
-
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample."""
-        from rewards.asking import answered, per_sample, question, shown
+        from rewards.asking import answered, each_sample, per_sample
         from rewards.verdicts import share
 
-        asked = [
-            question(self.template, prompt, *([] if image is None else [image[i]]), *shown(media[i], self.frames))
-            for i, prompt in enumerate(prompts)
-        ]
+        asked = each_sample(self.template, media, prompts, self.frames, image)
         found = answered(judge, asked, self.answers)
         total = found.values.exp().sum(1)
         values = share(found.values) if self.variant == "pair" else found.values[:, 0].exp()
