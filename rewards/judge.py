@@ -46,7 +46,9 @@ class Endpoint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["endpoint"] = Field(description="chat completions of an OpenAI-compatible server, not differentiable")
-    url: str = Field(pattern=r"^https?://[^/\s]+", description="up to and with the version, http://127.0.0.1:8000/v1")
+    url: str = Field(
+        pattern=r"^https?://[^/\s@]+(/[^\s]*)?$", description="up to and with the version, http://127.0.0.1:8000/v1"
+    )
     model: str = Field(min_length=1, description="name the server knows it by")
     token_env: str | None = Field(None, description="environment variable that holds the API key")
     top: int = Field(20, ge=2, description="log-probabilities asked for; 20 is the most by OpenAI's rules")
@@ -67,7 +69,7 @@ AnyJudge = Annotated[Local | Endpoint, Field(discriminator="kind")]
 
 
 class JudgeRewardSettings(RewardSettings):
-    """A question put to a vision-language model. A subclass has ``needs``, ``gradient`` (False: none) and :meth:`score`.
+    """A question put to a vision-language model. A subclass has ``needs``, :meth:`score`, maybe no ``gradient``.
 
     A clip is shown as its frames, one picture after the other, in one question.
     """

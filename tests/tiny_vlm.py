@@ -30,10 +30,11 @@ def tokenizer() -> Any:
 
     pieces, merges = sorted(pre_tokenizers.ByteLevel.alphabet()), []
     for word in WORDS:
-        for end in range(2, len(word) + 1):
-            if word[:end] not in pieces:
-                pieces.append(word[:end])
-                merges.append((word[: end - 1], word[end - 1]))
+        halves = [(word[: end - 1], word[end - 1]) for end in range(2, len(word) + 1)]
+        for left, right in [("Ġ", word[1:])] if word[0] == "Ġ" else halves:
+            if left + right not in pieces:
+                pieces.append(left + right)
+                merges.append((left, right))
     vocab = {piece: i for i, piece in enumerate(pieces)}
     made = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=None)
     made.add_special_tokens({"additional_special_tokens": CONTROL, "pad_token": CONTROL[0], "eos_token": CONTROL[2]})
