@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
@@ -45,7 +47,9 @@ class Endpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["endpoint"] = Field(description="chat completions of an OpenAI-compatible server, not differentiable")
+    kind: Literal["endpoint"] = Field(
+        "endpoint", description="chat completions of an OpenAI-compatible server, not differentiable"
+    )
     url: str = Field(
         pattern=r"^https?://[^/\s@]+(/[^\s]*)?$", description="up to and with the version, http://127.0.0.1:8000/v1"
     )
@@ -65,7 +69,21 @@ class Endpoint(BaseModel):
         return EndpointJudge(self)
 
 
-AnyJudge = Annotated[Local | Endpoint, Field(discriminator="kind")]
+def _judge(data: Any) -> Any:
+    """The kind where it is not written: an address is an endpoint's, a name alone is a local model's."""
+    if isinstance(data, str):
+        return {"kind": "local", "model": data}
+    if not isinstance(data, Mapping):
+        return data
+    found = {"kind": "endpoint" if "url" in data else "local", **data}
+    if found["kind"] not in ("local", "endpoint"):
+        raise PydanticCustomError(
+            "setting", "no such judge {kind}; there are local and endpoint", {"kind": found["kind"]}
+        )
+    return found
+
+
+AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], BeforeValidator(_judge)]
 
 
 class JudgeRewardSettings(RewardSettings):

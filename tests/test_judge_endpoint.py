@@ -261,6 +261,13 @@ def test_video_judge_looks_where_it_wants():
             assert built("video_judge", url, frames=2)(one, ["a"]).values.item() == pytest.approx(0.1)
 
 
+def test_the_kind_of_a_judge_may_be_left_out():
+    judges = [{"url": "http://h/v1", "model": "m"}, {"model": "a/b"}, "a/b"]
+    made = [rewards.parse({"kind": "rubric", "judge": judge}).judge for judge in judges]
+    assert [judge.kind for judge in made] == ["endpoint", "local", "local"]
+    assert made[1] == made[2]
+
+
 def test_settings_that_contradict_themselves():
     for bad, words in (
         ({"kind": "paco", "rows": 1, "columns": 1}, "nothing to be consistent with"),
@@ -268,7 +275,10 @@ def test_settings_that_contradict_themselves():
         ({"kind": "rubric", "weights": {"hands": 1}}, "criteria that are not there: hands"),
         ({"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "localhost", "model": "m"}}, "pattern"),
         ({"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "http://u:p@h/v1", "model": "m"}}, "pattern"),
-        ({"kind": "yes_probability", "judge": {"kind": "remote"}}, "'local', 'endpoint'"),
+        (
+            {"kind": "yes_probability", "judge": {"kind": "remote"}},
+            "no such judge remote; there are local and endpoint",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             rewards.parse(bad)
