@@ -16,7 +16,7 @@ from torch import Tensor
 from rewards.asking import Question, Replies
 from rewards.base import RewardError
 from rewards.dispatch import Dispatcher, UnansweredError
-from rewards.http import fetch, open_session
+from rewards.fetch import fetch, open_session
 from rewards.judge import Endpoint, Needs
 from rewards.replies import spellings
 

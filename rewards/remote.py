@@ -75,7 +75,7 @@ class Client:
     """One server: requests to it, and what its refusals mean."""
 
     def __init__(self, settings: Remote) -> None:
-        from rewards.http import open_session
+        from rewards.fetch import open_session
 
         self.settings, self.url = settings, settings.url.rstrip("/")
         try:
@@ -130,7 +130,7 @@ class Client:
             RewardError: the reward refuses what it was given.
         """
         from rewards.dispatch import UnansweredError
-        from rewards.http import fetch
+        from rewards.fetch import fetch
         from rewards.wire import DIGEST, checksum
 
         headers = {} if body is None else {DIGEST: checksum(body), "Content-Type": "application/json"}

@@ -277,7 +277,7 @@ def test_settings_that_contradict_themselves():
         ({"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "http://u:p@h/v1", "model": "m"}}, "pattern"),
         (
             {"kind": "yes_probability", "judge": {"kind": "remote"}},
-            "no such judge remote; there are local and endpoint",
+            "no such judge remote; there are local",
         ),
     ):
         with pytest.raises(ValueError, match=words):
