@@ -71,6 +71,8 @@ def weights(path: str, embedded: str = "clip") -> str:
     folder = shapes if path == "shapes" else Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
+    if path == "shapes":
+        raise RewardError(f"there is no embedded {embedded}: no folder {folder}")
     if not is_file(path) and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise RewardError(f"no folder {folder}; model is shapes, a folder, a file of weights, or a hub id owner/name")
     return path

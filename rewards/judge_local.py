@@ -52,6 +52,7 @@ class LocalJudge:
     def __init__(self, settings: Local, model: Any, tokenizer: Any, patches: Patches) -> None:
         self.settings, self.model, self.tokenizer, self.patches = settings, model, tokenizer, patches
         self.picture_token = model.config.image_token_id
+        self.longest = min(settings.longest, model.config.text_config.max_position_embeddings)
         added = tokenizer.added_tokens_decoder.values()
         self.control = sorted((token.content for token in added if token.special), key=len, reverse=True)
 
@@ -173,9 +174,9 @@ class LocalJudge:
         for row, (asked, reply) in enumerate(zip(questions, replies, strict=True)):
             tail = self._encode(self.plain(reply)) if reply else []
             ids = [*self._tokens(asked), *tail]
-            if len(ids) + more > self.settings.longest:
+            if len(ids) + more > self.longest:
                 said = f"the question has {len(ids) + more} tokens, its reply included"
-                reasons[row] = f"{said}; the judge reads {self.settings.longest} (judge.longest)"
+                reasons[row] = f"{said}; the judge reads {self.longest}, the least of judge.longest and what it can"
             else:
                 fitting.append((row, ids, len(tail)))
         for start in range(0, len(fitting), self.settings.batch):

@@ -143,6 +143,17 @@ def test_gradients_reach_the_pixels(folders, media, family, kind, options):
     assert rise.item() == pytest.approx(grad.norm().item(), rel=0.05)
 
 
+def test_the_gradient_of_a_resized_picture_points_uphill(folders):
+    """Through Pillow's rounding to 8 bits, which a small step would not cross."""
+    reward = built(folders["Qwen3VL"], "yes_probability")
+    pixels = picture(0, 21, 30)[None].requires_grad_()
+    grad = torch.autograd.grad(reward(pixels, ["a"]).values.sum(), pixels)[0]
+    step = 8 / 255 * grad / grad.abs().max()
+    with torch.no_grad():
+        up, here, down = (reward(pixels + sign * step, ["a"]).values.item() for sign in (1, 0, -1))
+    assert up > here > down
+
+
 def test_group_references_win_most_and_a_lone_sample_has_none(folders, media):
     reward = built(folders["Qwen3VL"], "reward_dance", best=1)
     assert reward.scope == "group"
@@ -189,9 +200,9 @@ def test_clips_are_shown_frame_by_frame(folders, media):
 
 
 def test_bad_input_is_missing_with_a_reason(folders, media):
-    """The good sample in the middle is scored as it is alone."""
+    """The good sample in the middle is scored as it is alone, and has its gradient."""
     prompts = ["", "a red circle", "word " * 10_000]
-    reward = built(folders["Qwen3VL"], "yes_probability", {"longest": 4096})
+    reward = built(folders["Qwen3VL"], "yes_probability")
     scores = reward(media, prompts)
     assert scores.values.isnan().tolist() == [True, False, True]
     assert "the prompt is empty" in scores.reasons[0]
@@ -199,6 +210,10 @@ def test_bad_input_is_missing_with_a_reason(folders, media):
     assert "judge.longest" in scores.reasons[2]
     alone = reward(media[1:2], prompts[1:2]).values
     torch.testing.assert_close(scores.values[1:2], alone, atol=1e-6, rtol=0)
+    pixels = media.clone().requires_grad_()
+    grad = torch.autograd.grad(reward(pixels, prompts).values.nansum(), pixels)[0]
+    assert grad.isfinite().all()
+    assert (grad.abs().sum((1, 2, 3)) > 0).tolist() == [False, True, False]
     broken = media.clone()
     broken[0, 0, 0, 0] = torch.nan
     scores = reward(broken, ["a red circle"] * 3)
@@ -236,6 +251,8 @@ def test_models_that_cannot_judge(folders, tmp_path):
     CLIPConfig().save_pretrained(tmp_path)
     with pytest.raises(RewardError, match="holds a clip model; a local judge is one of qwen2_5_vl, qwen3_vl"):
         built(tmp_path, "yes_probability")
+    with pytest.raises(RewardError, match="there is no embedded judge"):
+        built("shapes", "yes_probability")
     with pytest.raises(RewardError, match=r"judge\.pixels is 32"):
         built(folders["Qwen3VL"], "yes_probability", {"pixels": 32})
 
