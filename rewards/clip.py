@@ -56,18 +56,23 @@ class ClipReward(ModelRewardSettings):
         )
 
 
-def weights(path: str) -> str:
+def weights(path: str, embedded: str = "clip") -> str:
     """What is to be read: the folder of an embedded model, a file, a folder, or a hub id.
 
     Embedded models lie with the world they were trained on; only their folder is named here, nothing is imported.
 
+    Args:
+        embedded: which of the embedded models ``shapes`` stands for.
+
     Raises:
         RewardError: none of these.
     """
-    embedded = Path(str(files("generators"))) / "shapes" / "weights" / "clip"
-    folder = embedded if path == "shapes" else Path(path).expanduser()
+    shapes = Path(str(files("generators"))) / "shapes" / "weights" / embedded
+    folder = shapes if path == "shapes" else Path(path).expanduser()
     if folder.is_dir():
         return str(folder)
+    if path == "shapes":
+        raise RewardError(f"there is no embedded {embedded}: no folder {folder}")
     if not is_file(path) and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise RewardError(f"no folder {folder}; model is shapes, a folder, a file of weights, or a hub id owner/name")
     return path

@@ -19,6 +19,7 @@ from rewards.frames import by_frame
 from rewards.hub import from_pretrained, is_file, weight_file
 from rewards.preprocess import Preprocess
 from rewards.state_dicts import read_state_dict
+from rewards.texts import writable
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,3 @@ def _transformers_model(path: str, dtype: torch.dtype) -> Any:
 def mended(text: str) -> str:
     """``text`` as OpenAI's and open_clip's tokenizers read it."""
     return html.unescape(html.unescape(ftfy.fix_text(writable(text)))).strip()
-
-
-def writable(text: str) -> str:
-    """Half surrogate pairs, which no tokenizer takes, as question marks."""
-    return text.encode("utf-8", "replace").decode()

@@ -80,7 +80,7 @@ def _part(
 
 @dataclass
 class Dispatcher:
-    """Has parts scored by ``ask`` and puts their scores in order.
+    """Has parts scored by ``ask`` and puts their scores in order; :meth:`each` does so with anything that is asked.
 
     Once a part has been given up, the others are asked once each and not waited for, until one answers: the pause is
     paid once a call, not once a part.
@@ -92,7 +92,7 @@ class Dispatcher:
         backoff: seconds before the second attempt, doubled for every further one, 30 at most.
     """
 
-    ask: Callable[[Part], Scores]
+    ask: Callable[[Any], Any]
     parallel: int
     retries: int
     backoff: float
@@ -100,27 +100,31 @@ class Dispatcher:
 
     def __call__(self, parts: Sequence[Part]) -> Scores:
         """Scores of all samples; NaN with the reason for those of a part that was given up."""
+        return joined(parts, self.each(parts, lambda part, why: nothing(len(part.rows), why)))
+
+    def each(self, parts: Sequence[Any], give_up: Callable[[Any, str], Any]) -> list[Any]:
+        """What ``ask`` makes of each part, or ``give_up(part, reason)``."""
         self.hopeless = False
         with ThreadPoolExecutor(min(self.parallel, max(len(parts), 1))) as pool:
-            return joined(parts, list(pool.map(self._insist, parts)))
+            return list(pool.map(lambda part: self._insist(part, give_up), parts))
 
-    def _insist(self, part: Part) -> Scores:
+    def _insist(self, part: Any, give_up: Callable[[Any, str], Any]) -> Any:
         attempt = 1
         while True:
             try:
-                scores = self.ask(part)
+                found = self.ask(part)
             except UnansweredError as error:
                 if not error.again or self.hopeless or attempt > self.retries:
                     self.hopeless = error.again
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
-                    return nothing(len(part.rows), f"{error}{tried}")
+                    return give_up(part, f"{error}{tried}")
                 pause = min(self.backoff * 2 ** (attempt - 1), LONGEST_PAUSE)
                 logger.warning("%s; trying again in %g s", error, pause)
                 time.sleep(pause)
                 attempt += 1
             else:
                 self.hopeless = False
-                return scores
+                return found
 
 
 def nothing(count: int, why: str) -> Scores:

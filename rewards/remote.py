@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -77,18 +75,13 @@ class Client:
     """One server: requests to it, and what its refusals mean."""
 
     def __init__(self, settings: Remote) -> None:
-        import requests
+        from rewards.fetch import open_session
 
         self.settings, self.url = settings, settings.url.rstrip("/")
-        self.session = requests.Session()
-        self.session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=settings.parallel))
-        host = urlsplit(self.url).hostname or ""
-        self.session.trust_env = not (host == "localhost" or host.startswith("127.") or host == "::1")  # no proxies
-        if settings.token_env is not None:
-            token = os.environ.get(settings.token_env)
-            if not token:
-                raise RewardError(f"reward 'remote': environment variable {settings.token_env} is not set")
-            self.session.headers["Authorization"] = f"Bearer {token}"
+        try:
+            self.session = open_session(self.url, settings.parallel, settings.token_env)
+        except RewardError as error:
+            raise RewardError(f"reward 'remote': {error}") from None
 
     def first(self, read: Any) -> Any:
         """The server's description, waited for as long as for a score; RewardError where there is none."""
@@ -136,26 +129,12 @@ class Client:
             UnansweredError: there is none, or it is damaged.
             RewardError: the reward refuses what it was given.
         """
-        import requests
-
         from rewards.dispatch import UnansweredError
+        from rewards.fetch import fetch
         from rewards.wire import DIGEST, checksum
 
         headers = {} if body is None else {DIGEST: checksum(body), "Content-Type": "application/json"}
-        until = time.monotonic() + self.settings.timeout
-        try:
-            with self.session.request(
-                method, self.url + path, data=body, headers=headers, timeout=self.settings.timeout, stream=True
-            ) as reply:
-                content = b""
-                for chunk in reply.iter_content(1 << 16):
-                    content += chunk
-                    if time.monotonic() > until:
-                        raise requests.Timeout
-        except requests.Timeout:
-            raise UnansweredError(f"{self.url} took more than {self.settings.timeout:g} s") from None
-        except requests.RequestException as error:
-            raise UnansweredError(f"{self.url} cannot be reached: {_reason(error)}") from None
+        reply, content = fetch(self.session, method, self.url + path, self.settings.timeout, data=body, headers=headers)
         if reply.status_code != 200:
             self._refused(reply.status_code, content)
         if reply.headers.get(DIGEST) != checksum(content):
@@ -178,11 +157,3 @@ class Client:
         if status == 404:
             said = "there is no reward server at this address"
         raise UnansweredError(f"{self.url}: {said}", again=status in (408, 429) or status >= 500)
-
-
-def _reason(error: Exception) -> str:
-    """The innermost cause, which is what people can act upon."""
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

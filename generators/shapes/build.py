@@ -63,7 +63,7 @@ def save_half(model: Any, folder: Path) -> None:
     """
     model.to(torch.float16)
     model.save_pretrained(folder)
-    for path in [folder / "config.json", *folder.glob("*/config.json")]:
+    for path in [folder / "config.json", folder / "model_index.json", *folder.glob("*/config.json")]:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if '"_name_or_path"' not in line]
             path.write_text("\n".join(kept).replace('"dtype": "float16"', '"dtype": "float32"') + "\n")

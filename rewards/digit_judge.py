@@ -1,0 +1,61 @@
+"""The digit a judge would answer with, as an expectation: Edit-R1's reward (UniWorld-V2, arXiv 2510.16888)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.base import Scores
+from rewards.judge import Needs, SourceRewardSettings, check_rising
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+PLAIN = (
+    'How well does the {medium} show "{prompt}", and how well is it made? Answer with one digit from {lowest} (not at '
+    "all) to {highest} (perfectly), and nothing else."
+)
+EDIT = (
+    'The first picture was to be edited: "{prompt}". The second is the result. How well was the instruction followed, '
+    "with everything else kept as it was? Answer with one digit from {lowest} (not at all) to {highest} (perfectly), "
+    "and nothing else."
+)
+
+
+class DigitJudge(SourceRewardSettings):
+    """Mean of the digits a judge may answer with, lowest 0, highest 1; differentiable with a local judge."""
+
+    needs: ClassVar[Needs] = "answers"
+    kind: Literal["digit_judge"] = Field("digit_judge", description="expected digit of a judge")
+    template: str | None = Field(
+        None, description="the question, with {prompt}, {lowest} and {highest}; null = one of this file's two"
+    )
+    lowest: int = Field(0, ge=0, le=8, description="digit of the worst")
+    highest: int = Field(5, ge=1, le=9, description="digit of the best")
+
+    @model_validator(mode="after")
+    def _rising(self) -> DigitJudge:
+        check_rising(self.lowest, self.highest)
+        return self
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """The digits, rising."""
+        return tuple((str(digit),) for digit in range(self.lowest, self.highest + 1))
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One question per sample."""
+        from rewards.asking import answered, each_sample, per_sample
+        from rewards.verdicts import expectation
+
+        template = self.template or (EDIT if self.source else PLAIN)
+        scale = {"lowest": self.lowest, "highest": self.highest}
+        asked = each_sample(template, media, prompts, self.frames, image, **scale)
+        found = answered(judge, asked, self.answers)
+        parts = {"answered": found.values.exp().sum(1)}
+        return per_sample(expectation(found.values), range(len(asked)), len(asked), found.reasons, parts)

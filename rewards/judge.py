@@ -1,0 +1,196 @@
+"""Settings of rewards that ask a vision-language model: which model, here or behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+Needs = Literal["answers", "likelihood", "reply"]
+"""What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
+
+
+class Local(BaseModel):
+    """A model of transformers in this process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process, differentiable")
+    model: str = Field(
+        "Qwen/Qwen2.5-VL-7B-Instruct", description="folder or hub id of model, tokenizer and image settings"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention of transformers")
+    batch: int = Field(4, ge=1, description="questions through the network at once")
+    pixels: int | None = Field(None, ge=1, description="most pixels of a picture; the model's own by default")
+    longest: int = Field(16384, ge=1, description="most tokens of a question, pictures and reply included")
+
+    def load(self, device: torch.device | str) -> Judge:
+        """Read model, tokenizer and image settings; RewardError where that fails."""
+        from rewards.judge_local import LocalJudge
+
+        return LocalJudge.load(self, device)
+
+
+class Endpoint(BaseModel):
+    """A model behind an OpenAI-compatible server (vLLM, SGLang, ...)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["endpoint"] = Field(
+        "endpoint", description="chat completions of an OpenAI-compatible server, not differentiable"
+    )
+    url: str = Field(
+        pattern=r"^https?://[^/\s@]+(/[^\s]*)?$", description="up to and with the version, http://127.0.0.1:8000/v1"
+    )
+    model: str = Field(min_length=1, description="name the server knows it by")
+    token_env: str | None = Field(None, description="environment variable that holds the API key")
+    top: int = Field(20, ge=2, description="log-probabilities asked for; 20 is the most by OpenAI's rules")
+    parallel: int = Field(8, ge=1, description="requests at a time")
+    timeout: float = Field(120.0, gt=0, description="seconds a request may take")
+    retries: int = Field(4, ge=0, description="further attempts for a request that was not answered")
+    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+    extra: dict[str, Any] = Field({}, description="more of the request's body, {chat_template_kwargs: ...}")
+
+    def load(self, device: torch.device | str) -> Judge:
+        """Open a session; RewardError where the key is not set."""
+        from rewards.judge_endpoint import EndpointJudge
+
+        return EndpointJudge(self)
+
+
+def _judge(data: Any) -> Any:
+    """The kind where it is not written: an address is an endpoint's, a name alone is a local model's."""
+    if isinstance(data, str):
+        return {"kind": "local", "model": data}
+    if not isinstance(data, Mapping):
+        return data
+    found = {"kind": "endpoint" if "url" in data else "local", **data}
+    if found["kind"] not in ("local", "endpoint"):
+        raise PydanticCustomError(
+            "setting", "no such judge {kind}; there are local and endpoint", {"kind": found["kind"]}
+        )
+    return found
+
+
+AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], BeforeValidator(_judge)]
+
+
+class JudgeRewardSettings(RewardSettings):
+    """A question put to a vision-language model. A subclass has ``needs``, :meth:`score`, maybe no ``gradient``.
+
+    A clip is shown as its frames, one picture after the other, in one question.
+    """
+
+    needs: ClassVar[Needs]
+    gradient: ClassVar[bool] = True
+    judge: AnyJudge = Field(Local(), description="the model that is asked: local or endpoint")
+    frames: int | None = Field(8, ge=1, description="frames of a clip that are shown, spread evenly; null = all")
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """K answers, each the spellings whose probabilities are summed; none where none are asked about."""
+        return ()
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest score."""
+        return (0.0, 1.0)
+
+    @property
+    def scope(self) -> Scope:
+        """What must be scored together."""
+        return "sample"
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What prompts must come with."""
+        return ()
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load the judge, or find that its server can do what is needed.
+
+        Raises:
+            RewardError: model not there, server not there or without log-probabilities; says which reward.
+        """
+        kind = getattr(self, "kind", "")
+        try:
+            judge = self.judge.load(device)
+            judge.ready(self.needs, self.answers)
+        except RewardError as error:
+            raise RewardError(f"reward {kind!r}: {error}") from error
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
+            return self.score(judge, media, prompts, group, **inputs) if prompts else Scores(media.new_zeros(0))
+
+        return Reward(
+            kind,
+            function,
+            self.span,
+            judge.differentiable and self.gradient and self.needs != "reply",
+            self.wants,
+            self.scope,
+            judge.fingerprint,
+        )
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """The question and its formula.
+
+        Args:
+            media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
+            group: ``[N]`` prompt numbers, or None.
+            image: source pictures ``[N, 3, H, W]`` of those that want them.
+        """
+        raise NotImplementedError
+
+
+class SourceRewardSettings(JudgeRewardSettings):
+    """A judge that may be shown what an edit was made from."""
+
+    source: bool = Field(False, description="show the prompt's own picture first, for edits")
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The source, where it is shown."""
+        return ("image",) if self.source else ()
+
+
+class WrittenRewardSettings(SourceRewardSettings):
+    """A judge that writes a number on a scale, which is read, so without gradient."""
+
+    needs: ClassVar[Needs] = "reply"
+    lowest: float = Field(0.0, description="score of the worst")
+    highest: float = Field(10.0, description="score of the best")
+    longest: int = Field(1024, ge=1, description="most tokens of a reply")
+
+    @model_validator(mode="after")
+    def _rising(self) -> WrittenRewardSettings:
+        check_rising(self.lowest, self.highest)
+        return self
+
+    @property
+    def scale(self) -> dict[str, str]:
+        """Both ends, for the template."""
+        return {"lowest": f"{self.lowest:g}", "highest": f"{self.highest:g}"}
+
+    def unit(self, values: Tensor) -> Tensor:
+        """Scores on the scale -> 0 .. 1."""
+        return (values - self.lowest) / (self.highest - self.lowest)
+
+
+def check_rising(lowest: float, highest: float) -> None:
+    """ValueError unless ``lowest`` is below ``highest``."""
+    if lowest >= highest:
+        raise ValueError(f"lowest {lowest:g} should be below highest {highest:g}")

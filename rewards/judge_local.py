@@ -1,0 +1,222 @@
+"""A judge in this process: Qwen2.5-VL and Qwen3-VL of transformers, from pixels that keep their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2VLImageProcessorPil,
+)
+
+from rewards.asking import Question, Replies
+from rewards.base import RewardError
+from rewards.clip import weights
+from rewards.digest import digest
+from rewards.hub import from_pretrained
+from rewards.judge import Local, Needs
+from rewards.judge_pixels import Patches
+from rewards.replies import spellings
+
+KNOWN = ("qwen2_5_vl", "qwen3_vl")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some questions as the model reads them, padded on the left.
+
+    Args:
+        rows: which of the questions these are.
+        lengths: tokens of each one's reply, 0 where it has none.
+        inputs: arguments of the model.
+    """
+
+    rows: list[int]
+    lengths: list[int]
+    inputs: dict[str, Tensor]
+
+
+class LocalJudge:
+    """Model, tokenizer and patches, ready to be asked."""
+
+    differentiable = True
+
+    def __init__(self, settings: Local, model: Any, tokenizer: Any, patches: Patches) -> None:
+        self.settings, self.model, self.tokenizer, self.patches = settings, model, tokenizer, patches
+        self.picture_token = model.config.image_token_id
+        self.longest = min(settings.longest, model.config.text_config.max_position_embeddings)
+        added = tokenizer.added_tokens_decoder.values()
+        self.control = sorted((token.content for token in added if token.special), key=len, reverse=True)
+
+    @classmethod
+    def load(cls, settings: Local, device: torch.device | str) -> LocalJudge:
+        """Read all three.
+
+        Raises:
+            RewardError: not there, damaged, another kind of model, no chat template.
+        """
+        path = weights(settings.model, "judge")
+        config = from_pretrained(AutoConfig, path)
+        if config.model_type not in KNOWN:
+            raise RewardError(f"{path} holds a {config.model_type} model; a local judge is one of {', '.join(KNOWN)}")
+        tokenizer = from_pretrained(AutoTokenizer, path)
+        if not tokenizer.chat_template:
+            raise RewardError(f"the tokenizer in {path} has no chat template; take the model's Instruct version")
+        patches = Patches.of_processor(from_pretrained(Qwen2VLImageProcessorPil, path), settings.pixels)
+        model, report = from_pretrained(
+            AutoModelForImageTextToText,
+            path,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attention,
+            output_loading_info=True,
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+        return cls(settings, model.requires_grad_(False).eval().to(device), tokenizer, patches)
+
+    def fingerprint(self) -> str:
+        """Digest of the weights."""
+        return digest(self.model.state_dict())
+
+    def ready(self, needs: Needs, answers: Sequence[Sequence[str]]) -> None:
+        """Raises RewardError where an answer is no single token."""
+        self.token_ids(answers)
+
+    def token_ids(self, answers: Sequence[Sequence[str]]) -> list[list[int]]:
+        """For each answer the tokens that are a spelling of it.
+
+        Raises:
+            RewardError: no spelling is a single token, or two answers share one.
+        """
+        encode = self.tokenizer.encode
+        found = []
+        for words in answers:
+            tokens = [encode(spelling, add_special_tokens=False) for spelling in spellings(words)]
+            found.append(sorted({token[0] for token in tokens if len(token) == 1}))
+            if not found[-1]:
+                raise RewardError(f"no spelling of the answer {words[0]!r} is one token of this judge's tokenizer")
+        every = [token for ids in found for token in ids]
+        if len(set(every)) < len(every):
+            raise RewardError(f"two of the answers {[words[0] for words in answers]} share a token")
+        return found
+
+    def answers(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Replies:
+        """See :class:`rewards.asking.Judge`."""
+        ids = [torch.tensor(tokens, device=self.model.device) for tokens in self.token_ids(answers)]
+        found, reasons = self._empty(len(questions), len(ids))
+        for batch in self._batches(questions, [""] * len(questions), reasons):
+            ends = self._logits(batch, 1)[:, -1].log_softmax(-1)
+            rows = torch.stack([ends[:, tokens].logsumexp(-1) for tokens in ids], 1)
+            found = found.index_copy(0, torch.tensor(batch.rows, device=rows.device), rows)
+        return Replies(found, reasons)
+
+    def likelihoods(self, questions: Sequence[Question], replies: Sequence[str]) -> Replies:
+        """See :class:`rewards.asking.Judge`."""
+        found, reasons = self._empty(len(questions), 2)
+        for batch in self._batches(questions, replies, reasons):
+            longest = max(batch.lengths)
+            ids = batch.inputs["input_ids"][:, -longest:]
+            logits = self._logits(batch, longest + 1)[:, :-1]
+            each = -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
+            lengths = torch.tensor(batch.lengths, device=ids.device)
+            theirs = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
+            rows = torch.stack([torch.where(theirs, each, 0.0).sum(1), lengths.float()], 1)
+            found = found.index_copy(0, torch.tensor(batch.rows, device=rows.device), rows)
+        return Replies(found, reasons)
+
+    @torch.no_grad()
+    def write(self, questions: Sequence[Question], longest: int) -> Replies:
+        """See :class:`rewards.asking.Judge`."""
+        texts: list[str | None] = [None] * len(questions)
+        reasons: dict[int, str] = {}
+        greedy = GenerationConfig(
+            max_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
+            pad_token_id=self._padding,
+        )
+        for batch in self._batches(questions, [""] * len(questions), reasons, longest):
+            ids = self.model.generate(**batch.inputs, generation_config=greedy)
+            said = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for row, text in zip(batch.rows, said, strict=True):
+                texts[row] = text
+        return Replies(texts, reasons)
+
+    @property
+    def _padding(self) -> int:
+        token = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if token is None else token
+
+    def _empty(self, count: int, width: int) -> tuple[Tensor, dict[int, str]]:
+        return torch.full((count, width), torch.nan, device=self.model.device), {}
+
+    def _logits(self, batch: Batch, last: int) -> Tensor:
+        """Float32 logits ``[b, last, vocabulary]`` at the last positions."""
+        return self.model(**batch.inputs, use_cache=False, logits_to_keep=last).logits.float()
+
+    def _batches(
+        self, questions: Sequence[Question], replies: Sequence[str], reasons: dict[int, str], more: int = 0
+    ) -> Iterator[Batch]:
+        """Questions with their replies, a batch at a time; those that are too long get a reason instead.
+
+        Args:
+            more: tokens that will be written.
+        """
+        fitting: list[tuple[int, list[int], int]] = []
+        for row, (asked, reply) in enumerate(zip(questions, replies, strict=True)):
+            tail = self._encode(self.plain(reply)) if reply else []
+            ids = [*self._tokens(asked), *tail]
+            if len(ids) + more > self.longest:
+                said = f"the question has {len(ids) + more} tokens, its reply included"
+                reasons[row] = f"{said}; the judge reads {self.longest}, the least of judge.longest and what it can"
+            else:
+                fitting.append((row, ids, len(tail)))
+        for start in range(0, len(fitting), self.settings.batch):
+            some = fitting[start : start + self.settings.batch]
+            rows = [row for row, _, _ in some]
+            inputs = self._inputs([ids for _, ids, _ in some], [questions[row] for row in rows])
+            yield Batch(rows, [length for _, _, length in some], inputs)
+
+    def _tokens(self, question: Question) -> list[int]:
+        """The question in the model's chat format, every picture as many tokens as it will fill."""
+        content = [
+            {"type": "text", "text": self.plain(part)} if isinstance(part, str) else {"type": "image"}
+            for part in question.content
+        ]
+        chat = [{"role": "user", "content": content}]
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        sizes = [self.patches.tokens(part) for part in question.content if isinstance(part, Tensor)]
+        ids = self._encode(text)
+        places = ids.count(self.picture_token)
+        if places != len(sizes):
+            raise RewardError(f"the chat template of {self.settings.model} shows {places} of {len(sizes)} pictures")
+        left = iter(sizes)
+        return [token for one in ids for token in ([one] * next(left) if one == self.picture_token else [one])]
+
+    def plain(self, text: str) -> str:
+        """``text`` without control tokens: a space behind the first character makes them characters."""
+        for token in self.control:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _inputs(self, rows: list[list[int]], questions: list[Question]) -> dict[str, Tensor]:
+        device, width = self.model.device, max(map(len, rows))
+        pad = self._padding
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        inputs = {"input_ids": ids, "attention_mask": real, "mm_token_type_ids": (ids == self.picture_token).int()}
+        pictures = [part.to(device) for asked in questions for part in asked.content if isinstance(part, Tensor)]
+        if pictures:
+            inputs["pixel_values"], inputs["image_grid_thw"] = self.patches(pictures)
+        return inputs

@@ -1,0 +1,84 @@
+"""Pictures -> the patches that Qwen's vision towers read, with gradients to the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from rewards.base import RewardError
+from rewards.preprocess import resized
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What ``Qwen2VLImageProcessorPil`` does: Pillow's bicubic to whole patches, normalised, cut into patches.
+
+    Args:
+        patch: side of a patch.
+        merge: patches a side that become one token.
+        depth: times a picture is repeated, for towers that read frames in twos.
+        fewest, most: pixels a picture is shown with.
+    """
+
+    patch: int
+    merge: int
+    depth: int
+    fewest: int
+    most: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of_processor(cls, settings: Any, most: int | None = None) -> Patches:
+        """Of one of transformers' Qwen image processors; ``most`` lowers its limit of pixels.
+
+        Raises:
+            RewardError: ``most`` is less than the model's least.
+        """
+        fewest, own = settings.size["shortest_edge"], settings.size["longest_edge"]
+        if most is not None and most < fewest:
+            raise RewardError(f"judge.pixels is {most}, but this model sees no picture with less than {fewest} pixels")
+        return cls(
+            settings.patch_size,
+            settings.merge_size,
+            settings.temporal_patch_size,
+            fewest,
+            min(own, most or own),
+            tuple(settings.image_mean),
+            tuple(settings.image_std),
+        )
+
+    def grid(self, picture: Tensor) -> tuple[int, int]:
+        """Patches down and across of ``[3, H, W]``.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        height, width = picture.shape[-2:]
+        target = smart_resize(height, width, self.patch * self.merge, self.fewest, self.most)
+        return target[0] // self.patch, target[1] // self.patch
+
+    def tokens(self, picture: Tensor) -> int:
+        """Tokens a picture takes in a question."""
+        down, across = self.grid(picture)
+        return down * across // self.merge**2
+
+    def __call__(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Pictures ``[3, H, W]`` in [0, 1] -> patches ``[P, 3 * depth * patch^2]``, grids ``[len(pictures), 3]``."""
+        grids = [self.grid(picture) for picture in pictures]
+        patches = torch.cat([self._cut(*pair) for pair in zip(pictures, grids, strict=True)])
+        return patches, torch.tensor([(1, *grid) for grid in grids], device=patches.device)
+
+    def _cut(self, picture: Tensor, grid: tuple[int, int]) -> Tensor:
+        down, across = grid
+        image = resized(picture.float()[None], (down * self.patch, across * self.patch), eight_bit=True)[0]
+        mean, std = (image.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        cells = (image - mean) / std
+        cells = cells.view(3, down // self.merge, self.merge, self.patch, across // self.merge, self.merge, self.patch)
+        cells = cells.permute(1, 4, 2, 5, 0, 3, 6)  # merged cells line by line, within each its patches line by line
+        return cells.unsqueeze(5).expand(*cells.shape[:5], self.depth, -1, -1).reshape(down * across, -1)

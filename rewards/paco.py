@@ -1,0 +1,63 @@
+"""PaCo (arXiv 2512.04784): are the sub-images of a picture consistent with each other, pair by pair?"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.base import Scores
+from rewards.judge import Needs, SourceRewardSettings
+from rewards.replies import YES_NO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge, Question
+
+TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
+
+
+class Paco(SourceRewardSettings):
+    """Mean P(yes, consistent) over the pairs of a picture's sub-images and over criteria; differentiable locally."""
+
+    needs: ClassVar[Needs] = "answers"
+    kind: Literal["paco"] = Field("paco", description="pairwise consistency of sub-images")
+    template: str = Field(TEMPLATE, description="the question, with {criterion}, and {prompt} if you like")
+    criteria: list[str] = Field(["identity and style"], min_length=1, description="what must be consistent")
+    rows: int = Field(2, ge=1, description="sub-images from top to bottom")
+    columns: int = Field(2, ge=1, description="sub-images from left to right")
+    source: bool = Field(False, description="the prompt's own picture is one more, for edits and subjects")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Paco:
+        if self.rows * self.columns + self.source < 2:
+            raise ValueError("one sub-image has nothing to be consistent with; set rows, columns or source")
+        return self
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """Yes and no."""
+        return YES_NO
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """A question per pair and criterion, of the frames that are shown of a clip each."""
+        from rewards.asking import answered, per_sample, question, shown
+        from rewards.verdicts import panels, share
+
+        if min(media.shape[-2] // self.rows, media.shape[-1] // self.columns) < 1:
+            raise ValueError(f"{list(media.shape[-2:])} pixels cannot be cut into {self.rows} x {self.columns}")
+        asked: list[Question] = []
+        owners: list[int] = []
+        for i, prompt in enumerate(prompts):
+            for frame in shown(media[i], self.frames):
+                parts = [*([] if image is None else [image[i]]), *panels(frame, self.rows, self.columns)]
+                for pair in combinations(parts, 2):
+                    asked += [question(self.template, prompt, *pair, criterion=one) for one in self.criteria]
+            owners += [i] * (len(asked) - len(owners))
+        found = answered(judge, asked, self.answers)
+        parts_of = {"answered": found.values.exp().sum(1)}
+        return per_sample(share(found.values), owners, len(prompts), found.reasons, parts_of)

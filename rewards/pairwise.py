@@ -1,0 +1,57 @@
+"""Samples of one prompt compared two at a time, each pair in both orders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scope, Scores
+from rewards.judge import Needs, SourceRewardSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+TEMPLATE = (
+    'Which {medium} shows "{prompt}" better and is better made, {medium} 1 or {medium} 2? Answer with 1 or 2, and '
+    "nothing else."
+)
+
+
+class Pairwise(SourceRewardSettings):
+    """How often a judge prefers a sample to others of its prompt, both orders averaged; not differentiable.
+
+    The part ``position_bias`` is P(first) + P(first, swapped) - 1: 0 for a judge that does not look at places.
+    """
+
+    needs: ClassVar[Needs] = "answers"
+    gradient: ClassVar[bool] = False  # what one gains another loses, so the sum of scores has none
+    kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
+    template: str = Field(TEMPLATE, description="the question, with {prompt}; the answer is 1 or 2")
+    opponents: int | None = Field(
+        None, ge=1, description="each meets the next so many of its prompt's samples, in a ring; null = all meet"
+    )
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """The first, the second."""
+        return (("1",), ("2",))
+
+    @property
+    def scope(self) -> Scope:
+        """The samples of a prompt meet."""
+        return "group"
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """Two questions per pair."""
+        from rewards.asking import answered, compared, tournament
+        from rewards.verdicts import matches, share
+
+        pairs = matches(prompts, group, self.opponents)
+        asked = compared(self.template, pairs, media, prompts, self.frames, image)
+        found = answered(judge, asked, self.answers)
+        return tournament(pairs, share(found.values), found.reasons, len(prompts))

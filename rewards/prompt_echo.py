@@ -1,0 +1,51 @@
+"""PromptEcho: how likely a judge that describes the picture would have written the prompt. No answer, no decoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judge import JudgeRewardSettings, Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+
+class PromptEcho(JudgeRewardSettings):
+    """Log-likelihood of the prompt as a judge's description of the picture, 0 at most; differentiable locally.
+
+    An endpoint must give ``prompt_logprobs``, as vLLM does.
+    """
+
+    needs: ClassVar[Needs] = "likelihood"
+    kind: Literal["prompt_echo"] = Field("prompt_echo", description="likelihood of the prompt given the picture")
+    template: str = Field("Describe this {medium} in detail.", description="what the prompt would be the reply to")
+    reduce: Literal["mean", "sum"] = Field("mean", description="mean = per token | sum = of the whole prompt")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Log-probabilities."""
+        return (float("-inf"), 0.0)
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One question per sample, its prompt the reply."""
+        from dataclasses import replace
+
+        from rewards.asking import each_sample, echoed, per_sample
+        from rewards.texts import writable
+
+        asked = each_sample(self.template, media, prompts, self.frames)
+        asked = [
+            one if prompt.strip() else replace(one, refused="the prompt is empty, it has no likelihood")
+            for one, prompt in zip(asked, prompts, strict=True)
+        ]
+        found = echoed(judge, asked, [writable(prompt).strip() for prompt in prompts])
+        total, tokens = found.values.unbind(1)
+        values = total / tokens if self.reduce == "mean" else total
+        return per_sample(values, range(len(asked)), len(asked), found.reasons, {"tokens": tokens})

@@ -1,0 +1,109 @@
+"""Words to and from a judge: templates filled in, spellings of an answer, written replies read. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+YES_NO = (("Yes",), ("No",))
+
+
+class ReplyError(ValueError):
+    """A written reply that does not say what was asked for; quotes how it begins."""
+
+    def __init__(self, what: str, reply: str) -> None:
+        super().__init__(f"the judge's reply has no {what}: {reply.strip()[:80]!r}")
+
+
+def fill(template: str, **values: object) -> str:
+    """``{name}`` -> value, for the names given; other braces, and those in values, stay as they are.
+
+    >>> fill("{a} {b} {c}", a="{b}", b=1)
+    '{b} 1 {c}'
+    """
+    return re.sub(r"\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), template)
+
+
+def spellings(words: Sequence[str]) -> tuple[str, ...]:
+    """The ways a model may begin an answer: as given, in lower, upper and title case, each also after a space.
+
+    >>> spellings(["Yes"])
+    ('Yes', ' Yes', 'yes', ' yes', 'YES', ' YES')
+    """
+    cases = [case for word in words for case in (word, word.lower(), word.upper(), word.capitalize())]
+    return tuple(f"{space}{case}" for case in dict.fromkeys(cases) for space in ("", " "))
+
+
+def read_score(reply: str, label: str, lowest: float, highest: float) -> float:
+    """The number after the last ``label``, such as "Final Score:".
+
+    Raises:
+        ReplyError: none, or one beyond lowest .. highest.
+    """
+    found = re.findall(rf"{re.escape(label)}[\s*]*{NUMBER}", reply, re.IGNORECASE)
+    return _within(found[-1:], f"number after {label!r}", reply, lowest, highest)
+
+
+def read_answer(reply: str, lowest: float, highest: float) -> float:
+    """The number inside the last ``<answer>`` that is closed, of which it must be all but ``/highest``.
+
+    Raises:
+        ReplyError: none, or one beyond lowest .. highest.
+    """
+    found = re.findall(rf"<answer>\s*{NUMBER}\s*(?:/\s*{highest:g}\s*)?</answer>", reply, re.IGNORECASE)
+    return _within(found[-1:], "<answer>number</answer>", reply, lowest, highest)
+
+
+def read_preference(reply: str, think: bool = False) -> float:
+    """UnifiedReward's verdict: 1 for "Image 1 is better", 0 for "Image 2 is better", 1/2 for "equally good".
+
+    Args:
+        think: whether it must stand in ``<answer>...</answer>``, after the thoughts.
+
+    Raises:
+        ReplyError: no verdict, or several that contradict each other.
+    """
+    text = reply
+    if think:
+        text = (re.findall(r"<answer>(.*?)</answer>", reply, re.DOTALL | re.IGNORECASE) or [""])[-1]
+    found = {int(number) for number in re.findall(r"(?:image|video) ([12]) is better", text, re.IGNORECASE)}
+    found |= {0} if re.search(r"(?:images|videos) are equally good", text, re.IGNORECASE) else set()
+    if len(found) != 1:
+        raise ReplyError("verdict", reply)
+    return {0: 0.5, 1: 1.0, 2: 0.0}[found.pop()]
+
+
+def read_rubric(reply: str, names: Sequence[str], lowest: float, highest: float) -> list[float]:
+    """The number after every ``name:``, in the order of ``names``.
+
+    Raises:
+        ReplyError: one is missing, or beyond lowest .. highest.
+    """
+    found = [re.findall(rf"^\W*{re.escape(name)}\W*:[\s*]*{NUMBER}", reply, re.I | re.M) for name in names]
+    return [
+        _within(numbers[-1:], f"number after {name!r}", reply, lowest, highest)
+        for name, numbers in zip(names, found, strict=True)
+    ]
+
+
+def read_selection(reply: str, count: int) -> list[int]:
+    """Frames asked for in ``<select>3, 7</select>``, as indices from 0; [] where none is asked for.
+
+    Raises:
+        ReplyError: what is asked for holds no number of 1 .. count.
+    """
+    found = re.findall(r"<select>(.*?)</select>", reply, re.DOTALL | re.IGNORECASE)
+    if not found:
+        return []
+    chosen = [int(number) - 1 for number in re.findall(r"\d+", found[-1])]
+    kept = [index for index in dict.fromkeys(chosen) if 0 <= index < count]
+    if not kept:
+        raise ReplyError(f"frame of 1 to {count} in <select>", reply)
+    return kept
+
+
+def _within(found: Sequence[str], what: str, reply: str, lowest: float, highest: float) -> float:
+    if not found or not lowest <= float(found[0]) <= highest:
+        raise ReplyError(f"{what} of {lowest:g} to {highest:g}", reply)
+    return float(found[0])

@@ -1,0 +1,105 @@
+"""RewardDance (arXiv 2509.08826): P(yes) to whether a sample is better than a reference of the same prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scope, Scores
+from rewards.judge import JudgeRewardSettings, Needs
+from rewards.replies import YES_NO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge, Question
+
+TEMPLATE = (
+    'Both were made for "{prompt}". Is {medium} 1 better than {medium} 2, in what it shows and in how it is made? '
+    "Answer yes or no."
+)
+
+
+class RewardDance(JudgeRewardSettings):
+    """P(yes, the sample is better than a reference), the best of its own group or the prompt's picture; differentiable.
+
+    References are without gradient. ``best`` of a group are those that win most of all comparisons in both orders.
+    """
+
+    needs: ClassVar[Needs] = "answers"
+    kind: Literal["reward_dance"] = Field("reward_dance", description="P(better than a reference)")
+    template: str = Field(TEMPLATE, description="the question, with {prompt}; the sample is shown first")
+    reference: Literal["group", "image"] = Field(
+        "group", description="group = the best of the prompt's own samples | image = the picture the prompt came with"
+    )
+    best: int = Field(2, ge=1, description="references taken from a group; a sample is not compared with itself")
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """Yes and no."""
+        return YES_NO
+
+    @property
+    def scope(self) -> Scope:
+        """A group chooses its references together."""
+        return "group" if self.reference == "group" else "sample"
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The reference, where it comes with the prompt."""
+        return ("image",) if self.reference == "image" else ()
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One question per sample and reference, after those that choose the references."""
+        from rewards.asking import answered, per_sample
+        from rewards.verdicts import share
+
+        if image is None:
+            pairs = self._chosen(judge, media, prompts, group)
+            references = [media[j].detach() for _, j in pairs]
+        else:
+            pairs = [(i, i) for i in range(len(prompts))]
+            references = [picture.detach() for picture in image]
+        owners = [i for i, _ in pairs]
+        asked = [self._ask(media[i], other, prompts[i]) for i, other in zip(owners, references, strict=True)]
+        found = answered(judge, asked, self.answers)
+        return per_sample(
+            share(found.values),
+            owners,
+            len(prompts),
+            found.reasons,
+            {"answered": found.values.exp().sum(1)},
+            alone="no other sample of its prompt to be the reference",
+        )
+
+    def _chosen(self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None) -> list[tuple[int, int]]:
+        """(sample, reference), for every sample and every reference of its group but itself."""
+        import torch
+
+        from rewards.asking import answered
+        from rewards.combine import groups_of
+        from rewards.verdicts import best, share
+
+        numbers = groups_of(prompts, group)
+        chosen = []
+        for number in numbers.unique().tolist():
+            rows = (numbers == number).nonzero().flatten().tolist()
+            meet = [(a, b) for a in range(len(rows)) for b in range(len(rows)) if a != b]
+            with torch.no_grad():
+                asked = [self._ask(media[rows[a]], media[rows[b]], prompts[rows[a]]) for a, b in meet]
+                first = torch.full((len(rows), len(rows)), torch.nan)
+                if meet:
+                    first[tuple(torch.tensor(meet).T)] = share(answered(judge, asked, self.answers).values).cpu()
+            tops = [rows[place] for place in best(first, self.best)]
+            # a lone reference has none but the runner-up to be compared with
+            spare = [rows[place] for place in best(first, self.best + 1)][self.best :]
+            chosen += [(i, j) for i in rows for j in ([top for top in tops if top != i] or spare)]
+        return chosen
+
+    def _ask(self, sample: Tensor, reference: Tensor, prompt: str) -> Question:
+        from rewards.asking import two
+
+        return two(self.template, sample, reference, prompt, self.frames)

@@ -1,0 +1,69 @@
+"""A judge that scores every criterion of a rubric in one written reply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rewards.base import Scores
+from rewards.judge import WrittenRewardSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+TEMPLATE = (
+    'This {medium} was made for "{prompt}". Score it by each of these criteria, from {lowest} (worst) to {highest} '
+    "(best):\n{criteria}\nReply with one line per criterion, in the form name: score, and nothing else."
+)
+
+
+class Rubric(WrittenRewardSettings):
+    """Weighted mean of a judge's scores by the criteria of a rubric, in 0 .. 1; every criterion is a part.
+
+    A reply that leaves out a criterion is a missing score.
+    """
+
+    kind: Literal["rubric"] = Field("rubric", description="a judge that scores by criteria")
+    criteria: dict[str, str] = Field(
+        {
+            "alignment": "it shows what was asked for",
+            "coherence": "objects, anatomy and physics make sense",
+            "quality": "it is sharp, detailed and well composed",
+        },
+        min_length=1,
+        description="name: what is asked",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="of the criteria; 1 where not given")
+    template: str = Field(TEMPLATE, description="the question, with {prompt}, {criteria}, {lowest} and {highest}")
+    lowest: float = Field(1.0, description="score of the worst")
+    highest: float = Field(5.0, description="score of the best")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rubric:
+        if unknown := sorted(set(self.weights) - set(self.criteria)):
+            raise ValueError(f"weights of criteria that are not there: {', '.join(unknown)}")
+        return self
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One reply per sample."""
+        from functools import partial
+
+        from rewards.asking import each_sample, per_sample, written
+        from rewards.replies import read_rubric
+
+        lines = "\n".join(f"{name}: {what}" for name, what in self.criteria.items())
+        asked = each_sample(self.template, media, prompts, self.frames, image, criteria=lines, **self.scale)
+        names = list(self.criteria)
+        read = partial(read_rubric, names=names, lowest=self.lowest, highest=self.highest)
+        found = written(judge, asked, self.longest, read)
+        scores = self.unit(found.values.view(len(asked), -1))
+        scores = scores.expand(-1, len(names))  # one column of NaN where no reply could be read
+        share = scores.new_tensor([self.weights.get(name, 1.0) for name in names])
+        values = scores @ (share / share.sum())
+        parts = dict(zip(names, scores.unbind(1), strict=True))
+        return per_sample(values, range(len(asked)), len(asked), found.reasons, parts)

@@ -1,0 +1,42 @@
+"""A judge that thinks in writing and then scores (DeScore and its kind); parsed, so without gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judge import WrittenRewardSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+TEMPLATE = (
+    'This {medium} was made for "{prompt}". Think about what it shows, what is missing or wrong, and how well it is '
+    "made, inside <think> </think>. Then give a score from {lowest} (worst) to {highest} (best), in the form "
+    "<answer>score</answer>."
+)
+
+
+class ThinkScore(WrittenRewardSettings):
+    """A judge thinks in writing, then scores; lowest 0, highest 1. A reply without a score is a missing score."""
+
+    kind: Literal["think_score"] = Field("think_score", description="a judge that thinks, then scores")
+    template: str = Field(TEMPLATE, description="the question, with {prompt}, {lowest} and {highest}")
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One reply per sample."""
+        from functools import partial
+
+        from rewards.asking import each_sample, per_sample, written
+        from rewards.replies import read_answer
+
+        asked = each_sample(self.template, media, prompts, self.frames, image, **self.scale)
+        read = partial(read_answer, lowest=self.lowest, highest=self.highest)
+        found = written(judge, asked, self.longest, read)
+        return per_sample(self.unit(found.values), range(len(asked)), len(asked), found.reasons)

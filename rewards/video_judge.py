@@ -1,0 +1,107 @@
+"""A judge that chooses which frames of a clip it looks at before it scores, after VR-Thinker (arXiv 2510.10518)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judge import WrittenRewardSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge, Question
+
+TEMPLATE = (
+    'These are {shown} of the {count} frames of a video made for "{prompt}". Score it from {lowest} (worst) to '
+    "{highest} (best) for what it shows, how it moves and how it is made. "
+)
+CHOOSE = (
+    "Think inside <think> </think>. Then either ask for up to {more} further frames by their numbers, "
+    "<select>1, 2</select>, or give the score, <answer>score</answer>."
+)
+DECIDE = "Think inside <think> </think>, then give the score now, <answer>score</answer>."
+THOUGHTS = "\nWhat you wrote so far:\n{thoughts}"
+
+
+class VideoJudge(WrittenRewardSettings):
+    """A judge is shown a few frames, may ask for others, round by round, and then scores; lowest 0, highest 1.
+
+    ``frames`` are those shown at first. A reply with neither a score nor frames to see is a missing score.
+    """
+
+    kind: Literal["video_judge"] = Field("video_judge", description="a judge that selects frames")
+    frames: int | None = Field(4, ge=1, description="frames that are shown at first, spread evenly; null = all")
+    more: int = Field(4, ge=1, description="most frames it may ask for at a time")
+    rounds: int = Field(2, ge=0, description="times it may ask; then it must answer")
+    template: str = Field(TEMPLATE, description="the question, with {prompt}, {shown}, {count}, {lowest}, {highest}")
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """A question per round for every sample that has no score yet."""
+        import torch
+
+        from rewards.asking import Replies, per_sample, texts
+        from rewards.frames import middles
+        from rewards.replies import ReplyError, read_answer
+
+        clips = media if media.ndim == 5 else media[:, None]
+        count = clips.shape[1]
+        seen = [middles(count, self.frames) for _ in prompts]
+        thoughts: list[list[str]] = [[] for _ in prompts]
+        values, reasons = torch.full((len(prompts),), torch.nan), dict[int, str]()
+        waiting = list(range(len(prompts)))
+        for left in range(self.rounds, -1, -1):
+            asked = [
+                self._ask([] if image is None else [image[i]], clips[i], prompts[i], seen[i], thoughts[i], left)
+                for i in waiting
+            ]
+            found: Replies = texts(judge, asked, self.longest)
+            again = []
+            for place, (i, text) in enumerate(zip(waiting, found.values, strict=True)):
+                if place in found.reasons:
+                    reasons[i] = found.reasons[place]
+                    continue
+                try:
+                    wanted = self._wanted(text, count, seen[i], left)
+                    if wanted is None:
+                        values[i] = read_answer(text, self.lowest, self.highest)
+                    else:
+                        seen[i] = sorted({*seen[i], *wanted})
+                        thoughts[i].append(text)
+                        again.append(i)
+                except ReplyError as error:
+                    reasons[i] = str(error)
+            waiting = again
+        looked = torch.tensor([float(len(frames)) for frames in seen])
+        return per_sample(self.unit(values), range(len(prompts)), len(prompts), reasons, {"frames": looked})
+
+    def _ask(
+        self, source: list[Tensor], clip: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
+    ) -> Question:
+        from rewards.asking import question
+
+        content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", clip[index]))]
+        choice = CHOOSE if left and len(seen) < len(clip) else DECIDE
+        history = THOUGHTS if thoughts else ""
+        return question(
+            self.template + choice + history,
+            prompt,
+            *content,
+            shown=len(seen),
+            count=len(clip),
+            more=self.more,
+            thoughts="\n".join(thoughts),
+            **self.scale,
+        )
+
+    def _wanted(self, text: str, count: int, seen: list[int], left: int) -> list[int] | None:
+        """Frames to be shown next, or None where it does not ask, or may not."""
+        from rewards.replies import read_selection
+
+        if not left or len(seen) == count or "<answer>" in text.lower():
+            return None
+        return read_selection(text, count)[: self.more] or None

@@ -1,0 +1,47 @@
+"""How surely a judge says yes: VQAScore (arXiv 2404.01291), and any other question that yes or no answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judge import Needs, SourceRewardSettings
+from rewards.replies import YES_NO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge
+
+VQASCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
+
+
+class YesProbability(SourceRewardSettings):
+    """P(yes) of a vision-language judge, VQAScore's question by default; differentiable with a local judge."""
+
+    needs: ClassVar[Needs] = "answers"
+    kind: Literal["yes_probability"] = Field("yes_probability", description="how surely a judge says yes")
+    template: str = Field(VQASCORE, description="the question, with {prompt}; VQAScore's by default")
+    variant: Literal["pair", "vocabulary"] = Field(
+        "pair", description="pair = P(yes) / (P(yes) + P(no)) | vocabulary = P(yes) among all tokens, as VQAScore"
+    )
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """Yes and no."""
+        return YES_NO
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One question per sample."""
+        from rewards.asking import answered, each_sample, per_sample
+        from rewards.verdicts import share
+
+        asked = each_sample(self.template, media, prompts, self.frames, image)
+        found = answered(judge, asked, self.answers)
+        total = found.values.exp().sum(1)
+        values = share(found.values) if self.variant == "pair" else found.values[:, 0].exp()
+        return per_sample(values, range(len(asked)), len(asked), found.reasons, {"answered": total})
