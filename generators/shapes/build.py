@@ -42,7 +42,12 @@ class Budget:
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
-    edit_plans: tuple[Plan, ...] = (Plan(40_000, 500, 64, 2e-3), Plan(14_000, 2_400, 32, 1.6e-3))
+    edit_plans: tuple[Plan, ...] = (
+        Plan(40_000, 500, 64, 2e-3),
+        Plan(14_000, 2_400, 32, 1.6e-3),
+        Plan(20_000, 4_600, 32, 1.4e-3),
+        Plan(8_000, 300, 32, 6e-4, wrong=0.5),
+    )
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
     clip_vae_scenes: int = 5_000
     clip_vae_steps: int = 3_000

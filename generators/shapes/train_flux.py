@@ -2,7 +2,7 @@
 
 Each has a transformer, a CLIP that says what the whole prompt is and a T5 that says it word by word, trained jointly by
 flow matching. What is asked has one right result, so cells that change may count more in the loss than those that are
-copied. The shipped editor is imperfect because it was trained briefly: it adds and removes, and seldom recolours.
+copied. The shipped editor is imperfect because half of its last instructions were wrong.
 """
 
 from __future__ import annotations
