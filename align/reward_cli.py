@@ -117,3 +117,26 @@ def bench(
         write_json(out, {**about, **found.model_dump(mode="json")})
     for line in lines(found):
         typer.echo(line)
+
+
+@app.command(
+    epilog="Example: alignflow reward train configs/rewards/pairs.yaml head.kind=moe loss.kind=bt --out my/reward"
+)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as fit.lr=1e-4")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="reward folder")] = None,
+) -> None:
+    """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
+    from align.preference.settings import load_reward_training
+
+    settings = load_reward_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.train import train_reward
+
+    summary = train_reward(settings, overwrite=overwrite, say=typer.echo)
+    for name in ("before", "after"):
+        if (found := summary[name]) is not None:
+            said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
+            typer.echo(f"held out {name:6} {said}")
+    typer.echo(f'reward: {{kind: trained, path: "{settings.folder}"}}')
