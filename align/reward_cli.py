@@ -140,3 +140,24 @@ def train(
             said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
             typer.echo(f"held out {name:6} {said}")
     typer.echo(f'reward: {{kind: trained, path: "{settings.folder}"}}')
+
+
+@app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
+def latent(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as samples=8")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+) -> None:
+    """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
+    from align.preference.settings import load_latent_training
+
+    settings = load_latent_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.latent import train_latent
+
+    summary = train_latent(settings, overwrite=overwrite, say=typer.echo)
+    for t, found in (summary["after"] or {}).items():
+        if found["value"] is not None:
+            bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
+            typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
+    typer.echo(f"latent_reward: {settings.folder}")

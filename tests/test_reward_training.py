@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from PIL import Image
 from align.config import load_reward
 from align.errors import ConfigError, DataError, RunFolderError
 from align.media import read_media
-from align.preference.settings import load_reward_training
+from align.preference.settings import load_latent_training, load_reward_training
 from align.preference.train import train_reward
 from rewards.base import RewardError
-from rewards.training import heads
-from rewards.training.settings import HEADS, parse_head
+from rewards.training import heads, latent
+from rewards.training.discriminator import Discriminator
+from rewards.training.scorer import Scorer, load_backbone
+from rewards.training.settings import HEADS, Backbone, parse_head
 
 WIDTH = 6
 
@@ -151,7 +154,7 @@ def test_every_loss_learns_a_preference(overrides, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ideal_point", "variational"])
 def test_two_tastes_are_told_apart(kind, tmp_path):
-    settings = config(tmp_path, f"head.kind={kind}", "fit.steps=100", only="")
+    settings = config(tmp_path, f"head.kind={kind}", "fit.steps=100", "fit.batch=32", only="")
     assert train_reward(settings)["after"]["value"] > 0.8  # one score for all would be right for half of the pairs
     path = settings.folder
     pictures = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
@@ -210,6 +213,7 @@ def test_a_trained_reward_has_gradients_and_its_deviation(tmp_path):
         (["loss.kind=triplet"], "made for head cosine, not mlp"),
         (["head.kind=moee"], "did you mean 'moe'"),
         (["fit.lr=0"], "fit.lr"),
+        (["head={kind: variational, per_user: 9}"], "should hold two users, 18 pairs"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides, said, tmp_path):
@@ -236,3 +240,124 @@ def test_tables_and_folders_that_do_not_serve_are_named(tmp_path):
     other = settings.model_copy(update={"head": parse_head({"kind": "ideal_point"})})
     with pytest.raises(DataError, match="needs who judged"):
         train_reward(other, overwrite=True)
+
+
+def test_the_shipped_configs_are_read():
+    folder = Path(__file__).parents[1] / "configs" / "rewards"
+    assert load_reward_training(folder / "pairs.yaml").loss.kind == "bt"
+    assert load_latent_training(folder / "latent_shapes.yaml").samples == 4
+
+
+# -- discriminator ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    """The embedded CLIP, whose own head is not used."""
+    return Scorer(load_backbone(Backbone(), "cpu"), heads.Head())
+
+
+def plain(red: float, blue: float, count: int = 4) -> torch.Tensor:
+    """Plain pictures, a little noisy."""
+    noise = 0.05 * torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(int(100 * red)))
+    return (noise + torch.tensor([red, 0.2, blue])[:, None, None]).clamp(0, 1)
+
+
+def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_same_bits(scorer):
+    real, fake = plain(0.9, 0.1), plain(0.1, 0.9)
+    judge = Discriminator(scorer, real, hidden=32, lr=3e-3)
+    before = judge.reward().fingerprint()
+    for _ in range(15):
+        judge.fit(fake)
+    kept = copy.deepcopy(judge.state_dict())
+    for _ in range(15):
+        judge.fit(fake)
+    values = judge.reward()(torch.cat([plain(0.8, 0.1, 2), plain(0.2, 0.9, 2)]), ["a"] * 4).values
+    assert values[:2].min().item() > values[2:].max().item()
+    assert judge.reward().fingerprint() != before
+    other = Discriminator(scorer, real, hidden=32, lr=3e-3)
+    other.load_state_dict(kept)
+    for _ in range(15):
+        other.fit(fake)
+    for name, value in judge.head.state_dict().items():
+        assert torch.equal(other.head.state_dict()[name], value)
+
+
+def test_a_discriminator_may_wait_until_it_is_behind(scorer):
+    judge = Discriminator(scorer, plain(0.9, 0.1), hidden=32, lr=3e-3, only_behind=True)
+    swapped = Discriminator(scorer, plain(0.1, 0.9), hidden=32, lr=3e-3, only_behind=True)
+    moved = []
+    for one, fake in ((judge, plain(0.1, 0.9)), (swapped, plain(0.9, 0.1))):
+        before = copy.deepcopy(one.head.state_dict())
+        found = one.fit(fake)
+        same = all(torch.equal(before[name], value) for name, value in one.head.state_dict().items())
+        assert same == (found["real"] > found["fake"])
+        moved.append(not same)
+    assert sorted(moved) == [False, True]  # of two that differ in the roles alone, one is behind
+
+
+# -- latent rewards ---------------------------------------------------------------------------------------------------
+
+
+def latent_reward(channels: int = 4) -> latent.LatentReward:
+    """An untrained one."""
+    clip = load_backbone(Backbone(), "cpu")
+    manifest = latent.Manifest(
+        text=Backbone(), channels=channels, text_width=clip.model.config.projection_dim, width=8, mean=2.0, std=0.5
+    )
+    torch.manual_seed(0)
+    return latent.LatentReward(manifest, manifest.build().eval(), clip)
+
+
+def test_a_latent_reward_judges_each_sample_alone_at_its_time_and_comes_back_from_its_folder(tmp_path):
+    reward, x = latent_reward(), torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    t, prompts = torch.tensor([0.1, 0.5, 0.9]), ["a circle", "a square", "a circle"]
+    values = reward(x, t, prompts)
+    assert values.shape == (3,)
+    assert torch.allclose(reward(x[1:2], t[1:2], prompts[1:2]), values[1:2], atol=1e-6)
+    assert not torch.allclose(reward(x, t.flip(0), prompts)[0], values[0])
+    assert not torch.allclose(reward(x[:1], t[:1], ["a square"])[0], values[0])
+    still = x[:, :, None].expand(-1, -1, 3, -1, -1)  # a clip that does not move
+    assert torch.allclose(reward(still, t, prompts), values, atol=1e-6)
+    latent.save(tmp_path, reward)
+    assert torch.equal(latent.load(tmp_path)(x, t, prompts), values)
+    with pytest.raises(RewardError, match="trained on 4 channels"):
+        reward(torch.randn(1, 16, 8, 8), t[:1], prompts[:1])
+    with pytest.raises(RewardError, match=r"no latent\.json"):
+        latent.load(tmp_path / "nowhere")
+
+
+def test_fitting_a_latent_reward_ranks_samples_it_has_not_seen(tmp_path):
+    from align.preference.latent import Drawn, fit_latent, ranking
+
+    def drawn(count: int, seed: int) -> Drawn:
+        """Latents whose score is their first channel's mean."""
+        generator = torch.Generator().manual_seed(seed)
+        x0 = torch.randn(count, 4, 4, 8, 8, generator=generator) * 0.3
+        score = torch.rand(count, 4, generator=generator)
+        x0[:, :, 0] += 4 * score[..., None, None]
+        score[0, 0] = torch.nan  # one has none
+        return Drawn(x0, score, ["a circle", "a square"] * (count // 2))
+
+    settings = load_latent_training(
+        Path(__file__).parents[1] / "configs" / "rewards" / "latent_shapes.yaml",
+        ["fit={steps: 60, batch: 32, lr: 3e-3}", f"out={tmp_path}"],
+    )
+    reward = latent_reward()
+    before = ranking(reward, drawn(8, 1), 0)
+    fit_latent(settings, reward, drawn(16, 0), lambda line: None)
+    after = ranking(reward, drawn(8, 1), 0)
+    assert after["0.2"]["value"] > 0.9 > before["0.2"]["value"]
+    assert after["0.2"]["count"] == 8 * 6 - 3  # pairs with the one that has no score are left out
+
+
+def test_a_search_takes_a_folder_of_a_latent_reward(tmp_path):
+    from align.search.run import latent_reward as found
+    from align.search.settings import load_search
+
+    latent.save(tmp_path, latent_reward(16))
+    config = Path(__file__).parents[1] / "configs" / "shapes" / "search.yaml"
+    settings = load_search(config, ["search={kind: prune}", f"latent_reward={tmp_path}"])
+    assert found(settings).manifest.channels == 16
+    with pytest.raises(ConfigError, match="no folder nowhere"):
+        load_search(config, ["search={kind: prune}", "latent_reward=nowhere"])

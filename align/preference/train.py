@@ -185,7 +185,7 @@ def _step_loss(
         return config.loss.loss(output, output, outcome).mean(), None
     penalty: Tensor | float = 0.0
     if user is not None:
-        user, penalty = scorer.head.infer(*(joint(side, text) for side in sides), user)
+        user, penalty = scorer.head.infer(joint(sides[0], text), joint(sides[1], text), user)
     first, second = (scorer.head(side, text, user) for side in sides)
     loss = config.loss.loss(first, second, outcome) + getattr(config.head, "beta", 0.0) * warm * penalty
     known = outcome > 0
