@@ -157,7 +157,7 @@ def latent(
 
     summary = train_latent(settings, overwrite=overwrite, say=typer.echo)
     for t, found in (summary["after"] or {}).items():
-        if found["value"] is not None:
+        if found["low"] is not None:
             bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
             typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
     typer.echo(f"latent_reward: {settings.folder}")

@@ -24,7 +24,10 @@ class Threshold(BaseModel):
 
 
 class Interval(BaseModel):
-    """A share with the ends of its bootstrap interval, of ``count`` pairs; None where there are none."""
+    """A share with the ends of its bootstrap interval, of ``count`` pairs; None where there are none.
+
+    One cluster alone says nothing about its spread: it has a share and no interval.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,6 +89,8 @@ def interval(
     right = right[known]
     _, place = np.unique(cluster[known], return_inverse=True)
     total, hits = np.bincount(place), np.bincount(place, weights=right)
+    if len(total) < 2:
+        return Interval(value=float(right.mean()), low=None, high=None, count=len(right))
     rng = np.random.default_rng(seed)
     times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), size=draws)
     low, high = np.quantile((times @ hits) / (times @ total), [(1 - coverage) / 2, (1 + coverage) / 2])

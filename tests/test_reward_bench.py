@@ -75,6 +75,8 @@ def test_intervals_draw_whole_clusters():
     assert 0.1 <= alone.low <= 0.25
     assert 0.75 <= alone.high <= 0.9
     assert bench.interval(np.array([np.nan]), np.zeros(1)).value is None
+    one = bench.interval(right, np.zeros(8))
+    assert (one.value, one.low, one.high) == (0.5, None, None)
 
 
 def test_order_tells_a_fair_judge_from_one_that_takes_the_first():
@@ -230,4 +232,4 @@ def test_bench_as_a_command(shades, capsys):
     said, report = capsys.readouterr().out, json.loads(out.read_text())
     assert "TUNED ON THE TEST PAIRS" in said
     assert report["threshold"]["source"] == "test"
-    assert report["without_ties"] == {"value": 1.0, "low": 1.0, "high": 1.0, "count": 2}
+    assert report["without_ties"] == {"value": 1.0, "low": None, "high": None, "count": 2}  # of one prompt

@@ -154,7 +154,7 @@ def test_every_loss_learns_a_preference(overrides, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ideal_point", "variational"])
 def test_two_tastes_are_told_apart(kind, tmp_path):
-    settings = config(tmp_path, f"head.kind={kind}", "fit.steps=100", "fit.batch=32", only="")
+    settings = config(tmp_path, f"head.kind={kind}", "fit.steps=60", "fit.batch=32", only="")
     assert train_reward(settings)["after"]["value"] > 0.8  # one score for all would be right for half of the pairs
     path = settings.folder
     pictures = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
@@ -179,7 +179,7 @@ def test_regression_learns_a_number(tmp_path):
 def test_a_tuned_backbone_comes_back_from_its_folder(tune, tmp_path):
     settings = config(
         tmp_path, f"backbone={{tune: {tune}, layers: 1}}", "head.kind=cosine", "loss.kind=triplet",
-        "fit={steps: 3, batch: 4, lr: 1e-12, backbone_lr: 1e-3}",
+        "fit={steps: 2, batch: 2, lr: 1e-12, backbone_lr: 1e-3}",
     )  # fmt: skip
     train_reward(settings)
     plain, tuned = load_reward("clip").build(), load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
@@ -341,7 +341,7 @@ def test_fitting_a_latent_reward_ranks_samples_it_has_not_seen(tmp_path):
 
     settings = load_latent_training(
         Path(__file__).parents[1] / "configs" / "rewards" / "latent_shapes.yaml",
-        ["fit={steps: 60, batch: 32, lr: 3e-3}", f"out={tmp_path}"],
+        ["fit={steps: 40, batch: 32, lr: 5e-3}", f"out={tmp_path}"],
     )
     reward = latent_reward()
     before = ranking(reward, drawn(8, 1), 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import DataError
+from align.preference.table import is_tie
 from align.prompts import Prompt
 from align.tables import HUB, Cell, Row, read_rows
 
@@ -96,8 +97,8 @@ class Reader:
 
 def _pairs(row: Reader) -> Iterator[Pair]:
     """This suite's own: prompt, chosen, rejected[, tie]."""
-    tie = row.row.get("tie") in (True, 1, "1", "true", "True")
-    yield row.pair(row.get("prompt"), row.get("chosen"), row.get("rejected"), 0 if tie else 1)
+    label = 0 if is_tie(row.row.get("tie"), row.place) else 1
+    yield row.pair(row.get("prompt"), row.get("chosen"), row.get("rejected"), label)
 
 
 def _hpdv2(row: Reader) -> Iterator[Pair]:

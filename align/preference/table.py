@@ -47,7 +47,9 @@ def read_judged(source: str, *, single: bool = False, limit: int | None = None) 
 def _judged(prompt: Prompt, single: bool) -> Judged:
     user = prompt.metadata.get("user")
     name = "" if user is None else str(user)
-    return Judged(prompt, _score(prompt) if single else 0.0 if _tie(prompt) else 1.0, name)
+    if single:
+        return Judged(prompt, _score(prompt), name)
+    return Judged(prompt, 0.0 if is_tie(prompt.metadata.get("tie"), prompt.where) else 1.0, name)
 
 
 def _score(prompt: Prompt) -> float:
@@ -61,11 +63,12 @@ def _score(prompt: Prompt) -> float:
     return value
 
 
-def _tie(prompt: Prompt) -> bool:
-    given = str(prompt.metadata.get("tie", "")).strip().lower()
-    if given not in (*TRUE, *FALSE):
-        raise DataError(f'{prompt.where}: "tie" should be true or false, given {prompt.metadata["tie"]!r:.40}')
-    return given in TRUE
+def is_tie(value: Any, place: str) -> bool:
+    """What a cell of the column ``tie`` says, nothing being no; raises DataError."""
+    said = "" if value is None else str(value).strip().lower()
+    if said not in (*TRUE, *FALSE):
+        raise DataError(f'{place}: "tie" should be true or false, given {value!r:.40}')
+    return said in TRUE
 
 
 def numbered(rows: Sequence[Judged], users: Sequence[str]) -> list[int]:

@@ -33,4 +33,6 @@ def lines(report: Report) -> list[str]:
 def _share(interval: Interval) -> str:
     if interval.value is None:
         return "nothing to measure"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.2%} ({interval.count} pairs of one prompt: no interval)"
     return f"{interval.value:.2%} (95 % interval {interval.low:.2%} .. {interval.high:.2%}, {interval.count} pairs)"
