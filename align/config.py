@@ -32,6 +32,8 @@ FILES = (
     ("prompts", "heldout"),
     ("rollout", "file"),
     ("generator", "path"),
+    ("data", "train"),
+    ("data", "heldout"),
 )
 """Settings that may name a file beside the config."""
 

@@ -1,4 +1,4 @@
-"""``alignflow reward ...``: serve one, calibrate one."""
+"""``alignflow reward ...``: serve one, calibrate one, measure one, train one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from align.errors import ConfigError
 
-app = typer.Typer(name="reward", help="Serve rewards, calibrate them.", no_args_is_help=True)
+FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
+
+app = typer.Typer(name="reward", help="Serve rewards, calibrate, measure and train them.", no_args_is_help=True)
 
 RewardArgument = Annotated[
     str, typer.Argument(metavar="REWARD", help="kind, {kind: ..., ...} or a .yaml file", show_default=False)
@@ -71,3 +73,91 @@ def calibrate(
     write_text(out, found.model_dump_json(indent=2) + "\n")
     spread = f"mean {found.mean:.4g}, deviation {found.std:.4g}"
     typer.echo(f"{out}: {spread} of {found.count} scores, {found.missing} missing")
+
+
+@app.command(epilog="Example: alignflow reward bench pick_score hpdv2 HPDv2/test.json --media HPDv2/test --limit 100")
+def bench(
+    reward: RewardArgument,
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS, show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help=".json, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    ],
+    media: Annotated[Path | None, typer.Option(help="folder its file names start from; default: the set's own")] = None,
+    judgement: Annotated[str, typer.Option(help="videogen-rewardbench: Overall, VQ, MQ or TA")] = "",
+    threshold: Annotated[float | None, typer.Option(min=0, help="score gaps up to it count as ties")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="SET", help="another split of the same format, to tune the threshold on")
+    ] = None,
+    tune_on_test: Annotated[
+        bool, typer.Option("--tune-on-test", help="tune the threshold on the test pairs; the report says so")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many rows")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="bootstrap samples, of whole rows of the set")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="write the report there as JSON")] = None,
+) -> None:
+    """Measure how often a reward prefers what people prefer, on a published preference set."""
+    from align.config import load_reward
+    from align.preference.formats import read_set
+
+    settings = load_reward(reward)
+    pairs = read_set(kind, source, media=media, judgement=judgement, limit=limit)
+    others = read_set(kind, validation, media=media, judgement=judgement) if validation else []
+    from align.files import write_json
+    from align.preference.bench import measure
+    from align.preference.words import lines
+
+    found = measure(
+        settings.build(device), pairs, threshold=threshold, validation=others, tune_on_test=tune_on_test,
+        draws=draws, seed=seed, device=device,
+    )  # fmt: skip
+    about = {"reward": settings.model_dump(mode="json"), "format": kind, "set": source, "judgement": judgement}
+    if out is not None:
+        write_json(out, {**about, **found.model_dump(mode="json")})
+    for line in lines(found):
+        typer.echo(line)
+
+
+@app.command(
+    epilog="Example: alignflow reward train configs/rewards/pairs.yaml head.kind=moe loss.kind=bt --out my/reward"
+)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as fit.lr=1e-4")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="reward folder")] = None,
+) -> None:
+    """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
+    from align.preference.settings import load_reward_training
+
+    settings = load_reward_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.train import train_reward
+
+    summary = train_reward(settings, overwrite=overwrite, say=typer.echo)
+    for name in ("before", "after"):
+        if (found := summary[name]) is not None:
+            said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
+            typer.echo(f"held out {name:6} {said}")
+    typer.echo(f'reward: {{kind: trained, path: "{settings.folder}"}}')
+
+
+@app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
+def latent(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as samples=8")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+) -> None:
+    """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
+    from align.preference.settings import load_latent_training
+
+    settings = load_latent_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.latent import train_latent
+
+    summary = train_latent(settings, overwrite=overwrite, say=typer.echo)
+    for t, found in (summary["after"] or {}).items():
+        if found["low"] is not None:
+            bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
+            typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
+    typer.echo(f"latent_reward: {settings.folder}")

@@ -119,7 +119,11 @@ class Clip:
 
     def image_features(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]`` float32."""
-        pixels = self.preprocess(images.to(self.model.device)).to(self.model.dtype)
+        return self.pixel_features(self.preprocess(images.to(self.model.device)))
+
+    def pixel_features(self, pixels: Tensor) -> Tensor:
+        """As :meth:`image_features`, of what :attr:`preprocess` has made."""
+        pixels = pixels.to(self.model.dtype)
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
     @torch.no_grad()

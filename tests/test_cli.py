@@ -16,7 +16,7 @@ from rewards.base import RewardError
 
 run = written.run
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "configs").glob("**/*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "rewards")
 
 PAIRS = """\
 generator: {path: pipeline}

@@ -19,7 +19,11 @@ from align.settings import LEVELS, FullPolicy, LoRAPolicy, Sampler
 write = written.write
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if not path.name.startswith("search"))
+SHIPPED = sorted(
+    path
+    for path in (ROOT / "configs").glob("**/*.yaml")
+    if not path.name.startswith("search") and path.parent.name != "rewards"
+)
 
 # -- what is accepted -------------------------------------------------------------------------------------------------
 

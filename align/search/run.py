@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from align.inputs import encode
 from align.lora import load_lora
 from align.media import encode as encode_media
 from align.media import to_pixels
+from align.memory import Memory
 from align.problems import explain
 from align.progress import Progress
 from align.prompts import Prompt, read_prompts
@@ -34,7 +36,7 @@ from align.search.driver import check_reward, make, spend
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
-from align.settings import Config
+from align.settings import Config, GeneratorConfig
 from align.stopping import GracefulStop
 from generators.base import Generator
 from rewards.base import Reward
@@ -91,23 +93,39 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
 
 def as_training(config: SearchConfig) -> Config:
     """The config of a training run with the same generator, for what is built from one; raises ConfigError."""
+    return training_config(config.name, config.generator, config.memory, config.prompts.source)
+
+
+def training_config(name: str, generator: GeneratorConfig, memory: Memory, prompts: str) -> Config:
+    """The least config of a training run around a generator; raises ConfigError."""
     data = {
-        "name": config.name,
-        "generator": config.generator.model_dump(),
-        "memory": config.memory.model_dump(),
-        "prompts": {"train": config.prompts.source},
-        "rollout": {"kind": "pairs", "file": config.prompts.source},
+        "name": name,
+        "generator": generator.model_dump(),
+        "memory": memory.model_dump(),
+        "prompts": {"train": prompts},
+        "rollout": {"kind": "pairs", "file": prompts},
         "recipe": {"kind": "flow_dpo"},
     }
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(explain(error, Config, data, {}), config.name) from None
+        raise ConfigError(explain(error, Config, data, {}), name) from None
 
 
 def latent_reward(config: SearchConfig) -> LatentReward | None:
     """What judges unfinished samples; raises RewardError if it is not there."""
-    return None if config.latent_reward is None else load_object(config.latent_reward)
+    if config.latent_reward is None:
+        return None
+    if Path(config.latent_reward).is_dir():
+        return _trained_latent(config.latent_reward, str(device_of(as_training(config))))
+    return load_object(config.latent_reward)
+
+
+@lru_cache(maxsize=1)  # asked for with every batch of prompts
+def _trained_latent(folder: str, device: str) -> LatentReward:
+    from rewards.training.latent import load
+
+    return load(folder, device)
 
 
 def search_batch(

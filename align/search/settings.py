@@ -63,8 +63,8 @@ class SearchConfig(Settings):
     reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
     latent_reward: str | None = Field(
         None,
-        pattern=":",
-        description="package.module:name of (x_t [n, ...], t [n], prompts) -> [n]: judges unfinished samples undecoded",
+        description="judges unfinished samples undecoded: a folder of alignflow reward latent, or package.module:name "
+        "of (x_t [n, ...], t [n], prompts) -> [n]",
     )
     search: Annotated[Method, METHOD] = Field(description="how")
     budget: Budget = Field(description="what each prompt may cost")
@@ -90,6 +90,8 @@ class SearchConfig(Settings):
             for name, part in parts.items()
             if part.normalise in ("group", "batch")
         ]
+        if self.latent_reward is not None and ":" not in self.latent_reward and not Path(self.latent_reward).is_dir():
+            problems.append(("latent_reward", f"no folder {self.latent_reward}, and not package.module:name"))
         if "reward" in self.gold:
             problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
         if problems:

@@ -1,0 +1,122 @@
+"""The settings tree of training a reward, read from YAML as that of a training run is. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from align.config import load_settings
+from align.memory import Memory
+from align.settings import REWARD, GeneratorConfig, Sampler, Settings
+from align.variants import OneOf, problems_at
+from rewards.base import RewardSettings
+from rewards.training.objectives import OBJECTIVES, Objective
+from rewards.training.settings import HEADS, Backbone, HeadSettings, VariationalSettings
+
+HEAD = OneOf("head", lambda: HEADS, default="mlp")
+OBJECTIVE = OneOf("loss", lambda: OBJECTIVES, default="bt")
+
+
+class Data(Settings):
+    """Tables with prompt, chosen, rejected and, if they matter, tie and user; of regression: prompt, image, score."""
+
+    train: str = Field(description="rows to learn from: .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    heldout: str | None = Field(None, description="rows never learnt from, for the accuracy that is reported")
+    limit: int | None = Field(None, ge=1, description="use only the first so many rows to learn from")
+
+
+class Fit(Settings):
+    """The optimisation."""
+
+    steps: int = Field(500, ge=1, description="steps of AdamW")
+    batch: int = Field(64, ge=1, description="pairs per step")
+    lr: float = Field(1e-3, gt=0, description="of the head")
+    backbone_lr: float = Field(1e-5, gt=0, description="of what is trained in the backbone")
+    weight_decay: float = Field(0.01, ge=0, description="of both")
+    log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
+
+
+class RewardTrainConfig(Settings):
+    """One reward to train."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    out: str | None = Field(None, description="reward folder; null = runs/<name>")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    data: Data = Field(description="preferences")
+    backbone: Backbone = Field(Backbone(), description="whose features the head reads")
+    head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="features -> score")
+    loss: Annotated[Objective, OBJECTIVE] = Field(OBJECTIVES["bt"](kind="bt"), description="what it is trained for")
+    fit: Fit = Field(Fit(), description="how")
+
+    @property
+    def folder(self) -> Path:
+        """The reward folder."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems, head, loss = [], self.head, self.loss
+        if loss.heads and head.kind not in loss.heads:
+            problems.append(("loss", f"{loss.kind} is made for head {', '.join(loss.heads)}, not {head.kind}"))
+        if isinstance(head, VariationalSettings):
+            if loss.single:
+                problems.append(("loss", "a latent user is inferred from pairs; regression has none"))
+            if self.fit.batch < 2 * head.per_user:  # steps of one user each would undo one another
+                problems.append(("fit.batch", f"should hold two users, {2 * head.per_user} pairs with this head"))
+        if problems:
+            raise problems_at(problems)
+        return self
+
+
+def load_reward_training(path: Path, overrides: Sequence[str] = ()) -> RewardTrainConfig:
+    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    return load_settings(path, overrides, RewardTrainConfig)
+
+
+class LatentPrompts(Settings):
+    """What is drawn to learn from, in any form that training reads."""
+
+    train: str = Field(description="shapes:train, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    limit: int = Field(256, ge=1, description="the first so many")
+    heldout: str | None = Field(None, description="prompts never learnt from, for the ranking that is reported")
+    measured: int = Field(32, ge=1, description="the first so many of those")
+
+
+class LatentTrainConfig(Settings):
+    """One latent reward to train on samples of a generator and their scores."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    out: str | None = Field(None, description="folder; null = runs/<name>")
+    generator: GeneratorConfig = Field(description="whose latents are judged")
+    memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
+    prompts: LatentPrompts = Field(description="what is drawn")
+    sampler: Sampler = Field(Sampler(), description="how it is drawn, by steps without noise")
+    samples: int = Field(4, ge=2, description="of each prompt; they are ranked among each other")
+    chunk: int = Field(64, ge=1, description="samples drawn at once")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="whose scores are learnt")
+    text: Backbone = Field(Backbone(), description="the CLIP that reads the prompts")
+    width: int = Field(64, ge=8, multiple_of=8, description="of the convolutions")
+    blocks: int = Field(3, ge=1, description="halvings of the latent's size")
+    ranking: float = Field(1.0, ge=0, description="weight of Bradley-Terry between a prompt's samples")
+    fit: Fit = Field(Fit(), description="how; a batch counts samples")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the latent reward."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.text.tune != "none":
+            raise problems_at([("text.tune", "prompts are read by the CLIP as it is")])
+        return self
+
+
+def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTrainConfig:
+    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    return load_settings(path, overrides, LatentTrainConfig)

@@ -1,0 +1,49 @@
+"""A reward of your own: the folder that ``alignflow reward train`` wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, Scores
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class TrainedReward(ModelRewardSettings):
+    """A head on CLIP features that was trained by alignflow reward train; differentiable."""
+
+    kind: Literal["trained"] = Field("trained", description="a reward folder")
+    path: str = Field(description="the folder")
+    user: str | None = Field(
+        None, description="whose taste, of those in the training table; null = nobody in particular"
+    )
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load backbone and head."""
+        from rewards.digest import digest
+        from rewards.frames import middles
+        from rewards.training.folder import load
+
+        manifest, scorer = load(self.path, device, self.dtype)
+        if self.user is not None and self.user not in manifest.users:
+            known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"
+            raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
+        user = None if self.user is None else manifest.users.index(self.user)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
+            if media.ndim == 5:
+                media = media[:, middles(media.shape[1], self.frames)]
+            found = scorer.outputs(media, prompts, user, self.batch)
+            return Scores(found[:, 0], parts={"deviation": found[:, 1]} if found.shape[1] > 1 else {})
+
+        return Reward(
+            "trained",
+            function,
+            differentiable=True,
+            fingerprint=lambda: digest({**scorer.clip.model.state_dict(), **scorer.head.state_dict()}),
+        )

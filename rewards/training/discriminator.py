@@ -1,0 +1,94 @@
+"""The adversarial reward of Adv-GRPO: a discriminator of references and samples, refreshed as the policy moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rewards.base import Reward, RewardError
+from rewards.digest import digest
+from rewards.training.heads import perceptron
+from rewards.training.losses import hinge
+from rewards.training.scorer import Scorer
+
+
+class Discriminator:
+    """A small head on the unit features of a frozen backbone; higher looks more like a reference.
+
+    Features are at unit length both where it is fitted and where it scores (arXiv 2511.20256's code normalises the
+    latter alone). Which references a call of :meth:`fit` sees depends on the seed and on how many calls there were, so
+    with its :meth:`state_dict` it goes on to the same bits.
+
+    Args:
+        scorer: backbone; its own head is not used.
+        references: ``[R, 3, H, W]`` or ``[R, F, 3, H, W]`` in [0, 1], what samples should look like.
+        hidden: width of the head.
+        lr: of Adam with betas 0.5 and 0.999.
+        only_behind: leave a call out in which references already score above the samples.
+        batch: pictures through the backbone at once.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        references: Tensor,
+        *,
+        hidden: int = 512,
+        lr: float = 1e-4,
+        seed: int = 0,
+        only_behind: bool = False,
+        batch: int = 32,
+    ) -> None:
+        if not len(references):
+            raise RewardError("a discriminator needs references")
+        self.scorer, self.seed, self.only_behind, self.batch, self.calls = scorer, seed, only_behind, batch, 0
+        with torch.no_grad():
+            self.real = self._features(references)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.head: nn.Module = perceptron(self.real.shape[1], hidden, 1).to(self.real.device)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, betas=(0.5, 0.999))
+
+    def _features(self, media: Tensor) -> Tensor:
+        return self.scorer.embed([self.scorer.pixels(one) for one in media], self.batch)
+
+    def score(self, media: Tensor) -> Tensor:
+        """``[N]`` with gradient to the pixels."""
+        return self.head(self._features(media))[:, 0]
+
+    def fit(self, media: Tensor) -> dict[str, float]:
+        """One step on samples ``[N, ...]``, each against a reference; returns loss and mean scores before the step."""
+        rng = np.random.default_rng([self.seed, self.calls])
+        self.calls += 1
+        pick = torch.from_numpy(rng.integers(0, len(self.real), len(media))).to(self.real.device)
+        with torch.no_grad():
+            fake = self._features(media)
+        real_score, fake_score = self.head(self.real[pick])[:, 0], self.head(fake)[:, 0]
+        loss = hinge(real_score, fake_score).mean()
+        behind = bool(real_score.mean() <= fake_score.mean())
+        if behind or not self.only_behind:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        return {"loss": loss.item(), "real": real_score.mean().item(), "fake": fake_score.mean().item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`fit` changes."""
+        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict` of a discriminator with the same settings and references."""
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.calls = state["calls"]
+
+    def reward(self) -> Reward:
+        """As a reward; its fingerprint changes with every step, so that scores kept before do not count after."""
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return self.score(media)
+
+        return Reward("adversarial", function, differentiable=True, fingerprint=lambda: digest(self.head.state_dict()))

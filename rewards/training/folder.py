@@ -1,0 +1,81 @@
+"""A trained reward on disk: ``reward.json``, ``head.safetensors`` and, if it was trained, ``backbone.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rewards.base import RewardError
+from rewards.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.training.scorer import Scorer, load_backbone
+from rewards.training.settings import Backbone, HeadSettings, parse_head
+
+FORMAT: Literal["alignflow-reward/1"] = "alignflow-reward/1"
+
+
+class Manifest(BaseModel):
+    """What ``reward.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["alignflow-reward/1"] = Field(FORMAT, description="version of this folder")
+    backbone: Backbone = Field(description="the CLIP whose features are read")
+    head: Annotated[SerializeAsAny[HeadSettings], BeforeValidator(parse_head)] = Field(description="what reads them")
+    width: int = Field(ge=1, description="length of the features")
+    users: list[str] = Field([], description="who judged, in the order of the head's numbers")
+
+
+def save(folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
+    """Write the three files into a folder that exists; of the backbone, what differs from what it was made from."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in head.items()}, folder / "head.safetensors")
+    if backbone:
+        kept = {name: value.detach().cpu().contiguous() for name, value in backbone.items()}
+        save_file(kept, folder / "backbone.safetensors")
+    (folder / "reward.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, Scorer]:
+    """What :func:`save` wrote, ready to score.
+
+    Raises:
+        RewardError: not there, not such a folder, or weights that do not fit.
+    """
+    folder = Path(path).expanduser()
+    try:
+        manifest = Manifest.model_validate(json.loads((folder / "reward.json").read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RewardError(
+            f"{folder} has no reward.json ({error.strerror}); alignflow reward train writes one"
+        ) from None
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise RewardError(f"{folder / 'reward.json'} is not of format {FORMAT}: {said}") from None
+    clip = load_backbone(manifest.backbone, device, dtype)
+    if clip.model.config.projection_dim != manifest.width:
+        raise RewardError(
+            f"{folder} was trained on features of {manifest.width}, those of {manifest.backbone.model} have "
+            f"{clip.model.config.projection_dim} numbers"
+        )
+    changed = folder / "backbone.safetensors"
+    if manifest.backbone.tune != "none":
+        _change(clip.model, read_state_dict(changed), str(changed))
+    users = len(manifest.users)
+    state = read_state_dict(folder / "head.safetensors")
+    expected = skeleton(lambda: manifest.head.build(manifest.width, users))
+    check_keys(state, expected, str(folder / "head.safetensors"), f"a head of kind {manifest.head.kind}")
+    head = manifest.head.build(manifest.width, users)
+    head.load_state_dict(state)
+    return manifest, Scorer(clip, head.requires_grad_(False).eval().to(device))
+
+
+def _change(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    own = model.state_dict()
+    check_keys({**own, **state}, own, where, "of this backbone")
+    model.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=False)

@@ -1,0 +1,166 @@
+"""Heads of trained rewards: unit features of pictures and prompts -> outputs ``[n, K]``, the score first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rewards.training.losses import standard_normal_kl
+from rewards.training.settings import (
+    CosineSettings,
+    HeadSettings,
+    IdealPointSettings,
+    MLPSettings,
+    MoESettings,
+    UncertainSettings,
+    VariationalSettings,
+)
+
+
+def joint(image: Tensor, text: Tensor) -> Tensor:
+    """Unit rows ``[n, D]`` -> ``[n, 3 D]`` of variance about 1: both, and their product, which sums to the cosine."""
+    image, text = (rows * rows.shape[-1] ** 0.5 for rows in (image, text))
+    return torch.cat([image, text, image * text], -1)
+
+
+def perceptron(width: int, hidden: int, out: int) -> nn.Module:
+    """A hidden layer and an output layer, or with ``hidden`` 0 the latter alone."""
+    if not hidden:
+        return nn.Linear(width, out)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+class Head(nn.Module):
+    """Base: ``head(image [n, D], text [n, D], user) -> [n, K]``.
+
+    ``user`` is ``[n]`` numbers of known users, whatever :meth:`infer` returned, or None for nobody in particular.
+    """
+
+    def infer(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
+        """(user as the head takes it, penalty ``[M]`` of the loss) of pairs with joint features ``[M, 3 D]``."""
+        return user, chosen.new_zeros(len(chosen))
+
+    def remember(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> None:
+        """Keep what is to be known of the users after training, from their pairs."""
+
+
+class MLP(Head):
+    """See :class:`~rewards.training.settings.MLPSettings`."""
+
+    def __init__(self, settings: MLPSettings, width: int, users: int) -> None:
+        super().__init__()
+        self.score = perceptron(3 * width, settings.hidden, 1)
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        return self.score(joint(image, text))
+
+
+class Cosine(Head):
+    """See :class:`~rewards.training.settings.CosineSettings`."""
+
+    def __init__(self, settings: CosineSettings, width: int, users: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.project.weight)
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        return F.cosine_similarity(self.project(image), text, dim=-1)[:, None]
+
+
+class Uncertain(Head):
+    """``[n, 2]``: mean and standard deviation."""
+
+    def __init__(self, settings: UncertainSettings, width: int, users: int) -> None:
+        super().__init__()
+        self.score = perceptron(3 * width, settings.hidden, 2)
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        mean, log_std = self.score(joint(image, text)).unbind(-1)
+        return torch.stack([mean, log_std.clamp(-5, 3).exp()], -1)
+
+
+class MoE(Head):
+    """``sum_j softmax(aspect gate)_j sum_{c in j} softmax(criterion gate)_c r_c``; both gates read the prompt."""
+
+    def __init__(self, settings: MoESettings, width: int, users: int) -> None:
+        super().__init__()
+        self.groups, self.temperature = list(settings.groups), settings.temperature
+        self.criteria = nn.Linear(3 * width, sum(self.groups), bias=False)
+        self.criterion_gate = perceptron(width, settings.hidden, sum(self.groups))
+        self.aspect_gate = perceptron(width, settings.hidden, len(self.groups))
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        scores = self.criteria(joint(image, text)).split(self.groups, -1)
+        gates = self.criterion_gate(text).split(self.groups, -1)
+        aspects = torch.stack([(g.softmax(-1) * r).sum(-1) for g, r in zip(gates, scores, strict=True)], -1)
+        share = (self.aspect_gate(text) / self.temperature).softmax(-1)
+        return (share * aspects).sum(-1, keepdim=True)
+
+
+class IdealPoint(Head):
+    """``-|f(x) - softmax(w_u) P|^2``; nobody in particular has the users' mean mixture."""
+
+    def __init__(self, settings: IdealPointSettings, width: int, users: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(3 * width, settings.dim)
+        self.prototypes = nn.Parameter(torch.randn(settings.prototypes, settings.dim))
+        self.mixture = nn.Parameter(0.01 * torch.randn(max(users, 1), settings.prototypes))
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        share = self.mixture.softmax(-1)
+        share = share.mean(0).expand(len(image), -1) if user is None else share[user]
+        return -(self.project(joint(image, text)) - share @ self.prototypes).square().sum(-1, keepdim=True)
+
+
+class Variational(Head):
+    """``r(x, z)`` with z inferred from pairs; nobody in particular is the prior's mean, 0.
+
+    Half of a user's pairs in a batch tell who judged the other half and the other way round, so that no pair is
+    explained by itself.
+    """
+
+    known: Tensor
+
+    def __init__(self, settings: VariationalSettings, width: int, users: int) -> None:
+        super().__init__()
+        hidden, self.dim = settings.hidden, settings.dim
+        self.pair = perceptron(6 * width, hidden, hidden)
+        heads = next(count for count in (4, 2, 1) if hidden % count == 0)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.posterior = nn.Linear(hidden, 2 * settings.dim)
+        self.score = perceptron(3 * width + settings.dim, hidden, 1)
+        self.register_buffer("known", torch.zeros(max(users, 1), settings.dim))
+
+    def encode(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance, ``[dim]`` each, of the user who judged these pairs, in any order."""
+        pairs = self.pair(torch.cat([chosen, rejected], -1))[None]
+        seen = self.attend(pairs, pairs, pairs, need_weights=False)[0].mean(1)[0]
+        mean, log_variance = self.posterior(seen).chunk(2)
+        return mean, log_variance.tanh()
+
+    def infer(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
+        latent, penalty = chosen.new_zeros(len(chosen), self.dim), chosen.new_zeros(len(chosen))
+        for number in user.unique():
+            mine = (user == number).nonzero().flatten()
+            for told, asked in ((mine[0::2], mine[1::2]), (mine[1::2], mine[0::2])):
+                if len(told) and len(asked):
+                    mean, log_variance = self.encode(chosen[told], rejected[told])
+                    drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean) if self.training else mean
+                    latent[asked], penalty[asked] = drawn, standard_normal_kl(mean, log_variance)
+        return latent, penalty
+
+    @torch.no_grad()
+    def remember(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> None:
+        for number in user.unique():
+            mine = user == number
+            self.known[number] = self.encode(chosen[mine][:256], rejected[mine][:256])[0]
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        if user is None:
+            user = image.new_zeros(len(image), self.dim)
+        latent = user if user.is_floating_point() else self.known[user]
+        return self.score(torch.cat([joint(image, text), latent], -1))
+
+
+__all__ = ["MLP", "Cosine", "Head", "HeadSettings", "IdealPoint", "MoE", "Uncertain", "Variational", "joint"]

@@ -1,0 +1,99 @@
+"""Losses of reward models: pure functions of scores, one number per term ``[M]``; whoever trains takes the mean.
+
+``chosen`` and ``rejected`` are scores ``[M]`` of the better and the worse sample of a pair.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NODES = 64
+"""Nodes of the Gauss-Hermite rule; the mean is exact to 2e-5 for deviations up to 5, to 3e-3 for 10."""
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """``-log sigmoid(chosen - rejected - margin)`` (Bradley and Terry 1952)."""
+    return -F.logsigmoid(chosen - rejected - margin)
+
+
+def rao_kupper(first: Tensor, second: Tensor, outcome: Tensor, k: float = 5.0) -> Tensor:
+    """Bradley-Terry with ties (Rao and Kupper 1967), as VideoAlign trains (arXiv 2501.13918, k = 5).
+
+    ``P(first wins) = sigmoid(first - second - log k)``; what both leave is ``P(tie)``. The three sum to 1.
+
+    Args:
+        outcome: ``[M]`` 1 = first is better, 0 = tie, -1 = second is better.
+        k: above 1; how wide the ties are. At 1 there are none.
+    """
+    gap, width = first - second, math.log(k)
+    win, lose = F.logsigmoid(gap - width), F.logsigmoid(-gap - width)
+    tie = win + lose + math.log(k * k - 1)
+    return -torch.where(outcome > 0, win, torch.where(outcome < 0, lose, tie))
+
+
+def win_tie(first: Tensor, second: Tensor, mu: Tensor) -> Tensor:
+    """Cross-entropy of ``sigmoid(first - second)`` with ``mu [M]``: 1 = first wins, 1/2 = tie (SoliReward's BT-WT)."""
+    return -mu * F.logsigmoid(first - second) - (1 - mu) * F.logsigmoid(second - first)
+
+
+def ranking_margin(chosen: Tensor, rejected: Tensor, margin: float) -> Tensor:
+    """``relu(rejected - chosen + margin)``: nothing is gained beyond the margin."""
+    return F.relu(rejected - chosen + margin)
+
+
+def triplet(text: Tensor, chosen: Tensor, rejected: Tensor, margin: float = 0.3) -> Tensor:
+    """``relu(|text - chosen|^2 - |text - rejected|^2 + margin)`` of unit rows ``[M, D]`` (arXiv 2402.09872)."""
+    near, far = (-(text - image).square().sum(-1) for image in (chosen, rejected))
+    return ranking_margin(near, far, margin)
+
+
+def regression(score: Tensor, target: Tensor) -> Tensor:
+    """Squared error."""
+    return (score - target).square()
+
+
+def gaussian_difference(chosen: Tensor, chosen_std: Tensor, rejected: Tensor, rejected_std: Tensor) -> Tensor:
+    """``-E log sigmoid(z)``, z ~ N(chosen - rejected, chosen_std^2 + rejected_std^2): scores with an uncertainty.
+
+    HPSv3 (arXiv 2508.03789) draws z a thousand times; here the mean is taken by a Gauss-Hermite rule, the same every
+    time. Without deviation it is :func:`bradley_terry`.
+
+    Args:
+        chosen_std: ``[M]`` standard deviations, not negative.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    spread = torch.hypot(chosen_std, rejected_std)[:, None]
+    z = (chosen - rejected)[:, None] + spread * torch.as_tensor(nodes, dtype=spread.dtype, device=spread.device)
+    share = torch.as_tensor(weights / weights.sum(), dtype=spread.dtype, device=spread.device)
+    return -(F.logsigmoid(z) * share).sum(-1)
+
+
+def first_token(logp: Tensor, length: Tensor, alpha: float = 0.1) -> Tensor:
+    """Cross-entropy of an answer whose first token is the verdict and weighs ``alpha`` alone (PaCo-Reward).
+
+    ``-(alpha log p(y_0) + (1 - alpha) mean over the further tokens of log p(y_i))``; an answer of one token is all
+    verdict.
+
+    Args:
+        logp: ``[M, L]`` log-probabilities of the answers' tokens; those beyond ``length`` are not looked at.
+        length: ``[M]`` tokens of each answer, at least 1.
+    """
+    inside = torch.arange(logp.shape[1], device=logp.device) < length[:, None]
+    rest = torch.where(inside, logp, 0.0)[:, 1:].sum(1) / (length - 1).clamp_min(1)
+    share = torch.where(length > 1, alpha, 1.0)
+    return -(share * logp[:, 0] + (1 - share) * rest)
+
+
+def standard_normal_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """``KL(N(mean, exp(log_variance)) | N(0, 1))`` summed over the last axis: what VPL's latent user costs."""
+    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Discriminator's hinge ``(relu(1 - real) + relu(1 + fake)) / 2`` of paired scores (Adv-GRPO, arXiv 2511.20256)."""
+    return (F.relu(1 - real) + F.relu(1 + fake)) / 2

@@ -1,0 +1,108 @@
+"""What a head's outputs are trained for: a loss with its settings. Torch only inside functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.training.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Objective(Settings):
+    """Base of every loss: outputs ``[M, K]`` of both sides, and what is known of the pairs -> loss ``[M]``."""
+
+    kind: str
+    ties: ClassVar[bool] = False
+    """Whether pairs without a winner are learnt from; elsewhere they are left out."""
+    single: ClassVar[bool] = False
+    """Whether the table holds single pictures with a number each; then ``second`` is not there."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Kinds of head it is made for; any if empty."""
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        """``outcome [M]``: 1 = the first is better, 0 = tie; of single pictures the number to predict."""
+        raise NotImplementedError
+
+
+class BradleyTerry(Objective):
+    """Bradley-Terry: -log sigmoid(chosen - rejected - margin); ties are left out."""
+
+    kind: Literal["bt"] = Field("bt", description="Bradley-Terry")
+    margin: float = Field(0.0, ge=0, description="how much better the chosen should be before the loss is ln 2")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import bradley_terry
+
+        return bradley_terry(first[:, 0], second[:, 0], self.margin)
+
+
+class RaoKupper(Objective):
+    """Bradley-Terry with ties (Rao and Kupper), as VideoAlign's BTT."""
+
+    ties: ClassVar[bool] = True
+    kind: Literal["rao_kupper"] = Field("rao_kupper", description="Bradley-Terry with ties")
+    k: float = Field(5.0, gt=1, description="how wide ties are")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import rao_kupper
+
+        return rao_kupper(first[:, 0], second[:, 0], outcome, self.k)
+
+
+class WinTie(Objective):
+    """Cross-entropy with 1 for a win and 1/2 for a tie, as SoliReward's BT-WT."""
+
+    ties: ClassVar[bool] = True
+    kind: Literal["win_tie"] = Field("win_tie", description="wins and ties")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import win_tie
+
+        return win_tie(first[:, 0], second[:, 0], (outcome + 1) / 2)
+
+
+class Triplet(Objective):
+    """Squared distances to the prompt on the unit sphere, a margin apart, as Social Reward."""
+
+    heads: ClassVar[tuple[str, ...]] = ("cosine",)
+    kind: Literal["triplet"] = Field("triplet", description="triplet margin")
+    margin: float = Field(0.3, gt=0, description="of squared distances, which are 2 - 2 cos")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import ranking_margin
+
+        return ranking_margin(2 * first[:, 0], 2 * second[:, 0], self.margin)
+
+
+class Regression(Objective):
+    """Squared error to the number in column score; the table holds single pictures: prompt, image, score."""
+
+    single: ClassVar[bool] = True
+    kind: Literal["regression"] = Field("regression", description="squared error")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import regression
+
+        return regression(first[:, 0], outcome)
+
+
+class Gaussian(Objective):
+    """Mean of Bradley-Terry over Gaussian scores, as HPSv3; ties are left out."""
+
+    heads: ClassVar[tuple[str, ...]] = ("uncertain",)
+    kind: Literal["gaussian"] = Field("gaussian", description="Bradley-Terry of uncertain scores")
+
+    def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        from rewards.training.losses import gaussian_difference
+
+        return gaussian_difference(first[:, 0], first[:, 1], second[:, 0], second[:, 1])
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    cls.model_fields["kind"].default: cls for cls in (BradleyTerry, RaoKupper, WinTie, Triplet, Regression, Gaussian)
+}
+"""Kind -> settings."""

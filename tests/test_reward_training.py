@@ -1,0 +1,363 @@
+"""Rewards trained from tables: heads in closed form, every loss and head learns, folders load to the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from align.config import load_reward
+from align.errors import ConfigError, DataError, RunFolderError
+from align.media import read_media
+from align.preference.settings import load_latent_training, load_reward_training
+from align.preference.train import train_reward
+from rewards.base import RewardError
+from rewards.training import heads, latent
+from rewards.training.discriminator import Discriminator
+from rewards.training.scorer import Scorer, load_backbone
+from rewards.training.settings import HEADS, Backbone, parse_head
+
+WIDTH = 6
+
+
+def features(count: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features of pictures and prompts."""
+    rows = torch.randn(2, count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    image, text = torch.nn.functional.normalize(rows, dim=-1)
+    return image, text
+
+
+def head(**settings):
+    torch.manual_seed(0)
+    return parse_head(settings).build(WIDTH, 2)
+
+
+# -- heads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_have_a_row_for_each_sample_that_does_not_depend_on_the_others(kind):
+    model, (image, text) = head(kind=kind), features()
+    together = model(image, text, None)
+    assert together.shape == (5, HEADS[kind].outputs)
+    assert torch.allclose(together[2:3], model(image[2:3], text[2:3], None), atol=1e-6)
+
+
+def test_an_untrained_cosine_head_is_the_cosine():
+    image, text = features()
+    assert torch.allclose(head(kind="cosine")(image, text)[:, 0], (image * text).sum(-1), atol=1e-6)
+
+
+def test_a_mixture_of_equal_criteria_is_that_criterion_and_gates_forget_a_shift():
+    model, (image, text) = head(kind="moe", groups=[2, 3]), features()
+    with torch.no_grad():
+        before = model(image, text)
+        for gate in (model.criterion_gate, model.aspect_gate):
+            gate[-1].bias += 3.0
+        assert torch.allclose(model(image, text), before, atol=1e-6)
+        model.criteria.weight[:] = model.criteria.weight[0].clone()
+        expected = heads.joint(image, text) @ model.criteria.weight[0]
+        assert torch.allclose(model(image, text)[:, 0], expected, atol=1e-5)
+
+
+def test_an_ideal_point_is_a_mixture_of_prototypes():
+    model, (image, text) = head(kind="ideal_point", dim=2), features(2)
+    with torch.no_grad():
+        model.prototypes[:] = torch.eye(2)
+        model.mixture[:] = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
+        model.project.weight[:] = 0
+        model.project.bias[:] = torch.tensor([1.0, 0.0])  # every picture lies on the first prototype
+        assert torch.allclose(model(image, text, torch.tensor([0, 1]))[:, 0], torch.tensor([0.0, -2.0]))
+        assert torch.allclose(model(image, text, None)[:, 0], torch.tensor([-0.5, -0.5]))
+
+
+def test_a_latent_user_is_inferred_from_other_pairs_in_any_order():
+    model = head(kind="variational").eval()
+    a, b = (heads.joint(*features(6, seed)) for seed in (1, 2))
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    for there, shuffled in zip(model.encode(a, b), model.encode(a[order], b[order]), strict=True):
+        assert torch.allclose(there, shuffled, atol=1e-5)
+    latent, penalty = model.infer(a, b, torch.tensor([0, 0, 0, 0, 1, 0]))
+    assert latent[4].tolist() == [0.0] * model.dim  # alone: nothing tells who judged, so the prior's mean
+    assert penalty[4] == 0
+    changed = a.clone()
+    changed[0] = 0
+    others, _ = model.infer(changed, b, torch.tensor([0, 0, 0, 0, 1, 0]))
+    assert torch.equal(others[0], latent[0])  # a pair does not tell about itself
+    assert not torch.equal(others[1], latent[1])
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path, name: str, count: int, seed: int, single: bool = False) -> str:
+    """Plain pictures; ``red`` prefers the redder of two, ``blue`` the bluer; their pictures' number is the red."""
+    rng, rows = np.random.default_rng(seed), []
+
+    def draw(level: int, number: int, side: str) -> str:
+        file = f"{name}-{number}-{side}.png"
+        Image.new("RGB", (8, 8), (level, 60, 255 - level)).save(folder / file)
+        return file
+
+    for number in range(count):
+        low, high = sorted(rng.choice(250, 2, replace=False).tolist())
+        if single:
+            rows.append({"prompt": "a circle", "image": draw(high, number, "x"), "score": high / 255})
+            continue
+        red, blue = draw(high, number, "red"), draw(low, number, "blue")
+        user = ("red", "blue")[number % 2]
+        chosen, rejected = (red, blue) if user == "red" else (blue, red)
+        rows.append(
+            {"prompt": "a circle", "chosen": chosen, "rejected": rejected, "user": user, "tie": high - low < 20}
+        )
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(folder: Path, *overrides: str, single: bool = False, only: str = "red"):
+    """A config on 48 rows to learn from and 24 held out, all of ``only`` unless that is empty."""
+    names = []
+    for name, count, seed in (("train", 48, 0), ("heldout", 24, 1)):
+        path = Path(table(folder, name, count, seed, single))
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if single or not only or f'"user": "{only}"' in line))
+        names.append(path.name)
+    file = folder / "mine.yaml"
+    file.write_text(f"data: {{train: {names[0]}, heldout: {names[1]}}}\nfit: {{steps: 40, batch: 16, lr: 0.003}}\n")
+    return load_reward_training(file, [f"out={folder / 'reward'}", *overrides])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss.kind=bt",),
+        ("loss.kind=rao_kupper", "head={kind: mlp, hidden: 16}"),
+        ("loss.kind=win_tie", "head.kind=moe"),
+        ("loss.kind=triplet", "head.kind=cosine"),
+        ("loss.kind=gaussian", "head.kind=uncertain"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_loss_learns_a_preference(overrides, tmp_path):
+    settings = config(tmp_path, *overrides)
+    summary = train_reward(settings)
+    assert summary["after"]["value"] > 0.9  # the redder of two pictures never seen
+    still = train_reward(config(tmp_path, *overrides, "fit.lr=1e-12", "fit.steps=2", f"out={tmp_path / 'still'}"))
+    assert still["after"]["value"] == still["before"]["value"]
+
+
+@pytest.mark.parametrize("kind", ["ideal_point", "variational"])
+def test_two_tastes_are_told_apart(kind, tmp_path):
+    settings = config(tmp_path, f"head.kind={kind}", "fit.steps=60", "fit.batch=32", only="")
+    assert train_reward(settings)["after"]["value"] > 0.8  # one score for all would be right for half of the pairs
+    path = settings.folder
+    pictures = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
+    pictures[0, 0], pictures[1, 2] = 0.9, 0.9
+    gaps = {}
+    for user in ("red", "blue"):
+        reward = load_reward(f"{{kind: trained, path: {path}, user: {user}}}").build()
+        red, blue = reward(pictures, ["a circle"] * 2).values.tolist()
+        gaps[user] = red - blue
+    assert gaps["red"] > 0 > gaps["blue"]
+    with pytest.raises(RewardError, match="does not know user 'green'; it knows blue, red"):
+        load_reward(f"{{kind: trained, path: {path}, user: green}}").build()
+
+
+def test_regression_learns_a_number(tmp_path):
+    summary = train_reward(config(tmp_path, "loss.kind=regression", "fit.steps=150", single=True))
+    assert summary["after"]["correlation"] > 0.9
+    assert summary["after"]["mean_squared_error"] < 0.3 * summary["before"]["mean_squared_error"]
+
+
+@pytest.mark.parametrize("tune", ["lora", "last"])
+def test_a_tuned_backbone_comes_back_from_its_folder(tune, tmp_path):
+    settings = config(
+        tmp_path, f"backbone={{tune: {tune}, layers: 1}}", "head.kind=cosine", "loss.kind=triplet",
+        "fit={steps: 2, batch: 2, lr: 1e-12, backbone_lr: 1e-3}",
+    )  # fmt: skip
+    train_reward(settings)
+    plain, tuned = load_reward("clip").build(), load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+    media = torch.stack([read_media(tmp_path / f"train-{n}-red.png") for n in (0, 2)])
+    prompts = ["a circle", "a red circle"]
+    before, after = plain(media, prompts).values, tuned(media, prompts).values
+    assert not torch.allclose(before, after, atol=1e-4)  # the head stood still, so this is the backbone
+    again = train_reward(settings.model_copy(update={"out": str(tmp_path / "again")}))
+    assert again["rows"] > 0
+    same = load_reward(f"{{kind: trained, path: {tmp_path / 'again'}}}").build()
+    assert torch.equal(same(media, prompts).values, after)
+    assert same.fingerprint() == tuned.fingerprint() != plain.fingerprint()
+
+
+def test_a_trained_reward_has_gradients_and_its_deviation(tmp_path):
+    settings = config(tmp_path, "head.kind=uncertain", "loss.kind=gaussian", "fit.steps=2")
+    train_reward(settings)
+    reward = load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+    media = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    scores = reward(media, ["a", "b"])
+    scores.values.sum().backward()
+    assert float(media.grad.abs().sum()) > 0
+    assert (scores.parts["deviation"] > 0).all()
+    clip = torch.stack([media.detach()] * 3, 1)  # a clip that does not move scores as its picture
+    assert torch.allclose(reward(clip, ["a", "b"]).values, scores.values.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loss.kind=triplet"], "made for head cosine, not mlp"),
+        (["head.kind=moee"], "did you mean 'moe'"),
+        (["fit.lr=0"], "fit.lr"),
+        (["head={kind: variational, per_user: 9}"], "should hold two users, 18 pairs"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        config(tmp_path, *overrides)
+
+
+def test_tables_and_folders_that_do_not_serve_are_named(tmp_path):
+    settings = config(tmp_path)
+    train_reward(settings)
+    with pytest.raises(RunFolderError, match="--overwrite"):
+        train_reward(settings)
+    (settings.folder / "head.safetensors").write_bytes(b"")
+    with pytest.raises(RewardError, match=r"head\.safetensors"):
+        load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+    with pytest.raises(RewardError, match=r"has no reward\.json"):
+        load_reward(f"{{kind: trained, path: {tmp_path}}}").build()
+    rows = [{"prompt": "a", "chosen": "train-0-red.png", "rejected": "train-0-blue.png", "tie": "maybe"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match='line 1: "tie" should be true or false'):
+        train_reward(settings, overwrite=True)
+    rows[0].pop("tie")
+    (tmp_path / "train.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    other = settings.model_copy(update={"head": parse_head({"kind": "ideal_point"})})
+    with pytest.raises(DataError, match="needs who judged"):
+        train_reward(other, overwrite=True)
+
+
+def test_the_shipped_configs_are_read():
+    folder = Path(__file__).parents[1] / "configs" / "rewards"
+    assert load_reward_training(folder / "pairs.yaml").loss.kind == "bt"
+    assert load_latent_training(folder / "latent_shapes.yaml").samples == 4
+
+
+# -- discriminator ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    """The embedded CLIP, whose own head is not used."""
+    return Scorer(load_backbone(Backbone(), "cpu"), heads.Head())
+
+
+def plain(red: float, blue: float, count: int = 4) -> torch.Tensor:
+    """Plain pictures, a little noisy."""
+    noise = 0.05 * torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(int(100 * red)))
+    return (noise + torch.tensor([red, 0.2, blue])[:, None, None]).clamp(0, 1)
+
+
+def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_same_bits(scorer):
+    real, fake = plain(0.9, 0.1), plain(0.1, 0.9)
+    judge = Discriminator(scorer, real, hidden=32, lr=3e-3)
+    before = judge.reward().fingerprint()
+    for _ in range(15):
+        judge.fit(fake)
+    kept = copy.deepcopy(judge.state_dict())
+    for _ in range(15):
+        judge.fit(fake)
+    values = judge.reward()(torch.cat([plain(0.8, 0.1, 2), plain(0.2, 0.9, 2)]), ["a"] * 4).values
+    assert values[:2].min().item() > values[2:].max().item()
+    assert judge.reward().fingerprint() != before
+    other = Discriminator(scorer, real, hidden=32, lr=3e-3)
+    other.load_state_dict(kept)
+    for _ in range(15):
+        other.fit(fake)
+    for name, value in judge.head.state_dict().items():
+        assert torch.equal(other.head.state_dict()[name], value)
+
+
+def test_a_discriminator_may_wait_until_it_is_behind(scorer):
+    judge = Discriminator(scorer, plain(0.9, 0.1), hidden=32, lr=3e-3, only_behind=True)
+    swapped = Discriminator(scorer, plain(0.1, 0.9), hidden=32, lr=3e-3, only_behind=True)
+    moved = []
+    for one, fake in ((judge, plain(0.1, 0.9)), (swapped, plain(0.9, 0.1))):
+        before = copy.deepcopy(one.head.state_dict())
+        found = one.fit(fake)
+        same = all(torch.equal(before[name], value) for name, value in one.head.state_dict().items())
+        assert same == (found["real"] > found["fake"])
+        moved.append(not same)
+    assert sorted(moved) == [False, True]  # of two that differ in the roles alone, one is behind
+
+
+# -- latent rewards ---------------------------------------------------------------------------------------------------
+
+
+def latent_reward(channels: int = 4) -> latent.LatentReward:
+    """An untrained one."""
+    clip = load_backbone(Backbone(), "cpu")
+    manifest = latent.Manifest(
+        text=Backbone(), channels=channels, text_width=clip.model.config.projection_dim, width=8, mean=2.0, std=0.5
+    )
+    torch.manual_seed(0)
+    return latent.LatentReward(manifest, manifest.build().eval(), clip)
+
+
+def test_a_latent_reward_judges_each_sample_alone_at_its_time_and_comes_back_from_its_folder(tmp_path):
+    reward, x = latent_reward(), torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    t, prompts = torch.tensor([0.1, 0.5, 0.9]), ["a circle", "a square", "a circle"]
+    values = reward(x, t, prompts)
+    assert values.shape == (3,)
+    assert torch.allclose(reward(x[1:2], t[1:2], prompts[1:2]), values[1:2], atol=1e-6)
+    assert not torch.allclose(reward(x, t.flip(0), prompts)[0], values[0])
+    assert not torch.allclose(reward(x[:1], t[:1], ["a square"])[0], values[0])
+    still = x[:, :, None].expand(-1, -1, 3, -1, -1)  # a clip that does not move
+    assert torch.allclose(reward(still, t, prompts), values, atol=1e-6)
+    latent.save(tmp_path, reward)
+    assert torch.equal(latent.load(tmp_path)(x, t, prompts), values)
+    with pytest.raises(RewardError, match="trained on 4 channels"):
+        reward(torch.randn(1, 16, 8, 8), t[:1], prompts[:1])
+    with pytest.raises(RewardError, match=r"no latent\.json"):
+        latent.load(tmp_path / "nowhere")
+
+
+def test_fitting_a_latent_reward_ranks_samples_it_has_not_seen(tmp_path):
+    from align.preference.latent import Drawn, fit_latent, ranking
+
+    def drawn(count: int, seed: int) -> Drawn:
+        """Latents whose score is their first channel's mean."""
+        generator = torch.Generator().manual_seed(seed)
+        x0 = torch.randn(count, 4, 4, 8, 8, generator=generator) * 0.3
+        score = torch.rand(count, 4, generator=generator)
+        x0[:, :, 0] += 4 * score[..., None, None]
+        score[0, 0] = torch.nan  # one has none
+        return Drawn(x0, score, ["a circle", "a square"] * (count // 2))
+
+    settings = load_latent_training(
+        Path(__file__).parents[1] / "configs" / "rewards" / "latent_shapes.yaml",
+        ["fit={steps: 40, batch: 32, lr: 5e-3}", f"out={tmp_path}"],
+    )
+    reward = latent_reward()
+    before = ranking(reward, drawn(8, 1), 0)
+    fit_latent(settings, reward, drawn(16, 0), lambda line: None)
+    after = ranking(reward, drawn(8, 1), 0)
+    assert after["0.2"]["value"] > 0.9 > before["0.2"]["value"]
+    assert after["0.2"]["count"] == 8 * 6 - 3  # pairs with the one that has no score are left out
+
+
+def test_a_search_takes_a_folder_of_a_latent_reward(tmp_path):
+    from align.search.run import latent_reward as found
+    from align.search.settings import load_search
+
+    latent.save(tmp_path, latent_reward(16))
+    config = Path(__file__).parents[1] / "configs" / "shapes" / "search.yaml"
+    settings = load_search(config, ["search={kind: prune}", f"latent_reward={tmp_path}"])
+    assert found(settings).manifest.channels == 16
+    with pytest.raises(ConfigError, match="no folder nowhere"):
+        load_search(config, ["search={kind: prune}", "latent_reward=nowhere"])
