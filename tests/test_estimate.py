@@ -200,12 +200,9 @@ def test_the_embedded_world_is_read_from_its_files() -> None:
 
 
 @pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def large(monkeypatch: pytest.MonkeyPatch) -> Any:
     """FLUX.1 dev at 512 x 512."""
-    (tmp_path / "prompts").mkdir()
-    for name in ("train", "heldout"):
-        (tmp_path / f"prompts/{name}.txt").write_text("a cat\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(ROOT)
     return lambda *overrides: load_config(ROOT / "configs/flux/nft.yaml", overrides)
 
 
