@@ -1,9 +1,8 @@
 """Every recipe raises its reward on held-out prompts within a few updates, and none does at learning rate 0.
 
-The reward is gold for ``nft`` and ``flow_dpo``. ``grpo`` and ``flow_rwr`` need more updates for gold than a test has time
-for (docs/learning.md), so both are given brightness. The gains asked for are about a third of those seen, since another
-processor draws other samples. What full runs reach is measured by
-``benchmarks/learning.py``.
+The reward is gold for ``nft`` and ``flow_dpo``. ``grpo`` and ``flow_rwr`` need more updates for gold than a test has
+time for (docs/learning.md), so both are given brightness. The gains asked for are about a third of those seen, since
+another processor draws other samples. What full runs reach is measured by ``benchmarks/learning.py``.
 """
 
 from __future__ import annotations
