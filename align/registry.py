@@ -10,6 +10,7 @@ import ast
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,28 @@ SAMPLERS = {
 }
 """Kinds of sampling step, each in one line; :mod:`align.samplers` has the formulas."""
 
+_HAS_A_KIND = re.compile(r'^    kind: Literal\["', re.MULTILINE)
+
+
+def _by_kind(what: str, modules: Iterable[str], base: type[BaseModel]) -> dict[str, Any]:
+    """Kind -> class derived from ``base``, of those that the modules themselves define."""
+    found: dict[str, Any] = {}
+    for name in modules:
+        module = importlib.import_module(name)
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__:
+                kind = cls.model_fields["kind"].default
+                assert kind not in found, f"two {what} are called {kind!r}: {found[kind]} and {cls}"
+                found[kind] = cls
+    return dict(sorted(found.items()))
+
 
 @cache
 def recipes() -> dict[str, type[Recipe]]:
     """Kind -> recipe class, one per file of ``align/recipes/``."""
-    found: dict[str, type[Recipe]] = {}
-    for info in pkgutil.iter_modules(align.recipes.__path__):
-        if info.name == "base" or info.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"align.recipes.{info.name}")
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, Recipe) and cls.__module__ == module.__name__:
-                kind = cls.model_fields["kind"].default
-                assert kind not in found, f"two recipes are called {kind!r}: {found[kind]} and {cls}"
-                found[kind] = cls
-    return dict(sorted(found.items()))
+    names = [info.name for info in pkgutil.iter_modules(align.recipes.__path__)]
+    mine = [f"align.recipes.{name}" for name in names if name != "base" and not name.startswith("_")]
+    return _by_kind("recipes", mine, Recipe)
 
 
 @cache
@@ -62,17 +70,9 @@ def searches() -> dict[str, type[BaseModel]]:
     """Kind -> search method, one per file of ``align/search/`` whose class has a kind; other files are not imported."""
     import align.search
 
-    found: dict[str, type[BaseModel]] = {}
-    for file in sorted(Path(align.search.__path__[0]).glob("[!_]*.py")):
-        if not re.search(r'^    kind: Literal\["', file.read_text(encoding="utf-8"), re.MULTILINE):
-            continue
-        module = importlib.import_module(f"align.search.{file.stem}")
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__module__ == module.__name__:
-                kind = cls.model_fields["kind"].default
-                assert kind not in found, f"two search methods are called {kind!r}: {found[kind]} and {cls}"
-                found[kind] = cls
-    return found
+    files = sorted(Path(align.search.__path__[0]).glob("[!_]*.py"))
+    methods = [file for file in files if _HAS_A_KIND.search(file.read_text(encoding="utf-8"))]
+    return _by_kind("search methods", [f"align.search.{file.stem}" for file in methods], BaseModel)
 
 
 def generators() -> dict[str, str]:

@@ -139,7 +139,7 @@ def train(
         if (found := summary[name]) is not None:
             said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
             typer.echo(f"held out {name:6} {said}")
-    typer.echo(f'reward: {{kind: trained, path: "{settings.folder}"}}')
+    typer.echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
 
 
 @app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
@@ -160,4 +160,4 @@ def latent(
         if found["low"] is not None:
             bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
             typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
-    typer.echo(f"latent_reward: {settings.folder}")
+    typer.echo(f"latent_reward: {settings.run_dir}")

@@ -29,6 +29,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class RunSettings(Settings):
+    """What every config holds that writes a folder of its own."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random, but for what has a seed of its own")
+    out: str | None = Field(None, description="run folder; null = runs/<name>")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+
 # -- the model and what is trained of it ------------------------------------------------------------------------------
 
 
@@ -247,18 +260,24 @@ def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
     return rewards.parse(data)
 
 
-def _recipe_outside(data: dict[str, Any]) -> Recipe:
-    try:
-        cls = registry.load_object(data["kind"])
-    except ConfigError as error:
-        raise problems_at([("kind", str(error))], data["kind"]) from None
-    if not (isinstance(cls, type) and issubclass(cls, Recipe)):
-        raise problems_at([("kind", f"{data['kind']} is not a class derived from align.recipes.base.Recipe")])
-    return cls.model_validate(data)
+def derived(base: type[BaseModel]) -> Callable[[dict[str, Any]], Any]:
+    """Makes settings of a class outside the repository, ``package.module:name``, which derives from ``base``."""
+
+    def make(data: dict[str, Any]) -> Any:
+        try:
+            cls = registry.load_object(data["kind"])
+        except ConfigError as error:
+            raise problems_at([("kind", str(error))], data["kind"]) from None
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            message = f"{data['kind']} is not a class derived from {base.__module__}.{base.__name__}"
+            raise problems_at([("kind", message)])
+        return cls.model_validate(data)
+
+    return make
 
 
 REWARD = OneOf("reward", registry.rewards, outside=_rewards_outside)
-RECIPE = OneOf("recipe", registry.recipes, outside=_recipe_outside)
+RECIPE = OneOf("recipe", registry.recipes, outside=derived(Recipe))
 FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
 
 
@@ -302,12 +321,9 @@ class Checkpoint(Settings):
     keep: int = Field(2, ge=1, description="newest checkpoints to keep")
 
 
-class Config(Settings):
+class Config(RunSettings):
     """One run."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random in training")
-    out: str | None = Field(None, description="run folder; null = runs/<name>")
     generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
     policy: Annotated[
         LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")
@@ -329,11 +345,6 @@ class Config(Settings):
     trackers: list[
         Literal["tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
     ] = Field([], description="accelerate trackers; metrics.jsonl is always written")
-
-    @property
-    def run_dir(self) -> Path:
-        """The run folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

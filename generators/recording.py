@@ -111,6 +111,19 @@ def recording(
         made.output = stacked(out[0])
         return out
 
+    network.forward = call  # type: ignore[method-assign]
+    pipeline.scheduler = watched(original, tape, forced)
+    try:
+        yield tape
+    except LeaveError:
+        pass
+    finally:
+        pipeline.scheduler = original
+        del network.forward
+
+
+def watched(original: Any, tape: Tape, forced: Tensor | None) -> Any:
+    """A copy of a scheduler that writes its steps down, and answers ``forced`` where that is given."""
     scheduler = copy.deepcopy(original)
     step = scheduler.step
 
@@ -132,12 +145,4 @@ def recording(
         return (forced.to(after.dtype),) if isinstance(out, tuple) else type(out)(prev_sample=forced.to(after.dtype))
 
     scheduler.step = stepped
-    network.forward = call  # type: ignore[method-assign]
-    pipeline.scheduler = scheduler
-    try:
-        yield tape
-    except LeaveError:
-        pass
-    finally:
-        pipeline.scheduler = original
-        del network.forward
+    return scheduler

@@ -6,26 +6,21 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rewards.base import Reward, RewardSettings
+from rewards.base import Reward
+from rewards.model_settings import FlowRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class KineticResidual(RewardSettings):
+class KineticResidual(FlowRewardSettings):
     """Minus the change of acceleration of a clip's optical flow: 0 = constant acceleration (NewtonRewards).
 
     A clip that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
     """
 
     kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="minus the change of acceleration")
-    flow: str | None = Field(
-        None,
-        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
-        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
-    )
-    batch: int = Field(32, ge=1, description="pairs of frames at once")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""

@@ -1,4 +1,4 @@
-"""What the settings of every reward that puts pictures through a network share."""
+"""What settings share: of every reward that puts pictures through a network, and of those that look at motion."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ class ModelRewardSettings(RewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """What :meth:`build` does, with errors that need not name the reward."""
         raise NotImplementedError
+
+
+class FlowRewardSettings(RewardSettings):
+    """A reward that looks at the optical flow of clips."""
+
+    flow: str | None = Field(
+        None,
+        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
+        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
+    )
+    batch: int = Field(32, ge=1, description="pairs of frames at once")

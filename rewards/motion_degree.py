@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from rewards.base import Reward, RewardSettings
+from rewards.base import Reward
+from rewards.model_settings import FlowRewardSettings
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 FASTEST, SIDE = 0.05, 256
 
 
-class MotionDegree(RewardSettings):
+class MotionDegree(FlowRewardSettings):
     """How fast the fastest twentieth of a clip's pixels moves, in pixels a frame at a shorter side of 256.
 
     VBench takes a pair of frames for moving above 6, at 8 frames a second and with RAFT's flow.
@@ -25,12 +26,6 @@ class MotionDegree(RewardSettings):
     enough: float | None = Field(
         None, gt=0, description="speed that counts as 1, slower in proportion, faster the same; null = the speed itself"
     )
-    flow: str | None = Field(
-        None,
-        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
-        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
-    )
-    batch: int = Field(32, ge=1, description="pairs of frames at once")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""

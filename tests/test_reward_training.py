@@ -156,7 +156,7 @@ def test_every_loss_learns_a_preference(overrides, tmp_path):
 def test_two_tastes_are_told_apart(kind, tmp_path):
     settings = config(tmp_path, f"head.kind={kind}", "fit.steps=60", "fit.batch=32", only="")
     assert train_reward(settings)["after"]["value"] > 0.8  # one score for all would be right for half of the pairs
-    path = settings.folder
+    path = settings.run_dir
     pictures = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
     pictures[0, 0], pictures[1, 2] = 0.9, 0.9
     gaps = {}
@@ -182,7 +182,7 @@ def test_a_tuned_backbone_comes_back_from_its_folder(tune, tmp_path):
         "fit={steps: 2, batch: 2, lr: 1e-12, backbone_lr: 1e-3}",
     )  # fmt: skip
     train_reward(settings)
-    plain, tuned = load_reward("clip").build(), load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+    plain, tuned = load_reward("clip").build(), load_reward(f"{{kind: trained, path: {settings.run_dir}}}").build()
     media = torch.stack([read_media(tmp_path / f"train-{n}-red.png") for n in (0, 2)])
     prompts = ["a circle", "a red circle"]
     before, after = plain(media, prompts).values, tuned(media, prompts).values
@@ -197,7 +197,7 @@ def test_a_tuned_backbone_comes_back_from_its_folder(tune, tmp_path):
 def test_a_trained_reward_has_gradients_and_its_deviation(tmp_path):
     settings = config(tmp_path, "head.kind=uncertain", "loss.kind=gaussian", "fit.steps=2")
     train_reward(settings)
-    reward = load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+    reward = load_reward(f"{{kind: trained, path: {settings.run_dir}}}").build()
     media = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     scores = reward(media, ["a", "b"])
     scores.values.sum().backward()
@@ -226,9 +226,9 @@ def test_tables_and_folders_that_do_not_serve_are_named(tmp_path):
     train_reward(settings)
     with pytest.raises(RunFolderError, match="--overwrite"):
         train_reward(settings)
-    (settings.folder / "head.safetensors").write_bytes(b"")
+    (settings.run_dir / "head.safetensors").write_bytes(b"")
     with pytest.raises(RewardError, match=r"head\.safetensors"):
-        load_reward(f"{{kind: trained, path: {settings.folder}}}").build()
+        load_reward(f"{{kind: trained, path: {settings.run_dir}}}").build()
     with pytest.raises(RewardError, match=r"has no reward\.json"):
         load_reward(f"{{kind: trained, path: {tmp_path}}}").build()
     rows = [{"prompt": "a", "chosen": "train-0-red.png", "rejected": "train-0-blue.png", "tie": "maybe"}]

@@ -48,8 +48,8 @@ def train_latent(
     Raises:
         AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
     """
-    if config.folder.exists() and not overwrite:
-        raise RunFolderError(f"{config.folder} exists; --overwrite replaces it, or give another out")
+    if config.run_dir.exists() and not overwrite:
+        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
     bare = training_config(config.name, config.generator, config.memory, config.prompts.train)
     device, started = device_of(bare), time.perf_counter()
     prompts = read_prompts(config.prompts.train, config.prompts.limit, config.seed)
@@ -84,7 +84,7 @@ def train_latent(
         "loss": loss,
         "seconds": time.perf_counter() - started,
     }
-    with new_folder(config.folder) as staging:
+    with new_folder(config.run_dir) as staging:
         latent.save(staging, found)
         write_text(staging / "config.yaml", dump_config(config))
         write_json(staging / "summary.json", summary)

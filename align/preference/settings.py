@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from align.config import load_settings
 from align.memory import Memory
-from align.settings import REWARD, GeneratorConfig, Sampler, Settings
+from align.settings import REWARD, GeneratorConfig, RunSettings, Sampler, Settings
 from align.variants import OneOf, problems_at
 from rewards.base import RewardSettings
 from rewards.training.objectives import OBJECTIVES, Objective
@@ -39,23 +39,15 @@ class Fit(Settings):
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
 
-class RewardTrainConfig(Settings):
-    """One reward to train."""
+class RewardTrainConfig(RunSettings):
+    """One reward to train; its run folder is the reward."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the folder; default: the config's file name")
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    out: str | None = Field(None, description="reward folder; null = runs/<name>")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
     data: Data = Field(description="preferences")
     backbone: Backbone = Field(Backbone(), description="whose features the head reads")
     head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="features -> score")
     loss: Annotated[Objective, OBJECTIVE] = Field(OBJECTIVES["bt"](kind="bt"), description="what it is trained for")
     fit: Fit = Field(Fit(), description="how")
-
-    @property
-    def folder(self) -> Path:
-        """The reward folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,12 +78,9 @@ class LatentPrompts(Settings):
     measured: int = Field(32, ge=1, description="the first so many of those")
 
 
-class LatentTrainConfig(Settings):
-    """One latent reward to train on samples of a generator and their scores."""
+class LatentTrainConfig(RunSettings):
+    """One latent reward to train on samples of a generator and their scores; its run folder is the reward."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the folder; default: the config's file name")
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    out: str | None = Field(None, description="folder; null = runs/<name>")
     generator: GeneratorConfig = Field(description="whose latents are judged")
     memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
     prompts: LatentPrompts = Field(description="what is drawn")
@@ -104,11 +93,6 @@ class LatentTrainConfig(Settings):
     blocks: int = Field(3, ge=1, description="halvings of the latent's size")
     ranking: float = Field(1.0, ge=0, description="weight of Bradley-Terry between a prompt's samples")
     fit: Fit = Field(Fit(), description="how; a batch counts samples")
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the latent reward."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

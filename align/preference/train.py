@@ -77,8 +77,8 @@ def train_reward(
         DataError, RewardError: tables, pictures or weights that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
     """
-    if config.folder.exists() and not overwrite:
-        raise RunFolderError(f"{config.folder} exists; --overwrite replaces it, or give another out")
+    if config.run_dir.exists() and not overwrite:
+        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
     single = config.loss.single
     rows = [row for row in read_judged(config.data.train, single=single, limit=config.data.limit) if _used(config, row)]
     if not rows:
@@ -110,7 +110,7 @@ def train_reward(
     after = plain_state(clip) if opened else {}
     changed = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
     manifest = reward_folder.Manifest(backbone=config.backbone, head=config.head, width=width, users=users)
-    with new_folder(config.folder) as staging:
+    with new_folder(config.run_dir) as staging:
         reward_folder.save(staging, manifest, head.state_dict(), changed)
         write_text(staging / "config.yaml", dump_config(config))
         write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from align.errors import RunFolderError
 from align.files import write_text
-from align.report.charts import Chart, Series, draw, short, table
+from align.report.charts import Chart, Series, short
 from align.report.facts import duration, listing
 from align.report.figures import Figure
+from align.report.page import fill
 from align.report.pictures import PAIR_SIDE, STRIP_SIDE, Picture, embed, embed_clip
 
-HERE = Path(__file__).parent
 AXES = {"network_calls": "network calls", "reward_calls": "reward calls", "decodes": "decodes", "seconds": "seconds"}
 MAX_PROMPTS, POINTS = 12, 48
 Row = dict[str, Any]
@@ -47,21 +44,11 @@ def write_search_report(run_dir: Path) -> Path:
         raise RunFolderError(f"{run_dir} has no results.json yet")
     summary = json.loads(results.read_text(encoding="utf-8"))
     rows = summary.pop("found")
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.globals.update(draw=draw, table=table)
-    templates.filters.update(short=short)
     config = run_dir / "config.yaml"
     known = [row for row in rows if row["kept"]]
     page = {
-        "css": Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        "js": Markup((HERE / "report.js").read_text(encoding="utf-8")),
         "run": summary,
+        "name": summary["name"],
         "facts": facts(summary),
         "figures": figures(known),
         "shown": [show(run_dir, row) for row in known[:MAX_PROMPTS]],
@@ -70,7 +57,7 @@ def write_search_report(run_dir: Path) -> Path:
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
     path = run_dir / "report.html"
-    write_text(path, templates.get_template("search.html").render(page))
+    write_text(path, fill("search.html", what="search", **page))
     return path
 
 

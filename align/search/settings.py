@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -16,23 +16,12 @@ from align.memory import Memory
 from align.prompts import read_prompts
 from align.search.base import Method
 from align.search.budget import Budget
-from align.settings import REWARD, GeneratorConfig, Samples, Settings
+from align.settings import REWARD, GeneratorConfig, RunSettings, Samples, Settings, derived
 from align.tables import HUB
 from align.variants import OneOf, problems_at
 from rewards.base import RewardSettings
 
-
-def _method_outside(data: dict[str, Any]) -> Method:
-    try:
-        cls = registry.load_object(data["kind"])
-    except ConfigError as error:
-        raise problems_at([("kind", str(error))], data["kind"]) from None
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise problems_at([("kind", f"{data['kind']} is not a class derived from align.search.base.Method")])
-    return cls.model_validate(data)
-
-
-METHOD = OneOf("search method", registry.searches, outside=_method_outside)
+METHOD = OneOf("search method", registry.searches, outside=derived(Method))
 
 
 class SearchOnly(Settings):
@@ -50,12 +39,9 @@ class SearchPrompts(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="which prompts of the embedded world")
 
 
-class SearchConfig(Settings):
+class SearchConfig(RunSettings):
     """One search."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    out: str | None = Field(None, description="run folder; null = runs/<name>")
     generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
     memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
     lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
@@ -76,11 +62,6 @@ class SearchConfig(Settings):
     decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")
     keep: int = Field(4, ge=1, description="best candidates written of each prompt, beside the worst")
     samples: Samples = Field(Samples(), description="how pictures and clips are written")
-
-    @property
-    def run_dir(self) -> Path:
-        """The run folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

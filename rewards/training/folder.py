@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -17,7 +17,8 @@ from rewards.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.scorer import Scorer, load_backbone
 from rewards.training.settings import Backbone, HeadSettings, parse_head
 
-FORMAT: Literal["alignflow-reward/1"] = "alignflow-reward/1"
+M = TypeVar("M", bound=BaseModel)
+FORMAT: Literal["alignflow-trained-reward/1"] = "alignflow-trained-reward/1"
 
 
 class Manifest(BaseModel):
@@ -25,7 +26,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["alignflow-reward/1"] = Field(FORMAT, description="version of this folder")
+    format: Literal["alignflow-trained-reward/1"] = Field(FORMAT, description="version of this folder")
     backbone: Backbone = Field(description="the CLIP whose features are read")
     head: Annotated[SerializeAsAny[HeadSettings], BeforeValidator(parse_head)] = Field(description="what reads them")
     width: int = Field(ge=1, description="length of the features")
@@ -41,6 +42,17 @@ def save(folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone:
     (folder / "reward.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
+def read_manifest(path: Path, cls: type[M], form: str, command: str) -> M:
+    """What a reward folder says of itself; raises RewardError: what is wrong, or the ``command`` that writes it."""
+    try:
+        return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RewardError(f"{path.parent} has no {path.name} ({error.strerror}); {command} writes one") from None
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise RewardError(f"{path} is not of format {form}: {said}") from None
+
+
 def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, Scorer]:
     """What :func:`save` wrote, ready to score.
 
@@ -48,15 +60,7 @@ def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, S
         RewardError: not there, not such a folder, or weights that do not fit.
     """
     folder = Path(path).expanduser()
-    try:
-        manifest = Manifest.model_validate(json.loads((folder / "reward.json").read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RewardError(
-            f"{folder} has no reward.json ({error.strerror}); alignflow reward train writes one"
-        ) from None
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise RewardError(f"{folder / 'reward.json'} is not of format {FORMAT}: {said}") from None
+    manifest = read_manifest(folder / "reward.json", Manifest, FORMAT, "alignflow reward train")
     clip = load_backbone(manifest.backbone, device, dtype)
     if clip.model.config.projection_dim != manifest.width:
         raise RewardError(

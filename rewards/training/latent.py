@@ -6,14 +6,13 @@ latents: one of clean latents misleads guidance (Flow-NRG, arXiv 2501.13918, tab
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from rewards.base import RewardError
 from rewards.clip_model import Clip
 from rewards.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.training.folder import read_manifest
 from rewards.training.scorer import load_backbone
 from rewards.training.settings import Backbone
 
@@ -131,15 +131,7 @@ def save(folder: Path, reward: LatentReward) -> None:
 def load(path: str | Path, device: torch.device | str = "cpu") -> LatentReward:
     """What :func:`save` wrote; raises RewardError where it is not there or does not fit."""
     folder = Path(path).expanduser()
-    try:
-        manifest = Manifest.model_validate(json.loads((folder / "latent.json").read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RewardError(
-            f"{folder} has no latent.json ({error.strerror}); alignflow reward latent writes one"
-        ) from None
-    except (ValueError, ValidationError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise RewardError(f"{folder / 'latent.json'} is not of format {FORMAT}: {said}") from None
+    manifest = read_manifest(folder / "latent.json", Manifest, FORMAT, "alignflow reward latent")
     state = read_state_dict(folder / "latent.safetensors")
     check_keys(state, skeleton(manifest.build), str(folder / "latent.safetensors"), "this latent reward")
     net = manifest.build()

@@ -1,0 +1,33 @@
+"""A page from its template: styles, script and everything else inside, so that the file needs nothing but itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from align.report.charts import draw, short, table
+
+_HERE = Path(__file__).parent
+
+
+def fill(template: str, **values: Any) -> str:
+    """The text of a page.
+
+    Args:
+        template: a file beside this one that extends ``frame.html``.
+        values: what it shows; ``name`` and ``what`` (run, search) are the frame's.
+    """
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.globals.update(draw=draw, table=table)
+    templates.filters.update(short=short)
+    css, js = (Markup((_HERE / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    return templates.get_template(template).render(css=css, js=js, **values)
