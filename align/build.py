@@ -81,8 +81,17 @@ def build_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch
     return getattr(optim, names[train.optimizer])(parameters, **settings)
 
 
-def build_rewards(settings: Mapping[str, RewardSettings | None], device: torch.device | str) -> dict[str, Reward]:
-    """Name -> ready reward; equal settings are built once, entries without settings are left out."""
+def build_rewards(
+    settings: Mapping[str, RewardSettings | None], device: torch.device | str, *, learning: str | None = None
+) -> dict[str, Reward]:
+    """Name -> ready reward; equal settings are built once, entries without settings are left out.
+
+    Args:
+        learning: which may be one that learns while the policy does; none by default.
+
+    Raises:
+        RewardError: one cannot be loaded, or learns and may not.
+    """
     hush()
     built: list[tuple[RewardSettings, Reward]] = []
     rewards = {}
@@ -92,6 +101,6 @@ def build_rewards(settings: Mapping[str, RewardSettings | None], device: torch.d
         ready = next((reward for known, reward in built if known == wanted), None)
         if ready is None:
             ready = wanted.build(device)
-            built.append((wanted, ready))
+            built.append((wanted, ready if name == learning else ready.fixed()))
         rewards[name] = ready
     return rewards

@@ -1,9 +1,9 @@
 """Checkpoints: complete, atomic, rotated, checked before they are read.
 
-``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (and RNG states; read with
-``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or ``transformer/`` where all weights are
-trained), and ``manifest.json``: counters (the data position and the learning rate follow from them), versions of the
-roles, and size and SHA-256 of every file. It appears in one rename.
+``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (RNG states and what the reward
+has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or
+``transformer/`` where all weights are trained), and ``manifest.json``: counters (the data position and the learning
+rate follow from them), versions of the roles, and size and SHA-256 of every file. It appears in one rename.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from align.errors import CheckpointError
 from align.files import new_folder, write_json
 from align.roles import Roles
+from rewards.base import Refreshed
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
@@ -39,12 +40,14 @@ def save(
     counters: dict[str, Any],
     keep: int,
     export: Callable[[Path], None] = lambda folder: None,
+    refreshed: Refreshed | None = None,
 ) -> Path:
     """Write ``folder/step-NNNNNN`` and drop all but the newest ``keep``.
 
     Args:
         counters: JSON numbers the trainer needs to go on (steps, updates, seconds, network calls).
         export: writes into the checkpoint what other programs load.
+        refreshed: what of the reward learns beside the policy.
 
     Raises:
         RunFolderError: it cannot be written (full disk); the checkpoints before it are intact.
@@ -54,7 +57,10 @@ def save(
         tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
         try:
             save_file(tensors, staging / "roles.safetensors")
-            torch.save({"optimizer": optimizer.state_dict(), "rng": _rng_state()}, staging / "optimizer.pt")
+            state = {"optimizer": optimizer.state_dict(), "rng": _rng_state()}
+            if refreshed is not None:
+                state["reward"] = refreshed.state_dict()
+            torch.save(state, staging / "optimizer.pt")
             export(staging)
         except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
             raise OSError(str(error).splitlines()[0]) from error
@@ -80,8 +86,10 @@ def latest(folder: Path) -> Path | None:
     return folder / f"step-{steps[-1]:06d}" if steps else None
 
 
-def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Put a checkpoint's state into ``roles`` and ``optimizer``; returns its counters.
+def load(
+    path: Path, roles: Roles, optimizer: Optimizer | None = None, refreshed: Refreshed | None = None
+) -> dict[str, Any]:
+    """Put a checkpoint's state into ``roles``, ``optimizer`` and ``refreshed``; returns its counters.
 
     Raises:
         CheckpointError: files missing, truncated or altered, or made for another model or policy. Nothing has been
@@ -96,10 +104,14 @@ def load(path: Path, roles: Roles, optimizer: Optimizer | None = None) -> dict[s
     known = {"policy", *roles.values}  # who evaluates needs no role that only training has
     tensors = {name: value for name, value in tensors.items() if name.partition("/")[0] in known}
     _check_same_model(path, tensors, roles)
+    if refreshed is not None and "reward" not in state:
+        raise CheckpointError(f"checkpoint {path} holds no reward that learns; use the config it was made with")
     roles.load(tensors, manifest["roles"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
         _restore_rng(state["rng"])
+    if refreshed is not None:
+        refreshed.load_state_dict(state["reward"])
     return manifest["counters"]
 
 

@@ -169,17 +169,19 @@ def evaluate_run(config: Config, run_dir: Path | None = None, checkpoint: Path |
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is not set: there is nothing to evaluate on")
     trained = {"reward": config.reward} if config.reward else {}
-    rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config))
+    of_run = run_dir is not None or checkpoint is not None
+    learning = "reward" if of_run else None
+    rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config), learning=learning)
     if not rewards:
         raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
     generator = build_generator(config, device_of(config))
     role, path = "base", checkpoint
-    if run_dir is not None or checkpoint is not None:
+    if of_run:
         roles = Roles(trainable(config, generator), ["old", "ref", "ema"])
         path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
         if path is None:
             raise CheckpointError(f"{run_dir} has no checkpoint yet")
-        checkpoints.load(path, roles)
+        checkpoints.load(path, roles, refreshed=rewards["reward"].refresh if trained else None)
         role = config.evaluate.role if config.train.ema else "policy"
         with roles.use(role):
             result = _held_out(generator, config, rewards)

@@ -38,7 +38,7 @@ def score_files(
         for path, prompt in zip(files, asked, strict=True)
     ]
     for name, settings in rewards.items():
-        reward = settings.build(device)
+        reward = settings.build(device).fixed()
         check_media(prompts, reward.wants, f"reward {reward.name!r}")
         for row, one, prompt in zip(rows, media, asked, strict=True):
             inputs = read_inputs([prompt], reward.wants, (one.shape[-2], one.shape[-1]))

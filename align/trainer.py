@@ -91,7 +91,12 @@ class Trainer:
         self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
         self.generator.network = self.network
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
-        self.reward = build_rewards({"reward": config.reward}, accelerator.device).get("reward")
+        self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
+        self.refreshed = self.reward.refresh if self.reward else None
+        if self.refreshed is not None and ahead:
+            raise TrainingError(
+                "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
+            )
         self.held_out, self.eval_rewards = self._evaluation()
         self.share = Share(accelerator.process_index, accelerator.num_processes)
         source = PairSource if config.rollout.kind == "pairs" else OnlineSource
@@ -154,6 +159,7 @@ class Trainer:
         rollout, scoring = self.drawing.next(step)
         with self.phases.phase("reward"):
             row = self._score(rollout, scoring)
+            row |= self._refresh(rollout)
         with self.phases.phase("update"):
             row |= self._learn(rollout)
             self.drawing.learnt(step)
@@ -186,6 +192,13 @@ class Trainer:
             "diversity": self._mean(torch.tensor([diversity(rollout.media, rollout.group)])),
             **parts,
         }
+
+    def _refresh(self, rollout: Rollout) -> dict[str, float]:
+        """The reward's step on everyone's samples, the same in every process."""
+        if self.refreshed is None:
+            return {}
+        found = self.refreshed.fit(self._gather(rollout.media))
+        return {f"refresh/{name}": value for name, value in found.items()}
 
     def _learn(self, rollout: Rollout) -> dict[str, Any]:
         assert rollout.rewards is not None
@@ -295,7 +308,9 @@ class Trainer:
             counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
             counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawing.in_hand is not None}
             keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
-            checkpoint.save(self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export)
+            checkpoint.save(
+                self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export, self.refreshed
+            )
         self.accelerator.wait_for_everyone()
 
     def _export(self, folder: Path) -> None:
@@ -314,7 +329,7 @@ class Trainer:
         if path is None:
             self.run.forget_after(-1)
             return 0
-        counters = checkpoint.load(path, self.roles, self.optimizer.optimizer)
+        counters = checkpoint.load(path, self.roles, self.optimizer.optimizer, self.refreshed)
         self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
         self.generator.network_calls, self.drawing.counted = counters["network_calls"], counters.get("drawn", False)
         self.run.forget_after(counters["step"])

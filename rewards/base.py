@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +44,22 @@ class RewardSettings(BaseModel):
         raise NotImplementedError
 
 
+class Refreshed(Protocol):
+    """What of a reward learns while the policy does. Training calls :meth:`fit` once a rollout and keeps its state."""
+
+    def fit(self, media: Tensor) -> dict[str, float]:
+        """One step on a rollout's samples ``[N, ...]`` in [0, 1], after they were scored; numbers for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`fit` changes: tensors, numbers, strings, lists and dicts of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, to the same bits."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of N samples.
@@ -75,6 +91,7 @@ class Reward:
         fingerprint: a digest of what scores depend on besides the settings (weights, code); asked for only by what
             keeps or compares scores.
         embed: ``(media, prompts) -> [N, D]``, the space the reward compares samples in, where it has one.
+        refresh: what learns while the policy does, where something does: the same sample then scores otherwise later.
     """
 
     name: str
@@ -85,6 +102,17 @@ class Reward:
     scope: Scope = "sample"
     fingerprint: Callable[[], str] = lambda: ""
     embed: Callable[[Tensor, list[str]], Tensor] | None = None
+    refresh: Refreshed | None = None
+
+    def fixed(self) -> Reward:
+        """Itself, where a sample always scores the same.
+
+        Raises:
+            RewardError: it learns while a policy trains, and outside of that run its scores mean nothing.
+        """
+        if self.refresh is not None:
+            raise RewardError(f"reward {self.name!r} learns while a policy trains; elsewhere its scores mean nothing")
+        return self
 
     def __call__(
         self,

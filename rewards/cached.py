@@ -32,14 +32,15 @@ class Cached(RewardSettings):
         """Build the reward and open its file.
 
         Raises:
-            RewardError: its scores depend on other samples, or the folder cannot be written.
+            RewardError: its scores depend on other samples or change while a policy trains, or the folder cannot be
+                written.
         """
         import torch
 
         from rewards.digest import digest, identity
         from rewards.score_store import ScoreStore
 
-        inner = self.reward.build(device)
+        inner = self.reward.build(device).fixed()
         if inner.scope != "sample":
             raise RewardError(
                 f"reward {inner.name!r} compares samples of a {inner.scope}, so its scores cannot be kept one by one; "

@@ -95,6 +95,7 @@ class Mixture(RewardSettings):
         import torch
 
         from rewards import combine
+        from rewards.refresh import together
 
         ready = {name: part.reward.build(device) for name, part in self.parts.items()}
         scales = {name: _scale(name, part, ready[name]) for name, part in self.parts.items()}
@@ -120,6 +121,7 @@ class Mixture(RewardSettings):
             wants=tuple(dict.fromkeys(want for reward in ready.values() for want in reward.wants)),
             scope=combine.widest([*scopes, "batch" if self.how == "log_tamed" else "sample"]),
             fingerprint=lambda: " ".join(reward.fingerprint() for reward in ready.values()),
+            refresh=together({name: reward.refresh for name, reward in ready.items()}),
         )
 
     def _scaled(self, name: str, scores: Scores, scale: Callable[..., Tensor], groups: Tensor) -> Tensor:

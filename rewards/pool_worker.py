@@ -16,7 +16,7 @@ class PoolWorker:
 
     def __init__(self, settings: dict[str, Any], device: str) -> None:
         self.settings = rewards.parse(settings)
-        self.reward = self.settings.build(device)
+        self.reward = self.settings.build(device).fixed()
 
     def describe(self) -> dict[str, Any]:
         """What the driver needs to know of the reward."""

@@ -238,7 +238,7 @@ def serve(
         raise RewardError(
             f"not listening on {host}, which others may reach, without a token; name one with --token-env"
         )
-    reward = settings.build(device)
+    reward = settings.build(device).fixed()
     app = create_app(settings, reward, token, batch=batch, window=window)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:

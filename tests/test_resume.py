@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,14 +41,25 @@ def test_a_run_from_before_a_setting_existed_goes_on(model: Path, tmp_path: Path
         train(settings(tmp_path, model, train={"steps": 2, "lr": 0.5}), resume=True)
 
 
-def test_resumed_run_ends_with_the_same_bits(model: Path, tmp_path: Path) -> None:
+FIXED = {"kind": "tiny_run:redness"}
+LEARNING = {
+    "kind": "mixture",
+    "parts": {
+        "fixed": {"reward": FIXED},
+        "likeness": {"reward": {"kind": "adversarial", "model": "shapes", "references": "shapes", "lr": 1e-2}},
+    },
+}
+
+
+@pytest.mark.parametrize("reward", [FIXED, LEARNING], ids=["fixed reward", "reward that learns"])
+def test_resumed_run_ends_with_the_same_bits(reward: dict[str, Any], model: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    whole = settings(tmp_path / "a", model, train={"steps": 4})
+    whole = settings(tmp_path / "a", model, train={"steps": 4}, reward=reward)
     train(whole)
-    first = settings(tmp_path / "b", model, train={"steps": 2})
+    first = settings(tmp_path / "b", model, train={"steps": 2}, reward=reward)
     train(first)
-    second = settings(tmp_path / "b", model, train={"steps": 4})
+    second = settings(tmp_path / "b", model, train={"steps": 4}, reward=reward)
     train(second, resume=True)
     assert all(policy_gap(final_tensors(whole), final_tensors(second), role) == 0 for role in ("policy", "old", "ema"))
     rows = [json.loads(line) for line in (second.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from align.preference.settings import load_latent_training, load_reward_training
 from align.preference.train import train_reward
 from rewards.base import RewardError
 from rewards.training import heads, latent
-from rewards.training.discriminator import Discriminator
-from rewards.training.scorer import Scorer, load_backbone
+from rewards.training.scorer import load_backbone
 from rewards.training.settings import HEADS, Backbone, parse_head
 
 WIDTH = 6
@@ -246,54 +244,6 @@ def test_the_shipped_configs_are_read():
     folder = Path(__file__).parents[1] / "configs" / "rewards"
     assert load_reward_training(folder / "pairs.yaml").loss.kind == "bt"
     assert load_latent_training(folder / "latent_shapes.yaml").samples == 4
-
-
-# -- discriminator ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    """The embedded CLIP, whose own head is not used."""
-    return Scorer(load_backbone(Backbone(), "cpu"), heads.Head())
-
-
-def plain(red: float, blue: float, count: int = 4) -> torch.Tensor:
-    """Plain pictures, a little noisy."""
-    noise = 0.05 * torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(int(100 * red)))
-    return (noise + torch.tensor([red, 0.2, blue])[:, None, None]).clamp(0, 1)
-
-
-def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_same_bits(scorer):
-    real, fake = plain(0.9, 0.1), plain(0.1, 0.9)
-    judge = Discriminator(scorer, real, hidden=32, lr=3e-3)
-    before = judge.reward().fingerprint()
-    for _ in range(15):
-        judge.fit(fake)
-    kept = copy.deepcopy(judge.state_dict())
-    for _ in range(15):
-        judge.fit(fake)
-    values = judge.reward()(torch.cat([plain(0.8, 0.1, 2), plain(0.2, 0.9, 2)]), ["a"] * 4).values
-    assert values[:2].min().item() > values[2:].max().item()
-    assert judge.reward().fingerprint() != before
-    other = Discriminator(scorer, real, hidden=32, lr=3e-3)
-    other.load_state_dict(kept)
-    for _ in range(15):
-        other.fit(fake)
-    for name, value in judge.head.state_dict().items():
-        assert torch.equal(other.head.state_dict()[name], value)
-
-
-def test_a_discriminator_may_wait_until_it_is_behind(scorer):
-    judge = Discriminator(scorer, plain(0.9, 0.1), hidden=32, lr=3e-3, only_behind=True)
-    swapped = Discriminator(scorer, plain(0.1, 0.9), hidden=32, lr=3e-3, only_behind=True)
-    moved = []
-    for one, fake in ((judge, plain(0.1, 0.9)), (swapped, plain(0.9, 0.1))):
-        before = copy.deepcopy(one.head.state_dict())
-        found = one.fit(fake)
-        same = all(torch.equal(before[name], value) for name, value in one.head.state_dict().items())
-        assert same == (found["real"] > found["fake"])
-        moved.append(not same)
-    assert sorted(moved) == [False, True]  # of two that differ in the roles alone, one is behind
 
 
 # -- latent rewards ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from rewards.base import Reward, RewardError
 from rewards.digest import digest
 from rewards.training.heads import perceptron
 from rewards.training.losses import hinge
-from rewards.training.scorer import Scorer
 
 
 class Discriminator:
@@ -23,41 +23,36 @@ class Discriminator:
     with its :meth:`state_dict` it goes on to the same bits.
 
     Args:
-        scorer: backbone; its own head is not used.
-        references: ``[R, 3, H, W]`` or ``[R, F, 3, H, W]`` in [0, 1], what samples should look like.
+        features: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]``, with gradients.
+        references: R of ``[3, H, W]`` or ``[F, 3, H, W]`` in [0, 1], what samples should look like; sizes may differ.
         hidden: width of the head.
         lr: of Adam with betas 0.5 and 0.999.
         only_behind: leave a call out in which references already score above the samples.
-        batch: pictures through the backbone at once.
     """
 
     def __init__(
         self,
-        scorer: Scorer,
-        references: Tensor,
+        features: Callable[[Tensor], Tensor],
+        references: Sequence[Tensor] | Tensor,
         *,
         hidden: int = 512,
         lr: float = 1e-4,
         seed: int = 0,
         only_behind: bool = False,
-        batch: int = 32,
     ) -> None:
         if not len(references):
             raise RewardError("a discriminator needs references")
-        self.scorer, self.seed, self.only_behind, self.batch, self.calls = scorer, seed, only_behind, batch, 0
+        self.features, self.seed, self.only_behind, self.calls = features, seed, only_behind, 0
         with torch.no_grad():
-            self.real = self._features(references)
+            self.real = torch.cat([features(one[None]) for one in references])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.head: nn.Module = perceptron(self.real.shape[1], hidden, 1).to(self.real.device)
+            self.head: nn.Module = perceptron(self.real.shape[1], hidden, 1).to(self.real.device).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, betas=(0.5, 0.999))
-
-    def _features(self, media: Tensor) -> Tensor:
-        return self.scorer.embed([self.scorer.pixels(one) for one in media], self.batch)
 
     def score(self, media: Tensor) -> Tensor:
         """``[N]`` with gradient to the pixels."""
-        return self.head(self._features(media))[:, 0]
+        return self.head(self.features(media))[:, 0]
 
     def fit(self, media: Tensor) -> dict[str, float]:
         """One step on samples ``[N, ...]``, each against a reference; returns loss and mean scores before the step."""
@@ -65,7 +60,8 @@ class Discriminator:
         self.calls += 1
         pick = torch.from_numpy(rng.integers(0, len(self.real), len(media))).to(self.real.device)
         with torch.no_grad():
-            fake = self._features(media)
+            fake = self.features(media)
+        self.head.requires_grad_(True)
         real_score, fake_score = self.head(self.real[pick])[:, 0], self.head(fake)[:, 0]
         loss = hinge(real_score, fake_score).mean()
         behind = bool(real_score.mean() <= fake_score.mean())
@@ -73,6 +69,7 @@ class Discriminator:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+        self.head.requires_grad_(False)
         return {"loss": loss.item(), "real": real_score.mean().item(), "fake": fake_score.mean().item()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,4 +88,10 @@ class Discriminator:
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             return self.score(media)
 
-        return Reward("adversarial", function, differentiable=True, fingerprint=lambda: digest(self.head.state_dict()))
+        return Reward(
+            "adversarial",
+            function,
+            differentiable=True,
+            fingerprint=lambda: digest(self.head.state_dict()),
+            refresh=self,
+        )

@@ -1,0 +1,57 @@
+"""A reward that learns what references look like while the policy learns to look like them (Adv-GRPO)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Adversarial(ModelRewardSettings):
+    """Likeness to reference pictures, by a discriminator that is refreshed every rollout (Adv-GRPO, arXiv 2511.20256).
+
+    It knows nothing of prompts: mix it with a reward that does. Scores of different updates cannot be compared.
+    """
+
+    kind: Literal["adversarial"] = Field("adversarial", description="likeness to references, refreshed in training")
+    references: str = Field(
+        description="folder of pictures that samples should look like, or shapes: renders of the embedded world"
+    )
+    model: str = Field(
+        "facebook/dinov2-base",
+        description="folder or hub id of DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); it stays frozen",
+    )
+    hidden: int = Field(512, ge=1, description="width of the discriminator's hidden layer")
+    lr: float = Field(1e-4, gt=0, description="of its Adam")
+    only_behind: bool = Field(False, description="leave steps out while references already score above the samples")
+    seed: int = Field(0, ge=0, description="of its first weights and of which references a step sees")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the model and embed the references."""
+        from torch.nn import functional as F
+
+        from rewards.pictures import read_folder
+        from rewards.training.discriminator import Discriminator
+        from rewards.vision_features import VisionFeatures
+
+        vision = VisionFeatures.load(self.model, self.dtype, device)
+
+        def features(media: Tensor) -> Tensor:
+            clips = media if media.ndim == 5 else media[:, None]
+            return F.normalize(vision.of_clips(clips, self.batch).mean(1), dim=-1)
+
+        return Discriminator(
+            features,
+            read_folder(self.references),
+            hidden=self.hidden,
+            lr=self.lr,
+            seed=self.seed,
+            only_behind=self.only_behind,
+        ).reward()

@@ -1,0 +1,54 @@
+"""Pictures that a reward is given by the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from rewards.base import RewardError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+RENDERS = 128
+
+
+def read_folder(folder: str) -> list[Tensor]:
+    """Its pictures by name, ``[3, H, W]`` in [0, 1] of their own sizes; what is transparent is white.
+
+    Args:
+        folder: or ``shapes``: renders of the embedded world's training split.
+
+    Raises:
+        RewardError: no such folder, no pictures in it, or one that cannot be read.
+    """
+    if folder == "shapes":
+        return list(_to_tensor(_renders(RENDERS)))
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise RewardError(f"references: no folder {folder}")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise RewardError(f"references: {folder} holds no picture ({', '.join(SUFFIXES)})")
+    return [_to_tensor(_read(file)) for file in files]
+
+
+def _renders(count: int) -> np.ndarray:
+    from generators.shapes.world import dataset
+
+    return dataset("train", count, seed=0)[0]
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            pixels = ImageOps.exif_transpose(image).convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise RewardError(f"references: {file} cannot be read: {error}") from None
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.copy()).movedim(-1, -3).float() / 255

@@ -1,0 +1,38 @@
+"""Several rewards that learn while the policy does, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rewards.base import Refreshed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Together:
+    """Each takes its step on the same samples; numbers and states lie below their names."""
+
+    parts: Mapping[str, Refreshed]
+
+    def fit(self, media: Tensor) -> dict[str, float]:
+        """One step each."""
+        return {f"{name}/{key}": value for name, one in self.parts.items() for key, value in one.fit(media).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each."""
+        return {name: one.state_dict() for name, one in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Each goes on from its own."""
+        for name, one in self.parts.items():
+            one.load_state_dict(state[name])
+
+
+def together(parts: Mapping[str, Refreshed | None]) -> Refreshed | None:
+    """Those of ``parts`` that learn, or None where none does."""
+    learning = {name: one for name, one in parts.items() if one is not None}
+    return Together(learning) if learning else None
