@@ -9,8 +9,8 @@ from pathlib import Path
 
 from align import memory, registry
 from align.errors import ConfigError, DataError, Problem
-from align.prompts import Prompt, check_media, read_pairs, read_prompts
-from align.settings import Config, OnlineRollout, PairsRollout, Sampler
+from align.prompts import Prompt, check_media, read_prompts, read_stored
+from align.settings import Config, OnlineRollout, Sampler
 from align.tables import HUB
 from generators.shapes import WORLDS, pipelines
 
@@ -18,12 +18,9 @@ from generators.shapes import WORLDS, pipelines
 def geometry(config: Config, processes: int = 1) -> str:
     """How many samples, terms, chunks and updates a rollout comes to, in one sentence."""
     rollout, train = config.rollout, config.train
-    if isinstance(rollout, OnlineRollout):
-        samples = rollout.prompts * rollout.group
-        made = f"{count(rollout.prompts, 'prompt')} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
-    else:
-        samples = 2 * rollout.prompts
-        made = f"{count(rollout.prompts, 'pair')} = {count(samples, 'sample')}"
+    samples = rollout.prompts * rollout.group
+    of = "prompt" if isinstance(rollout, OnlineRollout) else "row"
+    made = f"{count(rollout.prompts, of)} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
     each = config.recipe.terms_per_sample(config)
     terms = math.ceil(samples * each)
     per_update = math.ceil(terms / train.updates)
@@ -41,7 +38,7 @@ def geometry(config: Config, processes: int = 1) -> str:
 def network_calls(config: Config) -> int:
     """Single-sample network evaluations of one rollout's sampling."""
     rollout = config.rollout
-    if isinstance(rollout, PairsRollout):
+    if not isinstance(rollout, OnlineRollout):
         return 0
     return rollout.prompts * rollout.group * rollout.sampler.steps * (1 if rollout.sampler.guidance == 1.0 else 2)
 
@@ -51,7 +48,9 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     generator, train, evaluate = config.generator, config.train, config.evaluate
     size = f"{generator.size[0]} x {generator.size[1]}" if generator.size else "native size"
     rollout = config.rollout
-    source = sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"pairs of {rollout.file}"
+    source = (
+        sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"{rollout.kind} of {rollout.file}"
+    )
     scores = ", ".join(evaluate.rewards) or "the trained reward"
     gold = f" ({evaluate.gold} decides)" if evaluate.gold else ""
     drawn = f"{count(evaluate.prompts, 'prompt')}, {sampler_line(evaluate.sampler)}"
@@ -100,7 +99,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _pairs, _generator, _clips, _trackers, memory.missing)
+    parts = (_prompts, _stored, _generator, _clips, _trackers, memory.missing)
     problems = [problem for part in parts for problem in part(config)]
     if problems:
         raise ConfigError(problems, config.name)
@@ -129,14 +128,14 @@ def _read(source: str) -> list[Prompt]:
     return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None)
 
 
-def _pairs(config: Config) -> list[Problem]:
+def _stored(config: Config) -> list[Problem]:
     rollout = config.rollout
-    if not isinstance(rollout, PairsRollout):
+    if isinstance(rollout, OnlineRollout):
         return []
     if rollout.file.startswith(HUB):
         return _hub("rollout.file", rollout.file)
     try:
-        _check_inputs(read_pairs(rollout.file), config)
+        _check_inputs(read_stored(rollout.file, rollout.columns), config)
     except DataError as error:
         return [Problem("rollout.file", str(error))]
     return []

@@ -249,7 +249,7 @@ def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
         return data
     del layer.data["memory"]
     found = memory.preset(name, layer.places.get(("memory",), ""))
-    stored = child(data.get("rollout"), "kind") == "pairs"
+    stored = child(data.get("rollout"), "kind") not in (None, "online")
     return merge(data, {key: value for key, value in found.items() if key != "rollout" or not stored}, [Config])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from align.overlap import Scoring
 from align.rollout import Rollout
-from align.sources import Acting, OnlineSource, PairSource
+from align.sources import Acting, OnlineSource, StoredSource
 from align.timing import Phases
 from rewards.base import Reward
 
@@ -34,7 +34,7 @@ class Drawing:
     """
 
     def __init__(
-        self, config: Config, source: OnlineSource | PairSource, reward: Reward | None, net: Networks, phases: Phases
+        self, config: Config, source: OnlineSource | StoredSource, reward: Reward | None, net: Networks, phases: Phases
     ) -> None:
         overlap = getattr(config.rollout, "overlap", "none")
         self.recipe, self.steps = config.recipe, config.train.steps

@@ -84,16 +84,16 @@ def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
         yield _prompt_of(row, place, folder, {*MEDIA, *needed}, needed)
 
 
-def read_pairs(source: str) -> list[Prompt]:
-    """Prompts with ``chosen`` and ``rejected`` in every row; every file is checked to exist.
+def read_stored(source: str, columns: Sequence[str]) -> list[Prompt]:
+    """Prompts with a file in each of ``columns`` of every row; every file is checked to exist.
 
     Raises:
         DataError: names the line of what is missing.
     """
-    pairs = list(read_table(source, needed=PAIR))
-    if not pairs:
-        raise DataError(f"{source} holds no pairs")
-    return pairs
+    rows = list(read_table(source, needed=columns))
+    if not rows:
+        raise DataError(f"{source} holds no rows: each has prompt, {', '.join(columns)}")
+    return rows
 
 
 def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:

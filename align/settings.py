@@ -212,12 +212,40 @@ class OnlineRollout(Settings):
         return self
 
 
-class PairsRollout(Settings):
-    """Learn from stored preferences: a table with columns prompt, chosen, rejected; file names relative to it."""
+class StoredRollout(Settings):
+    """Learn from a table with a column ``prompt`` and :attr:`columns`, whose file names are relative to it."""
 
-    kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
+    columns: ClassVar[tuple[str, ...]]
+    """Pictures or clips of a row: what of its group there is."""
+
+    kind: str
     file: str = Field(description="a .jsonl, .csv or .parquet file, or hub:owner/name[:split]")
-    prompts: int = Field(16, ge=1, description="pairs per step, over all processes")
+    prompts: int = Field(16, ge=1, description="rows per step, over all processes")
+
+    @property
+    def group(self) -> int:
+        """Samples per row."""
+        return len(self.columns)
+
+
+class PairsRollout(StoredRollout):
+    """Learn from stored preferences: columns prompt, chosen, rejected."""
+
+    columns: ClassVar = ("chosen", "rejected")
+    kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
+
+
+class SamplesRollout(StoredRollout):
+    """Learn from stored samples: columns prompt, sample, and reward where they are to be weighed by it."""
+
+    columns: ClassVar = ("sample",)
+    kind: Literal["samples"] = Field("samples", description="samples from a file")
+    by_reward: bool = Field(
+        False, description="compare the samples of a step, whatever their prompts, by the column reward; else all count"
+    )
+
+
+ROLLOUTS = {"online": OnlineRollout, "pairs": PairsRollout, "samples": SamplesRollout}
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -330,11 +358,11 @@ class Config(RunSettings):
     ] = Field(LoRAPolicy(), description="what is trained of it")
     prompts: Prompts = Field(description="what is drawn")
     rollout: Annotated[
-        OnlineRollout | PairsRollout,
-        OneOf("rollout", lambda: {"online": OnlineRollout, "pairs": PairsRollout}, "online"),
+        OnlineRollout | PairsRollout | SamplesRollout,
+        OneOf("rollout", lambda: ROLLOUTS, "online"),
     ] = Field(OnlineRollout(), description="where the samples to learn from come from")
     reward: Annotated[RewardSettings, REWARD] | None = Field(
-        None, description="what to raise; not needed for stored pairs"
+        None, description="what to raise; not needed for stored pairs or samples"
     )
     recipe: Annotated[Recipe, RECIPE] = Field(description="how")
     train: Train = Field(Train(), description="optimisation")

@@ -1,7 +1,8 @@
-"""Where a step's samples come from: the policy itself, or stored preference pairs."""
+"""Where a step's samples come from: the policy itself, or a table of stored pairs or samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from align.errors import DataError
 from align.inputs import Inputs, encode, read_sample, take
-from align.prompts import PAIR, check_media, indices_at, read_pairs, read_prompts
+from align.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
 from align.rollout import Rollout, decode, draw, join, stochastic_steps
 from align.seeds import derive
 from align.timing import Phases
 from generators.base import Generator
 
 if TYPE_CHECKING:
-    from align.settings import Config, OnlineRollout, PairsRollout
+    from align.settings import Config, OnlineRollout, PairsRollout, SamplesRollout
 
 Acting = Callable[[], AbstractContextManager[None]]
 
@@ -117,10 +118,10 @@ class OnlineSource:
         return Rollout(prompts, group, seeds, cond, row, none, none, settings.sampler, inputs=wanted), shared
 
 
-class PairSource:
-    """Stored pairs: a table with ``prompt``, ``chosen`` and ``rejected`` (files of pictures, or of clips).
+class StoredSource:
+    """A table's pictures or clips, with their rewards: the better of a pair has 1 and the other 0.
 
-    A pair becomes a group of two with rewards 1 and 0.
+    A row is a group of its own, but samples that are compared by their rewards are one group, over all processes.
 
     Raises:
         DataError: names file, line and path of what is missing, before any training; of what is unreadable, when read.
@@ -129,34 +130,45 @@ class PairSource:
     def __init__(
         self, config: Config, generator: Generator, share: Share, keep: bool = False, wants: Sequence[str] = ()
     ) -> None:
-        assert config.rollout.kind == "pairs"
-        self.settings: PairsRollout = config.rollout
+        assert config.rollout.kind != "online"
+        self.settings: PairsRollout | SamplesRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed
-        self.prompts = read_pairs(self.settings.file)
+        self.by_reward = self.settings.kind == "samples" and self.settings.by_reward
+        self.prompts = read_stored(self.settings.file, self.settings.columns)
+        self.rewards = [self._rewards(prompt) for prompt in self.prompts]
         check_media(self.prompts, generator.inputs, generator.pipeline_class)
 
     def __call__(
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
     ) -> Rollout:
-        """The pairs of step ``step`` as a rollout that already has its rewards."""
+        """The rows of step ``step`` as a rollout that already has its rewards."""
         with (phases or Phases()).phase("rollout"), acting():
             return self._stored(step)
+
+    def _rewards(self, prompt: Prompt) -> list[float]:
+        if self.settings.kind == "pairs":
+            return [1.0, 0.0]
+        if not self.by_reward:
+            return [1.0]
+        value = prompt.metadata.get("reward")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f'{prompt.where}: rollout.by_reward needs a number under "reward", given {value!r:.80}')
+        return [float(value)]
 
     def _stored(self, step: int) -> Rollout:
         generator, settings = self.generator, self.settings
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
-        local = self.share.of(settings.prompts)
-        pairs = [self.prompts[chosen[i]] for i in local]
+        local, size = self.share.of(settings.prompts), settings.group
+        rows = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
-        stored = [read_sample(pair, name, generator.size, frames) for pair in pairs for name in PAIR]
+        stored = [read_sample(row, name, generator.size, frames) for row in rows for name in settings.columns]
         media = torch.stack(stored).to(generator.device)
         with torch.no_grad():
             latents = torch.cat([generator.encode_media(part) for part in media.split(64)])
-        cond, _ = encode(generator, pairs)
-        row = torch.arange(len(pairs)).repeat_interleave(2)
-        group = torch.tensor(list(local)).repeat_interleave(2)
-        seeds = [derive(self.seed, "pairs", step, 2 * local.start + i) for i in range(len(row))]
-        prompts = [pair.text for pair in pairs for _ in PAIR]
-        rollout = Rollout(prompts, group, seeds, cond, row, latents.float(), media)
-        rollout.rewards = torch.tensor([1.0, 0.0]).repeat(len(pairs))
-        return rollout
+        cond, _ = encode(generator, rows)
+        row = torch.arange(len(rows)).repeat_interleave(size)
+        group = torch.tensor([0 if self.by_reward else i for i in local]).repeat_interleave(size)
+        seeds = [derive(self.seed, settings.kind, step, size * local.start + i) for i in range(len(row))]
+        prompts = [rows[i].text for i in row.tolist()]
+        rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
+        return Rollout(prompts, group, seeds, cond, row, latents.float(), media, rewards=rewards)

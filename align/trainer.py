@@ -29,7 +29,7 @@ from align.roles import Roles, ema_decay
 from align.rollout import Rollout, diversity
 from align.run_folder import RunFolder, flatten
 from align.schedule import due, lr_factor
-from align.sources import OnlineSource, PairSource, Share
+from align.sources import OnlineSource, Share, StoredSource
 from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
@@ -99,7 +99,7 @@ class Trainer:
             )
         self.held_out, self.eval_rewards = self._evaluation()
         self.share = Share(accelerator.process_index, accelerator.num_processes)
-        source = PairSource if config.rollout.kind == "pairs" else OnlineSource
+        source = OnlineSource if config.rollout.kind == "online" else StoredSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
         self.missing = Missing(self.reward.name if self.reward else "", options.unscored)

@@ -130,8 +130,8 @@ def test_check_tells_the_batch_in_words(folder, run):
     code, out, err = run("check", "run.yaml")
     assert (code, err) == (0, "")
     assert (
-        "4 pairs = 8 samples per rollout; 6 x each = 48 terms; 1 update per rollout, in 3 chunks of 20 terms "
-        "on one process; 100 rollouts = 100 updates in all"
+        "4 rows x 2 samples = 8 samples per rollout; 6 x each = 48 terms; 1 update per rollout, in 3 chunks of 20 "
+        "terms on one process; 100 rollouts = 100 updates in all"
     ) in out
     assert "run.yaml is ready to run" in out
 
@@ -183,15 +183,15 @@ def test_check_leaves_hub_ids_to_the_hub(folder, run):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
-    """From the repository's root, where their prompts are; the pairs of clips are the user's."""
+    """From the repository's root, where their prompts are; tables of pairs and samples are the user's."""
     if path.name == "base.yaml":
         pytest.skip("a base for others")
     monkeypatch.chdir(ROOT)
     for name in ("a", "b"):
         (tmp_path / f"{name}.webp").touch()
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"prompt": "a", "chosen": "a.webp", "rejected": "b.webp"}\n')
-    theirs = [f"rollout.file={pairs}"] if "file: pairs.jsonl" in path.read_text() else []
+    table = tmp_path / "table.jsonl"
+    table.write_text('{"prompt": "a", "chosen": "a.webp", "rejected": "b.webp", "sample": "a.webp"}\n')
+    theirs = [f"rollout.file={table}"] if "rollout: {kind: " in path.read_text() else []
     code, out, err = run("check", str(path), *theirs)
     assert code == 0, err
     assert "ready to run" in out

@@ -15,7 +15,7 @@ from PIL import Image
 from align import registry, tables
 from align.config import load_config
 from align.errors import ConfigError, DataError
-from align.prompts import check_media, indices_at, read_pairs, read_prompts
+from align.prompts import PAIR, check_media, indices_at, read_prompts, read_stored
 from align.tables import Cell
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra 'data' (datasets)")
@@ -141,15 +141,15 @@ def test_a_missing_mask_names_the_row(here):
 
 def test_pairs_need_both_files(here):
     rows = [{"prompt": "x", "chosen": "a.png", "rejected": "b.png", "image": "b.png", "judge": "me"}]
-    pair = read_pairs(write("set/p.jsonl", json.dumps(rows[0])))[0]
+    pair = read_stored(write("set/p.jsonl", json.dumps(rows[0])), PAIR)[0]
     assert {name: path.name for name, path in pair.media.items()} == {
         "chosen": "a.png", "rejected": "b.png", "image": "b.png",
     }  # fmt: skip
     assert pair.metadata == {"judge": "me"}
     with pytest.raises(DataError, match=r'p.csv line 2: needs a file under "rejected"'):
-        read_pairs(write("set/p.csv", "prompt,chosen,rejected\nx,a.png,\n"))
-    with pytest.raises(DataError, match="holds no pairs"):
-        read_pairs(write("set/empty.jsonl", "\n"))
+        read_stored(write("set/p.csv", "prompt,chosen,rejected\nx,a.png,\n"), PAIR)
+    with pytest.raises(DataError, match="holds no rows: each has prompt, chosen, rejected"):
+        read_stored(write("set/empty.jsonl", "\n"), PAIR)
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from align import registry
 from align.errors import ConfigError, DataError, RunFolderError
 from align.inputs import read_sample
 from align.media import read_media
-from align.prompts import read_pairs
+from align.prompts import PAIR, read_stored
 from align.report.search import mean_curve, write_search_report
 from align.search import run as runs
 from align.search.export import write_as
@@ -68,7 +68,7 @@ def test_search_writes_what_it_found_and_runs_again_to_the_same(folder, run):
         assert row["rewards"][0] == pytest.approx(row["plain"], abs=1e-6)  # the first sample is the plain one
         assert all((one / f"candidates/{number:04d}" / kept["file"]).is_file() for kept in row["kept"])
     assert (one / "samples/best/grid.png").is_file()
-    pairs = read_pairs("pairs/pairs.jsonl")
+    pairs = read_stored("pairs/pairs.jsonl", PAIR)
     assert [pair.text for pair in pairs] == ["a red cube", "a blue ball", "a cat"]
     code, _, err = run("search", "one/config.yaml", "--out", "two")
     assert code == 0, err
@@ -218,5 +218,5 @@ def test_clips_are_searched_written_and_read_back(folder, run):
     clip = Path("one/candidates/0001") / row["kept"][0]["file"]
     assert read_media(clip).shape == (5, 3, 32, 32)
     assert clip.with_suffix(".png").is_file()
-    pairs = read_pairs("pairs/pairs.jsonl")
+    pairs = read_stored("pairs/pairs.jsonl", PAIR)
     assert read_sample(pairs[0], "chosen", (32, 32), 5).shape == (5, 3, 32, 32)

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_run import RECIPES, final_tensors, settings
 
 from align import checkpoint
 from align.errors import AlignflowError, DataError
 from align.settings import Config
+from align.sources import Share, StoredSource
 from align.trainer import train
+from align.weights import softmax_weight
 from generators.base import GeneratorError
+from generators.load import load
 from rewards.base import RewardError
 
 ROOT = Path(__file__).parent.parent
@@ -168,8 +172,6 @@ def test_bad_prompts_are_said_before_any_work(model: Path, tmp_path: Path) -> No
 
 
 def test_stored_pairs(model: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     lines = []
     for index in range(4):
         for name, colour in (("chosen", (220, 30, 30)), ("rejected", (30, 30, 220))):
@@ -197,6 +199,40 @@ def stored_pairs_config(folder: Path, model: Path, pairs: Path, recipe: dict[str
     tree = settings(folder, model).model_dump(mode="json")
     rollout = {"kind": "pairs", "file": str(pairs), "prompts": 4}
     return Config.model_validate({**tree, "rollout": rollout, "recipe": recipe, "reward": None})
+
+
+def test_stored_samples_count_alike_or_by_their_rewards(model: Path, tmp_path: Path) -> None:
+    lines = []
+    for index in range(4):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{index}.png")
+        lines.append(json.dumps({"prompt": f"cat {index}", "sample": f"{index}.png", "reward": index / 4}))
+    table = tmp_path / "samples.jsonl"
+    table.write_text("\n".join(lines))
+    recipe = {"kind": "flow_rwr", "temperature": 0.1, "kl": 0, "times": 4}
+
+    def config(by_reward: bool) -> Config:
+        tree = settings(tmp_path, model, train={"steps": 2}).model_dump(mode="json")
+        rollout = {"kind": "samples", "file": str(table), "prompts": 4, "by_reward": by_reward}
+        return Config.model_validate({**tree, "rollout": rollout, "recipe": recipe, "reward": None})
+
+    for by_reward in (False, True):
+        rollout = StoredSource(config(by_reward), load("sd3", model), Share())(0)
+        assert rollout.group.tolist() == ([0] * 4 if by_reward else [0, 1, 2, 3])
+        number = [int(prompt[-1]) for prompt in rollout.prompts]
+        assert rollout.rewards.tolist() == ([n / 4 for n in number] if by_reward else [1] * 4)
+        weight = config(by_reward).recipe.credit(rollout.rewards, rollout.group)
+        assert weight.mean().item() == pytest.approx(1)
+        assert (weight[number.index(3)] > 3.9) == by_reward
+    train(config(False))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["grad_norm"] > 0.01 for row in rows if row["event"] == "train")
+    table.write_text(json.dumps({"prompt": "a cat", "sample": "0.png", "reward": "good"}))
+    with pytest.raises(DataError, match=r"samples.jsonl line 1: .* a number under .reward., given .good."):
+        StoredSource(config(True), load("sd3", model), Share())
+
+
+def test_a_lone_sample_weighs_as_much_as_any() -> None:
+    assert softmax_weight(torch.tensor([0.2, 5.0]), torch.tensor([0, 1]), 0.1, standardise=True).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("recipe", ["nft", "grpo"])

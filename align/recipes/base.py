@@ -92,6 +92,18 @@ class ForwardRecipe(Recipe):
     t_range: tuple[float, float] = Field((0.0, 1.0), description="slice of time the noised copies are drawn from")
     kl: float = Field(0.0, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
 
+    @property
+    def compares(self) -> bool:
+        """Whether samples of equal rewards teach it nothing."""
+        return True
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Stored samples that nothing compares teach only what learns from every sample."""
+        stored = config.rollout.kind == "samples" and not config.rollout.by_reward
+        if not (stored and self.compares):
+            return []
+        return [("rollout.by_reward", f"{self.kind} compares samples: set it, or use flow_rwr without control_variate")]
+
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
         return self.times

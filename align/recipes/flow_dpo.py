@@ -37,6 +37,12 @@ class FlowDPO(ForwardRecipe):
         group = getattr(config.rollout, "group", 2)
         return self.times * min(self.pairs, group // 2) / group
 
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Needs two samples of a prompt."""
+        if config.rollout.kind == "samples":
+            return [("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")]
+        return []
+
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """The rewards themselves; pairs are formed inside a group, so inside one process."""
         return rewards

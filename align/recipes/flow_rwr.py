@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class FlowRWR(ForwardRecipe):
     """Reward-weighted regression on flows: exp(r / temperature) weighs each sample (VideoAlign, arXiv 2501.13918)
 
-    All weights are positive, so the policy also learns its own sampler's blur: use enough sampling steps in the
-    rollout and a pull to the base, or ``control_variate``.
+    On stored samples that nothing compares every weight is 1: plain fine-tuning. All weights are positive, so the
+    policy also learns its own sampler's blur: use enough sampling steps in the rollout and a pull to the base, or
+    ``control_variate``.
     """
 
     kind: Literal["flow_rwr"] = "flow_rwr"
@@ -32,6 +33,11 @@ class FlowRWR(ForwardRecipe):
         False, description="put the old policy's velocity for what regression on samples of mean weight would teach"
     )
     kl: float = Field(0.1, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+
+    @property
+    def compares(self) -> bool:
+        """Weights of 1 teach the samples, unless the control variate takes that part away."""
+        return self.control_variate
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Positive weights with mean 1 in every group."""
