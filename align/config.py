@@ -132,6 +132,8 @@ def json_schema() -> dict[str, Any]:
     settings = schema["properties"]["memory"]
     about = {"description": settings.pop("description"), "default": settings.pop("default", {})}
     schema["properties"]["memory"] = {"anyOf": [{"enum": list(memory.PRESETS)}, settings], **about}
+    rewards = [option for option in schema["properties"]["reward"]["anyOf"] if option != {"type": "null"}]
+    schema["$defs"]["RewardSettings"] = {"anyOf": rewards}  # what a reward made of rewards refers to
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # what a file leaves out may come from the one it extends
     return schema

@@ -233,6 +233,16 @@ def test_schema_accepts_configs_and_refuses_wrong_types(write):
         assert not validator.is_valid(wrong), wrong
 
 
+def test_schema_knows_the_rewards_a_reward_is_made_of():
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(json_schema())
+    inner = {"kind": "mixture", "parts": {"a": {"reward": "shapes"}, "b": {"reward": {"kind": "clip", "batch": 4}}}}
+    check.validate({"reward": {"kind": "cached", "reward": inner}})
+    for wrong in ({"kind": "clipp"}, {"kind": "clip", "bach": 4}):
+        with pytest.raises(jsonschema.ValidationError):
+            check.validate({"reward": {"kind": "cached", "reward": wrong}})
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs_are_valid_and_resolve(path, write, monkeypatch):
     schema = json_schema()
