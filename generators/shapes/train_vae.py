@@ -17,7 +17,6 @@ from .train_common import Log, cosine, optimizer, to_pixels
 
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
-KL_WEIGHT = 5e-2  # per latent dimension; with 3e-4 noise of a third of the latents' spread destroyed the picture
 LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderKLWan
 
@@ -29,19 +28,22 @@ class Stages:
     Args:
         lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
         kl: from when until when the weight of KL rises: first tell everything, then shortly.
+        most_kl: what it rises to, per latent dimension. With 3e-4 on pictures noise of a third of the latents' spread
+            destroyed them; a clip has twice as many latent dimensions for a pixel as a picture, so half the weight.
         blurred: weight of `blurred_loss`, and until when it is the only one.
         frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
     """
 
     lr: float
     kl: tuple[float, float]
+    most_kl: float
     blurred: tuple[float, float] = (0.0, 0.0)
     frames: tuple[tuple[float, int], ...] = ()
 
     def kl_weight(self, done: float) -> float:
         """The weight of KL per latent dimension."""
         start, end = self.kl
-        return KL_WEIGHT * min(max((done - start) / (end - start), 0.0), 1.0)
+        return self.most_kl * min(max((done - start) / (end - start), 0.0), 1.0)
 
     def loss(self, out: torch.Tensor, x: torch.Tensor, done: float) -> torch.Tensor:
         """How far reconstructions are from what they should be."""
@@ -58,8 +60,8 @@ class Stages:
         return torch.cat([x[:, :, i : i + length] for i in starts.tolist()])
 
 
-PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6))
-CLIPS = Stages(lr=1e-3, kl=(0.6, 0.95), blurred=(1.0, 0.4), frames=((0.5, 1), (0.9, 5)))
+PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6), most_kl=5e-2)
+CLIPS = Stages(lr=1e-3, kl=(0.3, 0.8), most_kl=2e-2, blurred=(1.0, 0.15), frames=((0.5, 1), (0.9, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -81,18 +83,17 @@ def new_vae() -> AutoencoderKL:
 
 
 def new_clip_vae() -> AutoencoderKLWan:
-    """An untrained autoencoder of clips, 8 times smaller on each side and twice in time.
+    """An untrained autoencoder of clips, 4 times smaller on each side and twice in time; with 8 times shapes blurred.
 
-    A first patch of 2x2 pixels, as Wan 2.2 has, keeps the convolutions in 3D small; one of 4x4 is twice as fast and
-    blurs the shapes. It begins with little noise on its latents (with as much as an untrained one has it learnt to say
-    nothing) and without looking back in time.
+    A first patch of 2x2 pixels, as Wan 2.2 has, keeps the convolutions in 3D small. It begins with little noise on its
+    latents (with as much as an untrained one has it learnt to say nothing) and without looking back in time.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
         decoder_base_dim=20,
-        dim_mult=[1, 2, 3],
+        dim_mult=[1, 3],
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[True],
         patch_size=2,
         in_channels=12,
         out_channels=12,
@@ -100,7 +101,7 @@ def new_clip_vae() -> AutoencoderKLWan:
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
         scale_factor_temporal=2,
-        scale_factor_spatial=8,
+        scale_factor_spatial=4,
     )
     with torch.no_grad():
         for module in vae.modules():
@@ -225,7 +226,7 @@ def harden_decoder(vae: Autoencoder, images: np.ndarray, steps: int, batch: int,
 
 @torch.no_grad()
 def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
-    """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 8, w / 8].
+    """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 4, w / 4].
 
     They are the posterior's means.
     """

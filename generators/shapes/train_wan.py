@@ -24,7 +24,7 @@ from .train_vae import LATENT_CHANNELS, decode
 HEADS, HEAD_DIM, LAYERS = 4, 32, 4
 TEXT_WIDTH = 64
 TEXT_LENGTH = 16  # 'a video of three red circles are thrown to the left on a gray background' has 15 words
-LATENT_SHAPE = (LATENT_CHANNELS, (motion.FRAMES - 1) // 2 + 1, motion.SIZE // 8, motion.SIZE // 8)
+LATENT_SHAPE = (LATENT_CHANNELS, (motion.FRAMES - 1) // 2 + 1, motion.SIZE // 4, motion.SIZE // 4)
 MOST_TOKENS = 512  # that the pipeline pads a text to
 
 
@@ -86,7 +86,7 @@ class Model(nn.Module):
         self.transformer.set_attn_processor(self.attention)
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, null_tokens: int = 1) -> Tensor:
-        """Velocity [n, 8, 5, 4, 4] at noise level t [n] in [0, 1]; the last token of `ids` [n, 16] stands for many."""
+        """Velocity [n, 8, 5, 8, 8] at noise level t [n] in [0, 1]; the last token of `ids` [n, 16] stands for many."""
         mask = (ids != 0).long()
         text = self.text(ids, mask).last_hidden_state * mask[..., None]
         self.attention.null_tokens = null_tokens
@@ -94,7 +94,7 @@ class Model(nn.Module):
 
 
 def fit(pipe: WanPipeline, latents: Tensor, texts: list[str], plan: Plan, seed: int, log: Log) -> None:
-    """Trains `pipe` in place on scaled latents [n, 8, 5, 4, 4] and their captions."""
+    """Trains `pipe` in place on scaled latents [n, 8, 5, 8, 8] and their captions."""
     table = TokenTable((pipe.tokenizer,), texts)
 
     def batch(rows: np.ndarray, rng: np.random.Generator) -> Batch:
