@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,15 +30,18 @@ SPLITS = ("train", "heldout")
 HERE = Path(__file__).parent / "weights"
 
 
+Rounds: TypeAlias = tuple[tuple[int, int], ...]
+"""Steps of an autoencoder, then of its decoder alone, and that again: each round begins at a high learning rate."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
     vae_scenes: int = 8_000
-    vae_steps: int = 6_000
-    decoder_steps: int = 2_500
+    vae_rounds: Rounds = ((5_000, 1_500), (3_000, 1_200))
     vae_batch: int = 16
-    sd3_plans: tuple[Plan, ...] = (Plan(120_000, 9_000, 96, 1.5e-3), Plan(60_000, 450, 96, 6e-4, wrong=0.6))
+    sd3_plans: tuple[Plan, ...] = (Plan(100_000, 6_500, 96, 1.5e-3), Plan(60_000, 450, 96, 6e-4, wrong=0.6))
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
@@ -50,14 +53,13 @@ class Budget:
     )
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
     clip_vae_scenes: int = 5_000
-    clip_vae_steps: int = 3_000
-    clip_decoder_steps: int = 200
+    clip_vae_rounds: Rounds = ((3_000, 0), (1_500, 400))
     video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))
     measured: int = 96
 
 
 _BRIEF = (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6))
-QUICK = Budget(48, 2, 2, 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 12, 3, 1, _BRIEF, 6)
+QUICK = Budget(48, ((2, 2), (1, 1)), 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 12, ((3, 1),), _BRIEF, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -82,9 +84,14 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
     scenes, _ = world.dataset("train", budget.vae_scenes, seed=0)  # as many without a crowd
     images = np.concatenate([images, scenes])
     vae = new_vae()
-    train_vae(vae, images, budget.vae_steps, budget.vae_batch, seed=0, log=log)
-    harden_decoder(vae, images, budget.decoder_steps, budget.vae_batch, seed=0, log=log)
+    _rounds(vae, images, budget.vae_rounds, budget.vae_batch, log)
     save_half(vae, out / "sd3" / "vae")
+
+
+def _rounds(vae: Autoencoder, images: np.ndarray, rounds: Rounds, batch: int, log: Log) -> None:
+    for number, (steps, decoder_steps) in enumerate(rounds):
+        train_vae(vae, images, steps, batch, number, log, again=number > 0)
+        harden_decoder(vae, images[::2], decoder_steps, batch, number, log)
 
 
 def encoded(world: ModuleType, vae: Autoencoder, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
@@ -140,8 +147,7 @@ def build_video(out: Path, budget: Budget, log: Log) -> None:
     """Trains the autoencoder of clips, then transformer and text encoder around it."""
     clips = np.concatenate([motion.dataset(split, budget.clip_vae_scenes // 2, seed=0)[0] for split in SPLITS])
     vae = new_clip_vae()
-    train_vae(vae, clips, budget.clip_vae_steps, budget.vae_batch, seed=0, log=log)
-    harden_decoder(vae, clips[::2], budget.clip_decoder_steps, budget.vae_batch, seed=0, log=log)
+    _rounds(vae, clips, budget.clip_vae_rounds, budget.vae_batch, log)
     pipe = train_wan.new_pipeline(vae)
     for seed, plan in enumerate(budget.video_plans, 1):
         train_wan.fit(pipe, *encoded(motion, vae, plan, seed), plan, seed, log)

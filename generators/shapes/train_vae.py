@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -39,6 +39,10 @@ class Stages:
     most_kl: float
     blurred: tuple[float, float] = (0.0, 0.0)
     frames: tuple[tuple[float, int], ...] = ()
+
+    def last(self) -> Stages:
+        """As it is at the end of a training, all the time."""
+        return replace(self, kl=(-1.0, 0.0), blurred=(self.blurred[0], 0.0), frames=())
 
     def kl_weight(self, done: float) -> float:
         """The weight of KL per latent dimension."""
@@ -141,11 +145,18 @@ def near_objects(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torc
     return out, x, F.max_pool2d(far.float(), 5, 1, 2)
 
 
-def train_vae(vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log) -> None:
-    """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings."""
+def train_vae(
+    vae: Autoencoder, images: np.ndarray, steps: int, batch: int, seed: int, log: Log, *, again: bool = False
+) -> None:
+    """Trains on uint8 [n, h, w, 3] or [n, F, h, w, 3] and notes the latents' mean and spread in its settings.
+
+    Args:
+        again: it was trained before, so everything is from the start as it was at the end.
+    """
     torch.manual_seed(seed)
-    set_layout(vae, channels_last=True)
+    set_layout(vae.train(), channels_last=True)
     stages = PICTURES if images.ndim == 4 else CLIPS
+    stages = stages.last() if again else stages
     opt = optimizer(vae.parameters(), stages.lr)
     rng = np.random.default_rng(seed)
     for step in range(steps):
