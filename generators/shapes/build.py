@@ -39,7 +39,7 @@ class Budget:
     """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
     vae_scenes: int = 8_000
-    vae_rounds: Rounds = ((5_000, 1_500), (3_000, 1_200))
+    vae_rounds: Rounds = ((5_000, 1_500), (3_000, 1_200), (2_000, 800))
     vae_batch: int = 16
     sd3_plans: tuple[Plan, ...] = (Plan(100_000, 6_500, 96, 1.5e-3), Plan(60_000, 450, 96, 6e-4, wrong=0.6))
     clip_scenes: int = 24_000
