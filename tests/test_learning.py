@@ -1,8 +1,8 @@
 """Every recipe raises its reward on held-out prompts within a few updates, and none does at learning rate 0.
 
-The reward is gold for ``nft`` and ``flow_dpo``. ``grpo`` and ``flow_rwr`` need more updates for gold than a test has
-time for (docs/learning.md), so both are given brightness. The gains asked for are about a third of those seen, since
-another processor draws other samples. What full runs reach is measured by ``benchmarks/learning.py``.
+The reward is gold for ``nft``. The others need more updates for gold than a test has time for (docs/learning.md), so
+they are given brightness; ``flow_dpo`` on gold is among the slow tests. The gains asked for are about a third of those
+seen, since another processor draws other samples. What full runs reach is measured by ``benchmarks/learning.py``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "nft": (0.015, ["train.steps=6", "rollout.prompts=20"]),
     "grpo": (0.04, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=10"]),
     "flow_rwr": (0.04, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=8"]),
-    "flow_dpo": (0.01, ["train.steps=7"]),
+    "flow_dpo": (0.02, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=8"]),
 }
+SLOW: dict[str, tuple[float, list[str]]] = {"flow_dpo": (0.01, ["train.steps=7"])}
 
 
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -38,6 +39,14 @@ def test_a_few_updates_raise_the_reward_on_held_out_prompts(recipe: str, tmp_pat
     rise, overrides = FAST[recipe]
     summary = run(recipe, tmp_path, *FEW, *overrides)
     assert summary["reward_after"] > summary["reward_before"] + rise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", SLOW)
+def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
+    rise, overrides = SLOW[recipe]
+    summary = run(recipe, tmp_path, *FEW, *overrides)
+    assert summary["gold_after"] > summary["gold_before"] + rise
 
 
 @pytest.mark.parametrize("recipe", FAST)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from generators.sd3_attention import fold_null_tokens
-from generators.shapes import measure, weights, world
+from generators.shapes import build, measure, weights, world
 from generators.shapes.tokenizer import MAX_LENGTH, clip_tokenizer, words
 from generators.shapes.train_sd3 import Model, new_pipeline
 from generators.shapes.train_vae import decode, encode, new_vae
@@ -141,9 +141,10 @@ def test_weights_are_small():
     assert not [p.name for p in files if p.suffix == ".bin"]
 
 
-def test_builder_runs_end_to_end(tmp_path):
-    command = [sys.executable, "-m", "generators.shapes.build", "--quick", "--out", str(tmp_path)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+def test_builder_runs_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build", "--quick", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    build.main()
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "sd3")
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a circle", num_inference_steps=2, output_type="np").images
