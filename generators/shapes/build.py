@@ -51,7 +51,7 @@ class Budget:
         Plan(20_000, 4_600, 32, 1.4e-3),
         Plan(8_000, 300, 32, 6e-4, wrong=0.5),
     )
-    fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3),)
+    fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3), Plan(6_000, 250, 32, 6e-4, wrong=0.5))
     clip_vae_scenes: int = 5_000
     clip_vae_rounds: Rounds = ((3_000, 0), (1_500, 400))
     video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))

@@ -213,7 +213,7 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
 - `flux_kontext/`: a `FluxKontextPipeline` that edits such pictures by instruction, on the same autoencoder. Its T5 has
   a word a token and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
   `_auto_resize=False`.
-- `flux_fill/`, where it was built: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
+- `flux_fill/`: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
   `max_sequence_length={length}`.
 - `wan/`: a `WanPipeline` that draws the clips of `generators/shapes/motion.py`: pass `height=32, width=32,
   num_frames=9, max_sequence_length=16`. Its captions were wrong as those of `sd3/` were.
