@@ -49,7 +49,7 @@ class GeneratorConfig(Settings):
     """The pipeline whose samples are to get better."""
 
     kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
-    path: str = Field(description="embedded world (shapes, shapes-edit, shapes-fill), diffusers folder, or hub id owner/name")
+    path: str = Field(description="embedded world (shapes, shapes-edit, shapes-fill), folder, or hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
     size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
     frames: int | None = Field(None, ge=1, description="frames of a clip; null = the pipeline's own")
