@@ -43,7 +43,11 @@ class Budget:
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
-    judge_plans: tuple[Plan, Plan] = (Plan(16_000, 400, 64, 2e-3), Plan(16_000, 2_000, 32, 2e-3))
+    judge_plans: tuple[Plan, ...] = (
+        Plan(16_000, 300, 64, 2e-3),
+        Plan(16_000, 1_700, 32, 2e-3),
+        Plan(8_000, 520, 32, 1.2e-3),
+    )
     edit_plans: tuple[Plan, ...] = (
         Plan(40_000, 500, 64, 2e-3),
         Plan(14_000, 2_400, 32, 1.6e-3),

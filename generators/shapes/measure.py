@@ -97,7 +97,7 @@ def clip(out: Path, n: int) -> dict:
     """How often the proxy prefers the true caption to one with one thing changed, and how it agrees with gold."""
     images, texts, wrong = captioned(6 * n)
     right, other = clip_scores(out, images, texts), clip_scores(out, images, wrong)
-    result = {"caption_accuracy": (right > other).mean()} | agreement(out, n, partial(clip_scores, out))
+    result = {"caption_accuracy": (right > other).mean()} | agreement(out, n, proxy=partial(clip_scores, out))
     return {"parameters": _parameters(CLIPModel.from_pretrained(out / "clip"))} | _round(result)
 
 
@@ -109,24 +109,32 @@ def captioned(n: int) -> tuple[np.ndarray, list[str], list[str]]:
     return images, [world.caption(s) for s in specs], [world.caption(world.corrupt(s, rng)) for s in specs]
 
 
-def agreement(out: Path, n: int, proxy: Callable[[np.ndarray, list[str]], np.ndarray]) -> dict:
-    """How a proxy agrees with gold over the base's pictures of `n` held-out prompts, where there is a base.
+Proxy = Callable[[np.ndarray, list[str]], np.ndarray]
+"""(pictures [N, 3, H, W] in [0, 1], their prompts) -> scores [N]."""
+
+
+def agreement(out: Path, n: int, **proxies: Proxy) -> dict:
+    """How proxies agree with gold over the base's pictures of `n` held-out prompts, where there is a base.
 
     Within a prompt: Pearson's correlation, and the share of pairs of different gold whose order it gets right; prompts
-    whose pictures all have one gold score have neither.
+    whose pictures all have one gold score have neither. A proxy's name stands before its facts, but for `proxy`.
     """
     if not (out / "sd3" / "model_index.json").exists():
         return {}
     pictures, prompts, gold = base_samples(out, "heldout", n)
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    scores = proxy(flat, [p for p in prompts for _ in range(SAMPLES)]).reshape(n, SAMPLES)
-    dense = gold["dense"]
+    dense, facts = gold["dense"], {}
     varied = dense.std(1) > 1e-3
-    correlation = [np.corrcoef(p, g)[0, 1] for p, g in zip(scores[varied], dense[varied], strict=True)]
     upper, lower = np.triu_indices(SAMPLES, 1)
-    gap, order = dense[:, upper] - dense[:, lower], scores[:, upper] - scores[:, lower]
-    pairs = (gap * order > 0)[np.abs(gap) > 0.05]
-    return {"within_prompt_correlation": np.mean(correlation), "pairwise_accuracy": pairs.mean()}
+    gap = dense[:, upper] - dense[:, lower]
+    for name, proxy in proxies.items():
+        scores = proxy(flat, [p for p in prompts for _ in range(SAMPLES)]).reshape(n, SAMPLES)
+        correlation = [np.corrcoef(p, g)[0, 1] for p, g in zip(scores[varied], dense[varied], strict=True)]
+        right = gap * (scores[:, upper] - scores[:, lower]) > 0
+        prefix = "" if name == "proxy" else f"{name}_"
+        facts[f"{prefix}within_prompt_correlation"] = np.mean(correlation)
+        facts[f"{prefix}pairwise_accuracy"] = right[np.abs(gap) > 0.05].mean()
+    return facts
 
 
 def judge(out: Path, n: int) -> dict:
@@ -149,8 +157,7 @@ def judge(out: Path, n: int) -> dict:
     result = {
         "accuracy": ((right > 0.5).mean() + (other <= 0.5).mean()) / 2, "caption_accuracy": (right > other).mean(),
         "digit_error": np.abs(digits - gold).mean(),
-    } | agreement(out, n, partial(ask, yes))  # fmt: skip
-    result |= {f"digit_{name}": value for name, value in agreement(out, n, partial(ask, digit)).items()}
+    } | agreement(out, n, proxy=partial(ask, yes), digit=partial(ask, digit))  # fmt: skip
     start = time.perf_counter()
     ask(yes, np.resize(images, (192, *images.shape[1:])), [texts[i % len(texts)] for i in range(192)])
     result["seconds_per_192"] = time.perf_counter() - start

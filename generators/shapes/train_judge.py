@@ -17,7 +17,7 @@ from rewards.judge_local import LocalJudge
 from rewards.judge_pixels import Patches
 
 from . import world
-from .judge_data import KINDS, Asked, draw_pairs, vocabulary
+from .judge_data import KINDS, Asked, Pairs, draw_pairs, vocabulary
 from .tokenizer import qwen_tokenizer
 from .train_clip import augment
 from .train_common import Log, Losses, Plan, minimise
@@ -172,36 +172,54 @@ def passed_through(vae: Any, images: np.ndarray, rng: np.random.Generator, batch
     return np.concatenate(parts)
 
 
-def train_judge(
-    vae: AutoencoderKL, looking: Plan, reading: Plan, seed: int, log: Log
-) -> tuple[LocalJudge, Qwen2VLImageProcessorPil]:
-    """Trains to look (what do cells show), then to answer; half of the scenes have passed `vae`."""
-    torch.manual_seed(seed)
-    judge, pixels = new_judge()
-    pupil = Pupil(judge)
-    pairs = draw_pairs("train", reading.scenes // 2, seed)
+def lessons(vae: AutoencoderKL, scenes: int, seed: int) -> Pairs:
+    """Pairs of training scenes, a share PASSED of which has passed `vae`."""
+    pairs = draw_pairs("train", scenes // 2, seed)
     rng = np.random.default_rng([seed, 3])
     some = np.flatnonzero(rng.random(len(pairs.images)) < PASSED)
     pairs.images[some] = passed_through(vae, pairs.images[some], rng)
+    return pairs
+
+
+def shown(pairs: Pairs, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Pictures [P, 3, 64, 64] in [0, 1], blurred and noisy."""
+    return augment(torch.from_numpy(pairs.images[rows]).permute(0, 3, 1, 2).float() / 255, rng).clamp(0, 1)
+
+
+def look(pupil: Pupil, pairs: Pairs, plan: Plan, seed: int, log: Log) -> None:
+    """Trains to see what cells show."""
     labels = torch.from_numpy(np.stack([cell_labels(scene) for scene in pairs.scenes]))
 
-    def shown(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        pictures = torch.from_numpy(pairs.images[rows]).permute(0, 3, 1, 2).float() / 255
-        return augment(pictures, rng).clamp(0, 1)
+    @torch.autocast("cpu", torch.bfloat16)
+    def losses(rng: np.random.Generator) -> Losses:
+        rows = rng.integers(0, len(pairs.images), plan.batch)
+        return {"cells": pupil.cell_loss(shown(pairs, rows, rng), labels[rows])}
+
+    minimise("judge looks", pupil, losses, plan, seed, log)
+
+
+def read(pupil: Pupil, pairs: Pairs, plan: Plan, seed: int, log: Log) -> None:
+    """Trains to answer; a step asks one kind of question."""
 
     @torch.autocast("cpu", torch.bfloat16)
-    def look(rng: np.random.Generator) -> Losses:
-        rows = rng.integers(0, len(pairs.images), looking.batch)
-        return {"cells": pupil.cell_loss(shown(rows, rng), labels[rows])}
-
-    @torch.autocast("cpu", torch.bfloat16)
-    def read(rng: np.random.Generator) -> Losses:
-        rows = (2 * rng.integers(0, len(pairs.images) // 2, reading.batch // 2)[:, None] + [0, 1]).ravel()
-        media = shown(rows, rng)
+    def losses(rng: np.random.Generator) -> Losses:
+        rows = (2 * rng.integers(0, len(pairs.images) // 2, plan.batch // 2)[:, None] + [0, 1]).ravel()
+        media = shown(pairs, rows, rng)
         kind = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
         reply, words = pupil.reply_loss(media, kind(pairs, rows, media, rng))
         return {kind.__name__: reply, "words": WATCH * words}
 
-    minimise("judge looks", pupil, look, looking, seed, log)
-    minimise("judge reads", pupil, read, reading, seed, log)
+    minimise("judge reads", pupil, losses, plan, seed, log)
+
+
+def train_judge(
+    vae: AutoencoderKL, looking: Plan, *reading: Plan, seed: int, log: Log
+) -> tuple[LocalJudge, Qwen2VLImageProcessorPil]:
+    """Trains to look, then to answer, every plan on scenes of its own."""
+    torch.manual_seed(seed)
+    judge, pixels = new_judge()
+    pupil = Pupil(judge)
+    look(pupil, lessons(vae, looking.scenes, seed), looking, seed, log)
+    for later, plan in enumerate(reading, 1):
+        read(pupil, lessons(vae, plan.scenes, seed + later), plan, seed + later, log)
     return judge, pixels
