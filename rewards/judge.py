@@ -27,7 +27,8 @@ class Local(BaseModel):
 
     kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process, differentiable")
     model: str = Field(
-        "Qwen/Qwen2.5-VL-7B-Instruct", description="folder or hub id of model, tokenizer and image settings"
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        description="shapes (the embedded world's own), or folder or hub id of model, tokenizer and image settings",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention of transformers")

@@ -172,8 +172,8 @@ class LocalJudge:
         """
         fitting: list[tuple[int, list[int], int]] = []
         for row, (asked, reply) in enumerate(zip(questions, replies, strict=True)):
-            tail = self._encode(self.plain(reply)) if reply else []
-            ids = [*self._tokens(asked), *tail]
+            tail = self.encode(self.plain(reply)) if reply else []
+            ids = [*self.tokens(asked), *tail]
             if len(ids) + more > self.longest:
                 said = f"the question has {len(ids) + more} tokens, its reply included"
                 reasons[row] = f"{said}; the judge reads {self.longest}, the least of judge.longest and what it can"
@@ -185,7 +185,7 @@ class LocalJudge:
             inputs = self._inputs([ids for _, ids, _ in some], [questions[row] for row in rows])
             yield Batch(rows, [length for _, _, length in some], inputs)
 
-    def _tokens(self, question: Question) -> list[int]:
+    def tokens(self, question: Question) -> list[int]:
         """The question in the model's chat format, every picture as many tokens as it will fill."""
         content = [
             {"type": "text", "text": self.plain(part)} if isinstance(part, str) else {"type": "image"}
@@ -194,7 +194,7 @@ class LocalJudge:
         chat = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         sizes = [self.patches.tokens(part) for part in question.content if isinstance(part, Tensor)]
-        ids = self._encode(text)
+        ids = self.encode(text)
         places = ids.count(self.picture_token)
         if places != len(sizes):
             raise RewardError(f"the chat template of {self.settings.model} shows {places} of {len(sizes)} pictures")
@@ -207,7 +207,8 @@ class LocalJudge:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text as it stands, none added."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _inputs(self, rows: list[list[int]], questions: list[Question]) -> dict[str, Tensor]:

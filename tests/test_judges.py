@@ -12,6 +12,7 @@ from transformers import Qwen2VLImageProcessorPil
 import rewards
 from rewards.asking import Question
 from rewards.base import RewardError
+from rewards.clip import weights
 from rewards.judge import Local
 from rewards.judge_local import LocalJudge
 from rewards.judge_pixels import Patches
@@ -251,8 +252,8 @@ def test_models_that_cannot_judge(folders, tmp_path):
     CLIPConfig().save_pretrained(tmp_path)
     with pytest.raises(RewardError, match="holds a clip model; a local judge is one of qwen2_5_vl, qwen3_vl"):
         built(tmp_path, "yes_probability")
-    with pytest.raises(RewardError, match="there is no embedded judge"):
-        built("shapes", "yes_probability")
+    with pytest.raises(RewardError, match="there is no embedded detector"):
+        weights("shapes", "detector")
     with pytest.raises(RewardError, match=r"judge\.pixels is 32"):
         built(folders["Qwen3VL"], "yes_probability", {"pixels": 32})
 

@@ -152,4 +152,6 @@ def test_builder_runs_end_to_end(tmp_path, monkeypatch):
     assert np.isfinite(image).all()
     video = WanPipeline.from_pretrained(tmp_path / "wan")
     assert [std > 0 for std in video.vae.config.latents_std] == [True] * 8
-    assert "| video | dense |" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "| video | dense |" in card
+    assert "| judge | accuracy |" in card

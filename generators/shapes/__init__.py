@@ -16,7 +16,7 @@ WORLDS = {
 
 
 def weights(name: str) -> Path:
-    """The folder of an embedded model, for `from_pretrained`: a pipeline, or 'clip', a CLIPModel and its processor.
+    """The folder of an embedded model, for `from_pretrained`: a pipeline, 'clip' or 'judge' with what they read with.
 
     Raises FileNotFoundError naming what exists.
     """

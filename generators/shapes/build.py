@@ -20,12 +20,13 @@ from diffusers import AutoencoderKL, FluxKontextPipeline
 from . import edits, measure, motion, train_flux, train_wan, world
 from .train_clip import train_clip
 from .train_common import Log, Plan
+from .train_judge import train_judge
 from .train_sd3 import fit, new_pipeline
 from .train_vae import Autoencoder, encode, harden_decoder, new_clip_vae, new_vae, train_vae
 
-# in this order: all need the autoencoder, clip is measured on sd3's pictures, the inpainter begins as the editor;
-# video has an autoencoder of its own
-STAGES = ("vae", "sd3", "clip", "edit", "fill", "video")
+# in this order: all need the autoencoder, clip and judge are measured on sd3's pictures, the inpainter begins as the
+# editor; video has an autoencoder of its own
+STAGES = ("vae", "sd3", "clip", "judge", "edit", "fill", "video")
 SPLITS = ("train", "heldout")
 HERE = Path(__file__).parent / "weights"
 
@@ -45,6 +46,11 @@ class Budget:
     clip_scenes: int = 24_000
     clip_steps: int = 1_100
     clip_batch: int = 128
+    judge_plans: tuple[Plan, ...] = (
+        Plan(16_000, 300, 64, 2e-3),
+        Plan(16_000, 1_700, 32, 2e-3),
+        Plan(8_000, 520, 32, 1.2e-3),
+    )
     edit_plans: tuple[Plan, ...] = (
         Plan(40_000, 500, 64, 2e-3),
         Plan(14_000, 2_400, 32, 1.6e-3),
@@ -59,7 +65,7 @@ class Budget:
 
 
 _BRIEF = (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6))
-QUICK = Budget(48, ((2, 2), (1, 1)), 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, 12, ((3, 1),), _BRIEF, 6)
+QUICK = Budget(48, ((2, 2), (1, 1)), 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, _BRIEF, 12, ((3, 1),), _BRIEF, 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -121,6 +127,15 @@ def build_clip(out: Path, budget: Budget, log: Log) -> None:
     processor.save_pretrained(out / "clip")
 
 
+def build_judge(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the judge, whose scenes have partly passed the autoencoder in `out`."""
+    vae = AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval()
+    judge, pixels = train_judge(vae, *budget.judge_plans, seed=0, log=log)
+    save_half(judge.model, out / "judge")
+    judge.tokenizer.save_pretrained(out / "judge")
+    pixels.save_pretrained(out / "judge")
+
+
 def build_edit(out: Path, budget: Budget, log: Log) -> None:
     """Trains the editor around the autoencoder in `out`."""
     pipe = train_flux.new_pipeline("shapes-edit", AutoencoderKL.from_pretrained(out / "sd3" / "vae").eval())
@@ -161,8 +176,8 @@ def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
     path = out / "facts.json"
     facts = json.loads(path.read_text()) if path.exists() else {}
     builders = {
-        "vae": build_vae, "sd3": build_sd3, "clip": build_clip, "edit": build_edit, "fill": build_fill,
-        "video": build_video,
+        "vae": build_vae, "sd3": build_sd3, "clip": build_clip, "judge": build_judge, "edit": build_edit,
+        "fill": build_fill, "video": build_video,
     }  # fmt: skip
     for name in STAGES:
         if stage in (name, "all"):

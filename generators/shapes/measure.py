@@ -6,16 +6,22 @@ Part of the builder, not of any generator, and so the one place here that knows 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan, DiffusionPipeline, StableDiffusion3Pipeline, WanPipeline
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, Qwen3VLForConditionalGeneration
 
 from rewards import shapes_video
+from rewards.base import Reward
+from rewards.digit_judge import DigitJudge
+from rewards.judge import Local
 from rewards.shapes import score_batch
 from rewards.shapes_edit import score_edits, score_fills
+from rewards.yes_probability import YesProbability
 
 from . import edits, motion, train_flux, train_wan, world
 from .train_clip import features
@@ -88,30 +94,74 @@ def clip_scores(out: Path, images: np.ndarray, prompts: list[str]) -> np.ndarray
 
 
 def clip(out: Path, n: int) -> dict:
-    """How often the proxy prefers the true caption to one with one thing changed, and how it agrees with gold.
+    """How often the proxy prefers the true caption to one with one thing changed, and how it agrees with gold."""
+    images, texts, wrong = captioned(6 * n)
+    right, other = clip_scores(out, images, texts), clip_scores(out, images, wrong)
+    result = {"caption_accuracy": (right > other).mean()} | agreement(out, n, proxy=partial(clip_scores, out))
+    return {"parameters": _parameters(CLIPModel.from_pretrained(out / "clip"))} | _round(result)
 
-    Agreement is within a prompt, over the base's pictures: Pearson's correlation, and the share of pairs of
-    different gold whose order it gets right; prompts whose pictures all have one gold score have neither.
-    """
+
+def captioned(n: int) -> tuple[np.ndarray, list[str], list[str]]:
+    """Held-out renders [n, 3, 64, 64] in [0, 1], their captions, and captions with one thing changed."""
     rng = np.random.default_rng(4)
-    specs = world.sample_specs("heldout", 6 * n, seed=4)
+    specs = world.sample_specs("heldout", n, seed=4)
     images = np.stack([world.render(world.sample_scene(s, rng)) for s in specs]).transpose(0, 3, 1, 2) / np.float32(255)
-    right = clip_scores(out, images, [world.caption(s) for s in specs])
-    wrong = clip_scores(out, images, [world.caption(world.corrupt(s, rng)) for s in specs])
-    result = {"caption_accuracy": (right > wrong).mean()}
-    if (out / "sd3" / "model_index.json").exists():
-        pictures, prompts, gold = base_samples(out, "heldout", n)
-        flat = pictures.reshape(-1, *pictures.shape[2:])
-        proxy = clip_scores(out, flat, [p for p in prompts for _ in range(SAMPLES)]).reshape(n, SAMPLES)
-        dense = gold["dense"]
-        varied = dense.std(1) > 1e-3
-        result["within_prompt_correlation"] = np.mean(
-            [np.corrcoef(p, g)[0, 1] for p, g in zip(proxy[varied], dense[varied], strict=True)]
-        )
-        upper, lower = np.triu_indices(SAMPLES, 1)
-        gap, order = dense[:, upper] - dense[:, lower], proxy[:, upper] - proxy[:, lower]
-        result["pairwise_accuracy"] = (gap * order > 0)[np.abs(gap) > 0.05].mean()
-    model = CLIPModel.from_pretrained(out / "clip")
+    return images, [world.caption(s) for s in specs], [world.caption(world.corrupt(s, rng)) for s in specs]
+
+
+Proxy = Callable[[np.ndarray, list[str]], np.ndarray]
+"""(pictures [N, 3, H, W] in [0, 1], their prompts) -> scores [N]."""
+
+
+def agreement(out: Path, n: int, **proxies: Proxy) -> dict:
+    """How proxies agree with gold over the base's pictures of `n` held-out prompts, where there is a base.
+
+    Within a prompt: Pearson's correlation, and the share of pairs of different gold whose order it gets right; prompts
+    whose pictures all have one gold score have neither. A proxy's name stands before its facts, but for `proxy`.
+    """
+    if not (out / "sd3" / "model_index.json").exists():
+        return {}
+    pictures, prompts, gold = base_samples(out, "heldout", n)
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    dense, facts = gold["dense"], {}
+    varied = dense.std(1) > 1e-3
+    upper, lower = np.triu_indices(SAMPLES, 1)
+    gap = dense[:, upper] - dense[:, lower]
+    for name, proxy in proxies.items():
+        scores = proxy(flat, [p for p in prompts for _ in range(SAMPLES)]).reshape(n, SAMPLES)
+        correlation = [np.corrcoef(p, g)[0, 1] for p, g in zip(scores[varied], dense[varied], strict=True)]
+        right = gap * (scores[:, upper] - scores[:, lower]) > 0
+        prefix = "" if name == "proxy" else f"{name}_"
+        facts[f"{prefix}within_prompt_correlation"] = np.mean(correlation)
+        facts[f"{prefix}pairwise_accuracy"] = right[np.abs(gap) > 0.05].mean()
+    return facts
+
+
+def judge(out: Path, n: int) -> dict:
+    """How often the judge's yes and no are right, and how its answers agree with gold.
+
+    `accuracy` is of yes to the true caption and no to one with one thing changed, half and half; `caption_accuracy` how
+    often the true one is the likelier; `digit_error` the mean distance of the expected digit, 0 to 1, from gold.
+    """
+    local = Local(model=str(out / "judge"), dtype="float32", batch=64)
+    yes, digit = (build(judge=local).build() for build in (YesProbability, DigitJudge))
+
+    def ask(reward: Reward, images: np.ndarray, texts: list[str]) -> np.ndarray:
+        with torch.no_grad():
+            return reward(torch.from_numpy(images), texts).values.numpy()
+
+    images, texts, wrong = captioned(6 * n)
+    right, other = ask(yes, images, texts), ask(yes, images, wrong)
+    gold = np.concatenate([score_batch(images, said)["dense"] for said in (texts, wrong)])
+    digits = np.concatenate([ask(digit, images, said) for said in (texts, wrong)])
+    result = {
+        "accuracy": ((right > 0.5).mean() + (other <= 0.5).mean()) / 2, "caption_accuracy": (right > other).mean(),
+        "digit_error": np.abs(digits - gold).mean(),
+    } | agreement(out, n, proxy=partial(ask, yes), digit=partial(ask, digit))  # fmt: skip
+    start = time.perf_counter()
+    ask(yes, np.resize(images, (192, *images.shape[1:])), [texts[i % len(texts)] for i in range(192)])
+    result["seconds_per_192"] = time.perf_counter() - start
+    model = Qwen3VLForConditionalGeneration.from_pretrained(out / "judge")
     return {"parameters": _parameters(model)} | _round(result)
 
 
@@ -196,7 +246,7 @@ def card(facts: dict) -> str:
     """The model card: what there is, and every measured fact as a table row."""
     rows = "\n".join(
         f"| {part} | {name} | {value:,} |"
-        for part in ("vae", "sd3", "clip", "edit", "fill", "video")
+        for part in ("vae", "sd3", "clip", "judge", "edit", "fill", "video")
         for name, value in facts.get(part, {}).items()
     )
     length = train_flux.TEXT_LENGTH
@@ -210,6 +260,10 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
   it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
   held-out combinations of `world.is_held_out` were in none of its pictures with a caption that was right.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
+- `judge/`: a `Qwen3VLForConditionalGeneration` with tokenizer and image processor, which answers the questions of
+  `yes_probability`, `digit_judge`, `prompt_echo`, `pairwise` and `reward_dance` as they are worded in `rewards/`. It
+  was trained on renders, blurred and noisy, half of them passed through the autoencoder, with the verifier's answers.
+  Its yes is that of the strict score; a no is the less sure the higher the dense one.
 - `flux_kontext/`: a `FluxKontextPipeline` that edits such pictures by instruction, on the same autoencoder. Its T5 has
   a word a token and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
   `_auto_resize=False`.
@@ -223,7 +277,8 @@ Files hold float16; plain `from_pretrained` gives float32.
 Measured with the verifiers `rewards/shapes.py`, `rewards/shapes_edit.py` and `rewards/shapes_video.py`. `sd3`, `edit`,
 `fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt, `best_` the best of them; `vae` and `_vae`:
 held-out renders after a round trip;
-`clip`: on held-out renders and on the base's pictures of held-out prompts. `seconds` are those of the training.
+`clip` and `judge`: on held-out renders and on the base's pictures of held-out prompts. `seconds` are those of the
+training.
 {facts.get("note", "")}
 
 | part | fact | value |

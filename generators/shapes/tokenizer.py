@@ -8,11 +8,19 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 from .world import BACKGROUNDS, COLOURS, COUNTS, RELATIONS, SHAPES, SIZES
 
 MAX_LENGTH = 20  # the longest caption after 'a photo of' has 17 words; start and end make 19
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+           "<|video_pad|>")  # fmt: skip
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 OTHER_WORDS = ("a", "an", "the", "and", "of", "on", "to", "photo", "picture", "image", "drawing", "background")
 
 
@@ -67,3 +75,16 @@ def t5_tokenizer(known: Sequence[str] = (), length: int = 256) -> T5TokenizerFas
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     pieces = [*((f"\u2581{word}", -1.0) for word in known), *((c, -3.0) for c in string.ascii_letters)]
     return T5TokenizerFast(vocab=[*special, *pieces], extra_ids=0, model_max_length=length)
+
+
+def qwen_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
+    """Qwen's tokenizer, in which every word of the world and of `texts` is one token; others are pieces and bytes."""
+    alphabet = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    known = [*texts, *words(), *(f" {word}" for word in words()), "user\nassistant\n"]
+    bytewise = Qwen2Tokenizer(vocab=alphabet, merges=[], unk_token=None)
+    made = bytewise.train_new_from_iterator(known, vocab_size=10_000, min_frequency=1, show_progress=False)
+    made.add_special_tokens(
+        {"additional_special_tokens": list(CONTROL), "pad_token": CONTROL[0], "eos_token": CONTROL[2]}
+    )
+    made.chat_template = CHAT
+    return made

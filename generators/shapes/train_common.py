@@ -17,6 +17,7 @@ from torch import Tensor, nn
 EMA = 0.998
 HIGH = 1.1  # centre of the training times' logits: what a picture holds is decided at high noise
 INNER = re.compile(r"attn|mlp|ff|blocks\.\d+\.proj_out|SelfAttention\.[qkvo]|DenseReluDense")  # matrices inside blocks
+Losses = dict[str, Tensor]
 NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works
 
 
@@ -92,34 +93,50 @@ def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, optimizer((p for n, p in model.named_parameters() if n not in inner), lr)]
 
 
+def minimise(
+    name: str,
+    model: nn.Module,
+    losses: Callable[[np.random.Generator], dict[str, Tensor]],
+    plan: Plan,
+    seed: int,
+    log: Log,
+) -> None:
+    """Trains `model` on the sum of `losses(rng)`; it ends with the averaged weights, and in `eval`."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    opts, mean = optimizers(model.train(), plan.lr), copy.deepcopy(model)
+    for step in range(plan.steps):
+        parts = losses(rng)
+        for opt in opts:
+            cosine(opt, step, plan.steps, warmup=100)
+            opt.zero_grad(set_to_none=True)
+        torch.stack(list(parts.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+        update_mean(mean, model, min(EMA, (step + 1) / (step + 10)))
+        log(name, step, plan.steps, **{part: loss.item() for part, loss in parts.items()})
+    model.load_state_dict(mean.state_dict())
+    model.eval()
+
+
 def fit(name: str, model: nn.Module, rows: int, batch: Callable[..., Batch], plan: Plan, seed: int, log: Log) -> None:
-    """Trains `model(x_t, t, *inputs)` by flow matching; it ends with the averaged weights, and in `eval`.
+    """Trains `model(x_t, t, *inputs)` by flow matching.
 
     Args:
         rows: how many examples there are.
         batch: (rows int64 [n], rng) -> those examples.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    opts, mean = optimizers(model.train(), plan.lr), copy.deepcopy(model)
-    for step in range(plan.steps):
+
+    def loss(rng: np.random.Generator) -> Losses:
         example = batch(rng.integers(0, rows, plan.batch), rng)
         x0, eps = example.x0, torch.randn_like(example.x0)
         t = torch.sigmoid(HIGH + 1.2 * torch.randn(plan.batch))
         tt = t.view(-1, *[1] * (x0.ndim - 1))
         v = model((1 - tt) * x0 + tt * eps, t, *example.inputs)
-        loss = (example.weight * (v - (eps - x0)).square()).mean()
-        for opt in opts:
-            cosine(opt, step, plan.steps, warmup=100)
-            opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-        update_mean(mean, model, min(EMA, (step + 1) / (step + 10)))
-        log(name, step, plan.steps, loss=loss.item())
-    model.load_state_dict(mean.state_dict())
-    model.eval()
+        return {"loss": (example.weight * (v - (eps - x0)).square()).mean()}
+
+    minimise(name, model, loss, plan, seed, log)
 
 
 @torch.no_grad()
