@@ -210,8 +210,17 @@ def test_training_sees_frames_then_windows_then_clips():
     assert part[0, 0, :, 0, 0].diff().tolist() == [1] * 4
     assert CLIPS.part(x, 0.95, rng) is x
     assert PICTURES.part(x, 0.0, rng) is x
-    assert CLIPS.kl_weight(0.0) == CLIPS.kl_weight(0.5) == 0
-    assert 0 < CLIPS.kl_weight(0.7) < CLIPS.kl_weight(1.0) == PICTURES.kl_weight(0.6)
+    assert CLIPS.kl_weight(0.0) == CLIPS.kl_weight(0.3) == 0
+    assert 0 < CLIPS.kl_weight(0.5) < CLIPS.kl_weight(0.8) == CLIPS.kl_weight(1.0) == CLIPS.most_kl
+
+
+def test_a_later_round_is_as_the_first_was_at_its_end():
+    x, rng = torch.zeros(2, 3, 9, 4, 4), np.random.default_rng(0)
+    for stages in (CLIPS, PICTURES):
+        later = stages.last()
+        assert later.part(x, 0.0, rng) is x
+        assert later.kl_weight(0.0) == stages.kl_weight(1.0) > 0
+        assert later.loss(x + 0.1, x, 0.0) == stages.loss(x + 0.1, x, 0.99)
 
 
 def test_every_word_is_one_token():
