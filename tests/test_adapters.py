@@ -177,7 +177,7 @@ def test_a_config_trains_it(kind, tmp_path):
     options = {name: value for name, value in asdict(case.options).items() if value}
     tree = {"kind": kind, "path": str(tmp_path / "model"), "device": "cpu", **options}
     config = tiny_run.settings(
-        tmp_path, tmp_path / "model", generator=tree, reward={"kind": "tiny_run:mean_pixel"}, train={"steps": 2}
+        tmp_path, tmp_path / "model", generator=tree, reward={"kind": "tiny_run:mean_pixel"}, train={"steps": 1}
     )
     summary = train(config)
     assert summary["status"] == "finished"
