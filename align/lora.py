@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def add_lora(
     alpha: float,
     targets: Sequence[str] | str | None = None,
     seed: int = 0,
+    name: str = ADAPTER,
 ) -> list[tuple[str, nn.Parameter]]:
     """Add a LoRA ``W + alpha / rank * B A`` to the backbone; its parameters alone are trained, in float32.
 
@@ -50,6 +52,7 @@ def add_lora(
 
     Args:
         targets: ends of module names, or one regular expression for whole names; the generator's own by default.
+        name: of the LoRA; others that are there keep their part in what the network computes.
 
     Returns:
         (name, parameter) in the backbone's order.
@@ -65,47 +68,87 @@ def add_lora(
         target_modules=wanted if isinstance(wanted, str) else list(wanted),
         init_lora_weights="gaussian",
     )
-    generator.backbone.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):  # peft makes the layers on the CPU
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft makes the layers on the CPU
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
         torch.default_generator.manual_seed(seed)
         for network in generator.backbones().values():
-            network.add_adapter(config, ADAPTER)  # type: ignore[operator]
-    parameters = [(name, value) for name, value in generator.backbone.named_parameters() if value.requires_grad]
+            network.add_adapter(config, name)  # type: ignore[operator]
+            _use_all(network)
+    return _trainable(generator, name)
+
+
+def continue_lora(
+    generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER
+) -> list[tuple[str, nn.Parameter]]:
+    """:func:`load_lora`, to be trained further; (name, parameter) as :func:`add_lora` gives them."""
+    load_lora(generator, path, name)
+    return _trainable(generator, name)
+
+
+def drop_lora(generator: Generator, name: str) -> None:
+    """Take one LoRA off the backbone; others stay."""
+    for network in generator.backbones().values():
+        adapters = getattr(network, "peft_config", {})
+        if list(adapters) == [name]:
+            network.unload_lora()  # type: ignore[operator]
+        elif name in adapters:
+            network.delete_adapters(name)  # type: ignore[operator]
+            _use_all(network)
+            network.requires_grad_(False)
+
+
+def _use_all(network: Any) -> None:
+    """Every LoRA on the network takes part: peft leaves on the last one alone."""
+    names = list(getattr(network, "peft_config", {}))
+    if names:
+        network.set_adapter(names)
+
+
+def _trainable(generator: Generator, name: str) -> list[tuple[str, nn.Parameter]]:
+    """One LoRA's parameters, the only trained ones from here, in float32."""
+    generator.backbone.requires_grad_(False)
+    parameters = [(key, value) for key, value in generator.backbone.named_parameters() if f".{name}." in key]
     for _, value in parameters:
+        value.requires_grad_(True)
         value.data = value.data.float()
     return parameters
 
 
-def save_lora(generator: Generator, folder: str | os.PathLike[str]) -> Path:
+def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | None = None) -> Path:
     """Write ``pytorch_lora_weights.safetensors`` as an untouched pipeline's ``load_lora_weights(folder)`` reads it.
 
     ``alpha / rank`` is multiplied into ``B``, so that readers which know no alpha are right too; the header says the
     same (alpha = rank). Samples are then equal bit for bit where ``alpha / rank`` is a power of two and to float32
     rounding elsewhere. The file appears whole or not at all. A second expert's lies beside it, for
     ``load_lora_weights(folder, weight_name=file_of("transformer_2"), load_into_transformer_2=True)``.
+
+    Args:
+        name: of the LoRA, where there are several.
     """
     folder = Path(folder)
     for component, network in generator.backbones().items():
-        _save(network, folder / file_of(component))
+        _save(network, folder / file_of(component), name)
     return folder / FILE
 
 
-def _save(network: Any, path: Path) -> None:
-    tensors, header = as_diffusers(lora_of(network))
+def _save(network: Any, path: Path, name: str | None) -> None:
+    tensors, header = as_diffusers(lora_of(network, name))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, partial, metadata=header)
     os.replace(partial, path)
 
 
-def lora_of(network: nn.Module) -> Lora:
-    """The LoRA on a network, float32 on the CPU; empty where it has none."""
+def lora_of(network: nn.Module, name: str | None = None) -> Lora:
+    """The LoRA on a network, the one of this name if there are several; float32 on the CPU, empty where it has none."""
     found: Lora = {}
-    for name, module in network.named_modules():
+    for key, module in network.named_modules():
         for adapter in getattr(module, "lora_A", {}):
+            if name not in (None, adapter):
+                continue
             layer: Any = module
             a, b = (part[adapter].weight.detach().float().cpu().contiguous() for part in (layer.lora_A, layer.lora_B))
-            found[name] = (a, b * layer.scaling[adapter])
+            found[key] = (a, b * layer.scaling[adapter])
     return found
 
 
@@ -121,12 +164,13 @@ def as_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
 
 
-def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
+def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER) -> None:
     """Put the LoRA of :func:`save_lora`, or any in diffusers' naming, onto the generator; nothing is trained then.
 
     Args:
         path: the file, or the folder that holds ``pytorch_lora_weights.safetensors``; a second expert's is read where
             it lies beside.
+        name: of the LoRA; others that are there keep their part in what the network computes.
 
     Raises:
         LoraError: no such file, damaged, or made for another model.
@@ -138,10 +182,10 @@ def load_lora(generator: Generator, path: str | os.PathLike[str]) -> None:
     for component, network in generator.backbones().items():
         own = file if component == "transformer" else file.with_name(file_of(component))
         if own.is_file():
-            _load(generator.pipeline, component, network, own)
+            _load(generator.pipeline, component, network, own, name)
 
 
-def _load(pipeline: Any, component: str, network: Any, file: Path) -> None:
+def _load(pipeline: Any, component: str, network: Any, file: Path, adapter: str) -> None:
     try:
         with safe_open(file, "pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -156,20 +200,22 @@ def _load(pipeline: Any, component: str, network: Any, file: Path) -> None:
         )
     second = {} if component == "transformer" else {f"load_into_{component}": True}
     reader = getattr(pipeline, "load_lora_weights", None) or network.load_lora_adapter
-    reader(str(file.parent), weight_name=file.name, adapter_name=ADAPTER, **second)
+    reader(str(file.parent), weight_name=file.name, adapter_name=adapter, **second)
+    _use_all(network)
     network.requires_grad_(False)
     tensors = load_file(file)
     for name, value in network.named_parameters():
-        key = PREFIX + name.replace(f".{ADAPTER}.", ".")
-        if f".{ADAPTER}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
+        key = PREFIX + name.replace(f".{adapter}.", ".")
+        if f".{adapter}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
             value.data = tensors[key].to(value.device, torch.float32)  # rounded to the base's dtype until now
 
 
 def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name -> ``(out, in)`` of a network's linear layers; weights stored in fewer bits have another shape."""
-    modules = network.named_modules()
     return {
-        name: (module.out_features, module.in_features) for name, module in modules if isinstance(module, nn.Linear)
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
     }
 
 

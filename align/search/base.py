@@ -32,6 +32,8 @@ class Method(BaseModel):
     """Whether it follows the reward's gradient."""
     latent: ClassVar[bool] = False
     """Whether it needs a latent reward."""
+    amortised: ClassVar[bool] = False
+    """Whether the prompts of a batch learn from each other, so that results depend on which are searched together."""
     default_sampler: ClassVar[str] = "ode"
     """Kind of sampler where the settings name none."""
 
