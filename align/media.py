@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from align.errors import DataError
 from align.files import write_bytes
+from rewards.pictures import opaque
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def read_pixels(source: Path | bytes) -> np.ndarray:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             frames, held = [], []
             for frame in ImageSequence.Iterator(image) if image.format in MOVING else [image]:
-                frames.append(_opaque(frame))
+                frames.append(opaque(frame))
                 held.append(int(frame.info.get("duration") or 0))
     except FileNotFoundError:
         raise DataError(f"no image {name}") from None
@@ -83,11 +84,6 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3).float() / 255
-
-
-def _opaque(frame: Image.Image) -> np.ndarray:
-    pixels = ImageOps.exif_transpose(frame).convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
 
 
 def _times(held: Sequence[int]) -> list[int]:

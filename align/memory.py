@@ -183,7 +183,7 @@ def remedies(config: Config) -> list[Remedy]:
     chunk, decoded = getattr(rollout, "chunk", 1), getattr(rollout, "decode_chunk", 1)
     on_card, size = config.generator.device != "cpu", config.generator.size
     smaller = None if size is None else [max(64, side * 3 // 4 // 64 * 64) for side in size]
-    group, rank = getattr(rollout, "group", 1), getattr(config.policy, "rank", 1)
+    rank = getattr(config.policy, "rank", 1)
     steps = [
         (train.micro_batch > 1, "train.micro_batch", train.micro_batch // 2, "the same gradient in more passes"),
         (not train.gradient_checkpointing, "train.gradient_checkpointing", True, "a third more time"),
@@ -196,7 +196,7 @@ def remedies(config: Config) -> list[Remedy]:
         (on_card and train.optimizer == "adamw", "train.optimizer", "paged_adamw8bit", "an eighth of its states"),
         (not memory.vae_tiling, "memory.vae_tiling", True, "large pictures tile by tile"),
         (not lora, "policy.kind", "lora", "roles, gradients and states of the base go"),
-        (online and group > 3, "rollout.group", group // 2, "fewer samples to keep"),
+        (online and rollout.group > 3, "rollout.group", rollout.group // 2, "fewer samples to keep"),
         (lora and rank > 4, "policy.rank", rank // 2, "a smaller LoRA"),
         (True, "generator.size", smaller, "smaller pictures, or fewer generator.frames"),
         (True, "generator.path", None, "a smaller model, or a larger card"),

@@ -109,7 +109,7 @@ def bench(
     from align.preference.words import lines
 
     found = measure(
-        settings.build(device), pairs, threshold=threshold, validation=others, tune_on_test=tune_on_test,
+        settings.build(device).fixed(), pairs, threshold=threshold, validation=others, tune_on_test=tune_on_test,
         draws=draws, seed=seed, device=device,
     )  # fmt: skip
     about = {"reward": settings.model_dump(mode="json"), "format": kind, "set": source, "judgement": judgement}

@@ -109,7 +109,7 @@ def _width(settings: dict[str, Any]) -> int:
 
 def _sampled(config: Config) -> int:
     chunk = getattr(config.rollout, "chunk", 1)
-    samples = getattr(config.rollout, "prompts", 1) * getattr(config.rollout, "group", 1)
+    samples = config.rollout.prompts * config.rollout.group
     guidance = getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0)
     tested = min(config.evaluate.chunk, config.evaluate.prompts) if config.prompts.heldout else 0
     return max(
@@ -121,13 +121,13 @@ def _sampled(config: Config) -> int:
 def _trained(config: Config) -> int:
     """Samples whose graph is alive at once: a pair is two, and a trajectory's guidance is part of the policy."""
     guided = config.recipe.keeps_trajectory and config.rollout.sampler.guidance != 1.0  # type: ignore[union-attr]
-    samples = getattr(config.rollout, "prompts", 1) * getattr(config.rollout, "group", 2)
+    samples = config.rollout.prompts * config.rollout.group
     terms = math.ceil(samples * config.recipe.terms_per_sample(config) / config.train.updates / _world())
     return max(1, min(config.train.micro_batch, terms)) * (2 if guided or hasattr(config.recipe, "pairs") else 1)
 
 
 def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
-    samples = math.ceil(getattr(config.rollout, "prompts", 1) * getattr(config.rollout, "group", 2) / _world())
+    samples = math.ceil(config.rollout.prompts * config.rollout.group / _world())
     steps = 0
     if config.recipe.keeps_trajectory:
         steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward
-from rewards.model_settings import ModelRewardSettings
+from rewards.model_settings import VisionRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Adversarial(ModelRewardSettings):
+class Adversarial(VisionRewardSettings):
     """Likeness to reference pictures, by a discriminator that is refreshed every rollout (Adv-GRPO, arXiv 2511.20256).
 
     It knows nothing of prompts: mix it with a reward that does. Scores of different updates cannot be compared.
@@ -23,10 +23,6 @@ class Adversarial(ModelRewardSettings):
     kind: Literal["adversarial"] = Field("adversarial", description="likeness to references, refreshed in training")
     references: str = Field(
         description="folder of pictures that samples should look like, or shapes: renders of the embedded world"
-    )
-    model: str = Field(
-        "facebook/dinov2-base",
-        description="folder or hub id of DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); it stays frozen",
     )
     hidden: int = Field(512, ge=1, description="width of the discriminator's hidden layer")
     lr: float = Field(1e-4, gt=0, description="of its Adam")
@@ -39,9 +35,8 @@ class Adversarial(ModelRewardSettings):
 
         from rewards.pictures import read_folder
         from rewards.training.discriminator import Discriminator
-        from rewards.vision_features import VisionFeatures
 
-        vision = VisionFeatures.load(self.model, self.dtype, device)
+        vision = self.vision(device)
 
         def features(media: Tensor) -> Tensor:
             clips = media if media.ndim == 5 else media[:, None]

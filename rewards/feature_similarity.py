@@ -7,32 +7,27 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward
-from rewards.model_settings import ModelRewardSettings
+from rewards.model_settings import VisionRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class FeatureSimilarity(ModelRewardSettings):
+class FeatureSimilarity(VisionRewardSettings):
     """Cosine of a vision model's features of the picture and of the prompt's picture; differentiable.
 
     A perceptual similarity, but neither LPIPS nor DreamSim: no weights here were trained on people's judgements.
     """
 
     kind: Literal["feature_similarity"] = Field("feature_similarity", description="likeness to the prompt's picture")
-    model: str = Field(
-        "facebook/dinov2-base",
-        description="folder or hub id of DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP)",
-    )
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""
         from rewards.digest import digest
         from rewards.frames import by_frame
-        from rewards.vision_features import VisionFeatures
 
-        features = VisionFeatures.load(self.model, self.dtype, device)
+        features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
             goal = features.of_clips(image[:, None], self.batch)[:, 0].detach()

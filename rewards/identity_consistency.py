@@ -7,33 +7,29 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward
-from rewards.model_settings import ModelRewardSettings
+from rewards.model_settings import VISION_MODEL, VisionRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class IdentityConsistency(ModelRewardSettings):
+class IdentityConsistency(VisionRewardSettings):
     """Likeness of each frame's features to the first frame's and the last one's before it (VBench); differentiable.
 
     A clip that stands still has 1, so it wants a reward of motion beside it.
     """
 
     kind: Literal["identity_consistency"] = Field("identity_consistency", description="frames alike through a clip")
-    model: str = Field(
-        "facebook/dino-vitb16",
-        description="folder or hub id of DINO, DINOv2 or a CLIPModel, or shapes (the embedded CLIP)",
-    )
+    model: str = Field("facebook/dino-vitb16", description=VISION_MODEL)
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""
         from rewards.clips import at_least
         from rewards.digest import digest
         from rewards.frames import middles
-        from rewards.vision_features import VisionFeatures
 
-        features = VisionFeatures.load(self.model, self.dtype, device)
+        features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             clips = at_least(media, 2, "identity_consistency")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +101,8 @@ class JudgeRewardSettings(RewardSettings):
 
     @property
     def answers(self) -> tuple[tuple[str, ...], ...]:
-        """K answers, each the spellings whose probabilities are summed; none where none are asked about."""
-        return ()
+        """K answers, each the spellings whose probabilities are summed: yes and no; none where none are asked about."""
+        return YES_NO if self.needs == "answers" else ()
 
     @property
     def span(self) -> tuple[float, float]:

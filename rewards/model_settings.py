@@ -11,6 +11,11 @@ from rewards.base import Reward, RewardError, RewardSettings
 if TYPE_CHECKING:
     import torch
 
+    from rewards.vision_features import VisionFeatures
+
+
+VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); it stays frozen"
+
 
 class ModelRewardSettings(RewardSettings):
     """A network reads pictures ``batch`` at a time; a clip's score is the mean of its frames' scores.
@@ -38,6 +43,18 @@ class ModelRewardSettings(RewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """What :meth:`build` does, with errors that need not name the reward."""
         raise NotImplementedError
+
+
+class VisionRewardSettings(ModelRewardSettings):
+    """A reward on the features of a frozen vision model."""
+
+    model: str = Field("facebook/dinov2-base", description=VISION_MODEL)
+
+    def vision(self, device: torch.device | str) -> VisionFeatures:
+        """Load the model; raises RewardError."""
+        from rewards.vision_features import VisionFeatures
+
+        return VisionFeatures.load(self.model, self.dtype, device)
 
 
 class FlowRewardSettings(RewardSettings):

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from rewards.base import Scores
 from rewards.judge import Needs, SourceRewardSettings
-from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +34,6 @@ class Paco(SourceRewardSettings):
         if self.rows * self.columns + self.source < 2:
             raise ValueError("one sub-image has nothing to be consistent with; set rows, columns or source")
         return self
-
-    @property
-    def answers(self) -> tuple[tuple[str, ...], ...]:
-        """Yes and no."""
-        return YES_NO
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from rewards.base import RewardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RENDERS = 128
@@ -35,6 +37,12 @@ def read_folder(folder: str) -> list[Tensor]:
     return [_to_tensor(_read(file)) for file in files]
 
 
+def opaque(picture: Image.Image) -> np.ndarray:
+    """uint8 ``[H, W, 3]``, turned as its camera says, white where it is transparent."""
+    pixels = ImageOps.exif_transpose(picture).convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
+
+
 def _renders(count: int) -> np.ndarray:
     from generators.shapes.world import dataset
 
@@ -44,11 +52,12 @@ def _renders(count: int) -> np.ndarray:
 def _read(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            pixels = ImageOps.exif_transpose(image).convert("RGBA")
+            return opaque(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise RewardError(f"references: {file} cannot be read: {error}") from None
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
+    import torch
+
     return torch.from_numpy(pixels.copy()).movedim(-1, -3).float() / 255

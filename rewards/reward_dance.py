@@ -8,7 +8,6 @@ from pydantic import Field
 
 from rewards.base import Scope, Scores
 from rewards.judge import JudgeRewardSettings, Needs
-from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +33,6 @@ class RewardDance(JudgeRewardSettings):
         "group", description="group = the best of the prompt's own samples | image = the picture the prompt came with"
     )
     best: int = Field(2, ge=1, description="references taken from a group; a sample is not compared with itself")
-
-    @property
-    def answers(self) -> tuple[tuple[str, ...], ...]:
-        """Yes and no."""
-        return YES_NO
 
     @property
     def scope(self) -> Scope:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judge import Needs, SourceRewardSettings
-from rewards.replies import YES_NO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +26,6 @@ class YesProbability(SourceRewardSettings):
     variant: Literal["pair", "vocabulary"] = Field(
         "pair", description="pair = P(yes) / (P(yes) + P(no)) | vocabulary = P(yes) among all tokens, as VQAScore"
     )
-
-    @property
-    def answers(self) -> tuple[tuple[str, ...], ...]:
-        """Yes and no."""
-        return YES_NO
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

@@ -34,7 +34,7 @@ class FlowDPO(ForwardRecipe):
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""
-        group = getattr(config.rollout, "group", 2)
+        group = config.rollout.group
         return self.times * min(self.pairs, group // 2) / group
 
     def check(self, config: Any) -> list[tuple[str, str]]:

@@ -97,7 +97,8 @@ def build_vae(out: Path, budget: Budget, log: Log) -> None:
 def _rounds(vae: Autoencoder, images: np.ndarray, rounds: Rounds, batch: int, log: Log) -> None:
     for number, (steps, decoder_steps) in enumerate(rounds):
         train_vae(vae, images, steps, batch, number, log, again=number > 0)
-        harden_decoder(vae, images[::2], decoder_steps, batch, number, log)
+        if decoder_steps:
+            harden_decoder(vae, images[::2], decoder_steps, batch, number, log)
 
 
 def encoded(world: ModuleType, vae: Autoencoder, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:

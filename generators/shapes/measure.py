@@ -137,11 +137,17 @@ def agreement(out: Path, n: int, **proxies: Proxy) -> dict:
     return facts
 
 
+def _relation(caption: str) -> str | None:
+    return world.parse_caption(caption).relation
+
+
 def judge(out: Path, n: int) -> dict:
     """How often the judge's yes and no are right, and how its answers agree with gold.
 
-    `accuracy` is of yes to the true caption and no to one with one thing changed, half and half; `caption_accuracy` how
-    often the true one is the likelier; `digit_error` the mean distance of the expected digit, 0 to 1, from gold.
+    `accuracy` is of yes to the true caption and no to one with one thing changed, half and half. `refused_relations`
+    and `refused_others` are the shares of the latter with a no, where a relation was turned round and where it was
+    not. `caption_accuracy` is how often the true one is the likelier, `digit_error` the mean distance of the expected
+    digit, 0 to 1, from gold.
     """
     local = Local(model=str(out / "judge"), dtype="float32", batch=64)
     yes, digit = (build(judge=local).build() for build in (YesProbability, DigitJudge))
@@ -154,8 +160,11 @@ def judge(out: Path, n: int) -> dict:
     right, other = ask(yes, images, texts), ask(yes, images, wrong)
     gold = np.concatenate([score_batch(images, said)["dense"] for said in (texts, wrong)])
     digits = np.concatenate([ask(digit, images, said) for said in (texts, wrong)])
+    turned = np.array([_relation(a) != _relation(b) for a, b in zip(texts, wrong, strict=True)])
+    no = other <= 0.5
     result = {
-        "accuracy": ((right > 0.5).mean() + (other <= 0.5).mean()) / 2, "caption_accuracy": (right > other).mean(),
+        "refused_relations": no[turned].mean(), "refused_others": no[~turned].mean(),
+        "accuracy": ((right > 0.5).mean() + no.mean()) / 2, "caption_accuracy": (right > other).mean(),
         "digit_error": np.abs(digits - gold).mean(),
     } | agreement(out, n, proxy=partial(ask, yes), digit=partial(ask, digit))  # fmt: skip
     start = time.perf_counter()
