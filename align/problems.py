@@ -82,6 +82,8 @@ def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
             if others:
                 return f"only valid for kind={' or '.join(others)}; here kind is {option.kind_of(siblings)}"
         known = list(cls.model_fields)
+        if key in known:  # of a union another member was meant
+            continue
         return f"no such setting{nearest(key, known)}; known here: {listing(known)}"
     return "no such setting"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,10 +135,7 @@ def train(
     from align.preference.train import train_reward
 
     summary = train_reward(settings, overwrite=overwrite, say=typer.echo)
-    for name in ("before", "after"):
-        if (found := summary[name]) is not None:
-            said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
-            typer.echo(f"held out {name:6} {said}")
+    say_accuracy(summary)
     typer.echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
 
 
@@ -161,3 +158,29 @@ def latent(
             bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
             typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
     typer.echo(f"latent_reward: {settings.run_dir}")
+
+
+@app.command(epilog="Example: alignflow reward judge configs/rewards/judge.yaml data.train=pairs.jsonl --out my/judge")
+def judge(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as lora.rank=8")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+) -> None:
+    """Teach a vision-language judge by a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
+    from align.preference.settings import load_judge_training
+
+    settings = load_judge_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.judge import train_judge
+
+    summary = train_judge(settings, overwrite=overwrite, say=typer.echo)
+    say_accuracy(summary)
+    typer.echo(f'judge: {{model: "{settings.asking.judge.model}", lora: "{settings.run_dir}"}}')
+
+
+def say_accuracy(summary: dict[str, Any]) -> None:
+    """What was measured on held-out rows, before and after."""
+    for name in ("before", "after"):
+        if (found := summary[name]) is not None:
+            said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
+            typer.echo(f"held out {name:6} {said}")

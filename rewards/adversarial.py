@@ -26,6 +26,7 @@ class Adversarial(VisionRewardSettings):
     )
     hidden: int = Field(512, ge=1, description="width of the discriminator's hidden layer")
     lr: float = Field(1e-4, gt=0, description="of its Adam")
+    patches: float = Field(0.3, ge=0, le=1, description="share of the patches in a score, and weight of their loss")
     only_behind: bool = Field(False, description="leave steps out while references already score above the samples")
     seed: int = Field(0, ge=0, description="of its first weights and of which references a step sees")
 
@@ -40,7 +41,7 @@ class Adversarial(VisionRewardSettings):
 
         def features(media: Tensor) -> Tensor:
             clips = media if media.ndim == 5 else media[:, None]
-            return F.normalize(vision.of_clips(clips, self.batch).mean(1), dim=-1)
+            return F.normalize(vision.of_clips(clips, self.batch, patches=True).mean(1), dim=-1)
 
         return Discriminator(
             features,
@@ -48,5 +49,6 @@ class Adversarial(VisionRewardSettings):
             hidden=self.hidden,
             lr=self.lr,
             seed=self.seed,
+            patches=self.patches,
             only_behind=self.only_behind,
         ).reward()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.asking import Judge, Question
 
 Needs = Literal["answers", "likelihood", "reply"]
 """What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
@@ -36,6 +36,7 @@ class Local(BaseModel):
     batch: int = Field(4, ge=1, description="questions through the network at once")
     pixels: int | None = Field(None, ge=1, description="most pixels of a picture; the model's own by default")
     longest: int = Field(16384, ge=1, description="most tokens of a question, pictures and reply included")
+    lora: str | None = Field(None, description="folder of a LoRA on it, as alignflow reward judge writes it")
 
     def load(self, device: torch.device | str) -> Judge:
         """Read model, tokenizer and image settings; RewardError where that fails."""
@@ -96,6 +97,8 @@ class JudgeRewardSettings(RewardSettings):
 
     needs: ClassVar[Needs]
     gradient: ClassVar[bool] = True
+    taught: ClassVar[bool] = False
+    """Whether a judge can be taught to answer it by pairs, see :meth:`lessons`."""
     judge: AnyJudge = Field(Local(), description="the model that is asked: local or endpoint")
     frames: int | None = Field(8, ge=1, description="frames of a clip that are shown, spread evenly; null = all")
 
@@ -125,18 +128,20 @@ class JudgeRewardSettings(RewardSettings):
         Raises:
             RewardError: model not there, server not there or without log-probabilities; says which reward.
         """
-        kind = getattr(self, "kind", "")
         try:
-            judge = self.judge.load(device)
-            judge.ready(self.needs, self.answers)
+            return self.around(self.judge.load(device))
         except RewardError as error:
-            raise RewardError(f"reward {kind!r}: {error}") from error
+            raise RewardError(f"reward {getattr(self, 'kind', '')!r}: {error}") from error
+
+    def around(self, judge: Judge) -> Reward:
+        """The reward that asks this judge; RewardError where it cannot answer."""
+        judge.ready(self.needs, self.answers)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
             return self.score(judge, media, prompts, group, **inputs) if prompts else Scores(media.new_zeros(0))
 
         return Reward(
-            kind,
+            getattr(self, "kind", ""),
             function,
             self.span,
             judge.differentiable and self.gradient and self.needs != "reply",
@@ -144,6 +149,10 @@ class JudgeRewardSettings(RewardSettings):
             self.scope,
             judge.fingerprint,
         )
+
+    def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
+        """What a judge is taught by a pair of media: questions, and which of the answers is right."""
+        raise NotImplementedError
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

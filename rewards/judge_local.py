@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from rewards.clip import weights
 from rewards.digest import digest
 from rewards.hub import from_pretrained
 from rewards.judge import Local, Needs
+from rewards.judge_lora import load_lora
 from rewards.judge_pixels import Patches
 from rewards.replies import spellings
 
@@ -80,6 +82,8 @@ class LocalJudge:
         )
         if missing := sorted(report["missing_keys"]):
             raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+        if settings.lora is not None:
+            load_lora(model, Path(settings.lora))
         return cls(settings, model.requires_grad_(False).eval().to(device), tokenizer, patches)
 
     def fingerprint(self) -> str:
@@ -121,16 +125,27 @@ class LocalJudge:
     def likelihoods(self, questions: Sequence[Question], replies: Sequence[str]) -> Replies:
         """See :class:`rewards.asking.Judge`."""
         found, reasons = self._empty(len(questions), 2)
+        for asked, logs, lengths in self.reply_logs(questions, replies, reasons):
+            rows = torch.stack([logs.sum(1), lengths.float()], 1)
+            found = found.index_copy(0, torch.tensor(asked, device=rows.device), rows)
+        return Replies(found, reasons)
+
+    def reply_logs(
+        self, questions: Sequence[Question], replies: Sequence[str], reasons: dict[int, str]
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Log-probabilities of the replies' tokens, a batch at a time: (which questions, ``[n, L]``, lengths ``[n]``).
+
+        Beyond a reply's length there is 0. What cannot be asked gets a reason.
+        """
         for batch in self._batches(questions, replies, reasons):
             longest = max(batch.lengths)
             ids = batch.inputs["input_ids"][:, -longest:]
             logits = self._logits(batch, longest + 1)[:, :-1]
             each = -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
             lengths = torch.tensor(batch.lengths, device=ids.device)
-            theirs = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
-            rows = torch.stack([torch.where(theirs, each, 0.0).sum(1), lengths.float()], 1)
-            found = found.index_copy(0, torch.tensor(batch.rows, device=rows.device), rows)
-        return Replies(found, reasons)
+            at = torch.arange(longest, device=ids.device) + longest - lengths[:, None]  # replies end a row
+            logs = each.gather(1, at.clamp_max(longest - 1))
+            yield batch.rows, torch.where(at < longest, logs, 0.0), lengths
 
     @torch.no_grad()
     def write(self, questions: Sequence[Question], longest: int) -> Replies:

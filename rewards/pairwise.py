@@ -12,7 +12,7 @@ from rewards.judge import Needs, SourceRewardSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.asking import Judge, Question
 
 TEMPLATE = (
     'Which {medium} shows "{prompt}" better and is better made, {medium} 1 or {medium} 2? Answer with 1 or 2, and '
@@ -27,6 +27,7 @@ class Pairwise(SourceRewardSettings):
     """
 
     needs: ClassVar[Needs] = "answers"
+    taught: ClassVar[bool] = True
     gradient: ClassVar[bool] = False  # what one gains another loses, so the sum of scores has none
     kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
     template: str = Field(TEMPLATE, description="the question, with {prompt}; the answer is 1 or 2")
@@ -55,3 +56,10 @@ class Pairwise(SourceRewardSettings):
         asked = compared(self.template, pairs, media, prompts, self.frames, image)
         found = answered(judge, asked, self.answers)
         return tournament(pairs, share(found.values), found.reasons, len(prompts))
+
+    def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
+        """The place of the chosen, in both orders."""
+        from rewards.asking import two
+
+        orders = ((chosen, rejected), (rejected, chosen))
+        return [(two(self.template, *pair, prompt, self.frames), place) for place, pair in enumerate(orders)]

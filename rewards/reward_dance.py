@@ -27,6 +27,7 @@ class RewardDance(JudgeRewardSettings):
     """
 
     needs: ClassVar[Needs] = "answers"
+    taught: ClassVar[bool] = True
     kind: Literal["reward_dance"] = Field("reward_dance", description="P(better than a reference)")
     template: str = Field(TEMPLATE, description="the question, with {prompt}; the sample is shown first")
     reference: Literal["group", "image"] = Field(
@@ -92,6 +93,10 @@ class RewardDance(JudgeRewardSettings):
             spare = [rows[place] for place in best(first, self.best + 1)][self.best :]
             chosen += [(i, j) for i in rows for j in ([top for top in tops if top != i] or spare)]
         return chosen
+
+    def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
+        """Yes with the chosen first, no with the rejected first."""
+        return [(self._ask(chosen, rejected, prompt), 0), (self._ask(rejected, chosen, prompt), 1)]
 
     def _ask(self, sample: Tensor, reference: Tensor, prompt: str) -> Question:
         from rewards.asking import two

@@ -46,13 +46,25 @@ class VisionFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, D]`` float32."""
+        return self.tokens(images)[:, 0]
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` in [0, 1] -> unit rows ``[N, 1 + P, D]`` float32: the feature, then those of P patches.
+
+        CLIP's patches are normed and projected as its class token is.
+        """
         pixels = self.preprocess(images.to(self.model.device)).to(self.model.dtype)
         if self.model.config.model_type == "clip":
-            found = self.model.get_image_features(pixel_values=pixels).pooler_output
+            vision = self.model.vision_model
+            hidden = vision(pixel_values=pixels).last_hidden_state
+            found = self.model.visual_projection(vision.post_layernorm(hidden))
         else:
-            found = self.model(pixel_values=pixels).last_hidden_state[:, 0]
+            hidden = self.model(pixel_values=pixels).last_hidden_state
+            registers = getattr(self.model.config, "num_register_tokens", 0)  # of DINOv2's later models
+            found = torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], 1)
         return F.normalize(found.float(), dim=-1)
 
-    def of_clips(self, clips: Tensor, batch: int) -> Tensor:
-        """``[N, F, 3, H, W]`` -> ``[N, F, D]``, ``batch`` frames at a time."""
-        return torch.cat([self(part) for part in clips.flatten(0, 1).split(batch)]).unflatten(0, clips.shape[:2])
+    def of_clips(self, clips: Tensor, batch: int, patches: bool = False) -> Tensor:
+        """``[N, F, 3, H, W]`` -> ``[N, F, D]``, or with patches ``[N, F, 1 + P, D]``, ``batch`` frames at a time."""
+        read = self.tokens if patches else self
+        return torch.cat([read(part) for part in clips.flatten(0, 1).split(batch)]).unflatten(0, clips.shape[:2])

@@ -12,7 +12,7 @@ from rewards.judge import Needs, SourceRewardSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.asking import Judge, Question
 
 VQASCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
@@ -21,6 +21,7 @@ class YesProbability(SourceRewardSettings):
     """P(yes) of a vision-language judge, VQAScore's question by default; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
+    taught: ClassVar[bool] = True
     kind: Literal["yes_probability"] = Field("yes_probability", description="how surely a judge says yes")
     template: str = Field(VQASCORE, description="the question, with {prompt}; VQAScore's by default")
     variant: Literal["pair", "vocabulary"] = Field(
@@ -39,3 +40,13 @@ class YesProbability(SourceRewardSettings):
         total = found.values.exp().sum(1)
         values = share(found.values) if self.variant == "pair" else found.values[:, 0].exp()
         return per_sample(values, range(len(asked)), len(asked), found.reasons, {"answered": total})
+
+    def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
+        """Yes to the chosen, no to the rejected."""
+        from rewards.asking import question, shown
+
+        def ask(sample: Tensor) -> Question:
+            medium = "image" if sample.ndim == 3 else "video"
+            return question(self.template, prompt, *shown(sample, self.frames), medium=medium)
+
+        return [(ask(chosen), 0), (ask(rejected), 1)]

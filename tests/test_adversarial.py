@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tiny_run import settings
 
@@ -19,7 +21,7 @@ from align.evaluate import evaluate_run
 from align.trainer import train
 from rewards.base import RewardError
 from rewards.pictures import RENDERS, read_folder
-from rewards.training.discriminator import Discriminator
+from rewards.training.discriminator import PATCHES, Discriminator
 from rewards.vision_features import VisionFeatures
 
 LIKENESS: dict[str, Any] = {"kind": "adversarial", "model": "shapes", "hidden": 32, "lr": 1e-2}
@@ -39,7 +41,7 @@ def plain(red: float, blue: float, count: int = 4) -> torch.Tensor:
 
 def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_same_bits(features):
     real, fake = plain(0.9, 0.1), plain(0.1, 0.9)
-    judge = Discriminator(features, real, hidden=32, lr=3e-3)
+    judge = Discriminator(features.tokens, real, hidden=32, lr=3e-3)
     before = judge.reward().fingerprint()
     for _ in range(15):
         judge.fit(fake)
@@ -49,7 +51,7 @@ def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_sam
     values = judge.reward()(torch.cat([plain(0.8, 0.1, 2), plain(0.2, 0.9, 2)]), ["a"] * 4).values
     assert values[:2].min().item() > values[2:].max().item()
     assert judge.reward().fingerprint() != before
-    other = Discriminator(features, real, hidden=32, lr=3e-3)
+    other = Discriminator(features.tokens, real, hidden=32, lr=3e-3)
     other.load_state_dict(kept)
     for _ in range(15):
         other.fit(fake)
@@ -58,8 +60,8 @@ def test_a_discriminator_learns_what_references_look_like_and_goes_on_to_the_sam
 
 
 def test_a_discriminator_may_wait_until_it_is_behind(features):
-    judge = Discriminator(features, plain(0.9, 0.1), hidden=32, lr=3e-3, only_behind=True)
-    swapped = Discriminator(features, plain(0.1, 0.9), hidden=32, lr=3e-3, only_behind=True)
+    judge = Discriminator(features.tokens, plain(0.9, 0.1), hidden=32, lr=3e-3, only_behind=True)
+    swapped = Discriminator(features.tokens, plain(0.1, 0.9), hidden=32, lr=3e-3, only_behind=True)
     moved = []
     for one, fake in ((judge, plain(0.1, 0.9)), (swapped, plain(0.9, 0.1))):
         before = copy.deepcopy(one.head.state_dict())
@@ -68,6 +70,53 @@ def test_a_discriminator_may_wait_until_it_is_behind(features):
         assert same == (found["real"] > found["fake"])
         moved.append(not same)
     assert sorted(moved) == [False, True]  # of two that differ in the roles alone, one is behind
+
+
+def test_a_score_and_a_step_are_of_the_whole_and_of_patches():
+    """Beside the formulas, on rows that need no model: 0.7 whole + 0.3 patches, hinge of both with weight 0.3."""
+
+    def rows(media):
+        return torch.nn.functional.normalize(media.flatten(2).transpose(1, 2), dim=-1)  # a pixel is a token
+
+    real, fake = plain(0.9, 0.1)[..., :2, :2], plain(0.1, 0.9)[..., :2, :2]
+    judge = Discriminator(rows, real[:1], hidden=8, patches=0.3)
+    whole, parts = judge.head(rows(fake)[:, 0])[:, 0], judge.head(rows(fake)[:, 1:])[..., 0]
+    assert torch.allclose(judge.score(fake), 0.7 * whole + 0.3 * parts.mean(1), atol=1e-6)
+    alone = Discriminator(rows, real[:1], hidden=8, patches=0.0)
+    assert torch.allclose(alone.score(fake), whole, atol=1e-6)
+    rng = np.random.default_rng([0, 0])  # of the seed and the call
+    rng.integers(0, 1, 4)  # which references
+    drawn = torch.from_numpy(1 + rng.integers(0, 3, (4, PATCHES)))
+    with torch.no_grad():
+        good, bad = judge.head(judge.real)[..., 0], judge.head(rows(fake))[..., 0]
+        loss = (torch.relu(1 - good[:, :1]) + torch.relu(1 + bad[:, :1])).mean() / 2
+        chosen = bad[torch.arange(4)[:, None], drawn]
+        loss += 0.3 * (torch.relu(1 - good[:, 1:]) + torch.relu(1 + chosen)).mean() / 2
+    found = judge.fit(fake)
+    assert found["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert found["real"] == pytest.approx(good[:, 0].mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_tokens_of_dinov2_are_its_class_token_and_its_patches(registers, tmp_path):
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    more = {"num_register_tokens": registers} if registers else {}
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4, **more
+    )
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.BitImageProcessorPil(
+        size={"height": 8, "width": 8}, do_center_crop=False, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    ).save_pretrained(tmp_path)
+    vision, media = VisionFeatures.load(str(tmp_path), "float32", "cpu"), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        hidden = model(pixel_values=vision.preprocess(media)).last_hidden_state
+        tokens = vision.tokens(media)
+    assert tokens.shape == (2, 1 + 4, 16)
+    wanted = torch.nn.functional.normalize(torch.cat([hidden[:, :1], hidden[:, -4:]], 1), dim=-1)
+    assert torch.allclose(tokens, wanted, atol=1e-5)
+    assert torch.equal(vision(media), tokens[:, 0])
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from align import registry
 from align.config import load_settings
 from align.memory import Memory
 from align.settings import REWARD, GeneratorConfig, RunSettings, Sampler, Settings
-from align.variants import OneOf, problems_at
+from align.variants import OneOf, listing, problems_at
 from rewards.base import RewardSettings
+from rewards.judge import JudgeRewardSettings, Local
 from rewards.training.objectives import OBJECTIVES, Objective
 from rewards.training.settings import HEADS, Backbone, HeadSettings, VariationalSettings
 
@@ -28,15 +30,20 @@ class Data(Settings):
     limit: int | None = Field(None, ge=1, description="use only the first so many rows to learn from")
 
 
-class Fit(Settings):
+class Steps(Settings):
     """The optimisation."""
 
     steps: int = Field(500, ge=1, description="steps of AdamW")
     batch: int = Field(64, ge=1, description="pairs per step")
-    lr: float = Field(1e-3, gt=0, description="of the head")
-    backbone_lr: float = Field(1e-5, gt=0, description="of what is trained in the backbone")
-    weight_decay: float = Field(0.01, ge=0, description="of both")
+    lr: float = Field(1e-3, gt=0, description="of the head, or of the LoRA")
+    weight_decay: float = Field(0.01, ge=0, description="of all that is trained")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
+
+
+class Fit(Steps):
+    """The optimisation of a head, and of what is trained in the backbone."""
+
+    backbone_lr: float = Field(1e-5, gt=0, description="of what is trained in the backbone")
 
 
 class RewardTrainConfig(RunSettings):
@@ -99,6 +106,60 @@ class LatentTrainConfig(RunSettings):
         if self.text.tune != "none":
             raise problems_at([("text.tune", "prompts are read by the CLIP as it is")])
         return self
+
+
+class JudgeLora(Settings):
+    """The part of a judge that learns."""
+
+    rank: int = Field(16, ge=1, description="of the LoRA")
+    alpha: float = Field(32.0, gt=0, description="of the LoRA")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="ends of the names of the language layers that get one",
+    )
+
+
+class JudgeTrainConfig(RunSettings):
+    """One judge to teach by preferences; its run folder is the LoRA for ``judge: {model: ..., lora: ...}``."""
+
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    data: Data = Field(description="preferences: prompt, chosen, rejected, maybe reason, said behind the verdict")
+    reward: Annotated[RewardSettings, REWARD] = Field(
+        description="what asks the judge: yes_probability, reward_dance or pairwise, with a local judge"
+    )
+    lora: JudgeLora = Field(JudgeLora(), description="what is trained")
+    verdict: float = Field(
+        0.1, gt=0, le=1, description="weight of a reply's first token against the rest of it, where there is a reason"
+    )
+    fit: Steps = Field(Steps(steps=200, batch=8, lr=1e-4), description="how")
+
+    @model_validator(mode="after")
+    def _teachable(self) -> Self:
+        if not (isinstance(self.reward, JudgeRewardSettings) and self.reward.taught):
+            kinds = [name for name, kind in registry.rewards().items() if getattr(kind, "taught", False)]
+            raise problems_at(
+                [
+                    (
+                        "reward.kind",
+                        f"no judge is taught by pairs for {getattr(self.reward, 'kind', '')}; for {listing(kinds)}",
+                    )
+                ]
+            )
+        if not isinstance(self.reward.judge, Local):
+            raise problems_at([("reward.judge", "a judge behind a server is not trained from here; name a local one")])
+        return self
+
+    @property
+    def asking(self) -> JudgeRewardSettings:
+        """The reward, known to ask a judge."""
+        assert isinstance(self.reward, JudgeRewardSettings)
+        return self.reward
+
+
+def load_judge_training(path: Path, overrides: Sequence[str] = ()) -> JudgeTrainConfig:
+    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    return load_settings(path, overrides, JudgeTrainConfig)
 
 
 def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTrainConfig:

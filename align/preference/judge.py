@@ -1,0 +1,146 @@
+"""Teaching a judge by a table of preferences: what ``alignflow reward judge`` does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from align.config import dump_config
+from align.errors import DataError, RunFolderError
+from align.files import new_folder, without_nan, write_json, write_text
+from align.media import read_media
+from align.preference.bench import measure
+from align.preference.formats import Media, read_set
+from align.preference.settings import JudgeTrainConfig
+from align.preference.table import Judged, read_judged
+from align.prompts import PAIR
+from align.seeds import derive
+from rewards.asking import Question
+from rewards.judge import JudgeRewardSettings
+from rewards.judge_local import LocalJudge
+from rewards.judge_lora import add_lora
+from rewards.training.losses import first_token
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question and the whole reply that is right, verdict first."""
+
+    question: Question
+    reply: str
+
+
+def train_judge(
+    config: JudgeTrainConfig, *, overwrite: bool = False, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Train a LoRA on the judge of a config into its folder; returns what ``summary.json`` holds.
+
+    Raises:
+        DataError, RewardError: tables, pictures, weights or LoRA targets that do not serve.
+        RunFolderError: the folder is there already, or the loss is not finite.
+    """
+    if config.run_dir.exists() and not overwrite:
+        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
+    rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
+    if not rows:
+        raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learnt")
+    heldout = read_set("pairs", config.data.heldout) if config.data.heldout else []
+    judge = config.asking.judge.load(config.device)
+    assert isinstance(judge, LocalJudge)
+    reward = config.asking.around(judge)
+
+    def accuracy() -> dict[str, Any] | None:
+        return measure(reward, heldout, device=config.device).without_ties.model_dump() if heldout else None
+
+    before, started = accuracy(), time.perf_counter()
+    metrics = fit(config, judge, rows, say)
+    summary = {
+        "rows": len(rows),
+        "heldout": len(heldout),
+        "before": before,
+        "after": accuracy(),
+        "loss": metrics[-1]["loss"],
+        "seconds": time.perf_counter() - started,
+    }
+    with new_folder(config.run_dir) as staging:
+        judge.model.save_pretrained(staging)
+        write_text(staging / "config.yaml", dump_config(config))
+        write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))
+        write_json(staging / "summary.json", summary)
+    return summary
+
+
+def fit(
+    config: JudgeTrainConfig, judge: LocalJudge, rows: Sequence[Judged], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The loop, after which nothing of the judge is trained any more. Returns rows of metrics."""
+    part, plan = config.lora, config.fit
+    trained = add_lora(judge.model, part.rank, part.alpha, part.targets, derive(config.seed, "lora"))
+    optimizer = torch.optim.AdamW(trained, lr=plan.lr, weight_decay=plan.weight_decay)
+    rng = np.random.default_rng(derive(config.seed, "rows"))
+    metrics = []
+    for step in range(1, plan.steps + 1):
+        pick = rng.choice(len(rows), min(plan.batch, len(rows)), replace=False)
+        lessons = [lesson for number in pick for lesson in lessons_of(config.asking, rows[number])]
+        optimizer.zero_grad(set_to_none=True)
+        found = learn(judge, lessons, config.verdict)
+        if not np.isfinite(found["loss"]):
+            raise RunFolderError(f"the loss is {found['loss']} at step {step}; nothing is written: a smaller fit.lr")
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if step % plan.log_every == 0 or step in (1, plan.steps):
+            metrics.append({"step": step, **found})
+            say(f"step {step}/{plan.steps} loss {found['loss']:.4f}")
+    judge.model.requires_grad_(False)
+    return metrics
+
+
+def lessons_of(settings: JudgeRewardSettings, row: Judged) -> list[Lesson]:
+    """Questions about one pair with what should be said: the verdict, and behind it the row's reason if it has one.
+
+    Raises:
+        DataError: a picture that is not there or cannot be read, a reason that is no text.
+    """
+    reason = row.prompt.metadata.get("reason") or ""
+    if not isinstance(reason, str):
+        raise DataError(f'{row.prompt.where}: "reason" should be a text, given {reason!r:.40}')
+    chosen, rejected = (_picture(row, side) for side in PAIR)
+    lessons = []
+    for question, number in settings.lessons(row.prompt.text, chosen, rejected):
+        if question.refused:
+            raise DataError(f"{row.prompt.where}: {question.refused}")
+        lessons.append(Lesson(question, settings.answers[number][0] + (f"\n{reason}" if reason else "")))
+    return lessons
+
+
+def _picture(row: Judged, side: str) -> torch.Tensor:
+    media: Media = row.prompt.media[side]
+    content = media.content() if hasattr(media, "content") else media
+    if content is None:
+        raise DataError(f"{row.prompt.where}: the cell {side!r} is empty")
+    return read_media(content)
+
+
+def learn(judge: LocalJudge, lessons: Sequence[Lesson], verdict: float) -> dict[str, Any]:
+    """Gradient of the mean loss of some lessons; the loss, and how probable the right verdicts were.
+
+    Raises:
+        DataError: a question with its reply is longer than the judge reads.
+    """
+    reasons: dict[int, str] = {}
+    questions, replies = [one.question for one in lessons], [one.reply for one in lessons]
+    loss, sure = 0.0, 0.0
+    for _, logs, lengths in judge.reply_logs(questions, replies, reasons):
+        part = first_token(logs, lengths, verdict).sum() / len(lessons)
+        part.backward()
+        loss += part.item()
+        sure += logs[:, 0].exp().sum().item() / len(lessons)
+    if reasons:
+        raise DataError(next(iter(reasons.values())))
+    return {"loss": loss, "verdict_probability": sure}
