@@ -23,6 +23,8 @@ from . import world
 
 ECHO = PromptEcho().template
 SCALES = ((0, 5), (0, 5), (1, 5), (0, 9))  # of digits; the reward's own most often
+RELATED = 2.5  # how much oftener the judge is asked about a scene with a relation than about others
+TURNED = 0.5  # share of pictures with a relation that are asked about the opposite one too: those are read last
 DOUBT = 0.25  # P(yes) of a picture that is wrong, for each unit of its dense score: near misses are refused less surely
 
 
@@ -53,6 +55,12 @@ class Pairs:
 
     def __post_init__(self) -> None:
         self.images = np.stack([world.render(scene) for scene in self.scenes])
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows [2 count] of as many pairs, those with a relation RELATED times as often."""
+        weight = np.array([RELATED if spec.relation else 1.0 for spec in self.specs[::2]])
+        first = 2 * rng.choice(len(weight), count, p=weight / weight.sum())
+        return (first[:, None] + [0, 1]).ravel()
 
 
 def draw_pairs(split: str, n: int, seed: int) -> Pairs:
@@ -118,14 +126,20 @@ Captioned = tuple[int, world.Spec, int | None]
 def captions(pairs: Pairs, rows: np.ndarray, rng: np.random.Generator) -> list[Captioned]:
     """Four captions of every picture in `rows` [P], the two of a pair side by side: (picture, spec, first wrong word).
 
-    Its own, the other's of its pair, another of its own truth, and one with two things changed or of another scene.
+    Its own, the other's of its pair, another of its own truth, and one with the relation turned round, with two things
+    changed or of another scene.
     """
     found: list[Captioned] = []
     for i, row in enumerate(rows):
         own, near = pairs.specs[row], pairs.specs[row ^ 1]
-        far = near_by(near, rng) if rng.random() < 0.5 else None
         found += [(i, spec, first_wrong(world.caption(spec), own)) for spec in (own, near)]
-        found += [(i, reworded(own, rng), None), (i, far or pairs.specs[rng.choice(rows)], None)]
+        found.append((i, reworded(own, rng), None))
+        turned = replace(own, relation=world.OPPOSITE.get(own.relation or ""))
+        if own.relation and not world.is_held_out(turned) and rng.random() < TURNED:
+            found.append((i, turned, first_wrong(world.caption(turned), own)))
+        else:
+            far = near_by(near, rng) if rng.random() < 0.5 else None
+            found.append((i, far or pairs.specs[rng.choice(rows)], None))
     return found
 
 

@@ -19,6 +19,8 @@ from rewards import shapes_video
 from rewards.base import Reward
 from rewards.digit_judge import DigitJudge
 from rewards.judge import Local
+from rewards.pairwise import Pairwise
+from rewards.reward_dance import RewardDance
 from rewards.shapes import score_batch
 from rewards.shapes_edit import score_edits, score_fills
 from rewards.yes_probability import YesProbability
@@ -147,10 +149,11 @@ def judge(out: Path, n: int) -> dict:
     `accuracy` is of yes to the true caption and no to one with one thing changed, half and half. `refused_relations`
     and `refused_others` are the shares of the latter with a no, where a relation was turned round and where it was
     not. `caption_accuracy` is how often the true one is the likelier, `digit_error` the mean distance of the expected
-    digit, 0 to 1, from gold.
+    digit, 0 to 1, from gold. `compared` is the pairwise judge's win rate, `beats` RewardDance's.
     """
     local = Local(model=str(out / "judge"), dtype="float32", batch=64)
     yes, digit = (build(judge=local).build() for build in (YesProbability, DigitJudge))
+    compared = {"compared": Pairwise(judge=local).build(), "beats": RewardDance(judge=local).build()}
 
     def ask(reward: Reward, images: np.ndarray, texts: list[str]) -> np.ndarray:
         with torch.no_grad():
@@ -167,6 +170,8 @@ def judge(out: Path, n: int) -> dict:
         "accuracy": ((right > 0.5).mean() + no.mean()) / 2, "caption_accuracy": (right > other).mean(),
         "digit_error": np.abs(digits - gold).mean(),
     } | agreement(out, n, proxy=partial(ask, yes), digit=partial(ask, digit))  # fmt: skip
+    few = -(-n // 4)  # every two of a prompt's pictures are shown, in both orders
+    result |= agreement(out, few, **{name: partial(ask, reward) for name, reward in compared.items()})
     start = time.perf_counter()
     ask(yes, np.resize(images, (192, *images.shape[1:])), [texts[i % len(texts)] for i in range(192)])
     result["seconds_per_192"] = time.perf_counter() - start

@@ -203,7 +203,7 @@ def read(pupil: Pupil, pairs: Pairs, plan: Plan, seed: int, log: Log) -> None:
 
     @torch.autocast("cpu", torch.bfloat16)
     def losses(rng: np.random.Generator) -> Losses:
-        rows = (2 * rng.integers(0, len(pairs.images) // 2, plan.batch // 2)[:, None] + [0, 1]).ravel()
+        rows = pairs.draw(plan.batch // 2, rng)
         media = shown(pairs, rows, rng)
         kind = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
         reply, words = pupil.reply_loss(media, kind(pairs, rows, media, rng))
