@@ -13,9 +13,9 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTEBOOK_UPDATES", "2")
-    monkeypatch.setenv("NOTEBOOK_HELD_OUT", "48")
-    monkeypatch.setenv("NOTEBOOK_CALLS", "40")
+    monkeypatch.setenv("NOTEBOOK_UPDATES", "1")
+    monkeypatch.setenv("NOTEBOOK_HELD_OUT", "24")
+    monkeypatch.setenv("NOTEBOOK_CALLS", "20")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(path.parent)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
