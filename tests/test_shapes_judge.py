@@ -39,13 +39,15 @@ def replies(asked):
 
 
 def test_yes_to_true_captions_and_no_to_others(asked, replies):
-    """But for relations, which it does not read: an opposite one gets a yes (docs/rewards.md)."""
+    """Relations turned round are the hardest (docs/rewards.md)."""
     yes, no = (scores.values for scores in replies)
     right = torch.stack([yes > 0.5, no <= 0.5]).float().mean(0)
-    related = torch.tensor([world.parse_caption(text).relation is not None for text in asked[1]])
-    assert right.mean() >= 0.85
-    assert right[~related].mean() >= 0.9
-    assert (yes > no)[~related].float().mean() >= 0.9
+    relations = [[world.parse_caption(text).relation for text in texts] for texts in asked[1:]]
+    turned = torch.tensor([a != b for a, b in zip(*relations, strict=True)])
+    assert right.mean() >= 0.9
+    assert (yes > no).float().mean() >= 0.95
+    assert turned.sum() >= 5
+    assert (no <= 0.5)[turned].float().mean() >= 0.6
 
 
 def test_it_answers_with_yes_or_no(replies):
@@ -76,15 +78,15 @@ def test_a_true_caption_is_the_likelier_description(asked):
 
 
 def test_gradients_reach_the_pixels_and_lead_upwards(asked):
-    media, _, wrong = (part[:8] for part in asked)
-    media = media.clone().requires_grad_()
+    media, _, wrong = (part[:12] for part in asked)
+    media = (0.02 + 0.96 * media).requires_grad_()
     before = ask("yes_probability", media, wrong).values
     before.log().sum().backward()
     assert (media.grad.abs().amax((1, 2, 3)) > 0).all()
-    step = 0.01 * media.grad / media.grad.square().mean((1, 2, 3), keepdim=True).sqrt()
+    step = 0.001 * media.grad / media.grad.square().mean((1, 2, 3), keepdim=True).sqrt()
     with torch.no_grad():
         after = ask("yes_probability", (media + step).clamp(0, 1), wrong).values
-    assert (after > before).float().mean() > 0.7
+    assert (after > before).float().mean() > 0.9
 
 
 def test_pictures_of_other_sizes_are_seen_alike(asked, replies):
