@@ -10,7 +10,8 @@ from pathlib import Path
 from align import memory, registry
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_prompts, read_stored
-from align.settings import Config, OnlineRollout, Sampler
+from align.sampling import Sampler
+from align.settings import Config, OnlineRollout
 from align.tables import HUB
 from generators.shapes import WORLDS, pipelines
 

@@ -20,7 +20,8 @@ from ruamel.yaml.nodes import MappingNode, Node
 from align import memory
 from align.errors import ConfigError, Problem
 from align.problems import explain
-from align.settings import Config, RewardOnly, Sampler
+from align.sampling import Sampler
+from align.settings import Config, RewardOnly
 from align.variants import OneOf, child, child_options, class_of, mapping
 from rewards.base import RewardSettings
 

@@ -28,7 +28,8 @@ from generators.base import Conditioning, Generator
 from rewards.base import Reward
 
 if TYPE_CHECKING:
-    from align.settings import Config, Evaluate, Sampler, Samples
+    from align.sampling import Sampler
+    from align.settings import Config, Evaluate, Samples
 
 
 @dataclass

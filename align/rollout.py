@@ -15,7 +15,7 @@ from align.seeds import derive
 from generators.base import Conditioning, Generator, seeded_noise
 
 if TYPE_CHECKING:
-    from align.settings import Sampler
+    from align.sampling import Sampler
 
 
 @dataclass

@@ -14,7 +14,8 @@ from align import registry
 from align.config import Config, dump_config, json_schema, load_config, load_reward, read_yaml, settings_of
 from align.errors import ConfigError
 from align.recipes.base import Recipe
-from align.settings import LEVELS, FullPolicy, LoRAPolicy, Sampler
+from align.sampling import LEVELS, Sampler
+from align.settings import FullPolicy, LoRAPolicy
 
 write = written.write
 

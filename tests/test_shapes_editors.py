@@ -17,8 +17,8 @@ from align.config import load_config
 from align.evaluate import sample_media
 from align.inputs import read_inputs
 from align.prompts import read_prompts
+from align.sampling import Sampler
 from align.seeds import derive
-from align.settings import Sampler
 from generators.base import Options
 from generators.codec import pack
 from generators.load import load

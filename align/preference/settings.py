@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 from align import registry
 from align.config import load_settings
 from align.memory import Memory
-from align.settings import REWARD, GeneratorConfig, RunSettings, Sampler, Settings
+from align.sampling import Sampler
+from align.settings import REWARD, GeneratorConfig
+from align.tree import RunSettings, Settings
 from align.variants import OneOf, listing, problems_at
 from rewards.base import RewardSettings
 from rewards.judge import JudgeRewardSettings, Local

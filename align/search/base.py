@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from align.settings import LEVELS, Sampler
+from align.sampling import LEVELS, Sampler
 from align.variants import listing, problems_at
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from align.settings import Settings
+from align.tree import Settings
 from align.variants import problem_at
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from align.memory import Memory
 from align.prompts import read_prompts
 from align.search.base import Method
 from align.search.budget import Budget
-from align.settings import REWARD, GeneratorConfig, RunSettings, Samples, Settings, derived
+from align.settings import REWARD, GeneratorConfig, Samples, derived
 from align.tables import HUB
+from align.tree import RunSettings, Settings
 from align.variants import OneOf, problems_at
 from rewards.base import RewardSettings
 

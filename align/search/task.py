@@ -16,11 +16,11 @@ from align.errors import SearchError
 from align.inputs import Inputs, take
 from align.losses import x0_from
 from align.samplers import Step
+from align.sampling import Sampler
 from align.search.budget import Budget, Cost, Meter
 from align.search.results import Candidate, Found, between
 from align.search.rows import finite, places, slices
 from align.seeds import derive
-from align.settings import Sampler
 from generators.base import Conditioning, Generator
 from rewards.base import Reward
 
