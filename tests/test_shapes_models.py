@@ -14,10 +14,11 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from generators.sd3_attention import fold_null_tokens
-from generators.shapes import build, measure, weights, world
+from generators.shapes import build, measure, motion, weights, world
 from generators.shapes.tokenizer import MAX_LENGTH, clip_tokenizer, words
+from generators.shapes.train_common import Log
 from generators.shapes.train_sd3 import Model, new_pipeline
-from generators.shapes.train_vae import decode, encode, new_vae
+from generators.shapes.train_vae import decode, encode, new_clip_vae, new_vae, raw_latents, train_vae
 from rewards.shapes import judge, score_batch
 
 ROOT = Path(__file__).parents[1]
@@ -157,6 +158,20 @@ def test_builder_makes_a_pipeline_from_nothing(tmp_path, monkeypatch):
     assert image.shape == (1, 64, 64, 3)
     assert np.isfinite(image).all()
     assert "| sd3 | dense |" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_every_round_of_an_autoencoder_measures_its_latents_anew(clips):
+    """Scaled latents have spread 1 after each round, whatever the one before noted."""
+    torch.manual_seed(0)
+    vae = new_clip_vae() if clips else new_vae()
+    media = motion.dataset("train", 24, seed=0)[0] if clips else world.dataset("train", 24, seed=0)[0]
+    for number in range(2):
+        train_vae(vae, media, 1, 2, number, Log(), again=number > 0)
+        assert encode(vae, media).std().item() == pytest.approx(1, abs=0.05)
+        assert encode(vae, media).mean().item() == pytest.approx(0, abs=0.05)
+        spread = raw_latents(vae, media).std().item()
+        assert spread != pytest.approx(1, abs=0.05)  # else there were nothing to see
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def train_vae(
         log("vae", step, steps, loss=loss.item(), kl=kl.item())
     set_layout(vae, channels_last=False)
     vae.eval()
-    z = encode(vae, images[:2048])
+    z = raw_latents(vae, images[:2048])
     if isinstance(vae, AutoencoderKL):
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
     else:
@@ -236,13 +236,19 @@ def harden_decoder(vae: Autoencoder, images: np.ndarray, steps: int, batch: int,
 
 
 @torch.no_grad()
+def raw_latents(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
+    """`encode` without the scale: the posterior's means, whatever the settings say of their spread."""
+    means = [vae.encode(to_pixels(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
+    return torch.cat(means)
+
+
+@torch.no_grad()
 def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
     """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 4, w / 4].
 
     They are the posterior's means.
     """
-    means = [vae.encode(to_pixels(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
-    z = torch.cat(means)
+    z = raw_latents(vae, images, batch)
     mean, std = codec.statistics(vae, z.ndim, z.device)
     return (z - mean) / std
 
