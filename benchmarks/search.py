@@ -21,6 +21,7 @@ from torch import Tensor
 
 from align import registry
 from align.build import build_rewards, hush
+from align.errors import SearchError
 from align.evaluate import mean, standard_error
 from align.prompts import Prompt, read_prompts
 from align.rollout import diversity
@@ -93,9 +94,13 @@ def main() -> None:
                     method = plain if text == "plain" else json.loads(text)
                 if parse(method, {"decodes": 1}).search.gradients and not rewards[options.reward].differentiable:
                     continue
-                row = measure(
-                    generator, rewards[options.reward], rewards["gold"], prompts, method, calls, seed, options.batch
-                )
+                try:
+                    row = measure(
+                        generator, rewards[options.reward], rewards["gold"], prompts, method, calls, seed, options.batch
+                    )
+                except SearchError as error:  # this budget does not pay for one sample
+                    print(f"{text:14} seed {seed} calls {calls:5}  {error}", flush=True)
+                    continue
                 rows.append({**row, "method": text})
                 shown = {name: f"{value:.3f}" for name, value in row.items() if isinstance(value, float)}
                 assert all(map(math.isfinite, (row["reward"], row["gold"])))
