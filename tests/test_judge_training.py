@@ -49,11 +49,11 @@ def table(folder: Path, count: int, seed: int, brighter: bool = False, **columns
 
 def config(folder: Path, model: Path, kind: str, *overrides: str, brighter: bool = False, **columns):
     path = folder / "judge.yaml"
-    train, heldout = table(folder, 24, 0, brighter, **columns), table(folder, 24, 1, brighter)
+    train, heldout = table(folder, 24, 0, brighter, **columns), table(folder, 16, 1, brighter)
     path.write_text(
         f"data: {{train: {train}, heldout: {heldout}}}\n"
         f"reward: {{kind: {kind}, judge: {{model: {model}, dtype: float32, batch: 64}}}}\n"
-        f"lora: {{rank: 8, alpha: 16}}\nfit: {{steps: 40, batch: 12, lr: 5e-3, log_every: 10}}\nout: {folder / 'out'}\n"
+        f"lora: {{rank: 8, alpha: 16}}\nfit: {{steps: 25, batch: 12, lr: 5e-3, log_every: 10}}\nout: {folder / 'out'}\n"
     )
     return load_judge_training(path, overrides)
 

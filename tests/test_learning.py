@@ -19,12 +19,12 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "shapes"
 
 SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema=0", "evaluate.role=policy"]
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
-BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=48"]
+BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
-    "nft": (0.04, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
-    "grpo": (0.04, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=10"]),
-    "flow_rwr": (0.04, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=8"]),
-    "flow_dpo": (0.02, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=8"]),
+    "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
+    "flow_rwr": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
@@ -54,6 +54,6 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", FAST)
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
-    summary = run(recipe, tmp_path, *FEW, "evaluate.prompts=24", "rollout.prompts=4", "train.steps=1", "train.lr=0")
+    summary = run(recipe, tmp_path, *FEW, "evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0")
     assert summary["reward_after"] == summary["reward_before"]
     assert summary["gold_after"] == summary["gold_before"]
