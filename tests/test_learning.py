@@ -28,7 +28,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
-    "flow_dpo": (0.01, ["train.steps=7"]),
+    "flow_dpo": (0.02, ["train.steps=7"]),
 }
 
 
