@@ -1,18 +1,18 @@
-"""Qwen2-VL with a linear head read at special tokens, on tensors: clips and a question in, marks out.
+"""Qwen2-VL with a head read at special tokens, on tensors: a picture or a clip and a question in, marks out.
 
-As VideoAlign runs it: the language model sees plain positions 0, 1, 2 ..., not Qwen2-VL's three-dimensional ones,
-because its forward pass hands over embeddings alone.
+As VideoAlign and HPSv3 run it: the language model sees plain positions 0, 1, 2 ..., not Qwen2-VL's three-dimensional
+ones, because their forward pass hands over embeddings alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLModel
 
 from rewards.base import RewardError
@@ -27,19 +27,38 @@ RATE, FEWEST, MOST = 2, 4, 768
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a checkpoint of that kind is.
+
+    Args:
+        name: of the reward; ``place`` where its weights are published.
+        tokens: the n tokens that the head reads at.
+        medium: what stands before the question.
+        pixels: of a frame, at least and at most.
+    """
+
+    name: str
+    place: str
+    tokens: tuple[str, ...]
+    medium: Literal["image", "video"]
+    pixels: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Qwen2VLReward:
-    """The network, its head ``[1 or n, D]``, its tokenizer, and the ids of the n tokens the head reads at."""
+    """The network, its head ``[n, D] -> [n, K]``, its tokenizer, and the ids of the n tokens the head reads at."""
 
     model: Any
-    head: Tensor
+    head: nn.Module
     tokenizer: Any
     tokens: Tensor
+    published: Published
 
     @classmethod
     def load(
-        cls, file: str, base: str, tokens: Sequence[str], alpha: float, dtype: str, device: torch.device | str
+        cls, published: Published, file: str, base: str, alpha: float, dtype: str, device: torch.device | str
     ) -> Qwen2VLReward:
-        """Read a checkpoint of VideoAlign, its LoRA merged, its keys in the names of this transformers.
+        """Read a checkpoint, its LoRA merged, its keys in the names of this transformers.
 
         Raises:
             RewardError: not there, damaged, or not such a checkpoint of that base.
@@ -48,52 +67,85 @@ class Qwen2VLReward:
         if config.model_type != "qwen2_vl":
             raise RewardError(f"{base} holds a {config.model_type} model, not Qwen2-VL")
         tokenizer = from_pretrained(AutoTokenizer, base)
-        tokenizer.add_tokens(list(tokens), special_tokens=True)
-        path = weight_file(file, "published as KwaiVGI/VideoReward")
+        tokenizer.add_tokens(list(published.tokens), special_tokens=True)
+        path = weight_file(file, f"published as {published.place}")
         state = merged(renamed(read_state_dict(path)), alpha)
-        head = state.pop("rm_head.weight", None)
+        head = read_head({key: state.pop(key) for key in list(state) if key.startswith("rm_head.")})
         words = state.get("language_model.embed_tokens.weight")
-        if head is None or words is None or head.ndim != 2 or len(head) not in (1, len(tokens)):
-            raise RewardError(
-                f"{path} is no checkpoint of VideoReward: no head of {len(tokens)} marks, or no embeddings"
-            )
+        width = config.text_config.hidden_size
+        if head is None or words is None or next(head.parameters()).shape[1] != width:
+            raise RewardError(f"{path} is no checkpoint of {published.name}: it has no such head, or no embeddings")
         if len(words) < len(tokenizer):
             raise RewardError(f"the tokenizer of {base} knows {len(tokenizer)} tokens, {path} only {len(words)}")
         config.text_config.vocab_size = len(words)
-        check_keys(state, skeleton(lambda: Qwen2VLModel(config)), str(path), f"a VideoReward on {base}")
+        check_keys(state, skeleton(lambda: Qwen2VLModel(config)), str(path), f"a {published.name} on {base}")
         model = Qwen2VLModel(config).to(getattr(torch, dtype))
         model.load_state_dict(state)
         model.requires_grad_(False).eval().to(device)
-        ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(tokens)), device=device)
-        return cls(model, head.to(model.device, model.dtype), tokenizer, ids)
+        head = head.requires_grad_(False).to(
+            model.device, model.dtype if isinstance(head, nn.Linear) else torch.float32
+        )
+        ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(published.tokens)), device=device)
+        return cls(model, head, tokenizer, ids, published)
 
     def __call__(self, clip: Tensor, question: str) -> Tensor:
-        """Marks ``[n]`` float32 of ``clip [F, 3, H, W]`` in [0, 1], in the order of the tokens."""
-        patches, grid = patched(clip.to(self.model.device), self.model.config.vision_config)
+        """What the head says at each of the tokens, ``[n, K]`` float32, of ``clip [F, 3, H, W]`` in [0, 1]."""
+        patches, grid = patched(clip.to(self.model.device), self.model.config.vision_config, self.published.pixels)
         seen = self.model.visual(patches.to(self.model.dtype), grid_thw=grid).pooler_output
         ids = self._ids(question, len(seen))
         embeddings = self.model.get_input_embeddings()(ids)[None]
-        shown = (ids == self.model.config.video_token_id)[None, :, None]
-        embeddings = embeddings.masked_scatter(shown, seen.to(embeddings.dtype))
+        embeddings = embeddings.masked_scatter((ids == self._place)[None, :, None], seen.to(embeddings.dtype))
         plain = torch.arange(len(ids), device=ids.device).expand(3, 1, -1)
         states = self.model.language_model(inputs_embeds=embeddings, position_ids=plain).last_hidden_state[0]
-        marks = states[[int((ids == token).nonzero()) for token in self.tokens]] @ self.head.T
-        return (marks.diagonal() if len(self.head) > 1 else marks[:, 0]).float()
+        read = states[[int((ids == token).nonzero()) for token in self.tokens]]
+        return self.head(read.to(next(self.head.parameters()).dtype)).float()
+
+    @property
+    def outputs(self) -> int:
+        """K."""
+        return len(list(self.head.parameters())[-1])
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, for a digest."""
-        return {**self.model.state_dict(), "rm_head.weight": self.head}
+        return {**self.model.state_dict(), **{f"rm_head.{key}": value for key, value in self.head.state_dict().items()}}
+
+    @property
+    def _place(self) -> int:
+        """The token that stands for a part of the picture or clip."""
+        config = self.model.config
+        return config.video_token_id if self.published.medium == "video" else config.image_token_id
 
     def _ids(self, question: str, length: int) -> Tensor:
         """Token ids of the chat, with ``length`` places for the clip."""
-        content = [{"type": "video"}, {"type": "text", "text": question}]
+        content = [{"type": self.published.medium}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, device=self.model.device)
-        place = (ids == self.model.config.video_token_id).nonzero().flatten().tolist()
+        place = (ids == self._place).nonzero().flatten().tolist()
         if len(place) != 1:
-            raise ValueError(f"the question has {len(place)} places for a clip, not one")
+            raise ValueError(f"the question has {len(place)} places for a {self.published.medium}, not one")
         return torch.cat([ids[: place[0]], ids[place].expand(length), ids[place[0] + 1 :]])
+
+
+def read_head(state: Mapping[str, Tensor]) -> nn.Module | None:
+    """The head of these weights: VideoAlign's linear layer, HPSv3's three with rectifiers between; None if neither."""
+    found = {key.removeprefix("rm_head."): value for key, value in state.items()}
+
+    def layer(name: str, bias: bool = True) -> nn.Linear:
+        outputs, inputs = found[name].shape
+        return nn.Linear(inputs, outputs, bias=bias)
+
+    if any(value.ndim != (2 if key.endswith("weight") else 1) for key, value in found.items()):
+        return None
+    if list(found) == ["weight"]:
+        head: nn.Module = layer("weight", bias=False)
+    elif sorted(found) == [f"{i}.{part}" for i in (0, 3, 5) for part in ("bias", "weight")]:
+        first, second, last = (layer(f"{i}.weight") for i in (0, 3, 5))
+        head = nn.Sequential(first, nn.ReLU(), nn.Identity(), second, nn.ReLU(), last)  # in the middle a dropout
+    else:
+        return None
+    head.load_state_dict(found)
+    return head
 
 
 def frames_at(length: int, rate: float, count: int | None = None) -> list[int]:
@@ -111,30 +163,31 @@ def frames_at(length: int, rate: float, count: int | None = None) -> list[int]:
     return torch.linspace(0, length - 1, count).round().long().tolist()
 
 
-def fitting(height: int, width: int, factor: int) -> tuple[int, int]:
+def fitting(height: int, width: int, factor: int, pixels: tuple[int, int] = (SMALLEST, LARGEST)) -> tuple[int, int]:
     """(height, width) in multiples of ``factor``, in about the same ratio, within the limits of pixels.
 
     >>> fitting(480, 832, 28), fitting(64, 64, 28)
     ((336, 588), (336, 336))
     """
+    smallest, largest = pixels
     sides = [round(side / factor) * factor for side in (height, width)]
-    if sides[0] * sides[1] > LARGEST:
-        shrink = math.sqrt(height * width / LARGEST)
+    if sides[0] * sides[1] > largest:
+        shrink = math.sqrt(height * width / largest)
         sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
-    elif sides[0] * sides[1] < SMALLEST:
-        grow = math.sqrt(SMALLEST / (height * width))
+    elif sides[0] * sides[1] < smallest:
+        grow = math.sqrt(smallest / (height * width))
         sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
     return sides[0], sides[1]
 
 
-def patched(clip: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+def patched(clip: Tensor, config: Any, pixels: tuple[int, int] = (SMALLEST, LARGEST)) -> tuple[Tensor, Tensor]:
     """``[F, 3, H, W]`` in [0, 1] -> Qwen2-VL's rows of patches ``[P, 3 * t * p * p]`` and their grid ``[1, 3]``.
 
     Frames are resized (bicubic, antialiased) and normalised as CLIP's; an odd clip's last frame is shown twice. Rows go
     by time, then by squares of patches that are merged into one token.
     """
     patch, merge, span = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-    target = fitting(clip.shape[-2], clip.shape[-1], patch * merge)
+    target = fitting(clip.shape[-2], clip.shape[-1], patch * merge, pixels)
     frames = Preprocess(target, "exact", eight_bit=False)(clip)
     frames = torch.cat([frames, frames[-1:].expand(-len(frames) % span, -1, -1, -1)])
     grid = [len(frames) // span, target[0] // patch, target[1] // patch]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 NAMES = ("visual_quality", "motion_quality", "text_alignment")
 MEANS, DEVIATIONS = (3.6757, 1.1646, 2.8105), (2.2476, 1.3811, 2.5121)
-PLACE = "{text_prompt}"
 PUBLISHED = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 
 
@@ -53,11 +50,17 @@ class VideoReward(RewardSettings):
             RewardError: not there, damaged, or of another architecture; a template without its tokens.
         """
         from rewards.digest import digest
-        from rewards.qwen2_vl_reward import Qwen2VLReward, frames_at
+        from rewards.published_template import PLACE, read_template
+        from rewards.qwen2_vl_reward import LARGEST, SMALLEST, Published, Qwen2VLReward, frames_at
 
+        published = Published("VideoReward", "KwaiVGI/VideoReward", TOKENS, "video", (SMALLEST, LARGEST))
         try:
-            question = read_template(self.template)
-            judge = Qwen2VLReward.load(self.weights, self.base, TOKENS, self.lora_alpha, self.dtype, device)
+            question = read_template(
+                self.template, (PUBLISHED,), (*TOKENS[:2], PLACE, TOKENS[2]), "the repository KwaiVGI/VideoAlign"
+            )
+            judge = Qwen2VLReward.load(published, self.weights, self.base, self.lora_alpha, self.dtype, device)
+            if judge.outputs not in (1, len(TOKENS)):
+                raise RewardError(f"{self.weights} has {judge.outputs} outputs; VideoReward has 1 or {len(TOKENS)}")
         except RewardError as error:
             raise RewardError(f"reward 'video_reward': {error}") from error
 
@@ -72,7 +75,8 @@ class VideoReward(RewardSettings):
                     reasons[index] = f"the prompt holds one of the tokens {', '.join(TOKENS)}"
                     rows.append(torch.full((3,), torch.nan, device=media.device))
                 else:
-                    rows.append(judge(clip, question.replace(PLACE, prompt)).to(media.device))
+                    marks = judge(clip, question.replace(PLACE, prompt)).to(media.device)
+                    rows.append(marks.diagonal() if marks.shape[1] > 1 else marks[:, 0])
             marks = torch.stack(rows) if rows else media.new_zeros(0, 3)
             marks = normalised(marks) if self.normalise else marks
             parts = dict(zip(NAMES, marks.unbind(1), strict=True))
@@ -89,40 +93,3 @@ def normalised(marks: Tensor) -> Tensor:
     [[1.0, 0.0, -1.0]]
     """
     return (marks - marks.new_tensor(MEANS)) / marks.new_tensor(DEVIATIONS)
-
-
-def read_template(file: Path) -> str:
-    """The question of a text file, or of VideoAlign's ``prompt_template.py``, which is parsed and not run.
-
-    Raises:
-        RewardError: no such file, or not the three tokens in their order with the prompt before the last.
-    """
-    path = file.expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RewardError(
-            f"template {file} cannot be read ({error}); it is in the repository KwaiVGI/VideoAlign"
-        ) from None
-    if path.suffix == ".py":
-        text = _constant(text, PUBLISHED, file)
-    places = [text.find(mark) for mark in (*TOKENS[:2], PLACE, TOKENS[2])]
-    if -1 in places or places != sorted(places) or any(text.count(mark) != 1 for mark in (*TOKENS, PLACE)):
-        order = " ".join((*TOKENS[:2], PLACE, TOKENS[2]))
-        raise RewardError(f"template {file} should hold each of {order} once, in this order")
-    return text
-
-
-def _constant(source: str, name: str, file: Path) -> str:
-    try:
-        statements: Sequence[ast.stmt] = ast.parse(source).body
-    except SyntaxError as error:
-        raise RewardError(f"template {file} is not Python: {error}") from None
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in statement.targets
-        ):
-            value = statement.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                return value.value
-    raise RewardError(f"template {file} does not define {name}")

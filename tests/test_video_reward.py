@@ -183,15 +183,24 @@ def test_what_does_not_fit_is_named(base, tmp_path):
 
 
 def test_the_authors_template_is_read_and_not_run(tmp_path):
-    from rewards.video_reward import read_template
+    from rewards.published_template import read_template
+
+    def read(file):
+        return read_template(file, ["QUESTION", "TAIL"], (*TOKENS[:2], "{text_prompt}", TOKENS[2]), "their repository")
 
     file = tmp_path / "prompt_template.py"
-    file.write_text(f'raise SystemExit\nDETAILED_PROMPT_WITH_SPECIAL_TOKEN = """\n{TEMPLATE}\n"""\n')
-    assert read_template(file) == f"\n{TEMPLATE}\n"
+    first, tail = TEMPLATE[:60], TEMPLATE[60:]
+    file.write_text(f'raise SystemExit\nTAIL = "{tail}\\n"\nQUESTION = """\n{first}"""\n')
+    assert read(file) == f"\n{TEMPLATE}\n"
     file.write_text("OTHER = 1")
-    with pytest.raises(RewardError, match="does not define"):
-        read_template(file)
+    with pytest.raises(RewardError, match="does not define QUESTION"):
+        read(file)
+    file.write_text("not python at all")
+    with pytest.raises(RewardError, match="is not Python"):
+        read(file)
     text = tmp_path / "question.txt"
     text.write_text("<|VQ_reward|> {text_prompt} <|MQ_reward|> <|TA_reward|>")
     with pytest.raises(RewardError, match="once, in this order"):
-        read_template(text)
+        read(text)
+    with pytest.raises(RewardError, match=r"cannot be read .* it is in their repository"):
+        read(tmp_path / "none.py")

@@ -1,0 +1,77 @@
+"""HPSv3: human preference of a picture for its prompt, with its uncertainty (arXiv 2508.03789)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TOKEN = "<|Reward|>"
+CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")
+PIXELS = 256 * 28 * 28
+
+
+class HPSv3(RewardSettings):
+    """HPSv3: the mean of a picture's preference, its deviation is logged; differentiable. Of a clip the frames' mean.
+
+    The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
+    package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Pictures are
+    brought to about 256 x 28 x 28 pixels in floats; the authors' package rounds them to eight bits on the way.
+    """
+
+    kind: Literal["hpsv3"] = Field("hpsv3", description="human preference score v3, a Qwen2-VL")
+    template: Path = Field(description="the package's data_collator_qwen.py, or a text file with the question")
+    weights: str = Field(
+        "MizzenAI/HPSv3/HPSv3.safetensors", description="file of weights, or owner/name/file of the hub"
+    )
+    base: str = Field(
+        "Qwen/Qwen2-VL-7B-Instruct", description="folder or hub id: sizes and tokenizer of the base model"
+    )
+    frames: int | None = Field(8, ge=1, description="frames of a clip that are scored, spread evenly; null = all")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load tokenizer and weights onto ``device``.
+
+        Raises:
+            RewardError: not there, damaged, or of another architecture; a template without its places.
+        """
+        from rewards.digest import digest
+        from rewards.frames import middles
+        from rewards.published_template import PLACE, read_template
+        from rewards.qwen2_vl_reward import Published, Qwen2VLReward
+
+        published = Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
+        try:
+            question = read_template(self.template, CONSTANTS, (PLACE, TOKEN), "the package hpsv3")
+            judge = Qwen2VLReward.load(published, self.weights, self.base, 1.0, self.dtype, device)
+            if judge.outputs != 2:
+                raise RewardError(f"{self.weights} has {judge.outputs} outputs; HPSv3 has a mean and a deviation")
+        except RewardError as error:
+            raise RewardError(f"reward 'hpsv3': {error}") from error
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
+            import torch
+
+            clips = media if media.ndim == 5 else media[:, None]
+            shown = clips[:, middles(clips.shape[1], self.frames)]
+            rows, reasons = [], {}
+            for index, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
+                if TOKEN in prompt:
+                    reasons[index] = f"the prompt holds the token {TOKEN}"
+                    rows.append(torch.full((2,), torch.nan, device=media.device))
+                    continue
+                asked = question.replace(PLACE, prompt)
+                marks = torch.cat([judge(frame[None], asked) for frame in clip]).to(media.device)
+                rows.append(torch.stack([marks[:, 0].mean(), marks[:, 1].exp().mean()]))
+            scores = torch.stack(rows) if rows else media.new_zeros(0, 2)
+            return Scores(scores[:, 0], reasons, {"deviation": scores[:, 1].detach()})
+
+        return Reward("hpsv3", function, differentiable=True, fingerprint=lambda: digest(judge.state_dict()))

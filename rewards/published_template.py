@@ -1,0 +1,50 @@
+"""A question that is not part of this project, read from the file its authors publish, which is not run. No torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.base import RewardError
+
+PLACE = "{text_prompt}"
+
+
+def read_template(file: Path, names: Sequence[str], order: Sequence[str], where: str) -> str:
+    """The question of a text file, or of the authors' Python file, which is parsed.
+
+    Args:
+        names: constants of the Python file that hold it, one after the other.
+        order: what the question must hold, each once and in this order; :data:`PLACE` stands for the prompt.
+        where: it is found.
+
+    Raises:
+        RewardError: no such file, no such constants, or another order.
+    """
+    path = file.expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RewardError(f"template {file} cannot be read ({error}); it is in {where}") from None
+    if path.suffix == ".py":
+        text = "".join(_constant(text, name, file) for name in names)
+    places = [text.find(mark) for mark in order]
+    if -1 in places or places != sorted(places) or any(text.count(mark) != 1 for mark in order):
+        raise RewardError(f"template {file} should hold each of {' '.join(order)} once, in this order")
+    return text
+
+
+def _constant(source: str, name: str, file: Path) -> str:
+    try:
+        statements: Sequence[ast.stmt] = ast.parse(source).body
+    except SyntaxError as error:
+        raise RewardError(f"template {file} is not Python: {error}") from None
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in statement.targets
+        ):
+            value = statement.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                return value.value
+    raise RewardError(f"template {file} does not define {name}")

@@ -1,0 +1,124 @@
+"""HPSv3 from a tiny checkpoint in the authors' layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_video_reward import WORDS, tiny_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+import rewards
+from rewards.base import RewardError
+from rewards.hpsv3 import PIXELS, TOKEN
+from rewards.qwen2_vl_reward import fitting, patched
+
+TEMPLATE = "judge: {text_prompt} so <|Reward|> END"
+CHAT = (
+    "{% for m in messages %}<|im_start|> user {% for c in m.content %}{% if c.type == 'image' %}<|vision_start|> "
+    "<|image_pad|> <|vision_end|> {% else %}{{ c.text }}{% endif %}{% endfor %} <|im_end|> {% endfor %}"
+)
+MEDIA = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["red circle", "circle"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The authors' network: three layers read at one token."""
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(tiny_config()).eval()
+    width = model.config.text_config.hidden_size
+    model.rm_head = nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+    return model.eval()
+
+
+def state_of(network):
+    """Keys as saved under the transformers of the time."""
+    names = {key: key.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+             for key in network.state_dict()}  # fmt: skip
+    return {names[key]: value.clone() for key, value in network.state_dict().items() if key != "lm_head.weight"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, network):
+    folder = tmp_path_factory.mktemp("qwen")
+    tiny_config().save_pretrained(folder)
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", chat_template=CHAT)
+    tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:6]})
+    tokenizer.save_pretrained(folder)
+    (folder / "template.txt").write_text(TEMPLATE)
+    save_file(state_of(network), folder / "HPSv3.safetensors")
+    return folder
+
+
+def build(base, **options):
+    settings = {"template": str(base / "template.txt"), "base": str(base), "dtype": "float32"}
+    return rewards.parse({"kind": "hpsv3", "weights": str(base / "HPSv3.safetensors"), **settings, **options}).build()
+
+
+def expected(network, picture, prompt):
+    patches, grid = patched(picture[None], network.config.vision_config, (PIXELS, PIXELS))
+    chat = ["<|im_start|>", "user", "<|vision_start|>", *["<|image_pad|>"] * (len(patches) // 4), "<|vision_end|>"]
+    texts = TEMPLATE.replace("{text_prompt}", prompt).split()
+    ids = torch.tensor([[*WORDS, TOKEN].index(word) for word in [*chat, *texts, "<|im_end|>"]])
+    with torch.no_grad():
+        embeddings = network.get_input_embeddings()(ids)[None]
+        embeddings[:, ids == 5] = network.model.visual(patches, grid_thw=grid).pooler_output
+        states = network.model.language_model(inputs_embeds=embeddings).last_hidden_state
+        return network.rm_head(states)[0, ids == len(WORDS)][0]
+
+
+def test_the_score_is_that_of_the_authors_network(base, network):
+    scores = build(base)(MEDIA, PROMPTS)
+    wanted = torch.stack([expected(network, picture, prompt) for picture, prompt in zip(MEDIA, PROMPTS, strict=True)])
+    assert torch.allclose(scores.values, wanted[:, 0], atol=1e-5)
+    assert torch.allclose(scores.parts["deviation"], wanted[:, 1].exp(), atol=1e-5)
+    assert scores.values.std() > 1e-5
+
+
+def test_of_a_clip_the_mean_of_its_frames(base):
+    reward = build(base, frames=None)
+    clip = torch.stack([MEDIA[0], MEDIA[1]])[None]
+    each = reward(clip[0], ["circle", "circle"])
+    whole = reward(clip, ["circle"])
+    assert torch.allclose(whole.values[0], each.values.mean(), atol=1e-6)
+    assert torch.allclose(whole.parts["deviation"][0], each.parts["deviation"].mean(), atol=1e-6)
+
+
+def test_gradients_reach_the_pixels_and_the_token_in_a_prompt_costs_that_sample(base):
+    leaf = MEDIA.clone().requires_grad_()
+    scores = build(base)(leaf, [f"a {TOKEN}", "circle"])
+    assert scores.values.isnan().tolist() == [True, False]
+    assert "holds the token" in scores.reasons[0]
+    scores.values[1].backward()
+    assert leaf.grad[1].abs().sum() > 0
+
+
+def test_every_picture_has_about_as_many_pixels():
+    for height, width in [(480, 832), (64, 64), (1080, 1920), (336, 300), (1024, 1024)]:
+        assert fitting(height, width, 28, (PIXELS, PIXELS)) == smart_resize(height, width, 28, PIXELS, PIXELS)
+
+
+def test_what_does_not_fit_is_named(base, network, tmp_path):
+    state = state_of(network)
+    file = tmp_path / "wrong.safetensors"
+    for change, said in (
+        ({"rm_head.5.weight": torch.zeros(3, 16), "rm_head.5.bias": torch.zeros(3)}, "has 3 outputs; HPSv3 has a mean"),
+        ({"rm_head.0.weight": torch.zeros(1024, 8)}, "no checkpoint of HPSv3"),
+        ({"rm_head.0.weight": torch.zeros(1024)}, "no checkpoint of HPSv3"),
+        ({"visual.merger.extra": torch.zeros(2)}, "visual.merger.extra"),
+    ):
+        save_file(state | change, file)
+        with pytest.raises(RewardError, match=rf"reward 'hpsv3': .*{said}"):
+            build(base, weights=str(file))
+    with pytest.raises(RewardError, match="the package hpsv3"):
+        build(base, template=str(tmp_path / "none.py"))
