@@ -182,8 +182,9 @@ def train_vae(
     if isinstance(vae, AutoencoderKL):
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
     else:
-        std, mean = torch.std_mean(z, [0, 2, 3, 4])
-        vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std))
+        mean = z.mean([0, 2, 3, 4])
+        std = (z - mean.view(-1, 1, 1, 1)).std()  # of all: a channel that tells little should not be blown up
+        vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std.expand(len(mean))))
 
 
 def unclamped(vae: Autoencoder, raw: torch.Tensor) -> torch.Tensor:
