@@ -86,7 +86,7 @@ def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | 
     Raises:
         DataError: it cannot be read, is a picture instead of a clip or the reverse, or has another number of frames.
     """
-    pixels = _read(prompt, name)
+    pixels = pixels_of(prompt, name)
     found = len(pixels) if pixels.ndim == 4 else None
     if found != frames:
         is_, should = (f"a clip of {n} frames" if n else "a picture" for n in (found, frames))
@@ -97,7 +97,7 @@ def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | 
 
 def _pictures(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named media of one prompt at their own size; they are cropped alike, so they must be of one size."""
-    found = {name: _read(prompt, name) for name in names}
+    found = {name: pixels_of(prompt, name) for name in names}
     for name, pixels in found.items():
         if pixels.ndim == 4:
             raise DataError(f"{prompt.where}: {name!r} is a clip of {len(pixels)} frames; give a picture")
@@ -108,7 +108,8 @@ def _pictures(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _read(prompt: Prompt, name: str) -> np.ndarray:
+def pixels_of(prompt: Prompt, name: str) -> np.ndarray:
+    """Pixels of one of a prompt's media, a picture or a clip; DataError that names row and column."""
     source = prompt.media[name]
     content: bytes | Path | None = source.content() if isinstance(source, Cell) else source
     if content is None:

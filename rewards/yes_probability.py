@@ -43,10 +43,7 @@ class YesProbability(SourceRewardSettings):
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
         """Yes to the chosen, no to the rejected."""
-        from rewards.asking import question, shown
+        from rewards.asking import each_sample
 
-        def ask(sample: Tensor) -> Question:
-            medium = "image" if sample.ndim == 3 else "video"
-            return question(self.template, prompt, *shown(sample, self.frames), medium=medium)
-
-        return [(ask(chosen), 0), (ask(rejected), 1)]
+        sides = ((chosen, 0), (rejected, 1))
+        return [(each_sample(self.template, one[None], [prompt], self.frames)[0], right) for one, right in sides]

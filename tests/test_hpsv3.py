@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_video_reward import WORDS, tiny_config
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tiny_qwen2_vl import WORDS, save_base, tiny_config
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import rewards
@@ -19,10 +16,6 @@ from rewards.hpsv3 import PIXELS, TOKEN
 from rewards.qwen2_vl_reward import fitting, patched
 
 TEMPLATE = "judge: {text_prompt} so <|Reward|> END"
-CHAT = (
-    "{% for m in messages %}<|im_start|> user {% for c in m.content %}{% if c.type == 'image' %}<|vision_start|> "
-    "<|image_pad|> <|vision_end|> {% else %}{{ c.text }}{% endif %}{% endfor %} <|im_end|> {% endfor %}"
-)
 MEDIA = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["red circle", "circle"]
 
@@ -48,14 +41,7 @@ def state_of(network):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, network):
-    folder = tmp_path_factory.mktemp("qwen")
-    tiny_config().save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", chat_template=CHAT)
-    tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:6]})
-    tokenizer.save_pretrained(folder)
-    (folder / "template.txt").write_text(TEMPLATE)
+    folder = save_base(tmp_path_factory.mktemp("qwen"), "image", TEMPLATE)
     save_file(state_of(network), folder / "HPSv3.safetensors")
     return folder
 

@@ -90,7 +90,7 @@ def test_its_gradient_is_that_of_the_loss(generator, decode_chunk):
     latents = x + shift
     for t, after in pairwise(again.times):
         latents = latents + (after - t) * fresh.velocity(latents, t.expand(len(latents)), again.cond[row])
-    value = DARK(fresh.decode(latents), again._texts(row)).values
+    value = DARK(fresh.decode(latents), [PROMPTS[b] for b in row]).values
     loss = (0.25 * shift.square().flatten(1).mean(1) - 3.0 * value).mean()
     wanted = torch.autograd.grad(loss, shifter.parameters)
     assert max(float(one.abs().max()) for one in wanted) > 1e-4
@@ -141,9 +141,11 @@ def test_nothing_to_use_is_said(generator, tmp_path):
         search(generator, DARK, PROMPTS, hyper(folder=str(tmp_path)), {"decodes": 4})
 
 
-def test_small_budgets_and_rewards_without_gradients_are_refused(generator):
+def test_small_budgets_and_rewards_without_gradients_are_refused(generator, tmp_path):
+    folder = tmp_path / "noise"
     with pytest.raises(SearchError, match="a budget of 2 network calls is less than one sample, which takes 3 netw"):
-        search(generator, DARK, PROMPTS, hyper(), {"network_calls": 2})
+        search(generator, DARK, PROMPTS, hyper(folder=str(folder)), {"network_calls": 2})
+    assert not folder.exists()
     flat = Reward("flat", DARK.function)
     with pytest.raises(SearchError, match="hyper_noise follows the gradient of the reward, and 'flat' has none"):
         search(generator, flat, PROMPTS, hyper(), {"decodes": 4})

@@ -132,6 +132,7 @@ def test_a_reason_is_learnt_beside_the_verdict(model, tmp_path):
     [
         ("reward.kind=prompt_echo", "no judge is taught by pairs for prompt_echo; for"),
         ("reward={kind: clip}", "no judge is taught by pairs for clip; for"),
+        ("reward.source=true", "shows image of the prompt; pairs are taught without"),
         ("lora.targets=[]", "lora.targets"),
     ],
 )

@@ -7,13 +7,9 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tiny_qwen2_vl import WORDS, save_base, tiny_config
 from torch import nn
 from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
 )
@@ -25,29 +21,8 @@ from rewards.qwen2_vl_reward import LARGEST, SMALLEST, fitting, patched
 from rewards.video_reward import DEVIATIONS, MEANS, TOKENS
 
 TEMPLATE = "judge: <|VQ_reward|> and <|MQ_reward|> of {text_prompt} so <|TA_reward|> END"
-CHAT = (
-    "{% for m in messages %}<|im_start|> user {% for c in m.content %}{% if c.type == 'video' %}<|vision_start|> "
-    "<|video_pad|> <|vision_end|> {% else %}{{ c.text }}{% endif %}{% endfor %} <|im_end|> {% endfor %}"
-)
-WORDS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>", "?"]
-WORDS += ["user", "judge:", "and", "of", "so", "END", "red", "circle"]
 MEDIA = torch.rand(2, 5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["red circle", "circle"]
-
-
-def tiny_config():
-    text = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-    }
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 1}
-    ids = {"vision_start_token_id": 2, "vision_end_token_id": 3, "video_token_id": 4, "image_token_id": 5}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
 
 
 class Judge(Qwen2VLForConditionalGeneration):
@@ -90,15 +65,7 @@ def authors_names(state):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen")
-    tiny_config().save_pretrained(folder)
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", chat_template=CHAT)
-    tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:6]})
-    tokenizer.save_pretrained(folder)
-    (folder / "template.txt").write_text(TEMPLATE)
-    return folder
+    return save_base(tmp_path_factory.mktemp("qwen"), "video", TEMPLATE)
 
 
 def build(base, file, **options):

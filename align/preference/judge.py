@@ -14,9 +14,10 @@ import torch
 from align.config import dump_config
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
-from align.media import read_media
+from align.inputs import pixels_of
+from align.media import to_tensor
 from align.preference.bench import measure
-from align.preference.formats import Media, read_set
+from align.preference.formats import read_set
 from align.preference.settings import JudgeTrainConfig
 from align.preference.table import Judged, read_judged
 from align.prompts import PAIR
@@ -110,21 +111,13 @@ def lessons_of(settings: JudgeRewardSettings, row: Judged) -> list[Lesson]:
     reason = row.prompt.metadata.get("reason") or ""
     if not isinstance(reason, str):
         raise DataError(f'{row.prompt.where}: "reason" should be a text, given {reason!r:.40}')
-    chosen, rejected = (_picture(row, side) for side in PAIR)
+    chosen, rejected = (to_tensor(pixels_of(row.prompt, side)) for side in PAIR)
     lessons = []
     for question, number in settings.lessons(row.prompt.text, chosen, rejected):
         if question.refused:
             raise DataError(f"{row.prompt.where}: {question.refused}")
         lessons.append(Lesson(question, settings.answers[number][0] + (f"\n{reason}" if reason else "")))
     return lessons
-
-
-def _picture(row: Judged, side: str) -> torch.Tensor:
-    media: Media = row.prompt.media[side]
-    content = media.content() if hasattr(media, "content") else media
-    if content is None:
-        raise DataError(f"{row.prompt.where}: the cell {side!r} is empty")
-    return read_media(content)
 
 
 def learn(judge: LocalJudge, lessons: Sequence[Lesson], verdict: float) -> dict[str, Any]:

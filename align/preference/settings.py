@@ -140,16 +140,14 @@ class JudgeTrainConfig(RunSettings):
     def _teachable(self) -> Self:
         if not (isinstance(self.reward, JudgeRewardSettings) and self.reward.taught):
             kinds = [name for name, kind in registry.rewards().items() if getattr(kind, "taught", False)]
-            raise problems_at(
-                [
-                    (
-                        "reward.kind",
-                        f"no judge is taught by pairs for {getattr(self.reward, 'kind', '')}; for {listing(kinds)}",
-                    )
-                ]
-            )
+            kind = getattr(self.reward, "kind", "")
+            raise problems_at([("reward.kind", f"no judge is taught by pairs for {kind}; for {listing(kinds)}")])
         if not isinstance(self.reward.judge, Local):
             raise problems_at([("reward.judge", "a judge behind a server is not trained from here; name a local one")])
+        if self.reward.wants:
+            raise problems_at(
+                [("reward", f"shows {listing(self.reward.wants)} of the prompt; pairs are taught without")]
+            )
         return self
 
     @property

@@ -14,7 +14,8 @@ from torch import Tensor
 from align.config import dump_config
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
-from align.media import read_media
+from align.inputs import pixels_of
+from align.media import to_tensor
 from align.preference.settings import RewardTrainConfig
 from align.preference.table import Judged, numbered, read_judged
 from align.prompts import PAIR
@@ -58,12 +59,8 @@ class Examples:
         for side in self.sides:
             pixels = []
             for number in numbers:
-                prompt = self.rows[number].prompt
-                media = prompt.media[side]
-                content = media.content() if hasattr(media, "content") else media
-                if content is None:
-                    raise DataError(f"{prompt.where}: the cell {side!r} is empty")
-                pixels.append(self.scorer.pixels(read_media(content)))
+                media = to_tensor(pixels_of(self.rows[number].prompt, side))
+                pixels.append(self.scorer.pixels(media))
             found.append(self.scorer.embed(pixels, CHUNK))
         return found
 

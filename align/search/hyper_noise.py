@@ -91,6 +91,7 @@ class Shifter:
         else:
             made = add_lora(task.generator, settings.rank, settings.alpha, seed=task.seed, name=NAME)
         self.parameters = [value for _, value in made]
+        self.learnt = False
         self.silent = [torch.zeros_like(value) for value in self.parameters]
 
     def shift(self, x: Tensor, row: Tensor) -> Tensor:
@@ -138,6 +139,7 @@ class Shifter:
                 loss = settings.regularise * shift.square().flatten(1).mean(1) - settings.weight * gain
                 with task.meter.measured("backward_calls", row[some], task.calls):
                     (loss.sum() / len(x)).backward()
+        self.learnt = True
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -157,6 +159,6 @@ class Shifter:
         """Write what was learnt, and leave the generator as it was."""
         from align.lora import drop_lora, save_lora
 
-        if self.settings.lr and self.settings.folder is not None:
+        if self.learnt and self.settings.folder is not None:
             save_lora(self.task.generator, self.settings.folder, NAME)
         drop_lora(self.task.generator, NAME)
