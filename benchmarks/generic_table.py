@@ -103,7 +103,8 @@ def size_of(inputs: dict[str, Any]) -> tuple[int, int] | None:
     if inputs.get("height"):
         return inputs["height"], inputs["width"]
     picture = inputs.get("image")
-    picture = picture[0] if isinstance(picture, list) else picture
+    while isinstance(picture, list):  # of pictures, or of lists of them
+        picture = picture[0]
     if isinstance(picture, torch.Tensor):
         return picture.shape[-2], picture.shape[-1]
     return None if picture is None else (picture.height, picture.width)

@@ -28,7 +28,7 @@ FROM_NOISE = 0.95  # of the noise levels a pipeline must go through, to draw fro
 SCALE = 3.0  # guidance of the guided recording
 MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the pictures a pipeline may take, and its own
 DECODED = 4  # media decoded at once
-FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, NotImplementedError)
+FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ class Generic(Generator):
         """Media of at most :data:`DECODED` latents: what the pipeline does after its last step."""
         count = len(latents)
         with recording(self.pipeline, forced=latents, stub=self._silence):
-            return self._run(WORDS[:1] * count, self._pictures(count), 1, 1.0, "pt").float().clamp(0, 1)
+            return self._run(WORDS[:1] * count, self._pictures(count), STEPS, 1.0, "pt").float().clamp(0, 1)
 
     def encode_media(self, media: Tensor) -> Tensor:
         raise GeneratorError(f"generator.kind generic cannot encode media for {self.named}: pairs need an adapter")

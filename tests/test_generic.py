@@ -7,6 +7,7 @@ import tiny
 import tiny_image
 import torch
 from adapter_cases import CASES, PROMPTS, Case
+from adapter_cases_video import CASES as VIDEO_CASES
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
 from align import samplers
@@ -19,9 +20,9 @@ from generators.load import adapter
 STEPS = 3
 WATCHED = (
     *("flux-dev-wide", "flux-dev-true-cfg", "flux-kontext", "flux-fill", "qwen-image", "qwen-image-cfg", "wan21-cfg"),
-    *("z-image", "z-image-cfg"),
+    *("z-image", "z-image-cfg", "mochi-cfg"),
 )
-CHOSEN = [case for case in CASES if case.name in WATCHED]
+CHOSEN = [case for case in (*CASES, *VIDEO_CASES) if case.name in WATCHED]
 each = pytest.mark.parametrize("case", CHOSEN, ids=[case.name for case in CHOSEN])
 
 
