@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rewards.base import RewardError
 
@@ -22,20 +24,41 @@ def read_template(file: Path, names: Sequence[str], order: Sequence[str], where:
     Raises:
         RewardError: no such file, no such constants, or another order.
     """
-    path = file.expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RewardError(f"template {file} cannot be read ({error}); it is in {where}") from None
-    if path.suffix == ".py":
-        text = "".join(_constant(text, name, file) for name in names)
+    text = _text(file, where)
+    if file.suffix == ".py":
+        text = "".join(_constant(text, name, file, str) for name in names)
     places = [text.find(mark) for mark in order]
     if -1 in places or places != sorted(places) or any(text.count(mark) != 1 for mark in order):
         raise RewardError(f"template {file} should hold each of {' '.join(order)} once, in this order")
     return text
 
 
-def _constant(source: str, name: str, file: Path) -> str:
+def read_dictionary(file: Path, name: str, where: str) -> dict[str, Any]:
+    """The dictionary ``name`` of the authors' Python file, which is parsed, or the whole of a JSON file.
+
+    Raises:
+        RewardError: no such file, or no such dictionary in it.
+    """
+    text = _text(file, where)
+    if file.suffix == ".py":
+        return _constant(text, name, file, dict)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RewardError(f"template {file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RewardError(f"template {file} holds {type(found).__name__}, not a dictionary")
+    return found
+
+
+def _text(file: Path, where: str) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"template {file} cannot be read ({error}); it is in {where}") from None
+
+
+def _constant(source: str, name: str, file: Path, kind: type) -> Any:
     try:
         statements: Sequence[ast.stmt] = ast.parse(source).body
     except SyntaxError as error:
@@ -44,7 +67,10 @@ def _constant(source: str, name: str, file: Path) -> str:
         if isinstance(statement, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == name for target in statement.targets
         ):
-            value = statement.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                return value.value
+            try:
+                value = ast.literal_eval(statement.value)
+            except ValueError:  # made by code
+                continue
+            if isinstance(value, kind):
+                return value
     raise RewardError(f"template {file} does not define {name}")

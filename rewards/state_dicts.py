@@ -26,6 +26,8 @@ _MARKS = {  # a key that only this architecture has -> what it is called; the fi
     "down_blocks.": "a diffusion U-Net or VAE",
     "transformer_blocks.": "a diffusion transformer",
     "rm_head.": "a reward head on a language model",
+    "attention_query_": "SoliReward (InternVL with query attention)",
+    "mlp1.": "InternVL in the layout of its own code",
     "lm_head.": "a language model",
 }
 

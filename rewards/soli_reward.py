@@ -1,0 +1,94 @@
+"""SoliReward: whether a clip is physically plausible, or shows what was asked for (arXiv 2512.22170)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PUBLISHED = {
+    "phy_deform": "Yukino271828/SoliReward/pixel_orm/physics-deformity-HPQA-InternVL3-1B/model.safetensors",
+    "text_alignment": "Yukino271828/SoliReward/pixel_orm/TA-HPQA-InternVL3-1B/model.safetensors",
+}
+HINT = "published below Yukino271828/SoliReward/pixel_orm"
+PLACE = "{prompt}"
+
+
+class SoliReward(RewardSettings):
+    """SoliReward: physical plausibility of a clip, or its likeness to the prompt; differentiable.
+
+    The authors' questions are not part of this project: ``template`` is ``solireward/inference/arguments.py`` of their
+    repository (it is read, not run), or a JSON file {task: {system_prompt: ..., user_prompt: ...}}. A picture is a clip
+    of one frame, which is shown as often as ``frames`` says.
+    """
+
+    kind: Literal["soli_reward"] = Field("soli_reward", description="SoliReward, an InternVL3 that judges clips")
+    template: Path = Field(description="SoliReward's inference/arguments.py, or a JSON file with the questions")
+    task: Literal["phy_deform", "text_alignment"] = Field(
+        "phy_deform", description="phy_deform = physics and deformed subjects, the prompt is not read | text_alignment"
+    )
+    weights: str | None = Field(
+        None, description="file of weights, or owner/name/file of the hub; null = the published ones of the task"
+    )
+    base: str = Field(
+        "OpenGVLab/InternVL3-1B-hf", description="folder or hub id, in transformers' layout: sizes and tokenizer"
+    )
+    layers: tuple[int, ...] | None = Field(
+        None, description="layers that the head reads, 1 = the first; null = equally far apart, as published"
+    )
+    frames: int = Field(8, ge=1, description="frames that are looked at, spread evenly")
+    batch: int = Field(1, ge=1, description="clips through the network at once")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load tokenizer and weights onto ``device``.
+
+        Raises:
+            RewardError: not there, damaged, or of another architecture; a template without the task's questions.
+        """
+        from rewards.digest import digest
+        from rewards.internvl_reward import InternVLReward, frames_at
+
+        try:
+            system, user = self._questions()
+            file = self.weights or PUBLISHED[self.task]
+            judge = InternVLReward.load(file, self.base, self.layers, self.dtype, device, HINT)
+        except RewardError as error:
+            raise RewardError(f"reward 'soli_reward': {error}") from error
+        control = judge.control
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
+            clips = media if media.ndim == 5 else media[:, None]
+            clips = clips[:, frames_at(clips.shape[1], self.frames)]
+            read = PLACE in user
+            refused = [i for i, prompt in enumerate(prompts) if read and any(token in prompt for token in control)]
+            good = [i for i in range(len(prompts)) if i not in refused]
+            values = media.new_full((len(prompts),), float("nan"))
+            for start in range(0, len(good), self.batch):
+                some = good[start : start + self.batch]
+                marks = judge(clips[some], [(system, user.replace(PLACE, prompts[i])) for i in some])
+                values = values.index_put((values.new_tensor(some).long(),), marks.to(values))
+            return Scores(values, dict.fromkeys(refused, "the prompt holds a control token of the model"))
+
+        return Reward("soli_reward", function, differentiable=True, fingerprint=lambda: digest(judge.state_dict()))
+
+    def _questions(self) -> tuple[str, str]:
+        """The system's and the user's words of the task."""
+        from rewards.published_template import read_dictionary
+
+        found = read_dictionary(self.template, "DEFAULT_PROMPTS", "the repository lian700/SoliReward").get(self.task)
+        words = found if isinstance(found, dict) else {}
+        system, user = words.get("system_prompt"), words.get("user_prompt")
+        if not isinstance(system, str) or not isinstance(user, str):
+            raise RewardError(f"template {self.template} has no system_prompt and user_prompt of {self.task}")
+        if user.count(PLACE) != (self.task == "text_alignment"):
+            wanted = f"should hold {PLACE} once" if self.task == "text_alignment" else f"should not hold {PLACE}"
+            raise RewardError(f"template {self.template}: the user_prompt of {self.task} {wanted}")
+        return system, user
