@@ -22,7 +22,7 @@ from rewards.replies import spellings
 
 NO_LOG_PROBABILITIES = (
     "gives no log-probabilities, which this reward is made of; vLLM and SGLang do, a local judge does, and rubric, "
-    "think_score, unified_reward and video_judge need none"
+    "think_score, unified_reward, video_judge and deeptrace need none"
 )
 NO_PROMPT_LOG_PROBABILITIES = "gives no prompt_logprobs, which this reward is made of; vLLM and a local judge do"
 

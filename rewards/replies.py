@@ -74,6 +74,21 @@ def read_preference(reply: str, think: bool = False) -> float:
     return {0: 0.5, 1: 1.0, 2: 0.0}[found.pop()]
 
 
+def read_reasons(reply: str) -> tuple[str, bool]:
+    """What stands in the last ``<reason>``, and whether the last ``<answer>`` says yes.
+
+    Raises:
+        ReplyError: no reasons, or neither yes nor no.
+    """
+    reasons = re.findall(r"<reason>(.*?)</reason>", reply, re.DOTALL | re.IGNORECASE)
+    answers = re.findall(r"<answer>\W*(.*?)\W*</answer>", reply, re.DOTALL | re.IGNORECASE)
+    if not reasons or not reasons[-1].strip():
+        raise ReplyError("<reason> with words in it", reply)
+    if not answers or answers[-1].lower() not in ("yes", "no"):
+        raise ReplyError("<answer>yes</answer> or <answer>no</answer>", reply)
+    return reasons[-1].strip(), answers[-1].lower() == "yes"
+
+
 def read_rubric(reply: str, names: Sequence[str], lowest: float, highest: float) -> list[float]:
     """The number after every ``name:``, in the order of ``names``.
 
@@ -85,6 +100,29 @@ def read_rubric(reply: str, names: Sequence[str], lowest: float, highest: float)
         _within(numbers[-1:], f"number after {name!r}", reply, lowest, highest)
         for name, numbers in zip(names, found, strict=True)
     ]
+
+
+def read_fakeness(reply: str) -> tuple[bool, tuple[float, ...] | None, float | None]:
+    """Verdict and grounding in both of DeeptraceReward's formats (arXiv 2509.22646): tags, and whole sentences.
+
+    >>> read_fakeness("FAKE <coordinates>[1, 2, 30, 40]</coordinates> <start_time>0.5</start_time>")
+    (True, (1.0, 2.0, 30.0, 40.0), 0.5)
+    >>> read_fakeness("REAL. The video is real.")
+    (False, None, None)
+
+    Returns:
+        whether it begins with FAKE, the corners x0, y0, x1, y1 and the second the trace begins at, None where not said.
+
+    Raises:
+        ReplyError: it begins with neither REAL nor FAKE.
+    """
+    verdict = re.match(r"\W*(real|fake)\b", reply, re.IGNORECASE)
+    if not verdict:
+        raise ReplyError("REAL or FAKE at its beginning", reply)
+    corners = re.search(rf"\[\s*{NUMBER}\s*,\s*{NUMBER}\s*,\s*{NUMBER}\s*,\s*{NUMBER}\s*\]", reply)
+    start = re.search(rf"(?:<start_time>\s*|\bstarting\s+(?:at\s+)?){NUMBER}", reply, re.IGNORECASE)
+    box = tuple(float(number) for number in corners.groups()) if corners else None
+    return verdict[1].lower() == "fake", box, float(start[1]) if start else None
 
 
 def read_selection(reply: str, count: int) -> list[int]:

@@ -1,0 +1,85 @@
+"""Whether a clip gives itself away as generated, and where and when (after DeeptraceReward, arXiv 2509.22646)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judge import JudgeRewardSettings, Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewards.asking import Judge, Question
+
+TEMPLATE = (
+    "Was this {medium} filmed, or was it generated? Look for what no camera sees: things that melt, blur, merge, "
+    "split, vanish or move by themselves, parts too many or too few. If there is nothing of that kind, reply REAL. "
+    "Otherwise reply FAKE, and behind it the corners of where it is worst, in pixels of {width} x {height}, "
+    "<coordinates>[x0, y0, x1, y1]</coordinates>, the second at which it begins, <start_time>seconds</start_time>, and "
+    "what it is, <explanation>words</explanation>."
+)
+PARTS = ("x0", "y0", "x1", "y1", "start")
+
+
+class Deeptrace(JudgeRewardSettings):
+    """A judge looks for what gives a clip away: 1 where it says REAL, 0 where FAKE; where and when are parts.
+
+    The prompt is not read. A reply that begins with neither is a missing score; a box or time that is not there, or not
+    within the clip, is a missing part.
+    """
+
+    needs: ClassVar[Needs] = "reply"
+    kind: Literal["deeptrace"] = Field("deeptrace", description="a judge that says where a clip gives itself away")
+    template: str = Field(TEMPLATE, description="the question, with {medium}, {width} and {height}")
+    frame_rate: float = Field(16.0, gt=0, description="frames a second of the clips, whose times the judge is told")
+    longest: int = Field(512, ge=1, description="most tokens of a reply")
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One reply per sample."""
+        from rewards.asking import per_sample, written
+
+        clips = media if media.ndim == 5 else media[:, None]
+        asked = [self._ask(clip, media.ndim == 5) for clip in clips]
+        seconds, (height, width) = clips.shape[1] / self.frame_rate, clips.shape[-2:]
+        found = written(judge, asked, self.longest, lambda reply: read(reply, width, height, seconds))
+        rows = found.values.view(len(asked), -1).expand(-1, 1 + len(PARTS))  # one column where no reply could be read
+        parts = dict(zip(PARTS, rows[:, 1:].unbind(1), strict=True))
+        return per_sample(rows[:, 0], range(len(asked)), len(asked), found.reasons, parts)
+
+    def _ask(self, clip: Tensor, moves: bool) -> Question:
+        """Frames, of a clip each behind its time, and the question."""
+        from rewards.asking import question
+        from rewards.frames import middles
+
+        content = [
+            part
+            for index in middles(len(clip), self.frames)
+            for part in ((f"{index / self.frame_rate:.2f} s: ", clip[index]) if moves else (clip[index],))
+        ]
+        height, width = clip.shape[-2:]
+        medium = "video" if moves else "image"
+        return question(self.template, "", *content, medium=medium, width=width, height=height)
+
+
+def read(reply: str, width: int, height: int, seconds: float) -> list[float]:
+    """``[1 = real, x0, y0, x1, y1, start]``: corners in shares of the sides, NaN for what is not within the clip.
+
+    Raises:
+        ReplyError: no verdict.
+    """
+    from rewards.replies import read_fakeness
+
+    fake, box, start = read_fakeness(reply)
+    corners = [math.nan] * 4
+    if fake and box is not None:
+        x0, y0, x1, y1 = box
+        if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
+            corners = [x0 / width, y0 / height, x1 / width, y1 / height]
+    known = fake and start is not None and 0 <= start <= seconds
+    return [float(not fake), *corners, float(start) if known and start is not None else math.nan]

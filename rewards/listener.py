@@ -1,0 +1,118 @@
+"""A judge that gives reasons, and a second one that must be convinced by them (after arXiv 2506.22832)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, Scores
+from rewards.judge import AnyJudge, Needs, SourceRewardSettings
+from rewards.replies import YES_NO
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rewards.asking import Judge, Question, Replies
+
+TEMPLATE = (
+    'This {medium} was made for "{prompt}". Does it show all that was asked for, and is it well made? Give your '
+    "reasons inside <reason> </reason>, then the verdict, <answer>yes</answer> or <answer>no</answer>."
+)
+HEARD = (
+    'This {medium} was made for "{prompt}". Somebody said about it:\n{reason}\nLook for yourself. Does it show all '
+    "that was asked for, and is it well made? Please answer yes or no."
+)
+
+
+@dataclass(frozen=True)
+class ReasonerAndListener:
+    """One judge that writes and one that answers, as one."""
+
+    reasoner: Judge
+    listener: Judge
+    differentiable = False
+
+    def fingerprint(self) -> str:
+        """Digests of both, where they are known."""
+        return self.reasoner.fingerprint() + self.listener.fingerprint()
+
+    def ready(self, needs: Needs, answers: Sequence[Sequence[str]]) -> None:
+        """Whether the one can write, and the other say yes or no; raises RewardError."""
+        self.reasoner.ready("reply", ())
+        try:
+            self.listener.ready("answers", YES_NO)
+        except RewardError as error:
+            raise RewardError(f"listener: {error}") from error
+
+    def answers(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Replies:
+        """The listener's."""
+        return self.listener.answers(questions, answers)
+
+    def likelihoods(self, questions: Sequence[Question], replies: Sequence[str]) -> Replies:
+        """The listener's."""
+        return self.listener.likelihoods(questions, replies)
+
+    def write(self, questions: Sequence[Question], longest: int) -> Replies:
+        """The reasoner's."""
+        return self.reasoner.write(questions, longest)
+
+
+class Listener(SourceRewardSettings):
+    """A judge reasons and says yes or no, a second one reads its reasons: half the verdict, half P(yes) of the second.
+
+    A reply without reasons or verdict is a missing score. The second judge does not read the verdict itself.
+    """
+
+    needs: ClassVar[Needs] = "reply"
+    kind: Literal["listener"] = Field("listener", description="a judge with reasons, and one that reads them")
+    listener: AnyJudge | None = Field(None, description="the judge that reads the reasons; null = the same")
+    template: str = Field(TEMPLATE, description="the question to the first, with {prompt}")
+    heard: str = Field(HEARD, description="the question to the second, with {prompt} and {reason}")
+    longest: int = Field(1024, ge=1, description="most tokens of a reply")
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load both judges, or find that their servers can do what is needed.
+
+        Raises:
+            RewardError: model not there, server not there or without log-probabilities; says which reward.
+        """
+        try:
+            reasoner = self.judge.load(device)
+            listener = self.listener.load(device) if self.listener else reasoner
+            return self.around(ReasonerAndListener(reasoner, listener))
+        except RewardError as error:
+            raise RewardError(f"reward 'listener': {error}") from error
+
+    def score(
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
+    ) -> Scores:
+        """One reply and then one answer per sample."""
+        import torch
+
+        from rewards.asking import Question, answered, each_sample, per_sample, texts
+        from rewards.replies import ReplyError, read_reasons
+        from rewards.verdicts import listener_shaped, share
+
+        replies = texts(judge, each_sample(self.template, media, prompts, self.frames, image), self.longest)
+        asked = [Question((), replies.reasons.get(i, "")) for i in range(len(prompts))]
+        verdict = torch.full((len(prompts),), torch.nan)
+        for i, reply in enumerate(replies.values):
+            if i in replies.reasons:
+                continue
+            try:
+                reason, verdict[i] = read_reasons(reply)
+            except ReplyError as error:
+                asked[i] = Question((), str(error))
+                continue
+            source = None if image is None else image[i : i + 1]
+            asked[i] = each_sample(self.heard, media[i : i + 1], [prompts[i]], self.frames, source, reason=reason)[0]
+        found = answered(judge, asked, YES_NO)
+        heard = share(found.values)
+        verdict = verdict.to(heard.device)
+        parts = {"verdict": verdict, "agreement": torch.where(verdict > 0, heard, 1 - heard)}
+        values = listener_shaped(torch.zeros_like(verdict), verdict, heard)
+        return per_sample(values, range(len(asked)), len(asked), found.reasons, parts)
