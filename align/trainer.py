@@ -161,7 +161,8 @@ class Trainer:
             row = self._score(rollout, scoring)
             row |= self._refresh(rollout)
         with self.phases.phase("update"):
-            row |= self._learn(rollout)
+            waits = self.refreshed is not None and self.refreshed.instead
+            row |= {"loss": math.nan} if waits else self._learn(rollout)
             self.drawing.learnt(step)
         time_spent = self.phases.take()
         samples = len(rollout.seeds) * self.share.world
@@ -197,7 +198,7 @@ class Trainer:
         """The reward's step on everyone's samples, the same in every process."""
         if self.refreshed is None:
             return {}
-        found = self.refreshed.fit(self._gather(rollout.media))
+        found = self.refreshed.fit(self._gather(rollout.media), gather_object(rollout.prompts))
         return {f"refresh/{name}": value for name, value in found.items()}
 
     def _learn(self, rollout: Rollout) -> dict[str, Any]:

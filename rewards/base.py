@@ -47,8 +47,13 @@ class RewardSettings(BaseModel):
 class Refreshed(Protocol):
     """What of a reward learns while the policy does. Training calls :meth:`fit` once a rollout and keeps its state."""
 
-    def fit(self, media: Tensor) -> dict[str, float]:
-        """One step on a rollout's samples ``[N, ...]`` in [0, 1], after they were scored; numbers for the log."""
+    @property
+    def instead(self) -> bool:
+        """Whether the last :meth:`fit` stands in the place of the policy's updates on that rollout."""
+        ...
+
+    def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """One step on a rollout's N samples ``[N, ...]`` in [0, 1], after they were scored; numbers for the log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

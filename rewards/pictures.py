@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def read_folder(folder: str) -> list[Tensor]:
         RewardError: no such folder, no pictures in it, or one that cannot be read.
     """
     if folder == "shapes":
-        return list(_to_tensor(_renders(RENDERS)))
+        return list(_to_tensor(_renders(RENDERS)[0]))
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise RewardError(f"references: no folder {folder}")
@@ -37,16 +38,56 @@ def read_folder(folder: str) -> list[Tensor]:
     return [_to_tensor(_read(file)) for file in files]
 
 
+def read_table(table: str) -> dict[str, list[Tensor]]:
+    """Pictures of each prompt, ``[3, H, W]`` in [0, 1] of their own sizes.
+
+    Args:
+        table: JSON lines with ``prompt`` and ``image``, a file relative to the table; or ``shapes``: renders of the
+            embedded world's training split with their captions.
+
+    Raises:
+        RewardError: no such table, a row without both, or a picture that cannot be read.
+    """
+    found: dict[str, list[Tensor]] = {}
+    if table == "shapes":
+        for picture, caption in zip(*_renders(RENDERS), strict=True):
+            found.setdefault(caption, []).append(_to_tensor(picture))
+        return found
+    path = Path(table).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"references: {table} cannot be read as a table of prompt and image: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            prompt, image = _row(line, f"{table}, line {number}")
+            found.setdefault(prompt, []).append(_to_tensor(_read(path.parent / image)))
+    if not found:
+        raise RewardError(f"references: {table} has no rows")
+    return found
+
+
+def _row(line: str, where: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RewardError(f"references: {where} is not JSON: {error}") from None
+    prompt, image = (row.get(name) if isinstance(row, dict) else None for name in ("prompt", "image"))
+    if not isinstance(prompt, str) or not isinstance(image, str):
+        raise RewardError(f"references: {where} should have a prompt and an image, both text")
+    return prompt, image
+
+
 def opaque(picture: Image.Image) -> np.ndarray:
     """uint8 ``[H, W, 3]``, turned as its camera says, white where it is transparent."""
     pixels = ImageOps.exif_transpose(picture).convert("RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
 
 
-def _renders(count: int) -> np.ndarray:
+def _renders(count: int) -> tuple[np.ndarray, list[str]]:
     from generators.shapes.world import dataset
 
-    return dataset("train", count, seed=0)[0]
+    return dataset("train", count, seed=0)
 
 
 def _read(file: Path) -> np.ndarray:

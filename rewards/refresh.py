@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,15 @@ class Together:
 
     parts: Mapping[str, Refreshed]
 
-    def fit(self, media: Tensor) -> dict[str, float]:
+    @property
+    def instead(self) -> bool:
+        """Whether one of them has the policy wait."""
+        return any(one.instead for one in self.parts.values())
+
+    def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """One step each."""
-        return {f"{name}/{key}": value for name, one in self.parts.items() for key, value in one.fit(media).items()}
+        found = {name: one.fit(media, prompts) for name, one in self.parts.items()}
+        return {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Of each."""

@@ -152,7 +152,9 @@ def test_parse_says_where_and_what():
     assert where({"kind": "clipp"}) == [("kind", "no such reward 'clipp'; did you mean 'clip'?; there are "
                                          f"{', '.join(rewards.kinds())}, or package.module:name")]  # fmt: skip
     assert where({"path": "x"})[0][1].startswith("is missing; there are ")
-    assert where(3)[0][1].startswith("should be a mapping with a kind (adversarial, aesthetic, cached, clip")
+    assert where(3)[0][1].startswith(
+        "should be a mapping with a kind (adversarial, adversarial_pick_score, aesthetic, "
+    )
     assert where({"kind": "clip", "bach": 3})[0][0] == "bach"
     assert where({"kind": "a:b", "weight": 3})[0][0] == "weight"
     deep = {

@@ -36,6 +36,8 @@ class Discriminator:
         only_behind: leave a call out in which references already score above the samples.
     """
 
+    instead = False  # the policy learns from every rollout
+
     def __init__(
         self,
         features: Callable[[Tensor], Tensor],
@@ -74,7 +76,7 @@ class Discriminator:
         rows = torch.arange(len(features))[:, None]
         return torch.cat([features[:, :1], features[rows.to(features.device), pick.to(features.device)]], 1)
 
-    def fit(self, media: Tensor) -> dict[str, float]:
+    def fit(self, media: Tensor, prompts: Sequence[str] = ()) -> dict[str, float]:
         """One step on samples ``[N, ...]``, each against a reference; returns loss and mean scores before the step."""
         rng = np.random.default_rng([self.seed, self.calls])
         self.calls += 1
