@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import rewards
 from align.errors import DataError
 from align.prompts import read_prompts
-from generators.shapes import motion, train_wan
+from generators.shapes import motion, train_wan, weights
 from generators.shapes.motion import Motion
 from generators.shapes.parse import parse_image
-from generators.shapes.train_vae import CLIPS, PICTURES, new_clip_vae, unclamped
+from generators.shapes.train_vae import CLIPS, PICTURES, decode, encode, new_clip_vae, unclamped
 from rewards.shapes_video import PARTS, follow, motion_of, score_batch
 
 
@@ -175,6 +179,39 @@ def test_verifier_as_a_reward(rendered):
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_verifier_reads_clips_after_the_autoencoder():
+    vae = AutoencoderKLWan.from_pretrained(weights("wan") / "vae").eval()
+    clips, captions = motion.dataset("heldout", 120, seed=8)
+    latents = encode(vae, clips)
+    assert latents.shape == (120, *train_wan.LATENT_SHAPE)
+    assert latents.std().item() == pytest.approx(1, abs=0.1)
+    assert score_batch(decode(vae, latents), captions)["strict"].mean() >= 0.95
+
+
+def test_base_follows_prompts_only_sometimes():
+    pipe = WanPipeline.from_pretrained(weights("wan"))
+    prompts = motion.prompts("heldout", 30, seed=10)
+    found = score_batch(train_wan.sample(pipe, [p for p in prompts for _ in range(4)], seed=0), np.repeat(prompts, 4))
+    dense = found["dense"].reshape(-1, 4)
+    assert 0.3 < dense.mean() < 0.65
+    assert dense.max(1).mean() > dense.mean() + 0.1
+
+
+def test_wan_loads_and_draws_without_our_packages(tmp_path):
+    code = f"""
+import sys, torch
+torch.set_num_threads(1)
+from diffusers import WanPipeline
+pipe = WanPipeline.from_pretrained({str(weights("wan"))!r})
+assert {{p.dtype for m in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in m.parameters()}} == {{torch.float32}}
+clip = pipe("a red circle falls", height=32, width=32, num_frames=9, num_inference_steps=10, guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(0), output_type="np").frames[0]
+assert clip.shape == (9, 32, 32, 3) and clip.std() > 0.05, (clip.shape, clip.std())
+assert not {{"generators", "rewards", "align"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
 
 
 def test_one_repeated_token_equals_many():

@@ -29,7 +29,7 @@ class Stages:
         lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
         kl: from when until when the weight of KL rises: first tell everything, then shortly.
         most_kl: what it rises to, per latent dimension. With 3e-4 on pictures noise of a third of the latents' spread
-            destroyed them; a clip has twice as many latent dimensions for a pixel as a picture, so half the weight.
+            destroyed them. A clip has twice as many latent dimensions for a pixel as a picture.
         blurred: weight of `blurred_loss`, and until when it is the only one.
         frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
     """
@@ -65,7 +65,7 @@ class Stages:
 
 
 PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6), most_kl=5e-2)
-CLIPS = Stages(lr=1e-3, kl=(0.3, 0.8), most_kl=2e-2, blurred=(1.0, 0.15), frames=((0.5, 1), (0.9, 5)))
+CLIPS = Stages(lr=1e-3, kl=(0.3, 0.8), most_kl=8e-3, blurred=(1.0, 0.15), frames=((0.5, 1), (0.9, 5)))
 
 
 def new_vae() -> AutoencoderKL:
