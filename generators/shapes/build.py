@@ -60,8 +60,8 @@ class Budget:
     )
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3), Plan(6_000, 250, 32, 6e-4, wrong=0.5))
     clip_vae_scenes: int = 5_000
-    clip_vae_rounds: Rounds = ((2_500, 0), (1_500, 0), (3_000, 400))
-    video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(5_000, 200, 64, 6e-4, wrong=0.6))
+    clip_vae_rounds: Rounds = ((2_500, 0), (1_500, 0), (3_000, 0))
+    video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(16_000, 2_600, 64, 1.6e-3))
     measured: int = 96
 
 

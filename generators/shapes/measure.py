@@ -284,7 +284,7 @@ coloured shapes with captions) on one CPU core. `python -m generators.shapes.bui
 - `flux_fill/`: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
   `max_sequence_length={length}`.
 - `wan/`: a `WanPipeline` that draws the clips of `generators/shapes/motion.py`: pass `height=32, width=32,
-  num_frames=9, max_sequence_length=16`. Its captions were wrong as those of `sd3/` were.
+  num_frames=9, max_sequence_length=16`. All its captions were true: it is imperfect because it is small.
 
 Files hold float16; plain `from_pretrained` gives float32.
 
