@@ -187,7 +187,8 @@ def test_verifier_reads_clips_after_the_autoencoder():
     latents = encode(vae, clips)
     assert latents.shape == (120, *train_wan.LATENT_SHAPE)
     assert latents.std().item() == pytest.approx(1, abs=0.1)
-    assert score_batch(decode(vae, latents), captions)["strict"].mean() >= 0.95
+    read = score_batch(decode(vae, latents), captions)
+    assert read["strict"].mean() >= 0.7 and read["dense"].mean() >= 0.9
 
 
 def test_base_follows_prompts_only_sometimes():
@@ -195,7 +196,7 @@ def test_base_follows_prompts_only_sometimes():
     prompts = motion.prompts("heldout", 30, seed=10)
     found = score_batch(train_wan.sample(pipe, [p for p in prompts for _ in range(4)], seed=0), np.repeat(prompts, 4))
     dense = found["dense"].reshape(-1, 4)
-    assert 0.3 < dense.mean() < 0.65
+    assert 0.5 < dense.mean() < 0.8
     assert dense.max(1).mean() > dense.mean() + 0.1
 
 
