@@ -1,7 +1,7 @@
 """Trains the world's Wan: the transformer and its text encoder, jointly, by flow matching on latents of clips.
 
-Unlike those of `train_sd3` its captions stay true: the base follows prompts imperfectly as it is, and a last part with wrong
-ones took it from 0.64 to 0.2 and less.
+Unlike those of `train_sd3` its captions stay true: the base follows prompts imperfectly as it is, and a last part with
+wrong ones took it from 0.64 to 0.2 and less.
 """
 
 from __future__ import annotations
