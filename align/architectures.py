@@ -181,7 +181,9 @@ KNOWN: dict[str, dict[str, Part]] = {
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {**_wan(40, 40, 13824, **_PICTURE), "image_encoder": CLIP_H_VISION},
     "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": {**_wan(40, 40, 13824, **_PICTURE), "image_encoder": CLIP_H_VISION},
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan(40, 40, 13824, experts=2),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _wan(40, 40, 13824, experts=2, in_channels=36, out_channels=16),
     "Qwen/Qwen-Image": _QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit": _QWEN_IMAGE,
+    "Qwen/Qwen-Image-Edit-2509": _QWEN_IMAGE,
 }
 """Hub id -> networks, so that an estimate needs neither the hub nor a download."""

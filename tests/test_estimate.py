@@ -201,9 +201,10 @@ def test_the_embedded_world_is_read_from_its_files() -> None:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """FLUX.1 dev at 512 x 512."""
+    """FLUX.1 dev at 512 x 512 with a LoRA of rank 32, eight prompts a rollout."""
     monkeypatch.chdir(ROOT)
-    return lambda *overrides: load_config(ROOT / "configs/flux/nft.yaml", overrides)
+    sizes = ("generator.size=[512, 512]", "policy.rank=32", "rollout.prompts=8")
+    return lambda *overrides: load_config(ROOT / "configs/flux-dev/nft.yaml", (*sizes, *overrides))
 
 
 def phase(config: Any, name: str) -> float:
@@ -240,7 +241,7 @@ def test_presets_fit_their_cards(name: str, large: Any) -> None:
 
 
 def test_a_preset_wins_over_what_is_extended_and_loses_to_its_own_file(large: Any, tmp_path: Path) -> None:
-    mine = f"extends: {ROOT / 'configs/flux/nft.yaml'}\nmemory: 12gb\ntrain: {{micro_batch: 3}}\n"
+    mine = f"extends: {ROOT / 'configs/flux-dev/nft.yaml'}\nmemory: 12gb\ntrain: {{micro_batch: 3}}\n"
     (tmp_path / "mine.yaml").write_text(mine)
     config = load_config(tmp_path / "mine.yaml", ["memory.quantise=fp8"])
     assert (config.train.micro_batch, config.rollout.chunk) == (3, 1)
@@ -263,7 +264,7 @@ def test_a_preset_for_stored_pairs(tmp_path: Path, write: Any) -> None:
 
 
 def test_check_says_what_fits(large: Any, run: Any) -> None:
-    config = str(ROOT / "configs/flux/nft.yaml")
+    config = str(ROOT / "configs/flux-dev/nft.yaml")
     code, out, _ = run("check", config, "--memory")
     assert code == 0
     assert "11.9 billion weights, bfloat16" in out
@@ -279,7 +280,7 @@ def test_check_says_what_fits(large: Any, run: Any) -> None:
 
 
 def test_check_refuses_what_it_does_not_know(large: Any, run: Any) -> None:
-    config = str(ROOT / "configs/flux/nft.yaml")
+    config = str(ROOT / "configs/flux-dev/nft.yaml")
     code, _, err = run("check", config, "--card", "a lot")
     assert (code, err) == (2, "error: --card a lot: a size in GB, such as 24gb\n")
     code, _, err = run("check", config, "generator.path=nobody/nothing", "--memory")
@@ -314,7 +315,7 @@ def test_what_does_not_go_together_is_said(overrides: list[str], said: str, writ
 
 def test_check_names_missing_packages(large: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align.memory.find_spec", lambda package: None)
-    config = str(ROOT / "configs/flux/nft.yaml")
+    config = str(ROOT / "configs/flux-dev/nft.yaml")
     code, _, err = run("check", config, "memory=16gb", "memory.attention=sage")
     assert code == 2
     assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'alignflow[quant]'" in err
