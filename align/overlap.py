@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.inputs import take
 from rewards.base import Reward, Scores
-from rewards.dispatch import Part, joined
+from rewards.serving.dispatch import Part, joined
 
 
 class Scoring:

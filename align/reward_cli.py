@@ -39,7 +39,7 @@ def serve(
     if token_env and not token:
         raise ConfigError(f"--token-env: environment variable {token_env} is not set")
     try:
-        from rewards.server import serve as run
+        from rewards.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'alignflow[serve]'") from None
     run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=typer.echo)

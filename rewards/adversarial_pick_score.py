@@ -38,7 +38,7 @@ class AdversarialPickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""
-        from rewards.clip_model import Clip
+        from rewards.networks.clip import Clip
         from rewards.pictures import read_table
         from rewards.training.tuned_clip import TunedClip
 

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from rewards.base import Reward, RewardError
 from rewards.clip import weights
-from rewards.hub import weight_file
 from rewards.model_settings import ModelRewardSettings
+from rewards.networks.hub import weight_file
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,8 @@ class Aesthetic(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load CLIP and the head."""
-        from rewards.clip_model import Clip
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
 
         head = load_head(self.head or FILES[self.version], self.version).to(device)
         clip = Clip.load(
@@ -64,8 +64,8 @@ class Aesthetic(ModelRewardSettings):
 
 def load_head(file: str, version: str) -> nn.Module:
     """The head in ``file``; raises RewardError where it is not there or of another architecture."""
-    from rewards.heads import load_linear, load_mlp
-    from rewards.state_dicts import read_state_dict
+    from rewards.networks.heads import load_linear, load_mlp
+    from rewards.networks.state_dicts import read_state_dict
 
     path = weight_file(file, PUBLISHED[version])
     what = f"LAION's aesthetic head {version}"

@@ -38,7 +38,7 @@ class Cached(RewardSettings):
         import torch
 
         from rewards.digest import digest, identity
-        from rewards.score_store import ScoreStore
+        from rewards.serving.score_store import ScoreStore
 
         inner = self.reward.build(device).fixed()
         if inner.scope != "sample":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError
-from rewards.hub import is_file
 from rewards.model_settings import ModelRewardSettings
+from rewards.networks.hub import is_file
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,8 @@ class ClipReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
-        from rewards.clip_model import Clip
         from rewards.digest import digest
+        from rewards.networks.clip import Clip
 
         processor = weights(self.processor or self.model)
         clip = Clip.load(weights(self.model), processor, self.dtype, device, quick_gelu=self.quick_gelu)

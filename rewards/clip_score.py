@@ -50,8 +50,8 @@ class ClipScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the variant's model, or another in its place."""
-        from rewards.clip_model import Clip
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
 
         asked = VARIANTS[self.variant]
         clip = Clip.load(

@@ -32,7 +32,7 @@ def flow_function(kind: str | None) -> Flow:
         RewardError: no such function.
     """
     from rewards.call import load_object
-    from rewards.optical_flow import optical_flow
+    from rewards.networks.optical_flow import optical_flow
 
     return optical_flow if kind is None else load_object(kind)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judges.settings import JudgeRewardSettings, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     "Was this {medium} filmed, or was it generated? Look for what no camera sees: things that melt, blur, merge, "
@@ -42,7 +42,7 @@ class Deeptrace(JudgeRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One reply per sample."""
-        from rewards.asking import per_sample, written
+        from rewards.judges.asking import per_sample, written
 
         clips = media if media.ndim == 5 else media[:, None]
         asked = [self._ask(clip, media.ndim == 5) for clip in clips]
@@ -54,8 +54,8 @@ class Deeptrace(JudgeRewardSettings):
 
     def _ask(self, clip: Tensor, moves: bool) -> Question:
         """Frames, of a clip each behind its time, and the question."""
-        from rewards.asking import question
         from rewards.frames import middles
+        from rewards.judges.asking import question
 
         content = [
             part
@@ -73,7 +73,7 @@ def read(reply: str, width: int, height: int, seconds: float) -> list[float]:
     Raises:
         ReplyError: no verdict.
     """
-    from rewards.replies import read_fakeness
+    from rewards.judges.replies import read_fakeness
 
     fake, box, start = read_fakeness(reply)
     corners = [math.nan] * 4

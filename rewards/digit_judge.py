@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import Needs, SourceRewardSettings, check_rising
+from rewards.judges.settings import Needs, SourceRewardSettings, check_rising
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.judges.asking import Judge
 
 PLAIN = (
     'How well does the {medium} show "{prompt}", and how well is it made? Answer with one digit from {lowest} (not at '
@@ -50,8 +50,8 @@ class DigitJudge(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample."""
-        from rewards.asking import answered, each_sample, per_sample
-        from rewards.verdicts import expectation
+        from rewards.judges.asking import answered, each_sample, per_sample
+        from rewards.judges.verdicts import expectation
 
         template = self.template or (EDIT if self.source else PLAIN)
         scale = {"lowest": self.lowest, "highest": self.highest}

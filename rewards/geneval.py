@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.clip_model import Clip
-    from rewards.detector import Detector, Found
+    from rewards.networks.clip import Clip
+    from rewards.networks.detector import Detector, Found
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
@@ -57,10 +57,10 @@ class GenEval(RewardSettings):
         Raises:
             RewardError: not there, damaged, not a detector, or blind to the probe.
         """
-        from rewards.clip_model import Clip
-        from rewards.detector import Detector
         from rewards.digest import digest
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.detector import Detector
+        from rewards.networks.preprocess import Preprocess
         from rewards.rows import by_row, chosen_score
 
         try:

@@ -39,8 +39,8 @@ class GoalBaseline(ModelRewardSettings):
 
         import torch
 
-        from rewards.clip_model import Clip
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
 
         clip = Clip.load(
             weights(self.model),

@@ -47,8 +47,8 @@ class HumanPreferenceScore(ModelRewardSettings):
             return hpsv2_reward(file, factor, self.frames)
         from functools import partial
 
-        from rewards.clip_model import Clip
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
 
         padded = partial(Preprocess.padded, antialias=self.antialias)
         clip = Clip.load(weights(file), weights(self.processor), self.dtype, device, preprocess=padded, repair=True)

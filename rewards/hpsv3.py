@@ -45,8 +45,8 @@ class HPSv3(RewardSettings):
         """
         from rewards.digest import digest
         from rewards.frames import middles
-        from rewards.published_template import PLACE, read_template
-        from rewards.qwen2_vl_reward import Published, Qwen2VLReward
+        from rewards.networks.published_template import PLACE, read_template
+        from rewards.networks.qwen2_vl import Published, Qwen2VLReward
 
         published = Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
         try:

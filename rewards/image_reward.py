@@ -35,8 +35,8 @@ class ImageReward(ModelRewardSettings):
             from rewards.packages import image_reward_reward
 
             return image_reward_reward(self.weights, self.med_config, device, self.frames)
-        from rewards.blip_model import BlipReward
         from rewards.frames import by_frame
+        from rewards.networks.blip import BlipReward
 
         blip = BlipReward.load(self.weights, weights(self.tokenizer), self.dtype, device)
 

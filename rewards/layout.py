@@ -41,8 +41,8 @@ class Layout(RewardSettings):
         Raises:
             RewardError: not there, damaged, or not a detector.
         """
-        from rewards.detector import Detector
         from rewards.digest import digest
+        from rewards.networks.detector import Detector
         from rewards.rows import by_row, chosen_score
 
         try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, Scores
-from rewards.hub import first_line
 from rewards.model_settings import ModelRewardSettings
+from rewards.networks.hub import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def clip_features(model: Any, clips: Tensor) -> Tensor:
     """
     import torch
 
-    from rewards.preprocess import Preprocess
+    from rewards.networks.preprocess import Preprocess
 
     side, span = model.config.crop_size, model.config.tubelet_size
     steps = Preprocess((side, side), "shorter", crop=(side, side), mean=MEAN, std=STD)
@@ -115,7 +115,7 @@ def _video_model(path: str, dtype: str, device: torch.device | str) -> Any:
     import torch
     from transformers import AutoConfig, VJEPA2Model
 
-    from rewards.hub import from_pretrained
+    from rewards.networks.hub import from_pretrained
 
     config = from_pretrained(AutoConfig, path)
     if config.model_type != "vjepa2":

@@ -11,7 +11,7 @@ from rewards.base import Reward, RewardError, RewardSettings
 if TYPE_CHECKING:
     import torch
 
-    from rewards.vision_features import VisionFeatures
+    from rewards.networks.vision_features import VisionFeatures
 
 
 VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); it stays frozen"
@@ -52,7 +52,7 @@ class VisionRewardSettings(ModelRewardSettings):
 
     def vision(self, device: torch.device | str) -> VisionFeatures:
         """Load the model; raises RewardError."""
-        from rewards.vision_features import VisionFeatures
+        from rewards.networks.vision_features import VisionFeatures
 
         return VisionFeatures.load(self.model, self.dtype, device)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, RewardSettings, Scores
-from rewards.hub import first_line
+from rewards.networks.hub import first_line
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewards.base import Reward, RewardError, Scores
 from rewards.frames import by_frame
-from rewards.hub import first_line, weight_file
+from rewards.networks.hub import first_line, weight_file
 
 Judge = Callable[[Any, str], float]
 """``(Pillow image, prompt) -> score``."""

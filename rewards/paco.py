@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import Needs, SourceRewardSettings
+from rewards.judges.settings import Needs, SourceRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
 
@@ -39,8 +39,8 @@ class Paco(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """A question per pair and criterion, of the frames that are shown of a clip each."""
-        from rewards.asking import answered, per_sample, question, shown
-        from rewards.verdicts import panels, share
+        from rewards.judges.asking import answered, per_sample, question, shown
+        from rewards.judges.verdicts import panels, share
 
         if min(media.shape[-2] // self.rows, media.shape[-1] // self.columns) < 1:
             raise ValueError(f"{list(media.shape[-2:])} pixels cannot be cut into {self.rows} x {self.columns}")

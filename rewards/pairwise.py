@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judge import Needs, SourceRewardSettings
+from rewards.judges.settings import Needs, SourceRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'Which {medium} shows "{prompt}" better and is better made, {medium} 1 or {medium} 2? Answer with 1 or 2, and '
@@ -49,8 +49,8 @@ class Pairwise(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """Two questions per pair."""
-        from rewards.asking import answered, compared, tournament
-        from rewards.verdicts import matches, share
+        from rewards.judges.asking import answered, compared, tournament
+        from rewards.judges.verdicts import matches, share
 
         pairs = matches(prompts, group, self.opponents)
         asked = compared(self.template, pairs, media, prompts, self.frames, image)
@@ -59,7 +59,7 @@ class Pairwise(SourceRewardSettings):
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
         """The place of the chosen, in both orders."""
-        from rewards.asking import two
+        from rewards.judges.asking import two
 
         orders = ((chosen, rejected), (rejected, chosen))
         return [(two(self.template, *pair, prompt, self.frames), place) for place, pair in enumerate(orders)]

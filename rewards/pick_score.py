@@ -31,7 +31,7 @@ class PickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
-        from rewards.clip_model import Clip
+        from rewards.networks.clip import Clip
 
         clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
         scale = clip.logit_scale

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.dispatch import Part
+    from rewards.serving.dispatch import Part
 
 
 class Pool(RewardSettings):
@@ -46,7 +46,7 @@ class Pool(RewardSettings):
         Raises:
             RewardError: Ray is not installed, its cluster cannot be reached, or the reward cannot be built there.
         """
-        from rewards.dispatch import Dispatcher, parts_of
+        from rewards.serving.dispatch import Dispatcher, parts_of
 
         crew = Crew(self)
         about = crew.describe()
@@ -77,7 +77,7 @@ class Crew:
             import ray
         except ModuleNotFoundError:
             raise RewardError("reward 'pool' needs Ray: pip install 'alignflow[ray]'") from None
-        from rewards.pool_worker import PoolWorker
+        from rewards.serving.pool_worker import PoolWorker
 
         self.settings, self.ray = settings, ray
         if not ray.is_initialized():
@@ -127,7 +127,7 @@ class Crew:
         """
         import torch
 
-        from rewards.dispatch import UnansweredError
+        from rewards.serving.dispatch import UnansweredError
 
         worker = self.idle.get()
         limit = self.settings.start_timeout if worker.new else self.settings.timeout

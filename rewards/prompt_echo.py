@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judges.settings import JudgeRewardSettings, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.judges.asking import Judge
 
 
 class PromptEcho(JudgeRewardSettings):
@@ -37,7 +37,7 @@ class PromptEcho(JudgeRewardSettings):
         """One question per sample, its prompt the reply."""
         from dataclasses import replace
 
-        from rewards.asking import each_sample, echoed, per_sample
+        from rewards.judges.asking import each_sample, echoed, per_sample
         from rewards.texts import writable
 
         asked = each_sample(self.template, media, prompts, self.frames)

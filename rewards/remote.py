@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.dispatch import Part
+    from rewards.serving.dispatch import Part
 
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class Remote(RewardSettings):
         Raises:
             RewardError: nobody answers there, it wants another token, or it speaks another version.
         """
-        from rewards.dispatch import Dispatcher, parts_of
-        from rewards.wire import read_description
+        from rewards.serving.dispatch import Dispatcher, parts_of
+        from rewards.serving.wire import read_description
 
         client = Client(self)
         about = client.first(read_description)
@@ -75,7 +75,7 @@ class Client:
     """One server: requests to it, and what its refusals mean."""
 
     def __init__(self, settings: Remote) -> None:
-        from rewards.fetch import open_session
+        from rewards.serving.fetch import open_session
 
         self.settings, self.url = settings, settings.url.rstrip("/")
         try:
@@ -85,8 +85,8 @@ class Client:
 
     def first(self, read: Any) -> Any:
         """The server's description, waited for as long as for a score; RewardError where there is none."""
-        from rewards.dispatch import LONGEST_PAUSE, UnansweredError
-        from rewards.wire import WireError
+        from rewards.serving.dispatch import LONGEST_PAUSE, UnansweredError
+        from rewards.serving.wire import WireError
 
         for attempt in range(self.settings.retries + 1):
             try:
@@ -109,8 +109,8 @@ class Client:
             UnansweredError: there are none.
             RewardError: the reward itself refuses such media.
         """
-        from rewards.dispatch import UnansweredError
-        from rewards.wire import Request, WireError, pack, unpack_scores
+        from rewards.serving.dispatch import UnansweredError
+        from rewards.serving.wire import Request, WireError, pack, unpack_scores
 
         request = Request(part.media, part.prompts, part.group, part.inputs)
         try:
@@ -129,9 +129,9 @@ class Client:
             UnansweredError: there is none, or it is damaged.
             RewardError: the reward refuses what it was given.
         """
-        from rewards.dispatch import UnansweredError
-        from rewards.fetch import fetch
-        from rewards.wire import DIGEST, checksum
+        from rewards.serving.dispatch import UnansweredError
+        from rewards.serving.fetch import fetch
+        from rewards.serving.wire import DIGEST, checksum
 
         headers = {} if body is None else {DIGEST: checksum(body), "Content-Type": "application/json"}
         reply, content = fetch(self.session, method, self.url + path, self.settings.timeout, data=body, headers=headers)
@@ -144,7 +144,7 @@ class Client:
     def _refused(self, status: int, content: bytes) -> None:
         import json
 
-        from rewards.dispatch import UnansweredError
+        from rewards.serving.dispatch import UnansweredError
 
         try:
             said = str(json.loads(content)["error"])

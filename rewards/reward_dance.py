@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judge import JudgeRewardSettings, Needs
+from rewards.judges.settings import JudgeRewardSettings, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'Both were made for "{prompt}". Is {medium} 1 better than {medium} 2, in what it shows and in how it is made? '
@@ -49,8 +49,8 @@ class RewardDance(JudgeRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample and reference, after those that choose the references."""
-        from rewards.asking import answered, per_sample
-        from rewards.verdicts import share
+        from rewards.judges.asking import answered, per_sample
+        from rewards.judges.verdicts import share
 
         if image is None:
             pairs = self._chosen(judge, media, prompts, group)
@@ -74,9 +74,9 @@ class RewardDance(JudgeRewardSettings):
         """(sample, reference), for every sample and every reference of its group but itself."""
         import torch
 
-        from rewards.asking import answered
         from rewards.combine import groups_of
-        from rewards.verdicts import best, share
+        from rewards.judges.asking import answered
+        from rewards.judges.verdicts import best, share
 
         numbers = groups_of(prompts, group)
         chosen = []
@@ -99,6 +99,6 @@ class RewardDance(JudgeRewardSettings):
         return [(self._ask(chosen, rejected, prompt), 0), (self._ask(rejected, chosen, prompt), 1)]
 
     def _ask(self, sample: Tensor, reference: Tensor, prompt: str) -> Question:
-        from rewards.asking import two
+        from rewards.judges.asking import two
 
         return two(self.template, sample, reference, prompt, self.frames)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judge import WrittenRewardSettings
+from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.judges.asking import Judge
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Score it by each of these criteria, from {lowest} (worst) to {highest} '
@@ -53,8 +53,8 @@ class Rubric(WrittenRewardSettings):
         """One reply per sample."""
         from functools import partial
 
-        from rewards.asking import each_sample, per_sample, written
-        from rewards.replies import read_rubric
+        from rewards.judges.asking import each_sample, per_sample, written
+        from rewards.judges.replies import read_rubric
 
         lines = "\n".join(f"{name}: {what}" for name, what in self.criteria.items())
         asked = each_sample(self.template, media, prompts, self.frames, image, criteria=lines, **self.scale)

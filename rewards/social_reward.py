@@ -27,8 +27,8 @@ class SocialReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model and tokenizer."""
-        from rewards.clip_model import Clip
-        from rewards.preprocess import Preprocess
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
 
         clip = Clip.load(
             weights(self.weights),

@@ -54,7 +54,7 @@ class SoliReward(RewardSettings):
             RewardError: not there, damaged, or of another architecture; a template without the task's questions.
         """
         from rewards.digest import digest
-        from rewards.internvl_reward import InternVLReward, frames_at
+        from rewards.networks.internvl import InternVLReward, frames_at
 
         try:
             system, user = self._questions()
@@ -81,7 +81,7 @@ class SoliReward(RewardSettings):
 
     def _questions(self) -> tuple[str, str]:
         """The system's and the user's words of the task."""
-        from rewards.published_template import read_dictionary
+        from rewards.networks.published_template import read_dictionary
 
         found = read_dictionary(self.template, "DEFAULT_PROMPTS", "the repository lian700/SoliReward").get(self.task)
         words = found if isinstance(found, dict) else {}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import WrittenRewardSettings
+from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.judges.asking import Judge
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Think about what it shows, what is missing or wrong, and how well it is '
@@ -33,8 +33,8 @@ class ThinkScore(WrittenRewardSettings):
         """One reply per sample."""
         from functools import partial
 
-        from rewards.asking import each_sample, per_sample, written
-        from rewards.replies import read_answer
+        from rewards.judges.asking import each_sample, per_sample, written
+        from rewards.judges.replies import read_answer
 
         asked = each_sample(self.template, media, prompts, self.frames, image, **self.scale)
         read = partial(read_answer, lowest=self.lowest, highest=self.highest)

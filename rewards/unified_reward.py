@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judge import WrittenRewardSettings
+from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge
+    from rewards.judges.asking import Judge
 
 POINT = (
     "Evaluate this {medium}, which was generated from a caption, for how well it matches the caption (objects, their "
@@ -57,9 +57,9 @@ class UnifiedReward(WrittenRewardSettings):
         """One reply per sample, or two per pair."""
         from functools import partial
 
-        from rewards.asking import compared, each_sample, per_sample, tournament, written
-        from rewards.replies import read_preference, read_score
-        from rewards.verdicts import matches
+        from rewards.judges.asking import compared, each_sample, per_sample, tournament, written
+        from rewards.judges.replies import read_preference, read_score
+        from rewards.judges.verdicts import matches
 
         template = self.template or {"point": POINT, "pair": PAIR, "think": THINK}[self.format]
         if self.format != "point":

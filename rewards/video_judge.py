@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judge import WrittenRewardSettings
+from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'These are {shown} of the {count} frames of a video made for "{prompt}". Score it from {lowest} (worst) to '
@@ -44,9 +44,9 @@ class VideoJudge(WrittenRewardSettings):
         """A question per round for every sample that has no score yet."""
         import torch
 
-        from rewards.asking import Replies, per_sample, texts
         from rewards.frames import middles
-        from rewards.replies import ReplyError, read_answer
+        from rewards.judges.asking import Replies, per_sample, texts
+        from rewards.judges.replies import ReplyError, read_answer
 
         clips = media if media.ndim == 5 else media[:, None]
         count = clips.shape[1]
@@ -82,7 +82,7 @@ class VideoJudge(WrittenRewardSettings):
     def _ask(
         self, source: list[Tensor], clip: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
     ) -> Question:
-        from rewards.asking import question
+        from rewards.judges.asking import question
 
         content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", clip[index]))]
         choice = CHOOSE if left and len(seen) < len(clip) else DECIDE
@@ -100,7 +100,7 @@ class VideoJudge(WrittenRewardSettings):
 
     def _wanted(self, text: str, count: int, seen: list[int], left: int) -> list[int] | None:
         """Frames to be shown next, or None where it does not ask, or may not."""
-        from rewards.replies import read_selection
+        from rewards.judges.replies import read_selection
 
         if not left or len(seen) == count or "<answer>" in text.lower():
             return None

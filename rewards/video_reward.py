@@ -50,8 +50,8 @@ class VideoReward(RewardSettings):
             RewardError: not there, damaged, or of another architecture; a template without its tokens.
         """
         from rewards.digest import digest
-        from rewards.published_template import PLACE, read_template
-        from rewards.qwen2_vl_reward import LARGEST, SMALLEST, Published, Qwen2VLReward, frames_at
+        from rewards.networks.published_template import PLACE, read_template
+        from rewards.networks.qwen2_vl import LARGEST, SMALLEST, Published, Qwen2VLReward, frames_at
 
         published = Published("VideoReward", "KwaiVGI/VideoReward", TOKENS, "video", (SMALLEST, LARGEST))
         try:

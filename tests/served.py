@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 
 import rewards
-from rewards.server import create_app, serve
+from rewards.serving.server import create_app, serve
 
 
 def free_port() -> int:

@@ -20,9 +20,9 @@ from align.errors import CheckpointError, TrainingError
 from align.evaluate import evaluate_run
 from align.trainer import train
 from rewards.base import RewardError
+from rewards.networks.vision_features import VisionFeatures
 from rewards.pictures import RENDERS, read_folder
 from rewards.training.discriminator import PATCHES, Discriminator
-from rewards.vision_features import VisionFeatures
 
 LIKENESS: dict[str, Any] = {"kind": "adversarial", "model": "shapes", "hidden": 32, "lr": 1e-2}
 

@@ -17,7 +17,7 @@ import rewards
 from align.trainer import train
 from rewards.base import RewardError
 from rewards.clip import weights
-from rewards.clip_model import Clip
+from rewards.networks.clip import Clip
 from rewards.pictures import RENDERS, read_table
 from rewards.training.tuned_clip import TunedClip
 

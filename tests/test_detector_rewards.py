@@ -19,8 +19,8 @@ from transformers import (
 
 import rewards
 from rewards.base import RewardError
-from rewards.detector import Box, Detector, Found
 from rewards.geneval_rules import judge, read_task, relations
+from rewards.networks.detector import Box, Detector, Found
 
 NAMES = {0: "dog", 1: "cat", 2: "sofa"}
 

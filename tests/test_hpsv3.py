@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 import rewards
 from rewards.base import RewardError
 from rewards.hpsv3 import PIXELS, TOKEN
-from rewards.qwen2_vl_reward import fitting, patched
+from rewards.networks.qwen2_vl import fitting, patched
 
 TEMPLATE = "judge: {text_prompt} so <|Reward|> END"
 MEDIA = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))

@@ -19,8 +19,8 @@ from align.preference.judge import Lesson, learn, lessons_of, train_judge
 from align.preference.settings import JudgeLora, Steps, load_judge_training
 from align.preference.table import read_judged
 from rewards.base import RewardError
-from rewards.judge import Local
-from rewards.judge_lora import FILE
+from rewards.judges.lora import FILE
+from rewards.judges.settings import Local
 
 TAUGHT = ["yes_probability", "reward_dance", "pairwise"]
 

@@ -10,13 +10,13 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 import rewards
-from rewards.asking import Question
 from rewards.base import RewardError
 from rewards.clip import weights
-from rewards.judge import Local
-from rewards.judge_local import LocalJudge
-from rewards.judge_pixels import Patches
-from rewards.replies import YES_NO
+from rewards.judges.asking import Question
+from rewards.judges.local import LocalJudge
+from rewards.judges.pixels import Patches
+from rewards.judges.replies import YES_NO
+from rewards.judges.settings import Local
 
 FAMILIES = ("Qwen2_5_VL", "Qwen3VL")
 SEEN = 16, 24

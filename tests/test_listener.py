@@ -12,8 +12,8 @@ from tiny_vlm import endpoint, said, save
 import rewards
 from rewards.base import RewardError
 from rewards.deeptrace import read
-from rewards.replies import ReplyError, read_fakeness, read_reasons
-from rewards.verdicts import listener_shaped
+from rewards.judges.replies import ReplyError, read_fakeness, read_reasons
+from rewards.judges.verdicts import listener_shaped
 
 
 def listened(probability):

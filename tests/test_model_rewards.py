@@ -14,10 +14,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import rewards
-from rewards.clip_model import mended
 from rewards.goal_baseline import projected
+from rewards.networks.clip import mended
+from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD
 from rewards.pick_score import among
-from rewards.preprocess import CLIP_MEAN, CLIP_STD
 
 PROMPTS = ["a red circle", "", "Füße 東京 &amp; “its”", "word " * 10_000, "a red circle"]
 

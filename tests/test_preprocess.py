@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardError
-from rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resized
+from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resized
 
 SHAPES = [(32, 32), (64, 64), (50, 90), (91, 35), (17, 40), (33, 32), (37, 300)]
 

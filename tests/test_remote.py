@@ -25,8 +25,8 @@ from tiny_run import final_tensors, policy_gap
 
 import rewards
 from align.trainer import train
-from rewards import wire
 from rewards.base import RewardError
+from rewards.serving import wire
 
 MEDIA = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("aabbcc")
@@ -136,7 +136,7 @@ def test_tokens(monkeypatch):
 
 
 def test_beyond_this_machine_only_with_a_token():
-    from rewards.server import serve
+    from rewards.serving.server import serve
 
     for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
         with pytest.raises(RewardError, match="without a token"):

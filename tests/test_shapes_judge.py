@@ -12,8 +12,8 @@ from generators.shapes.judge_data import digit, draw_pairs, first_wrong, judged_
 from generators.shapes.tokenizer import words
 from generators.shapes.train_judge import FEATURES, Pupil, cell_labels, new_judge
 from rewards.base import RewardError
-from rewards.judge import Local
-from rewards.judge_local import LocalJudge
+from rewards.judges.local import LocalJudge
+from rewards.judges.settings import Local
 from rewards.shapes import judge as gold
 from rewards.shapes import score_batch
 

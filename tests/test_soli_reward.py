@@ -17,7 +17,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 
 import rewards
 from rewards.base import RewardError
-from rewards.internvl_reward import DEVIATION, MEAN, QueryAttention, frames_at
+from rewards.networks.internvl import DEVIATION, MEAN, QueryAttention, frames_at
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
 WORDS = [

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from rewards.asking import per_sample, question, tournament
-from rewards.judge_endpoint import among
-from rewards.replies import (
+from rewards.judges.asking import per_sample, question, tournament
+from rewards.judges.endpoint import among
+from rewards.judges.replies import (
     ReplyError,
     fill,
     read_answer,
@@ -19,7 +19,7 @@ from rewards.replies import (
     read_selection,
     spellings,
 )
-from rewards.verdicts import best, both_orders, expectation, matches, panels, share
+from rewards.judges.verdicts import best, both_orders, expectation, matches, panels, share
 
 
 def test_share_of_yes_is_a_sigmoid():

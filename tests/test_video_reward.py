@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 import rewards
 from rewards.base import RewardError
-from rewards.qwen2_vl_reward import LARGEST, SMALLEST, fitting, patched
+from rewards.networks.qwen2_vl import LARGEST, SMALLEST, fitting, patched
 from rewards.video_reward import DEVIATIONS, MEANS, TOKENS
 
 TEMPLATE = "judge: <|VQ_reward|> and <|MQ_reward|> of {text_prompt} so <|TA_reward|> END"
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named(base, tmp_path):
 
 
 def test_the_authors_template_is_read_and_not_run(tmp_path):
-    from rewards.published_template import read_template
+    from rewards.networks.published_template import read_template
 
     def read(file):
         return read_template(file, ["QUESTION", "TAIL"], (*TOKENS[:2], "{text_prompt}", TOKENS[2]), "their repository")

@@ -23,7 +23,7 @@ import rewards
 from rewards.base import RewardError
 from rewards.kinetic_residual import jerk
 from rewards.motion_degree import fastest
-from rewards.optical_flow import optical_flow
+from rewards.networks.optical_flow import optical_flow
 
 GENERATOR = torch.Generator().manual_seed(0)
 WAVES, SHIFTS = torch.randn(24, 2, generator=GENERATOR) * 0.22, torch.rand(24, generator=GENERATOR) * math.tau

@@ -14,8 +14,8 @@ import torch
 
 import rewards
 from rewards.base import RewardError
-from rewards.hub import is_file, weight_file
-from rewards.state_dicts import looks_like, read_state_dict
+from rewards.networks.hub import is_file, weight_file
+from rewards.networks.state_dicts import looks_like, read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_files_of_the_hub(folder, monkeypatch):
         return str(folder / "clip.pt")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("rewards.hub._ask_hub", lambda: None)
+    monkeypatch.setattr("rewards.networks.hub._ask_hub", lambda: None)
     settings = {"kind": "hpsv2", "processor": str(folder / "clip")}
     files = {"v2.1": "HPS_v2.1_compressed.pt", "v2.0": "HPS_v2_compressed.pt"}
     for version, file in files.items():

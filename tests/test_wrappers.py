@@ -113,7 +113,7 @@ def test_a_damaged_file_is_put_aside(damage, judge, tmp_path):
 
 
 def _write(path, start):
-    from rewards.score_store import ScoreStore
+    from rewards.serving.score_store import ScoreStore
 
     store = ScoreStore(Path(path))
     for i in range(start, start + 10):
@@ -127,7 +127,7 @@ def test_many_processes_write_at_once(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    from rewards.score_store import ScoreStore
+    from rewards.serving.score_store import ScoreStore
 
     assert ScoreStore(path).read([str(i) for i in range(30)]) == {str(i): {"": float(i)} for i in range(30)}
 

@@ -22,10 +22,10 @@ from align.preference.settings import JudgeTrainConfig
 from align.preference.table import Judged, read_judged
 from align.prompts import PAIR
 from align.seeds import derive
-from rewards.asking import Question
-from rewards.judge import JudgeRewardSettings
-from rewards.judge_local import LocalJudge
-from rewards.judge_lora import add_lora
+from rewards.judges.asking import Question
+from rewards.judges.local import LocalJudge
+from rewards.judges.lora import add_lora
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.training.losses import first_token
 
 

@@ -16,7 +16,7 @@ from align.settings import REWARD, GeneratorConfig
 from align.tree import RunSettings, Settings
 from align.variants import OneOf, listing, problems_at
 from rewards.base import RewardSettings
-from rewards.judge import JudgeRewardSettings, Local
+from rewards.judges.settings import JudgeRewardSettings, Local
 from rewards.training.objectives import OBJECTIVES, Objective
 from rewards.training.settings import HEADS, Backbone, HeadSettings, VariationalSettings
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rewards.asking import Question, each_sample, two
 from rewards.digit_judge import PLAIN
+from rewards.judges.asking import Question, each_sample, two
+from rewards.judges.replies import YES_NO, fill, spellings
 from rewards.pairwise import TEMPLATE as BETTER
 from rewards.prompt_echo import PromptEcho
-from rewards.replies import YES_NO, fill, spellings
 from rewards.reward_dance import TEMPLATE as BEATS
 from rewards.shapes import judge as gold
 from rewards.yes_probability import VQASCORE

@@ -18,7 +18,7 @@ from transformers import CLIPModel, CLIPProcessor, Qwen3VLForConditionalGenerati
 from rewards import shapes_video
 from rewards.base import Reward
 from rewards.digit_judge import DigitJudge
-from rewards.judge import Local
+from rewards.judges.settings import Local
 from rewards.pairwise import Pairwise
 from rewards.reward_dance import RewardDance
 from rewards.shapes import score_batch

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from rewards.judge import Local
-from rewards.judge_local import LocalJudge
-from rewards.judge_pixels import Patches
+from rewards.judges.local import LocalJudge
+from rewards.judges.pixels import Patches
+from rewards.judges.settings import Local
 
 from . import world
 from .judge_data import KINDS, Asked, Pairs, draw_pairs, vocabulary

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewards.base import RewardError
-from rewards.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.scorer import Scorer, load_backbone
 from rewards.training.settings import Backbone, HeadSettings, parse_head
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.base import RewardError
-from rewards.clip_model import Clip
-from rewards.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.networks.clip import Clip
+from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.folder import read_manifest
 from rewards.training.scorer import load_backbone
 from rewards.training.settings import Backbone

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rewards.base import RewardError
 from rewards.clip import weights
-from rewards.clip_model import Clip
+from rewards.networks.clip import Clip
 from rewards.training.heads import Head
 from rewards.training.settings import Backbone
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, RewardError
-from rewards.clip_model import Clip
 from rewards.digest import digest
+from rewards.networks.clip import Clip
 from rewards.training.losses import bradley_terry
 
 

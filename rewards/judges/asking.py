@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rewards.base import Scores
 from rewards.frames import middles
-from rewards.judge import Needs
-from rewards.replies import ReplyError, fill
+from rewards.judges.replies import ReplyError, fill
+from rewards.judges.settings import Needs
+from rewards.judges.verdicts import both_orders
 from rewards.texts import writable
-from rewards.verdicts import both_orders
 
 Content = str | Tensor
 

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, InternVLModel
 
 from rewards.base import RewardError
-from rewards.hub import from_pretrained, weight_file
-from rewards.preprocess import Preprocess
-from rewards.state_dicts import check_keys, counted, read_state_dict, skeleton
+from rewards.networks.hub import from_pretrained, weight_file
+from rewards.networks.preprocess import Preprocess
+from rewards.networks.state_dicts import check_keys, counted, read_state_dict, skeleton
 
 START, PLACE, END = "<img>", "<IMG_CONTEXT>", "</img>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import RewardError
-from rewards.hub import first_line
+from rewards.networks.hub import first_line
 
 _MARKS = {  # a key that only this architecture has -> what it is called; the first that is found counts
     "blip.visual_encoder.cls_token": "ImageReward (BLIP with a reward head)",

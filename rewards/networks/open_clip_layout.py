@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from rewards.base import RewardError
-from rewards.state_dicts import check_keys, counted, looks_like, skeleton
+from rewards.networks.state_dicts import check_keys, counted, looks_like, skeleton
 
 WHAT = "CLIP in the layout of open_clip"
 HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104, 1792: 112}

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.asking import Question, Replies
 from rewards.base import RewardError
-from rewards.dispatch import Dispatcher, UnansweredError
-from rewards.fetch import fetch, open_session
-from rewards.judge import Endpoint, Needs
-from rewards.replies import spellings
+from rewards.judges.asking import Question, Replies
+from rewards.judges.replies import spellings
+from rewards.judges.settings import Endpoint, Needs
+from rewards.serving.dispatch import Dispatcher, UnansweredError
+from rewards.serving.fetch import fetch, open_session
 
 NO_LOG_PROBABILITIES = (
     "gives no log-probabilities, which this reward is made of; vLLM and SGLang do, a local judge does, and rubric, "
@@ -57,7 +57,7 @@ class EndpointJudge:
             raise RewardError(found.why)
 
     def answers(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Replies:
-        """See :class:`rewards.asking.Judge`; an answer that is not listed counts with the most it may have."""
+        """See :class:`rewards.judges.asking.Judge`; an answer that is not listed counts with the most it may have."""
         known = [spellings(words) for words in answers]
 
         def ask(asked: Question) -> list[float]:
@@ -74,12 +74,12 @@ class EndpointJudge:
         return _tensor(self._each(questions, ask), len(answers))
 
     def likelihoods(self, questions: Sequence[Question], replies: Sequence[str]) -> Replies:
-        """See :class:`rewards.asking.Judge`; by vLLM's ``prompt_logprobs``, in two requests."""
+        """See :class:`rewards.judges.asking.Judge`; by vLLM's ``prompt_logprobs``, in two requests."""
         pairs = list(zip(questions, replies, strict=True))
         return _tensor(self._each(pairs, lambda pair: self._likelihood(*pair)), 2)
 
     def write(self, questions: Sequence[Question], longest: int) -> Replies:
-        """See :class:`rewards.asking.Judge`."""
+        """See :class:`rewards.judges.asking.Judge`."""
 
         def ask(asked: Question) -> str:
             said = self._choice(asked, max_tokens=longest)["message"].get("content")

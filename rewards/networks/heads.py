@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rewards.state_dicts import check_keys, skeleton
+from rewards.networks.state_dicts import check_keys, skeleton
 
 WIDTHS = (1024, 128, 64, 16, 1)
 _DROPPED = (True, True, True, False)  # after which layers dropout stands: it counts in the keys

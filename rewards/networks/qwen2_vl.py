@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLModel
 
 from rewards.base import RewardError
-from rewards.hub import from_pretrained, weight_file
-from rewards.preprocess import Preprocess
-from rewards.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.networks.hub import from_pretrained, weight_file
+from rewards.networks.preprocess import Preprocess
+from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 
 SMALLEST, LARGEST = 128 * 28 * 28, 200_704
 """Pixels of a frame, at least and at most."""

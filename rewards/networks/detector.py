@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import RewardError
-from rewards.hub import first_line, from_pretrained
+from rewards.networks.hub import first_line, from_pretrained
 from rewards.rows import eight_bit
 
 SAME = (

@@ -20,9 +20,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from torch import Tensor
 
-from rewards import wire
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.digest import identity
+from rewards.serving import wire
 
 Job = tuple[wire.Request, "Future[Scores]"]
 

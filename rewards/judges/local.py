@@ -18,15 +18,15 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from rewards.asking import Question, Replies
 from rewards.base import RewardError
 from rewards.clip import weights
 from rewards.digest import digest
-from rewards.hub import from_pretrained
-from rewards.judge import Local, Needs
-from rewards.judge_lora import load_lora
-from rewards.judge_pixels import Patches
-from rewards.replies import spellings
+from rewards.judges.asking import Question, Replies
+from rewards.judges.lora import load_lora
+from rewards.judges.pixels import Patches
+from rewards.judges.replies import spellings
+from rewards.judges.settings import Local, Needs
+from rewards.networks.hub import from_pretrained
 
 KNOWN = ("qwen2_5_vl", "qwen3_vl")
 
@@ -113,7 +113,7 @@ class LocalJudge:
         return found
 
     def answers(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Replies:
-        """See :class:`rewards.asking.Judge`."""
+        """See :class:`rewards.judges.asking.Judge`."""
         ids = [torch.tensor(tokens, device=self.model.device) for tokens in self.token_ids(answers)]
         found, reasons = self._empty(len(questions), len(ids))
         for batch in self._batches(questions, [""] * len(questions), reasons):
@@ -123,7 +123,7 @@ class LocalJudge:
         return Replies(found, reasons)
 
     def likelihoods(self, questions: Sequence[Question], replies: Sequence[str]) -> Replies:
-        """See :class:`rewards.asking.Judge`."""
+        """See :class:`rewards.judges.asking.Judge`."""
         found, reasons = self._empty(len(questions), 2)
         for asked, logs, lengths in self.reply_logs(questions, replies, reasons):
             rows = torch.stack([logs.sum(1), lengths.float()], 1)
@@ -149,7 +149,7 @@ class LocalJudge:
 
     @torch.no_grad()
     def write(self, questions: Sequence[Question], longest: int) -> Replies:
-        """See :class:`rewards.asking.Judge`."""
+        """See :class:`rewards.judges.asking.Judge`."""
         texts: list[str | None] = [None] * len(questions)
         reasons: dict[int, str] = {}
         greedy = GenerationConfig(

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from rewards.base import RewardError
 from rewards.clip import weights
-from rewards.hub import from_pretrained
-from rewards.preprocess import Preprocess
+from rewards.networks.hub import from_pretrained
+from rewards.networks.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

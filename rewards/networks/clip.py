@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from rewards import open_clip_layout
 from rewards.base import RewardError
 from rewards.frames import by_frame
-from rewards.hub import from_pretrained, is_file, weight_file
-from rewards.preprocess import Preprocess
-from rewards.state_dicts import read_state_dict
+from rewards.networks import open_clip_layout
+from rewards.networks.hub import from_pretrained, is_file, weight_file
+from rewards.networks.preprocess import Preprocess
+from rewards.networks.state_dicts import read_state_dict
 from rewards.texts import writable
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 
 from rewards.base import RewardError
-from rewards.dispatch import UnansweredError
+from rewards.serving.dispatch import UnansweredError
 
 
 def open_session(url: str, parallel: int, token_env: str | None = None) -> requests.Session:

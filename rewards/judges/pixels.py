@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from rewards.base import RewardError
-from rewards.preprocess import resized
+from rewards.networks.preprocess import resized
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from rewards.base import RewardError
-from rewards.heads import load_mlp
-from rewards.hub import from_pretrained, weight_file
-from rewards.preprocess import Preprocess
-from rewards.state_dicts import check_keys, counted, looks_like, read_state_dict, skeleton
+from rewards.networks.heads import load_mlp
+from rewards.networks.hub import from_pretrained, weight_file
+from rewards.networks.preprocess import Preprocess
+from rewards.networks.state_dicts import check_keys, counted, looks_like, read_state_dict, skeleton
 from rewards.texts import writable
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

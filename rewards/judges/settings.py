@@ -9,13 +9,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
-from rewards.replies import YES_NO
+from rewards.judges.replies import YES_NO
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.asking import Judge, Question
+    from rewards.judges.asking import Judge, Question
 
 Needs = Literal["answers", "likelihood", "reply"]
 """What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
@@ -40,7 +40,7 @@ class Local(BaseModel):
 
     def load(self, device: torch.device | str) -> Judge:
         """Read model, tokenizer and image settings; RewardError where that fails."""
-        from rewards.judge_local import LocalJudge
+        from rewards.judges.local import LocalJudge
 
         return LocalJudge.load(self, device)
 
@@ -67,7 +67,7 @@ class Endpoint(BaseModel):
 
     def load(self, device: torch.device | str) -> Judge:
         """Open a session; RewardError where the key is not set."""
-        from rewards.judge_endpoint import EndpointJudge
+        from rewards.judges.endpoint import EndpointJudge
 
         return EndpointJudge(self)
 
