@@ -65,11 +65,11 @@ def mend() -> Any:
     return library
 
 
-def pictures() -> list[Image.Image]:
-    """One of each size: smooth, with some noise."""
+def pictures(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
+    """One of each size (height, width): smooth, with some noise."""
     draw = np.random.default_rng(0)
     found = []
-    for height, width in SIZES:
+    for height, width in sizes:
         coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR), np.float32)
         noisy = smooth + draw.normal(0, 12, smooth.shape)
