@@ -1,10 +1,11 @@
 """HPSv3 and VideoReward against their authors' own code, on identical tiny random weights in the published layouts.
 
-As in reward_parity.py each side runs in an environment of its own and the two meet in a folder (about 30 MB). Nothing is
-downloaded but the code; what it imports and no score passes through is replaced in :func:`stand_in`:
+As in reward_parity.py each side runs in an environment of its own and the two meet in a folder (about 160 MB). Nothing
+is downloaded but the code; what it imports and no score passes through is replaced in :func:`stand_in`:
 
     python3 -m venv upstream && upstream/bin/pip install torch==2.13.0 transformers==4.45.2 peft==0.10.0 \
-        accelerate==0.34.0 "numpy<2" "pandas<3" pillow requests omegaconf && upstream/bin/pip install --no-deps hpsv3==1.0.0
+        accelerate==0.34.0 "numpy<2" "pandas<3" pillow requests omegaconf
+    upstream/bin/pip install --no-deps hpsv3==1.0.0
     git clone https://github.com/KwaiVGI/VideoAlign
     upstream/bin/python -m benchmarks.qwen2_vl_parity upstream OUT --video-align VideoAlign
     python -m benchmarks.qwen2_vl_parity native OUT          # exits 1 above 1e-4
@@ -56,8 +57,8 @@ def stand_in() -> None:
 
     Transformers and PEFT must be imported before, as they look for some of them.
     """
-    names = "torchvision torchvision.io torchvision.transforms torchvision.transforms.functional decord trl datasets fire"
-    names += " matplotlib matplotlib.pyplot matplotlib.patches torch.utils.tensorboard"
+    names = "torchvision torchvision.io torchvision.transforms torchvision.transforms.functional decord trl datasets"
+    names += " fire matplotlib matplotlib.pyplot matplotlib.patches torch.utils.tensorboard"
     for name in names.split():
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
@@ -105,8 +106,13 @@ class Frames:
 def write_base(folder: Path, tied: bool, corpus: Sequence[str]) -> None:
     """A tiny Qwen2-VL as the hub keeps it: flat config, weights, byte-level tokenizer, processor, chat template."""
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import Qwen2TokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+    from transformers import (
+        Qwen2TokenizerFast,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+    )
 
     folder.mkdir(exist_ok=True)
     words = ByteLevelBPETokenizer()
@@ -137,10 +143,9 @@ def write_base(folder: Path, tied: bool, corpus: Sequence[str]) -> None:
 
 def upstream_hpsv3(out: Path) -> dict[str, list[float]]:
     """``HPSv3RewardInferencer.reward`` of five pictures at once."""
-    import yaml
-    from hpsv3 import inference
-    from hpsv3.dataset import data_collator_qwen as question
-
+    yaml: Any = importlib.import_module("yaml")
+    inference: Any = importlib.import_module("hpsv3.inference")
+    question: Any = importlib.import_module("hpsv3.dataset.data_collator_qwen")
     shutil.copy(question.__file__, out)
     write_base(out / "base-7b", False, [question.INSTRUCTION, question.prompt_with_special_token, *PROMPTS])
     settings = yaml.safe_load((Path(inference.__file__).parent / "config" / "HPSv3_7B.yaml").read_text())
@@ -152,7 +157,7 @@ def upstream_hpsv3(out: Path) -> dict[str, list[float]]:
     network = widen(inference.create_model_and_processor(model, lora, training)[0], 0)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
     judge = inference.HPSv3RewardInferencer(config, file, device="cpu")
-    images, scores = pictures(SIZES), []
+    images = pictures(SIZES)
     for i, image in enumerate(images):
         image.save(out / f"picture_{i}.png")
         batch = judge.prepare_batch([image], [PROMPTS[i]])
@@ -183,7 +188,9 @@ def write_video_checkpoint(out: Path, module: Any, outputs: int) -> Path:
     whole = {"data_config": data, "model_config": model, "peft_lora_config": lora, "inference_config": NORM}
     (folder / "model_config.json").write_text(json.dumps(whole))
     network, _, _ = module.create_model_and_processor(
-        module.ModelConfig(**model), module.PEFTLoraConfig(**lora), module.TrainingConfig(output_dir=str(out), disable_flash_attn2=True)
+        module.ModelConfig(**model),
+        module.PEFTLoraConfig(**lora),
+        module.TrainingConfig(output_dir=str(out), disable_flash_attn2=True),
     )
     for name, value in widen(network, outputs).named_parameters():
         if "lora_B" in name:
@@ -194,20 +201,19 @@ def write_video_checkpoint(out: Path, module: Any, outputs: int) -> Path:
 
 def upstream_video_reward(out: Path) -> dict[str, list[float]]:
     """``VideoVLMRewardInference.reward`` of five clips at once, from a head of three outputs and from one of one."""
-    import inference  # of VideoAlign
-    import prompt_template
-    import train_reward
-
-    shutil.copy(prompt_template.__file__, out)
-    write_base(out / "base-2b", True, [prompt_template.DETAILED_PROMPT_WITH_SPECIAL_TOKEN, *PROMPTS])
-    inference.TrainingConfig = lambda **given: train_reward.TrainingConfig(**given | {"disable_flash_attn2": True})
+    modules: list[Any] = [importlib.import_module(f) for f in ("inference", "prompt_template", "train_reward")]
+    inference, template, training = modules
+    shutil.copy(template.__file__, out)
+    write_base(out / "base-2b", True, [template.DETAILED_PROMPT_WITH_SPECIAL_TOKEN, *PROMPTS])
+    # its constructor asks for flash attention, which needs a GPU
+    inference.TrainingConfig = lambda **given: training.TrainingConfig(**given | {"disable_flash_attn2": True})
     paths = []
     for i, (frames, rate) in enumerate(clips()):
         paths.append(str(out / f"clip{i}_{rate}.npy"))
         np.save(paths[-1], frames)
-    found = {}
+    found: dict[str, list[float]] = {}
     for outputs in (3, 1):
-        folder = write_video_checkpoint(out, train_reward, outputs)
+        folder = write_video_checkpoint(out, training, outputs)
         judge = inference.VideoVLMRewardInference(str(folder), device="cpu", dtype=torch.float32)
         with torch.no_grad():
             raw = judge.reward(paths, list(PROMPTS), use_norm=False)
@@ -244,7 +250,8 @@ def native(out: Path) -> bool:
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in expected}
     for i, prompt in enumerate(PROMPTS):
         for kind, media, settings, names in natives(out, i):
-            reward, seen = rewards.parse({"dtype": "float32", **settings}).build(), load_file(out / f"{kind}_{i}.safetensors")
+            reward = rewards.parse({"dtype": "float32", **settings}).build()
+            seen = load_file(out / f"{kind}_{i}.safetensors")
             with torch.no_grad():
                 own = reward(media, [prompt])
                 with mock.patch.object(qwen2_vl_reward, "patched", lambda *_, s=seen, **__: (s["patches"], s["grid"])):

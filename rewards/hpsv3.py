@@ -23,7 +23,7 @@ class HPSv3(RewardSettings):
 
     The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
     package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Pictures are
-    brought to about 256 x 28 x 28 pixels in floats; the authors' package rounds them to eight bits on the way.
+    brought to about 256 x 28 x 28 pixels as Pillow does; the gradient passes its rounding as if it were not there.
     """
 
     kind: Literal["hpsv3"] = Field("hpsv3", description="human preference score v3, a Qwen2-VL")

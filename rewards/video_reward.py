@@ -33,7 +33,7 @@ class VideoReward(RewardSettings):
     )
     normalise: bool = Field(True, description="(score - mean) / deviation of each, by the authors' constants")
     frame_rate: float = Field(16.0, gt=0, description="frames a second of the clips; two of a second are looked at")
-    frames: int | None = Field(None, ge=2, description="frames that are looked at, instead of two a second")
+    frames: int | None = Field(None, ge=2, description="looked at instead of two a second; brought to an even number")
     weights: str = Field(
         "KwaiVGI/VideoReward/checkpoint-11352/model.pth", description="file of weights, or owner/name/file of the hub"
     )

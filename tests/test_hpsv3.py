@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_qwen2_vl import WORDS, save_base, tiny_config
 from torch import nn
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import rewards
@@ -52,7 +52,7 @@ def build(base, **options):
 
 
 def expected(network, picture, prompt):
-    patches, grid = patched(picture[None], network.config.vision_config, (PIXELS, PIXELS))
+    patches, grid = patched(picture[None], network.config.vision_config, (PIXELS, PIXELS), "image")
     chat = ["<|im_start|>", "user", "<|vision_start|>", *["<|image_pad|>"] * (len(patches) // 4), "<|vision_end|>"]
     texts = TEMPLATE.replace("{text_prompt}", prompt).split()
     ids = torch.tensor([[*WORDS, TOKEN].index(word) for word in [*chat, *texts, "<|im_end|>"]])
@@ -92,6 +92,17 @@ def test_gradients_reach_the_pixels_and_the_token_in_a_prompt_costs_that_sample(
 def test_every_picture_has_about_as_many_pixels():
     for height, width in [(480, 832), (64, 64), (1080, 1920), (336, 300), (1024, 1024)]:
         assert fitting(height, width, 28, (PIXELS, PIXELS)) == smart_resize(height, width, 28, PIXELS, PIXELS)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (600, 700)])
+def test_pixels_are_those_of_pillow(size):
+    picture = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+    sides = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
+    array = picture[0].permute(1, 2, 0).numpy().astype("uint8")
+    theirs = Qwen2VLImageProcessorPil(size=sides)(array, return_tensors="pt")
+    rows, grid = patched(picture / 255, tiny_config().vision_config, (PIXELS, PIXELS), "image")
+    assert grid.tolist() == theirs.image_grid_thw.tolist()
+    assert torch.allclose(rows, theirs.pixel_values, atol=1e-5)
 
 
 def test_what_does_not_fit_is_named(base, network, tmp_path):

@@ -79,6 +79,20 @@ def test_float_resizing_is_neither_cut_nor_rounded():
     torch.testing.assert_close(cut * 255, (cut * 255).round(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("target", [(336, 364), (28, 56)])
+def test_clips_are_resized_as_torchvision_does_with_8_bit_tensors(target):
+    bytes_ = torch.randint(0, 256, (2, 3, 97, 61), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    floats = torch.nn.functional.interpolate(bytes_.float(), target, mode="bicubic", antialias=True)
+    media = (bytes_ / 255).requires_grad_()
+    found = resized(media, target, eight_bit="tensor")
+    assert torch.equal((found * 255).round().byte(), floats.clamp(0, 255).round().byte())
+    torch.testing.assert_close(found * 255, (found * 255).round(), atol=1e-4, rtol=0)
+    nearly = resized(media.detach() + 0.4 / 255, target, eight_bit="tensor")  # what a picture cannot hold is not seen
+    assert torch.equal(nearly, found)
+    found.mean().backward()
+    assert media.grad.abs().sum() > 0
+
+
 def test_antialias_is_what_it_says():
     _, media = picture(128, 128)
     smooth, rough = resized(media, (32, 32)), resized(media, (32, 32), antialias=False)

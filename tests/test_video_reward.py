@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 import rewards
 from rewards.base import RewardError
-from rewards.networks.qwen2_vl import LARGEST, SMALLEST, fitting, patched
+from rewards.networks.qwen2_vl import LARGEST, SMALLEST, fitting, frames_at, patched
 from rewards.video_reward import DEVIATIONS, MEANS, TOKENS
 
 TEMPLATE = "judge: <|VQ_reward|> and <|MQ_reward|> of {text_prompt} so <|TA_reward|> END"
@@ -110,6 +110,12 @@ def expected_of(model, prompt):
     return expected(Holder, MEDIA[0, [0, 1, 3, 4]], prompt)
 
 
+def test_frames_are_an_even_number_as_the_network_sees_them_in_pairs():
+    for count, seen in ((2, 2), (3, 4), (5, 4), (6, 6), (7, 8), (99, 20)):
+        assert len(frames_at(20, 16.0, count)) == seen
+    assert frames_at(20, 16.0, 3) == frames_at(20, 16.0, 4) == [0, 6, 13, 19]
+
+
 def test_gradients_reach_the_frames_that_are_seen(base, tmp_path):
     torch.save(authors_names(tuned(1).state_dict()), tmp_path / "model.pth")
     reward = build(base, tmp_path / "model.pth", frames=2)
@@ -130,6 +136,12 @@ def test_patches_and_sizes_are_those_of_the_processor():
     rows, grid = patched(picture / 255, tiny_config().vision_config)
     assert grid.tolist() == theirs.image_grid_thw.tolist()
     assert torch.allclose(rows, theirs.pixel_values, atol=1e-5)
+    small = picture[..., :50, :90]
+    floats = torch.nn.functional.interpolate(small.float(), fitting(50, 90, 28), mode="bicubic", antialias=True)
+    assert floats.max() > 255  # an edge overshoots; bytes do not
+    rows, _ = patched(small / 255, tiny_config().vision_config)
+    expected, _ = patched(floats.clamp(0, 255).round() / 255, tiny_config().vision_config)
+    assert torch.allclose(rows, expected, atol=1e-5)
 
 
 def test_what_does_not_fit_is_named(base, tmp_path):

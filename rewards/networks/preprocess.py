@@ -1,6 +1,6 @@
 """From a picture of any size to what a vision tower reads: tensor operations, with gradients to the pixels.
 
-Two families, which upstream code keeps apart and so must we:
+Three families, which upstream code keeps apart and so must we:
 
 * Pillow on 8-bit pictures (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
   antialiasing, width before height, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
@@ -8,11 +8,13 @@ Two families, which upstream code keeps apart and so must we:
   then a few 1/255 here and there.)
 * torchvision on float tensors (HPSv2, VLM-RMs): bicubic, neither rounded nor cut. torchvision antialiases tensors since
   0.17 and did not before, so published scores of the two differ in the third decimal: ``antialias`` chooses.
+* torchvision on 8-bit tensors (Qwen's reading of clips): as on floats, then rounded to 1/255 and cut, once.
+  ``eight_bit="tensor"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -38,7 +40,8 @@ class Preprocess:
         crop: (height, width) cut from the middle (zeros around what is smaller), or None.
         pad: whether what is smaller than ``resize`` gets black borders, before normalising.
         middle: how a crop's offset is rounded: down (transformers) | even (torchvision, to the nearest even half).
-        eight_bit: Pillow's rounding to 1/255, of what is to be resized and after each axis, none beyond [0, 1].
+        eight_bit: Pillow's rounding to 1/255, of what is to be resized and after each axis, none beyond [0, 1];
+            tensor = torchvision's of 8-bit tensors, of what is to be resized and after both axes.
         antialias: whether shrinking averages; Pillow always does.
     """
 
@@ -47,7 +50,7 @@ class Preprocess:
     crop: tuple[int, int] | None = None
     pad: bool = False
     middle: Literal["down", "even"] = "even"
-    eight_bit: bool = True
+    eight_bit: bool | Literal["tensor"] = True
     antialias: bool = True
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
@@ -109,13 +112,18 @@ class Preprocess:
         return found
 
 
-def resized(images: Tensor, target: tuple[int, int], antialias: bool = True, eight_bit: bool = False) -> Tensor:
-    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` Pillow's pixels, bit by bit."""
+def resized(
+    images: Tensor, target: tuple[int, int], antialias: bool = True, eight_bit: bool | Literal["tensor"] = False
+) -> Tensor:
+    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` to the bit as Pillow or torchvision."""
     if images.shape[-2:] == target:
         return images
     if not eight_bit:
         return F.interpolate(images, target, mode="bicubic", antialias=antialias, align_corners=False)
     pixels = _whole(images.double() * 255)
+    if eight_bit == "tensor":
+        floats = F.interpolate(pixels.float(), target, mode="bicubic", antialias=antialias, align_corners=False)
+        return (_whole(floats, torch.round) / 255).to(images.dtype)
     if target[1] != images.shape[-1]:
         pixels = _whole(pixels @ _pillow_weights(images.shape[-1], target[1]).T.to(pixels.device))
     if target[0] != images.shape[-2]:
@@ -140,10 +148,14 @@ def _pillow_weights(size: int, target: int) -> Tensor:
     return (weights.sign() * (weights.abs() + 0.5).floor()) / 2**22
 
 
-def _whole(pixels: Tensor) -> Tensor:
+def _half_up(pixels: Tensor) -> Tensor:
+    return (pixels + 0.5).floor()
+
+
+def _whole(pixels: Tensor, rounding: Callable[[Tensor], Tensor] = _half_up) -> Tensor:
     """To whole numbers of 0 .. 255, with the gradient of cutting alone."""
     cut = pixels.clamp(0, 255)
-    return cut + ((cut + 0.5).floor() - cut).detach()
+    return cut + (rounding(cut) - cut).detach()
 
 
 def center_crop(images: Tensor, height: int, width: int, middle: Literal["down", "even"] = "down") -> Tensor:

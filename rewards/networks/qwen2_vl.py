@@ -90,7 +90,8 @@ class Qwen2VLReward:
 
     def __call__(self, clip: Tensor, question: str) -> Tensor:
         """What the head says at each of the tokens, ``[n, K]`` float32, of ``clip [F, 3, H, W]`` in [0, 1]."""
-        patches, grid = patched(clip.to(self.model.device), self.model.config.vision_config, self.published.pixels)
+        clip, config = clip.to(self.model.device), self.model.config.vision_config
+        patches, grid = patched(clip, config, self.published.pixels, self.published.medium)
         seen = self.model.visual(patches.to(self.model.dtype), grid_thw=grid).pooler_output
         ids = self._ids(question, len(seen))
         embeddings = self.model.get_input_embeddings()(ids)[None]
@@ -151,15 +152,16 @@ def read_head(state: Mapping[str, Tensor]) -> nn.Module | None:
 def frames_at(length: int, rate: float, count: int | None = None) -> list[int]:
     """Which of ``length`` frames at ``rate`` a second are looked at: two a second, evenly from the first to the last.
 
+    An even number, as the network sees them two by two; a given ``count`` is rounded, halves to a multiple of four.
+
     >>> frames_at(81, 16.0)
     [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]
     >>> frames_at(5, 16.0), frames_at(1, 16.0), frames_at(9, 16.0, 3)
-    ([0, 1, 3, 4], [0], [0, 4, 8])
+    ([0, 1, 3, 4], [0], [0, 3, 5, 8])
     """
-    if count is None:
-        most = max(min(MOST, length) // 2 * 2, 1)
-        count = round(min(max(length / rate * RATE, FEWEST), most) / 2) * 2
-    count = min(max(count, 1), length)
+    most = max(min(MOST, length) // 2 * 2, 1)
+    wanted = min(max(length / rate * RATE, FEWEST), most) if count is None else count
+    count = min(max(round(wanted / 2) * 2, 1), length)
     return torch.linspace(0, length - 1, count).round().long().tolist()
 
 
@@ -180,15 +182,21 @@ def fitting(height: int, width: int, factor: int, pixels: tuple[int, int] = (SMA
     return sides[0], sides[1]
 
 
-def patched(clip: Tensor, config: Any, pixels: tuple[int, int] = (SMALLEST, LARGEST)) -> tuple[Tensor, Tensor]:
+def patched(
+    clip: Tensor,
+    config: Any,
+    pixels: tuple[int, int] = (SMALLEST, LARGEST),
+    medium: Literal["image", "video"] = "video",
+) -> tuple[Tensor, Tensor]:
     """``[F, 3, H, W]`` in [0, 1] -> Qwen2-VL's rows of patches ``[P, 3 * t * p * p]`` and their grid ``[1, 3]``.
 
-    Frames are resized (bicubic, antialiased) and normalised as CLIP's; an odd clip's last frame is shown twice. Rows go
-    by time, then by squares of patches that are merged into one token.
+    Frames are resized as by Qwen's code, to whole 1/255 (an image by Pillow, a video by torchvision on 8-bit tensors),
+    and normalised as CLIP's. An odd clip's last frame is shown twice. Rows go by time, then by squares of patches that
+    are merged into one token.
     """
     patch, merge, span = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     target = fitting(clip.shape[-2], clip.shape[-1], patch * merge, pixels)
-    frames = Preprocess(target, "exact", eight_bit=False)(clip)
+    frames = Preprocess(target, "exact", eight_bit=True if medium == "image" else "tensor")(clip)
     frames = torch.cat([frames, frames[-1:].expand(-len(frames) % span, -1, -1, -1)])
     grid = [len(frames) // span, target[0] // patch, target[1] // patch]
     rows = frames.reshape(grid[0], span, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
