@@ -57,6 +57,8 @@ class HPSv3(RewardSettings):
         except RewardError as error:
             raise RewardError(f"reward 'hpsv3': {error}") from error
 
+        control = judge.control
+
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             import torch
 
@@ -64,8 +66,8 @@ class HPSv3(RewardSettings):
             shown = clips[:, middles(clips.shape[1], self.frames)]
             rows, reasons = [], {}
             for index, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
-                if TOKEN in prompt:
-                    reasons[index] = f"the prompt holds the token {TOKEN}"
+                if any(token in prompt for token in control):
+                    reasons[index] = "the prompt holds a control token of the model"
                     rows.append(torch.full((2,), torch.nan, device=media.device))
                     continue
                 asked = question.replace(PLACE, prompt)

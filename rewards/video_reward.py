@@ -64,6 +64,8 @@ class VideoReward(RewardSettings):
         except RewardError as error:
             raise RewardError(f"reward 'video_reward': {error}") from error
 
+        control = judge.control
+
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             import torch
 
@@ -71,8 +73,8 @@ class VideoReward(RewardSettings):
             clips = clips[:, frames_at(clips.shape[1], self.frame_rate, self.frames)]
             rows, reasons = [], {}
             for index, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
-                if any(token in prompt for token in TOKENS):
-                    reasons[index] = f"the prompt holds one of the tokens {', '.join(TOKENS)}"
+                if any(token in prompt for token in control):
+                    reasons[index] = "the prompt holds a control token of the model"
                     rows.append(torch.full((3,), torch.nan, device=media.device))
                 else:
                     marks = judge(clip, question.replace(PLACE, prompt)).to(media.device)

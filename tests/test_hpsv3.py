@@ -80,11 +80,12 @@ def test_of_a_clip_the_mean_of_its_frames(base):
     assert torch.allclose(whole.parts["deviation"][0], each.parts["deviation"].mean(), atol=1e-6)
 
 
-def test_gradients_reach_the_pixels_and_the_token_in_a_prompt_costs_that_sample(base):
+@pytest.mark.parametrize("token", [TOKEN, "<|image_pad|>", "<|im_end|>"])
+def test_gradients_reach_the_pixels_and_a_control_token_in_a_prompt_costs_that_sample(base, token):
     leaf = MEDIA.clone().requires_grad_()
-    scores = build(base)(leaf, [f"a {TOKEN}", "circle"])
+    scores = build(base)(leaf, [f"a {token}", "circle"])
     assert scores.values.isnan().tolist() == [True, False]
-    assert "holds the token" in scores.reasons[0]
+    assert "holds a control token" in scores.reasons[0]
     scores.values[1].backward()
     assert leaf.grad[1].abs().sum() > 0
 

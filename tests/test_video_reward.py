@@ -124,7 +124,7 @@ def test_gradients_reach_the_frames_that_are_seen(base, tmp_path):
     assert leaf.grad.abs().sum((0, 2, 3, 4)).gt(0).tolist() == [True, False, False, False, True]
     lost = reward(MEDIA, ["<|TA_reward|>", "circle"])
     assert lost.values.isnan().tolist() == [True, False]
-    assert "one of the tokens" in lost.reasons[0]
+    assert "holds a control token" in lost.reasons[0]
 
 
 def test_patches_and_sizes_are_those_of_the_processor():

@@ -116,6 +116,11 @@ class Qwen2VLReward:
         config = self.model.config
         return config.video_token_id if self.published.medium == "video" else config.image_token_id
 
+    @property
+    def control(self) -> set[str]:
+        """Texts that are no words to this model."""
+        return {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *self.published.tokens}
+
     def _ids(self, question: str, length: int) -> Tensor:
         """Token ids of the chat, with ``length`` places for the clip."""
         content = [{"type": self.published.medium}, {"type": "text", "text": question}]
