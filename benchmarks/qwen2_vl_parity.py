@@ -244,7 +244,7 @@ def upstream(out: Path, video_align: Path) -> None:
 def native(out: Path) -> bool:
     """Print a row for every score; whether all differences are within the tolerance."""
     import rewards
-    from rewards import qwen2_vl_reward
+    from rewards.networks import qwen2_vl
 
     expected = json.loads((out / "scores.json").read_text())
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in expected}
@@ -254,7 +254,7 @@ def native(out: Path) -> bool:
             seen = load_file(out / f"{kind}_{i}.safetensors")
             with torch.no_grad():
                 own = reward(media, [prompt])
-                with mock.patch.object(qwen2_vl_reward, "patched", lambda *_, s=seen, **__: (s["patches"], s["grid"])):
+                with mock.patch.object(qwen2_vl, "patched", lambda *_, s=seen, **__: (s["patches"], s["grid"])):
                     given = reward(media, [prompt])
             for name, part in names.items():
                 pair = [(scores.parts[part] if part else scores.values).item() for scores in (own, given)]

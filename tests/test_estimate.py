@@ -371,7 +371,7 @@ def test_what_counts_as_running_out() -> None:
 
 def test_remedies_leave_out_what_is_on(large: Any) -> None:
     assert [remedy.change for remedy in memory.remedies(large("memory=12gb"))[:3]] == [
-        "rollout.group=12",
+        "rollout.group=8",
         "policy.rank=16",
         "generator.size=[384, 384]",
     ]
