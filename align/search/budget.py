@@ -39,7 +39,7 @@ class Budget(Settings):
 
     def __str__(self) -> str:
         given = [(name, getattr(self, name)) for name in LIMITS]
-        return ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in given if value is not None)
+        return ", ".join(_words(name, value) for name, value in given if value is not None)
 
 
 class Cost(NamedTuple):
@@ -51,7 +51,12 @@ class Cost(NamedTuple):
     backward_calls: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self._asdict().items() if value)
+        return ", ".join(_words(name, value) for name, value in self._asdict().items() if value)
+
+
+def _words(name: str, value: float) -> str:
+    words = name.replace("_", " ")
+    return f"{value:.9g} {words.removesuffix('s') if value == 1 else words}"
 
 
 NOTHING = Cost()

@@ -140,7 +140,8 @@ class Task:
         """Raise SearchError where not even one particle of ``cost`` fits and there is no sample yet."""
         if not self.meter.affordable(cost, 1) and not self.found[0].rewards:
             raise SearchError(
-                f"a budget of {self.meter.budget} is less than one sample, which takes {cost} by this method"
+                f"a budget of {self.meter.budget} is less than one sample, which takes {cost} by this method; raise "
+                "it, or take fewer sampler.steps"
             )
 
     @property
