@@ -4,16 +4,56 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from align import memory, registry
+from align.config import command_of, load_config
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
-from align.settings import Config, OnlineRollout
+from align.settings import Config, GeneratorConfig, OnlineRollout
 from align.tables import HUB
 from generators.shapes import WORLDS, pipelines
+
+
+def examine(path: Path, overrides: Sequence[str] = (), memory: bool = False, card: str | None = None) -> Iterator[str]:
+    """Lines on a config of any command, for ``check``.
+
+    Args:
+        memory: with an estimate of what a training run needs; ``card`` as ``24gb``.
+
+    Raises:
+        ConfigError, DataError: what is wrong with it; nothing was run.
+    """
+    command = command_of(path)
+    if command == "train":
+        config = load_config(path, overrides)
+        yield from map(line, essentials(config))
+        if memory:
+            from align import estimate
+
+            yield from estimate.lines(config, card)
+        check_files(config)
+    elif command == "search":
+        from align.search import settings as searches
+
+        search = searches.load_search(path, overrides)
+        yield from map(line, searches.essentials(search))
+        searches.check_files(search)
+    else:
+        from align.preference import settings as preferences
+
+        training = preferences.LOAD[command](path, overrides)
+        yield from map(line, preferences.essentials(training))
+        preferences.check_files(training)
+
+
+def line(named: tuple[str, str]) -> str:
+    """``prompts    shapes:train``."""
+    return f"{named[0]:10} {named[1]}"
 
 
 def geometry(config: Config, processes: int = 1) -> str:
@@ -100,8 +140,8 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _generator, _clips, _trackers, memory.missing)
-    problems = [problem for part in parts for problem in part(config)]
+    parts = (_prompts, _stored, _clips, _trackers, memory.missing)
+    problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     if problems:
         raise ConfigError(problems, config.name)
 
@@ -112,16 +152,14 @@ def _prompts(config: Config) -> list[Problem]:
         source = getattr(config.prompts, name)
         if source is None:
             continue
-        if source.startswith(HUB):
-            problems += _hub(f"prompts.{name}", source)
-            continue
-        try:
-            prompts = _read(source)
-            if name == "heldout" or isinstance(config.rollout, OnlineRollout):
-                _check_inputs(prompts, config)
-        except DataError as error:
-            problems.append(Problem(f"prompts.{name}", str(error)))
+        drawn = name == "heldout" or isinstance(config.rollout, OnlineRollout)
+        read = partial(_drawable, config=config) if drawn else _read
+        problems += table_problems(f"prompts.{name}", source, read)
     return problems
+
+
+def _drawable(source: str, config: Config) -> None:
+    _check_inputs(_read(source), config)
 
 
 def _read(source: str) -> list[Prompt]:
@@ -133,17 +171,23 @@ def _stored(config: Config) -> list[Problem]:
     rollout = config.rollout
     if isinstance(rollout, OnlineRollout):
         return []
-    if rollout.file.startswith(HUB):
-        return _hub("rollout.file", rollout.file)
-    try:
-        _check_inputs(read_stored(rollout.file, rollout.columns), config)
-    except DataError as error:
-        return [Problem("rollout.file", str(error))]
-    return []
+    columns = rollout.columns
+    return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), config))
 
 
 def _check_inputs(prompts: list[Prompt], config: Config) -> None:
     check_media(prompts, registry.inputs(config.generator.kind), f"generator {config.generator.kind}")
+
+
+def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:
+    """What ``read`` cannot read of the file that the setting ``path`` names. A dataset of the hub is not asked for."""
+    if source.startswith(HUB):
+        return _hub(path, source)
+    try:
+        read(source)
+    except DataError as error:
+        return [Problem(path, str(error))]
+    return []
 
 
 def _hub(path: str, source: str) -> list[Problem]:
@@ -159,8 +203,9 @@ def _clips(config: Config) -> list[Problem]:
     return []
 
 
-def _generator(config: Config) -> list[Problem]:
-    kind, path = config.generator.kind, config.generator.path
+def generator_problems(generator: GeneratorConfig) -> list[Problem]:
+    """A path that names neither a folder with a pipeline, nor a hub id, nor an embedded world with this kind."""
+    kind, path = generator.kind, generator.path
     if have := pipelines(path):
         said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
         return [] if kind in have else [Problem("generator.path", said)]

@@ -157,25 +157,10 @@ def check(
     ] = None,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
-    from align.check import check_files, essentials
-    from align.config import load_config
-    from align.search import settings as searches
+    from align.check import examine
 
-    if searches.is_search(config):
-        wanted = searches.load_search(config, overrides or [])
-        for name, value in searches.essentials(wanted):
-            typer.echo(f"{name:10} {value}")
-        searches.check_files(wanted)
-        typer.echo(f"{config} is ready to run")
-        return
-    settings = load_config(config, overrides or [])
-    for name, value in essentials(settings):
-        typer.echo(f"{name:10} {value}")
-    if memory or card is not None:
-        from align.estimate import lines
-
-        typer.echo("\n".join(lines(settings, card)))
-    check_files(settings)
+    for line in examine(config, overrides or [], memory or card is not None, card):
+        typer.echo(line)
     typer.echo(f"{config} is ready to run")
 
 

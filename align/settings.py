@@ -241,6 +241,8 @@ class Checkpoint(Settings):
 class Config(RunSettings):
     """One run."""
 
+    command = "train"
+
     generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
     policy: Annotated[
         LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")

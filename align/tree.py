@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,9 @@ class Settings(BaseModel):
 
 class RunSettings(Settings):
     """What every config holds that writes a folder of its own."""
+
+    command: ClassVar[str]
+    """What runs it: ``alignflow`` and this."""
 
     name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random, but for what has a seed of its own")

@@ -18,9 +18,7 @@ from rewards.base import RewardError
 run = written.run
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(
-    path
-    for path in (ROOT / "configs").glob("**/*.yaml")
-    if path.parent.name not in ("rewards", "shared") and path.name != "base.yaml"
+    path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "shared" and path.name != "base.yaml"
 )
 
 PAIRS = """\
@@ -201,8 +199,14 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
     table = tmp_path / "table.jsonl"
     media = {"chosen": "a.webp", "rejected": "b.webp", "sample": "a.webp", "image": "a.webp", "mask": "b.webp"}
     table.write_text(json.dumps({"prompt": "a", **media}) + "\n")
-    stored = any("file" in layer.data.get("rollout", {}) for layer in read_layers(path))
-    theirs = [f"rollout.file={table}"] if stored else []
+    own = {"rollout.file": table, "data.train": table}
+    keys = {
+        f"{part}.{name}"
+        for layer in read_layers(path)
+        for part in ("rollout", "data")
+        for name in layer.data.get(part, {})
+    }
+    theirs = [f"{key}={file}" for key, file in own.items() if key in keys]
     code, out, err = run("check", str(path), *theirs)
     assert code == 0, err
     assert "ready to run" in out

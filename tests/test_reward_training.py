@@ -240,12 +240,6 @@ def test_tables_and_folders_that_do_not_serve_are_named(tmp_path):
         train_reward(other, overwrite=True)
 
 
-def test_the_shipped_configs_are_read():
-    folder = Path(__file__).parents[1] / "configs" / "rewards"
-    assert load_reward_training(folder / "pairs.yaml").loss.kind == "bt"
-    assert load_latent_training(folder / "latent_shapes.yaml").samples == 4
-
-
 # -- latent rewards ---------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import torch
 import written
 
 from align import registry
+from align.config import command_of
 from align.errors import ConfigError, DataError, RunFolderError
 from align.inputs import read_sample
 from align.media import read_media
@@ -18,7 +19,7 @@ from align.prompts import PAIR, read_stored
 from align.report.search import mean_curve, write_search_report
 from align.search import run as runs
 from align.search.export import write_as
-from align.search.settings import SearchConfig, is_search, load_search
+from align.search.settings import SearchConfig, load_search
 
 run = written.run
 
@@ -141,7 +142,7 @@ def test_mistakes_come_before_any_work(folder, run):
     code, _, err = run("check", "search.yaml", f"reward={{kind: mixture, parts: {{a: {part}}}}}")
     assert code == 2
     assert "group compares samples scored together; take none or range" in err
-    assert is_search(Path("search.yaml"))
+    assert command_of(Path("search.yaml")) == "search"
     code, out, _ = run("check", "search.yaml")
     assert code == 0
     assert "6 network calls per prompt" in out

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from align import registry
+from align.check import generator_problems, one_line, table_problems
 from align.config import load_settings
+from align.errors import ConfigError, Problem
 from align.memory import Memory
+from align.preference.table import read_judged
+from align.prompts import read_prompts
 from align.sampling import Sampler
 from align.settings import REWARD, GeneratorConfig
 from align.tree import RunSettings, Settings
@@ -51,6 +56,8 @@ class Fit(Steps):
 class RewardTrainConfig(RunSettings):
     """One reward to train; its run folder is the reward."""
 
+    command = "reward train"
+
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
     data: Data = Field(description="preferences")
     backbone: Backbone = Field(Backbone(), description="whose features the head reads")
@@ -90,6 +97,8 @@ class LatentPrompts(Settings):
 class LatentTrainConfig(RunSettings):
     """One latent reward to train on samples of a generator and their scores; its run folder is the reward."""
 
+    command = "reward latent"
+
     generator: GeneratorConfig = Field(description="whose latents are judged")
     memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
     prompts: LatentPrompts = Field(description="what is drawn")
@@ -124,6 +133,8 @@ class JudgeLora(Settings):
 
 class JudgeTrainConfig(RunSettings):
     """One judge to teach by preferences; its run folder is the LoRA for ``judge: {model: ..., lora: ...}``."""
+
+    command = "reward judge"
 
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
     data: Data = Field(description="preferences: prompt, chosen, rejected, maybe reason, said behind the verdict")
@@ -165,3 +176,43 @@ def load_judge_training(path: Path, overrides: Sequence[str] = ()) -> JudgeTrain
 def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTrainConfig:
     """Read a config, as :func:`align.config.load_config` reads that of a training run."""
     return load_settings(path, overrides, LatentTrainConfig)
+
+
+LOAD = {
+    config.command: load
+    for config, load in (
+        (RewardTrainConfig, load_reward_training),
+        (JudgeTrainConfig, load_judge_training),
+        (LatentTrainConfig, load_latent_training),
+    )
+}
+"""Command -> what reads its config."""
+
+
+def essentials(config: RunSettings) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``; parts that are all default are left out."""
+    lines = [("run", f"{config.name}, seed {config.seed}, into {config.run_dir}")]
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+            value = one_line({**kind, **value.model_dump(mode="json", exclude_defaults=True)})
+        if name not in RunSettings.model_fields and value:
+            lines.append((name, str(value)))
+    return lines
+
+
+def check_files(config: RunSettings) -> None:
+    """Raise ConfigError for tables, prompts or a generator that are not there; the hub is not asked."""
+    read: Callable[[str], object]
+    problems: list[Problem] = []
+    if isinstance(config, LatentTrainConfig):
+        problems += generator_problems(config.generator)
+        part, read = "prompts", partial(read_prompts, count=1)
+    else:
+        part, read = "data", partial(read_judged, single=isinstance(config, RewardTrainConfig) and config.loss.single)
+    for name in ("train", "heldout"):
+        if (source := getattr(getattr(config, part), name)) is not None:
+            problems += table_problems(f"{part}.{name}", source, read)
+    if problems:
+        raise ConfigError(problems, config.name)

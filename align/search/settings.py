@@ -9,15 +9,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from align import registry
-from align.check import one_line, sampler_line
-from align.config import load_settings, read_layers
+from align.check import generator_problems, one_line, sampler_line, table_problems
+from align.config import load_settings
 from align.errors import ConfigError, Problem
 from align.memory import Memory
 from align.prompts import read_prompts
 from align.search.base import Method
 from align.search.budget import Budget
 from align.settings import REWARD, GeneratorConfig, Samples, derived
-from align.tables import HUB
 from align.tree import RunSettings, Settings
 from align.variants import OneOf, problems_at
 from rewards.base import RewardSettings
@@ -42,6 +41,8 @@ class SearchPrompts(Settings):
 
 class SearchConfig(RunSettings):
     """One search."""
+
+    command = "search"
 
     generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
     memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
@@ -81,11 +82,6 @@ class SearchConfig(RunSettings):
         return self
 
 
-def is_search(path: Path) -> bool:
-    """Whether a config file, with what it extends, is one of a search."""
-    return any("search" in layer.data for layer in read_layers(path))
-
-
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read a search's config, as :func:`align.config.load_config` reads that of a training run."""
     return load_settings(path, overrides, SearchConfig)
@@ -107,8 +103,12 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
 
 
 def check_files(config: SearchConfig) -> None:
-    """Raise ConfigError or DataError for prompts or a LoRA that are not there; the hub is not asked."""
-    if not config.prompts.source.startswith(HUB):
-        read_prompts(config.prompts.source, 1)
+    """Raise ConfigError for a generator, prompts or a LoRA that are not there; the hub is not asked."""
+    problems = [
+        *generator_problems(config.generator),
+        *table_problems("prompts.source", config.prompts.source, lambda source: read_prompts(source, 1)),
+    ]
     if config.lora is not None and not Path(config.lora).exists():
-        raise ConfigError([Problem("lora", f"no file or folder {config.lora} (looked in {Path.cwd()})")], config.name)
+        problems.append(Problem("lora", f"no file or folder {config.lora} (looked in {Path.cwd()})"))
+    if problems:
+        raise ConfigError(problems, config.name)
