@@ -243,11 +243,17 @@ def test_tables_and_folders_that_do_not_serve_are_named(tmp_path):
 # -- latent rewards ---------------------------------------------------------------------------------------------------
 
 
-def latent_reward(channels: int = 4) -> latent.LatentReward:
+def latent_reward(channels: int = 4, motion: bool = False) -> latent.LatentReward:
     """An untrained one."""
     clip = load_backbone(Backbone(), "cpu")
     manifest = latent.Manifest(
-        text=Backbone(), channels=channels, text_width=clip.model.config.projection_dim, width=8, mean=2.0, std=0.5
+        text=Backbone(),
+        channels=channels,
+        text_width=clip.model.config.projection_dim,
+        width=8,
+        motion=motion,
+        mean=2.0,
+        std=0.5,
     )
     torch.manual_seed(0)
     return latent.LatentReward(manifest, manifest.build().eval(), clip)
@@ -305,3 +311,28 @@ def test_a_search_takes_a_folder_of_a_latent_reward(tmp_path):
     assert found(settings).manifest.channels == 16
     with pytest.raises(ConfigError, match="no folder nowhere"):
         load_search(config, ["search={kind: prune}", "latent_reward=nowhere"])
+
+
+def test_a_latent_reward_of_clips_sees_the_order_of_frames(tmp_path):
+    """What brightens and what darkens have the same frames; only one that sees neighbours can tell them apart."""
+    from align.preference.latent import Drawn, fit_latent, ranking
+
+    def drawn(count: int, seed: int) -> Drawn:
+        generator = torch.Generator().manual_seed(seed)
+        score = torch.rand(count, 4, generator=generator).round()
+        ramp = torch.linspace(-1, 1, 3)[:, None, None] * (2 * score[..., None, None, None] - 1)
+        x0 = torch.randn(count, 4, 4, 3, 8, 8, generator=generator) * 0.3
+        x0[:, :, 0] += 2 * ramp
+        return Drawn(x0, score, ["a circle"] * count)
+
+    settings = load_latent_training(
+        Path(__file__).parents[1] / "configs" / "rewards" / "latent_shapes_video.yaml",
+        ["fit={steps: 40, batch: 32, lr: 5e-3}", f"out={tmp_path}"],
+    )
+    right = {}
+    for motion in (False, True):
+        reward = latent_reward(motion=motion)
+        fit_latent(settings, reward, drawn(16, 0), lambda line: None)
+        right[motion] = ranking(reward, drawn(16, 1), 0)["0.2"]["value"]
+    assert right[True] > 0.9
+    assert right[False] < 0.7

@@ -70,6 +70,7 @@ def train_latent(
     manifest = latent.Manifest(
         text=config.text, generator=f"{config.generator.kind} {config.generator.path}", channels=train.x0.shape[2],
         text_width=clip.model.config.projection_dim, width=config.width, blocks=config.blocks,
+        motion=train.x0.ndim == 6 and train.x0.shape[3] > 1,
         mean=float(known.mean()), std=float(known.std()),
     )  # fmt: skip
     with torch.random.fork_rng():

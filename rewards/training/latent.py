@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -56,13 +58,16 @@ class LatentNet(nn.Module):
         text: D.
         width: of the convolutions, a multiple of 8.
         blocks: halvings of the size.
+        motion: frames are seen beside their neighbours; without, each by itself.
     """
 
-    def __init__(self, channels: int, text: int, width: int, blocks: int) -> None:
+    def __init__(self, channels: int, text: int, width: int, blocks: int, motion: bool = False) -> None:
         super().__init__()
         self.condition = nn.Sequential(nn.Linear(2 * FREQUENCIES + text, width), nn.SiLU(), nn.Linear(width, width))
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(Block(width, width) for _ in range(blocks))
+        across = partial(nn.Conv3d, width, width, (3, 1, 1), padding=(1, 0, 0))
+        self.across = nn.ModuleList(across() for _ in range(blocks if motion else 0))
         self.leave = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
@@ -70,8 +75,11 @@ class LatentNet(nn.Module):
         condition = self.condition(torch.cat([time_features(t), text * text.shape[-1] ** 0.5], -1))
         each = condition.repeat_interleave(frames.shape[1], 0)
         h = self.enter(frames.flatten(0, 1))
-        for block in self.blocks:
+        for block, across in zip_longest(self.blocks, self.across):
             h = block(h, each)
+            if across is not None:
+                clips = h.unflatten(0, frames.shape[:2])
+                h = h + F.silu(across(clips.movedim(2, 1))).movedim(1, 2).flatten(0, 1)
         pooled = h.mean((-2, -1)).unflatten(0, frames.shape[:2]).mean(1)
         return self.leave(torch.cat([pooled, condition], -1))[:, 0]
 
@@ -88,12 +96,13 @@ class Manifest(BaseModel):
     text_width: int = Field(ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
     blocks: int = Field(3, ge=1)
+    motion: bool = Field(False, description="whether neighbouring frames are seen together")
     mean: float = Field(0.0, description="of the scores it was trained on")
     std: float = Field(1.0, gt=0, description="their standard deviation")
 
     def build(self) -> LatentNet:
         """An untrained network."""
-        return LatentNet(self.channels, self.text_width, self.width, self.blocks)
+        return LatentNet(self.channels, self.text_width, self.width, self.blocks, self.motion)
 
 
 class LatentReward:
