@@ -48,7 +48,7 @@ def test_best_is_the_highest_of_its_own_prompt_and_its_curve_rises(kind):
         assert found.best is not None
         assert found.reward == max(found.rewards) == found.rewards[found.best.number]
         again = float((found.best.latents * SLOPE).sum())
-        assert found.reward == pytest.approx(again, abs=1e-6)
+        assert found.reward == pytest.approx(again, rel=1e-6, abs=1e-6)
         assert torch.equal(found.best.media, found.best.latents)
         assert found.best.lineage[0].startswith("noise")
         heights = [row["reward"] for row in found.curve]

@@ -23,7 +23,7 @@ class NRG(Method):
 
     kind: Literal["nrg"] = Field("nrg", description="noisy reward guidance")
     particles: int = Field(1, ge=1, description="samples per prompt at a time")
-    weight: float = Field(1.0, gt=0, description="of the latent reward")
+    weight: float = Field(10.0, gt=0, description="of the latent reward: samples lean to p exp(weight * reward)")
     latest: float = Field(0.98, gt=0, lt=1, description="t above which the factor t / (1 - t) grows no more")
 
     def search(self, task: Task) -> None:
