@@ -4,56 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from align import memory, registry
-from align.config import command_of, load_config
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
 from align.settings import Config, GeneratorConfig, OnlineRollout
 from align.tables import HUB
 from generators.shapes import WORLDS, pipelines
-
-
-def examine(path: Path, overrides: Sequence[str] = (), memory: bool = False, card: str | None = None) -> Iterator[str]:
-    """Lines on a config of any command, for ``check``.
-
-    Args:
-        memory: with an estimate of what a training run needs; ``card`` as ``24gb``.
-
-    Raises:
-        ConfigError, DataError: what is wrong with it; nothing was run.
-    """
-    command = command_of(path)
-    if command == "train":
-        config = load_config(path, overrides)
-        yield from map(line, essentials(config))
-        if memory:
-            from align import estimate
-
-            yield from estimate.lines(config, card)
-        check_files(config)
-    elif command == "search":
-        from align.search import settings as searches
-
-        search = searches.load_search(path, overrides)
-        yield from map(line, searches.essentials(search))
-        searches.check_files(search)
-    else:
-        from align.preference import settings as preferences
-
-        training = preferences.LOAD[command](path, overrides)
-        yield from map(line, preferences.essentials(training))
-        preferences.check_files(training)
-
-
-def line(named: tuple[str, str]) -> str:
-    """``prompts    shapes:train``."""
-    return f"{named[0]:10} {named[1]}"
 
 
 def geometry(config: Config, processes: int = 1) -> str:

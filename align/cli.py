@@ -157,7 +157,7 @@ def check(
     ] = None,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
-    from align.check import examine
+    from align.commands import examine
 
     for line in examine(config, overrides or [], memory or card is not None, card):
         typer.echo(line)

@@ -77,25 +77,13 @@ def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) 
         return root.model_validate(data)
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
-        if issubclass(root, RunSettings) and (meant := _command(layers)) != root.command:
-            raise ConfigError(f"{path} is a config for alignflow {meant}, not for alignflow {root.command}") from None
+        if issubclass(root, RunSettings):
+            from align.commands import commands_of
+
+            if root.command not in (meant := commands_of({key for layer in layers for key in layer.data})):
+                said = f"{path} is a config for alignflow {meant[0]}, not for alignflow {root.command}"
+                raise ConfigError(said) from None
         raise ConfigError(explain(error, root, data, places), str(path)) from None
-
-
-def command_of(path: Path) -> str:
-    """What runs a config file, told from its keys: train, search, reward train, reward judge or reward latent."""
-    return _command(read_layers(path))
-
-
-def _command(layers: Sequence[Layer]) -> str:
-    keys = {key for layer in layers for key in layer.data}
-    if keys & {"recipe", "rollout"}:
-        return "train"
-    if "search" in keys:
-        return "search"
-    if "data" in keys:
-        return "reward judge" if "reward" in keys else "reward train"
-    return "reward latent" if "fit" in keys else "train"
 
 
 def load_reward(text: str) -> RewardSettings:

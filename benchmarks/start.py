@@ -13,7 +13,7 @@ import sys
 
 BARE = "import pydantic, ruamel.yaml, typer.main, numpy"
 COMMAND = "from align.cli import main\ntry:\n    main({!r})\nexcept SystemExit:\n    pass"
-MEASURE = "from resource import *\nused = getrusage(RUSAGE_SELF)\nprint('\\ncpu', used.ru_utime + used.ru_stime)"
+MEASURE = "import resource as r\nused = r.getrusage(r.RUSAGE_SELF)\nprint('\\ncpu', used.ru_utime + used.ru_stime)"
 BODIES = {
     "its libraries alone": BARE,
     "--help": COMMAND.format(["--help"]),

@@ -178,17 +178,6 @@ def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTra
     return load_settings(path, overrides, LatentTrainConfig)
 
 
-LOAD = {
-    config.command: load
-    for config, load in (
-        (RewardTrainConfig, load_reward_training),
-        (JudgeTrainConfig, load_judge_training),
-        (LatentTrainConfig, load_latent_training),
-    )
-}
-"""Command -> what reads its config."""
-
-
 def essentials(config: RunSettings) -> list[tuple[str, str]]:
     """(name, what the config resolves to) for the lines of ``check``; parts that are all default are left out."""
     lines = [("run", f"{config.name}, seed {config.seed}, into {config.run_dir}")]
