@@ -15,6 +15,10 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=float, default=0.1, help="share of the fuzz cases to run; 1 is all of them")
+
+
 @pytest.fixture
 def small_sources(monkeypatch):
     """The Qwen editors bring a source picture to a megapixel; here to 64 x 64, by the function that both sides call."""

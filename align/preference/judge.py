@@ -24,7 +24,7 @@ from align.prompts import PAIR
 from align.seeds import derive
 from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
-from rewards.judges.lora import add_lora
+from rewards.judges.lora import add_lora, save_lora
 from rewards.judges.settings import JudgeRewardSettings
 from rewards.training.losses import first_token
 
@@ -70,7 +70,7 @@ def train_judge(
         "seconds": time.perf_counter() - started,
     }
     with new_folder(config.run_dir) as staging:
-        judge.model.save_pretrained(staging)
+        save_lora(judge.model, staging)
         write_text(staging / "config.yaml", dump_config(config))
         write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))
         write_json(staging / "summary.json", summary)

@@ -1,4 +1,7 @@
-"""A LoRA on a judge: added to be trained, written and read back in peft's own files."""
+"""A LoRA on a judge: added for training, written and read in peft's file layout.
+
+peft is called directly: the adapter methods of transformers accept only some versions of peft.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rewards.base import RewardError
@@ -31,7 +35,7 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=among)  # type: ignore[arg-type]  # peft divides it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model.add_adapter(config, NAME)
+        inject_adapter_in_model(config, model, NAME)
     found = [value for value in model.parameters() if value.requires_grad]
     for value in found:
         value.data = value.data.float()
@@ -61,9 +65,19 @@ def load_lora(model: Any, folder: Path) -> None:
             f"not fit, first {first}"
         )
     try:
-        model.load_adapter(str(folder), NAME)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # adapter_config.json is damaged or not there
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, NAME)
+    except (OSError, ValueError, TypeError, KeyError) as error:  # adapter_config.json is damaged or missing
         raise RewardError(f"judge.lora: {folder}: {str(error).splitlines()[0]}") from error
+    tensors = {key.removeprefix(PREFIX): value for key, value in load_file(file).items()}
+    set_peft_model_state_dict(model, tensors, NAME)
+
+
+def save_lora(model: Any, folder: Path) -> None:
+    """Write the LoRA that :func:`add_lora` added: ``adapter_model.safetensors`` and ``adapter_config.json``."""
+    tensors = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    whole = {PREFIX + key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(whole, folder / FILE, metadata={"format": "pt"})
+    model.peft_config[NAME].save_pretrained(str(folder))
 
 
 def _fits(key: str, shape: tuple[int, ...], layers: dict[str, nn.Linear]) -> bool:

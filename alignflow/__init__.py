@@ -1,0 +1,34 @@
+"""alignflow: align image and video generators with rewards.
+
+The public functions load on first use, so ``import alignflow`` imports neither torch nor diffusers.
+
+>>> import alignflow
+>>> config = alignflow.load_config("configs/quickstart.yaml", ["train.steps=10"])
+>>> summary = alignflow.train(config)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "load_config": "align.config",
+    "load_reward": "align.config",
+    "train": "align.trainer",
+    "search": "align.search",
+    "score_files": "align.scoring",
+    "evaluate": "align.evaluate",
+}
+
+__all__ = [*_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'alignflow' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
