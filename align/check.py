@@ -15,6 +15,7 @@ from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
 from align.settings import Config, GeneratorConfig, OnlineRollout
 from align.tables import HUB
+from alignflow.extras import remedy
 from generators.shapes import WORLDS, pipelines
 
 
@@ -155,7 +156,7 @@ def table_problems(path: str, source: str, read: Callable[[str], object]) -> lis
 def _hub(path: str, source: str) -> list[Problem]:
     """A dataset is fetched when the run begins; here only whether it can be."""
     if find_spec("datasets") is None:
-        return [Problem(path, f"{source} needs the package datasets: pip install 'alignflow[data]'")]
+        return [Problem(path, f"{source} needs the package datasets: {remedy('datasets')}")]
     return []
 
 
@@ -185,7 +186,7 @@ def generator_problems(generator: GeneratorConfig) -> list[Problem]:
 def _trackers(config: Config) -> list[Problem]:
     packages = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
     missing = [name for name in config.trackers if find_spec(packages.get(name, name)) is None]
-    return [Problem("trackers", f"{name} is not installed: pip install {name}") for name in missing]
+    return [Problem("trackers", f"{name} is not installed: {remedy(name)}") for name in missing]
 
 
 def _processes() -> int:

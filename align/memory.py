@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.errors import ConfigError, Problem, TrainingError
 from align.variants import listing, nearest
+from alignflow.extras import remedy
 
 if TYPE_CHECKING:
     from align.settings import Config
@@ -123,12 +124,12 @@ def require(config: Config, device: str, *, training: bool = True) -> None:
 
 
 INSTALL = {
-    "bitsandbytes": "pip install 'alignflow[quant]'",
-    "torchao": "pip install 'alignflow[quant]'",
-    "xformers": "pip install 'alignflow[xformers]'",
-    "flash_attn": "pip install flash-attn",
+    "bitsandbytes": remedy("bitsandbytes"),
+    "torchao": remedy("torchao"),
+    "xformers": remedy("xformers"),
+    "flash_attn": remedy("flash-attn"),
     "flash_attn_interface": "build FlashAttention 3 from its repository",
-    "sageattention": "pip install sageattention",
+    "sageattention": remedy("sageattention"),
 }
 """Package -> how to get it."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from align.errors import ConfigError
+from alignflow.extras import optional
 
 FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
 
@@ -38,10 +39,10 @@ def serve(
     token = os.environ.get(token_env) if token_env else None
     if token_env and not token:
         raise ConfigError(f"--token-env: environment variable {token_env} is not set")
-    try:
-        from rewards.serving.server import serve as run
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'alignflow[serve]'") from None
+    for package in ("fastapi", "uvicorn"):
+        optional(package, "alignflow reward serve", ConfigError)
+    from rewards.serving.server import serve as run
+
     run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=typer.echo)
 
 

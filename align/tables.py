@@ -6,11 +6,11 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from align.errors import DataError
+from alignflow.extras import optional
 
 HUB = "hub:"
 Row = tuple[str, dict[str, Any]]
@@ -124,10 +124,7 @@ def _dataset_rows(source: str, name: str, split: str, **options: Any) -> Iterato
 
 
 def _load(source: str, name: str, split: str, **options: Any) -> Any:
-    if find_spec("datasets") is None:
-        raise DataError(f"{source} needs the package datasets: pip install 'alignflow[data]'")
-    import datasets
-
+    datasets = optional("datasets", source, DataError)
     try:
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # save_to_disk
             saved = datasets.load_from_disk(name)

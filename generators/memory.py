@@ -17,6 +17,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from torch import Tensor, nn
 
+from alignflow.extras import remedy
 from generators.errors import GeneratorError
 from generators.text_cache import text_encoders
 
@@ -82,7 +83,8 @@ def quantisation(kind: str, components: Iterable[str], dtype: torch.dtype) -> Pi
 
             config = TorchAoConfig(Float8WeightOnlyConfig())
     except ImportError as error:
-        raise GeneratorError(f"memory.quantise {kind}: {error}; pip install 'alignflow[quant]'") from error
+        package = "torchao" if kind == "fp8" else "bitsandbytes"
+        raise GeneratorError(f"memory.quantise {kind}: {error}; {remedy(package)}") from error
     return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(components, config))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.extras import optional
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.networks.hub import first_line
 
@@ -54,13 +55,9 @@ class Ocr(RewardSettings):
 
     def _reader(self) -> Any:
         """``uint8 [H, W, 3] -> text``, tried on a drawn word."""
+        rapidocr = optional("rapidocr", "reward 'ocr'", RewardError)
         try:
-            from rapidocr import RapidOCR
-        except ImportError as error:
-            remedy = 'pip install "alignflow[ocr]"'
-            raise RewardError(f"reward 'ocr' needs RapidOCR ({first_line(error)}): {remedy}") from error
-        try:
-            engine = RapidOCR(params={"Global.log_level": "error"})
+            engine = rapidocr.RapidOCR(params={"Global.log_level": "error"})
 
             def reader(pixels: Any) -> str:
                 return " ".join(engine(pixels[..., ::-1].copy()).txts or ())  # it takes BGR

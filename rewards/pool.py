@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.extras import optional
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
@@ -73,10 +74,7 @@ class Crew:
     """The actors of one pool; whoever is idle gets the next part."""
 
     def __init__(self, settings: Pool) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError:
-            raise RewardError("reward 'pool' needs Ray: pip install 'alignflow[ray]'") from None
+        ray = optional("ray", "reward 'pool'", RewardError)
         from rewards.serving.pool_worker import PoolWorker
 
         self.settings, self.ray = settings, ray

@@ -318,7 +318,7 @@ def test_check_names_missing_packages(large: Any, run: Any, monkeypatch: pytest.
     config = str(ROOT / "configs/flux-dev/nft.yaml")
     code, _, err = run("check", config, "memory=16gb", "memory.attention=sage")
     assert code == 2
-    assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'alignflow[quant]'" in err
+    assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'bitsandbytes'" in err
     assert "train.optimizer: paged_adamw8bit needs the package bitsandbytes" in err
     assert "memory.attention: sage has no gradient" in err
 

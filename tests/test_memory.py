@@ -188,7 +188,7 @@ def test_a_machine_without_card_or_package_is_told(model: Path, tmp_path: Path, 
     with pytest.raises(ConfigError) as caught:
         build.build_generator(config, "cpu", training=True)
     text = str(caught.value)
-    assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'alignflow[quant]'" in text
-    assert "memory.attention: xformers needs the package xformers: pip install 'alignflow[xformers]'" in text
+    assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'bitsandbytes'" in text
+    assert "memory.attention: xformers needs the package xformers: pip install 'xformers>=0.0.29'" in text
     assert "train.optimizer: paged_adamw8bit needs the package bitsandbytes" in text
     assert "memory.quantise: nf4 needs a CUDA card (any), and this run is on cpu" in text
