@@ -33,7 +33,8 @@ def encode(generator: Generator, prompts: Sequence[Prompt], wants: Iterable[str]
         GeneratorError: a prompt too long.
     """
     unique = list(dict.fromkeys(prompts))
-    row = torch.tensor([unique.index(prompt) for prompt in prompts])
+    place = {prompt: number for number, prompt in enumerate(unique)}
+    row = torch.tensor([place[prompt] for prompt in prompts])
     inputs = read_inputs(unique, {*generator.inputs, *wants}, generator.size)
     cond = generator.encode([prompt.text for prompt in unique], inputs)
     return cond[row.to(generator.device)], take(inputs, row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,12 +185,16 @@ def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> No
 
 def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:
     """Which of ``total`` items a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
-    chosen = []
-    for position in range(step * count, (step + 1) * count):
+    chosen: list[int] = []
+    position, end = step * count, (step + 1) * count
+    while position < end:
         epoch, offset = divmod(position, total)
-        chosen.append(int(_shuffle(total, derive(seed, "epoch", epoch))[offset]))
+        some = _order(total, derive(seed, "epoch", epoch))[offset : offset + end - position]
+        chosen += some.tolist()
+        position += len(some)
     return chosen
 
 
-def _shuffle(total: int, seed: int) -> np.ndarray:
+@lru_cache(maxsize=2)  # a pass's order is asked for at every step of it: the one going on, and the next
+def _order(total: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(total)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align import registry, tables
+from align import prompts, registry, tables
 from align.config import load_config
 from align.errors import ConfigError, DataError
 from align.prompts import PAIR, check_media, indices_at, read_prompts, read_stored
+from align.seeds import derive
 from align.tables import Cell
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra 'data' (datasets)")
@@ -89,6 +90,25 @@ def test_every_prompt_once_a_pass():
     seen = [index for step in range(5) for index in indices_at(step, 4, 10, seed=1)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert indices_at(3, 4, 10, seed=1) == seen[12:16]
+
+
+def test_the_order_of_a_pass_is_made_once(monkeypatch):
+    """Against one shuffle a prompt, as it was; a step of a million prompts costs no shuffle but the pass's first."""
+
+    def one_by_one(step, count, total, seed):
+        places = [divmod(position, total) for position in range(step * count, (step + 1) * count)]
+        return [
+            int(np.random.default_rng(derive(seed, "epoch", epoch)).permutation(total)[offset])
+            for epoch, offset in places
+        ]
+
+    for count, total in ((1, 1), (3, 7), (7, 3), (5, 5), (20, 6)):
+        for step in range(6):
+            assert indices_at(step, count, total, 3) == one_by_one(step, count, total, 3)
+    prompts._order.cache_clear()
+    for step in range(50):
+        indices_at(step, 48, 1_000_000, 0)
+    assert prompts._order.cache_info().misses == 1
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
