@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,22 @@ from torch import Tensor
 from align import checkpoint as checkpoints
 from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError, RunFolderError
+from align.files import without_nan
 from align.grids import save_samples, still
-from align.inputs import encode, read_inputs
+from align.inputs import Inputs, encode, read_inputs
 from align.media import to_pixels
+from align.per_prompt import PromptScores, kind_of
 from align.policy import load_policy
 from align.prompts import Prompt, check_media, read_prompts
 from align.roles import Roles
-from align.rollout import decode, diversity, draw
+from align.rollout import decode, draw
 from align.seeds import derive
+from align.spread import Spread
 from generators.base import Conditioning, Generator
 from rewards.base import Reward
 
 if TYPE_CHECKING:
+    from align.processes import Processes
     from align.sampling import Sampler
     from align.settings import Config, Evaluate, Samples
 
@@ -40,6 +44,8 @@ class Evaluation:
         scores: reward name -> ``[P]``, NaN where missing.
         media: ``[shown, ...]`` the first samples, for the grid.
         sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with a picture.
+        reasons: reward name -> index -> why there is no score.
+        kinds: ``[P]`` the kind of each prompt, None where its table names none.
     """
 
     prompts: list[str]
@@ -49,6 +55,8 @@ class Evaluation:
     diversity: float
     seconds: float
     sources: Tensor | None = None
+    reasons: dict[str, dict[int, str]] = field(default_factory=dict)
+    kinds: list[str | None] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """Means, standard errors and missing counts, as they stand in ``metrics.jsonl``."""
@@ -61,6 +69,20 @@ class Evaluation:
             "missing": {name: len(self.prompts) - len(values) for name, values in known.items()},
             "diversity": self.diversity,
         }
+
+    def by_prompt(self) -> list[PromptScores]:
+        """The scores prompt by prompt."""
+        columns = {name: without_nan(values.tolist()) for name, values in self.scores.items()}
+        return [
+            PromptScores(
+                prompt,
+                self.seeds[i],
+                {name: column[i] for name, column in columns.items()},
+                {name: why[i] for name, why in self.reasons.items() if i in why},
+                self.kinds[i] if self.kinds else None,
+            )
+            for i, prompt in enumerate(self.prompts)
+        ]
 
 
 def mean(values: Tensor) -> float:
@@ -81,38 +103,88 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     show: int = 0,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Sample every prompt once under the role in place and score it with every reward.
 
     Args:
-        prompts: held-out prompts.
-        indices: which of them (one process's share); all by default. Sample i is seeded by (evaluate.seed, i).
+        prompts: held-out prompts. Sample i is seeded by (evaluate.seed, i).
+        indices: which of them; all by default.
         show: how many of the samples to keep as media.
+        processes: among which the samples are divided; every one of them returns the whole result.
     """
     started = time.perf_counter()
-    chosen = list(range(len(prompts)) if indices is None else indices)
-    asked, wants = [prompts[i] for i in chosen], wanted(rewards)
-    texts = [prompt.text for prompt in asked]
-    seeds = [derive(settings.seed, "evaluate", i) for i in chosen]
-    values: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    shown: list[Tensor] = []
-    sources: list[Tensor] = []
-    spread: list[Tensor] = []
-    for start in range(0, len(texts), settings.chunk):
-        part = slice(start, start + settings.chunk)
-        cond, inputs = encode(generator, asked[part], wants)
-        media = _draw(generator, cond, seeds[part], settings.sampler, settings.chunk)
-        scores_of = {id(reward): reward(media, texts[part], None, inputs) for reward in rewards.values()}
-        for name, reward in rewards.items():
-            values[name].append(scores_of[id(reward)].values.float().cpu())
-        shown.append(media[: max(show - start, 0)].cpu())
-        if "image" in inputs:
-            sources.append(source_of(inputs)[: max(show - start, 0)])
-        spread.append(torch.tensor([diversity(media, torch.zeros(len(media)))]))
-    scores = {name: torch.cat(parts) for name, parts in values.items()}
-    elapsed = time.perf_counter() - started
-    made_from = torch.cat(sources) if sources else None
-    return Evaluation(texts, seeds, scores, torch.cat(shown), float(torch.cat(spread).mean()), elapsed, made_from)
+    asked = list(range(len(prompts)) if indices is None else indices)
+    show = min(show, len(asked))
+    mine = range(len(asked)) if processes is None else processes.share.of(len(asked))
+    seeds = [derive(settings.seed, "evaluate", i) for i in asked]
+    spread, rows = Spread(), []
+    media: dict[int, Tensor] = {}
+    sources: dict[int, Tensor] = {}
+    for start in range(0, len(mine), settings.chunk):
+        places = mine[start : start + settings.chunk]
+        some = [prompts[asked[place]] for place in places]
+        drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
+        rows += _scores(drawn, some, inputs, rewards)
+        spread.add(drawn)
+        for row, place in enumerate(places):
+            if place < show:
+                media[place] = drawn[row].cpu()
+                sources |= {place: source_of(inputs)[row]} if "image" in inputs else {}
+    if processes is not None:
+        rows = processes.objects(rows)
+        media, sources = (_shown(kept, show, len(asked), processes) for kept in (media, sources))
+    chosen = [prompts[i] for i in asked]
+    return Evaluation(
+        [prompt.text for prompt in chosen],
+        seeds,
+        {name: torch.tensor([values[name] for values, _ in rows]) for name in rewards},
+        _stacked(media, show),
+        spread.value(processes),
+        time.perf_counter() - started,
+        _stacked(sources, show) if sources else None,
+        {name: {i: why[name] for i, (_, why) in enumerate(rows) if name in why} for name in rewards},
+        [kind_of(prompt.metadata) for prompt in chosen],
+    )
+
+
+def _drawn(
+    generator: Generator, prompts: Sequence[Prompt], seeds: Sequence[int], wants: Sequence[str], settings: Evaluate
+) -> tuple[Tensor, Inputs]:
+    cond, inputs = encode(generator, prompts, wants)
+    return _draw(generator, cond, seeds, settings.sampler, settings.chunk), inputs
+
+
+def _scores(
+    media: Tensor, prompts: Sequence[Prompt], inputs: Inputs, rewards: Mapping[str, Reward]
+) -> list[tuple[dict[str, float], dict[str, str]]]:
+    """Scores by name of each sample, NaN where missing, and the reasons of those."""
+    texts = [prompt.text for prompt in prompts]
+    found = {id(reward): reward(media, texts, None, inputs) for reward in rewards.values()}
+    columns = {name: found[id(reward)] for name, reward in rewards.items()}
+    values = {name: scores.values.float().tolist() for name, scores in columns.items()}
+    return [
+        (
+            {name: values[name][row] for name in rewards},
+            {name: scores.reasons[row] for name, scores in columns.items() if row in scores.reasons},
+        )
+        for row in range(len(texts))
+    ]
+
+
+def _shown(kept: dict[int, Tensor], show: int, count: int, processes: Processes) -> dict[int, Tensor]:
+    """The shown samples of all processes, sent one by one as pixels: clips are large."""
+    found = {}
+    for place in range(show):
+        mine = kept.get(place)
+        pixels = None if mine is None else (mine.clamp(0, 1) * 255).round().byte()
+        sent = processes.sent(pixels, processes.share.owner(place, count))
+        found |= {} if sent is None else {place: sent.float() / 255}
+    return found
+
+
+def _stacked(kept: Mapping[int, Tensor], show: int) -> Tensor:
+    return torch.stack([kept[place] for place in range(show)]) if show else torch.empty(0)
 
 
 def source_of(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from align.errors import ConfigError, RunFolderError
 from align.files import explained, without_nan, write_json, write_text
+from align.per_prompt import forget_scores
 
 MEMORY_ALONE = (
     "train.micro_batch",
@@ -60,7 +61,8 @@ class RunFolder:
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.path.glob(".*"), *self.path.glob("samples/.*"), *self.checkpoints.glob(".*")]:
+        within = (".*", "samples/.*", "held_out/.*", "checkpoints/.*")
+        for leftover in [path for pattern in within for path in self.path.glob(pattern)]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_text(self.path / "config.yaml", resolved)
         write_json(self.path / "environment.json", environment)
@@ -106,6 +108,8 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop rows a resumed run writes again: training after ``step``, evaluations after ``step``."""
+        if self.writes:
+            forget_scores(self.path, step)
         if self.writes and self.metrics.is_file():
             kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
             write_text(self.metrics, "".join(kept))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from align.errors import DataError
 from align.inputs import Inputs, encode, read_sample, take
+from align.processes import Share
 from align.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
 from align.rollout import Rollout, decode, draw, join, stochastic_steps
 from align.seeds import derive
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from align.settings import Config, OnlineRollout, PairsRollout, SamplesRollout
 
 Acting = Callable[[], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of the global work this process has: number ``rank`` of ``world``."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of(self, count: int) -> range:
-        """This process's contiguous share of ``count`` items; raises DataError if it does not divide."""
-        if count % self.world:
-            raise DataError(f"rollout.prompts: {count} prompts do not divide among {self.world} processes")
-        each = count // self.world
-        return range(self.rank * each, (self.rank + 1) * each)
 
 
 class OnlineSource:

@@ -23,13 +23,15 @@ from align.memory import explained
 from align.missing import Missing, tally
 from align.networks import Networks
 from align.overlap import Scoring
+from align.per_prompt import write_scores
+from align.processes import Processes
 from align.progress import Progress
 from align.prompts import Prompt
 from align.roles import Roles, ema_decay
 from align.rollout import Rollout, diversity
 from align.run_folder import RunFolder, flatten
 from align.schedule import due, lr_factor
-from align.sources import OnlineSource, Share, StoredSource
+from align.sources import OnlineSource, StoredSource
 from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
@@ -98,7 +100,8 @@ class Trainer:
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
             )
         self.held_out, self.eval_rewards = self._evaluation()
-        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.processes = Processes(accelerator)
+        self.share = self.processes.share
         source = OnlineSource if config.rollout.kind == "online" else StoredSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
@@ -274,6 +277,8 @@ class Trainer:
         began = time.perf_counter()
         result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
+            if self.run.writes:
+                write_scores(self.run.path, step, self._eval_role, result.by_prompt())
             row = {"event": "eval", "step": step, "role": self._eval_role, **result.row()}
             self._log(row)
             scores = "  ".join(f"{name} {value:.3f}" for name, value in row["scores"].items())
@@ -287,20 +292,11 @@ class Trainer:
         return "policy" if not self.config.train.ema else self.config.evaluate.role
 
     def _evaluate(self, prompts: list[Prompt]) -> Evaluation:
-        each = -(-len(prompts) // self.share.world)
-        mine = range(len(prompts))[self.share.rank * each : (self.share.rank + 1) * each]
-        settings = self.config.evaluate
         with self.roles.use(self._eval_role), torch.no_grad():
-            result = evaluate(
-                self.generator, prompts, self.eval_rewards, settings,
-                indices=mine, show=self.config.samples.count,
+            return evaluate(
+                self.generator, prompts, self.eval_rewards, self.config.evaluate,
+                show=self.config.samples.count, processes=self.processes,
             )  # fmt: skip
-        if self.share.world > 1:
-            result.scores = {
-                name: torch.tensor(gather_object(values.tolist())) for name, values in result.scores.items()
-            }
-            result.prompts = [prompt.text for prompt in prompts]
-        return result
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
