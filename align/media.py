@@ -122,7 +122,17 @@ def write_media(path: Path, media: Tensor, fps: float = 16) -> None:
 
 
 def to_pixels(media: Tensor) -> list[np.ndarray]:
-    """Media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1] -> N times uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``."""
+    """Media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1] -> N times uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``.
+
+    Raises:
+        DataError: a sample holds NaN or infinity, which would become black or white pixels.
+    """
+    broken = [index for index, sample in enumerate(media.detach()) if not bool(sample.isfinite().all())]
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {len(media)} samples hold NaN or infinity, first sample {broken[0]}: the network or its "
+            "VAE overflowed. Try generator.dtype bfloat16 or float32 in place of float16, or an earlier checkpoint"
+        )
     return list((media.detach().float().clamp(0, 1) * 255).round().byte().cpu().movedim(-3, -1).numpy())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import CheckpointError, RunFolderError
+from alignflow.text import first_line
 
 if TYPE_CHECKING:
     from generators.base import Generator
@@ -88,14 +89,13 @@ def load_policy(generator: Generator, path: Path) -> None:
 
 
 def _load_network(network: Any, folder: Path) -> None:
-    from safetensors import SafetensorError
-
     from align.lora import LoraError
+    from generators.errors import GeneratorError
+    from generators.parts import load_network
 
     try:
-        trained = type(network).from_pretrained(folder, local_files_only=True)
+        trained = load_network(folder, folder.name, type(network), network.dtype)
         network.load_state_dict(trained.state_dict())
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise LoraError(f"{folder} does not load as this {type(network).__name__}: {first}") from error
+    except (GeneratorError, RuntimeError) as error:
+        raise LoraError(f"{folder} does not load as this {type(network).__name__}: {first_line(error)}") from error
     network.requires_grad_(False)

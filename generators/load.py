@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants, get_session, hf_hub_download
@@ -14,8 +14,11 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 import generators
+from alignflow.text import first_line
 from generators.base import Generator, GeneratorError, Options
+from generators.folder import check_parts, components, read_index, single_file
 from generators.memory import Memory, place, quantisation, set_attention, thrifty_vae
+from generators.parts import check_finite, networks
 from generators.shapes import pipelines
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,13 +81,21 @@ def load(
     optional = index if cls.pipeline_class == ANY else cls.optional
     absent: dict[str, Any] = {name: None for name in optional if _absent(index.get(name, [None]))}
     memory = memory or Memory()
-    trained = [name for name in TRAINED if not _absent(index.get(name, [None]))]
-    stored = {"quantization_config": quantisation(memory.quantise, trained, DTYPES[dtype])}
-    told = absent | (stored if memory.quantise != "none" else {})
+    parts = components(index)
+    trained = [name for name in TRAINED if name in parts]
+    stored = quantisation(memory.quantise, trained, DTYPES[dtype])
+    ready = networks(folder, parts, DTYPES[dtype], stored.quant_mapping if stored else None)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[dtype], local_files_only=True, **told)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_first_line(error)}") from error
+        pipeline = _pipeline_class(index["_class_name"]).from_pretrained(
+            folder, dtype=DTYPES[dtype], local_files_only=True, **absent, **ready
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers and schedulers raise whatever their readers raise
+        raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_named(error)}") from error
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and name not in ready:
+            check_finite(folder / name, name, part)
     pipeline.set_progress_bar_config(disable=True)
     resting = place(pipeline, device, memory)
     generator = cls(pipeline, options)
@@ -93,6 +104,12 @@ def load(
     if memory.vae_tiling or memory.vae_slicing:
         thrifty_vae(pipeline.vae, memory)
     return generator
+
+
+def _pipeline_class(name: str) -> Any:
+    """The class itself, which takes optional components from us; the base class would load those a second time."""
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else DiffusionPipeline
 
 
 def _absent(entry: Any) -> bool:
@@ -109,6 +126,8 @@ def find(kind: str, path: str) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if said := single_file(folder):
+        raise GeneratorError(said)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise GeneratorError(f"no folder {folder}; path is an embedded world, a folder, or a hub id owner/name")
     return _from_hub(path)
@@ -126,7 +145,7 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(repo))
     except (OSError, ValueError) as error:
-        raise GeneratorError(f"no folder {repo!r}, and the hub says: {_first_line(error)}") from error
+        raise GeneratorError(f"no folder {repo!r}, and the hub says: {_named(error)}") from error
 
 
 def _unreachable() -> str:
@@ -134,35 +153,29 @@ def _unreachable() -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
     except Exception as error:  # the HTTP library's own hierarchy changes with the hub client's version
-        return f"{constants.ENDPOINT}: {_first_line(error)}"
+        return f"{constants.ENDPOINT}: {_named(error)}"
     return ""
 
 
 def _check(folder: Path, cls: type[Generator]) -> dict[str, Any]:
     """The folder's model_index.json; raises where it says another class, lacks a part, or a weight file is cut."""
-    try:
-        index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GeneratorError(f"{folder} is not a diffusers pipeline: it has no model_index.json") from None
-    except json.JSONDecodeError as error:
-        raise GeneratorError(f"{folder}/model_index.json is not JSON: {error}") from error
-    if cls.pipeline_class not in (index.get("_class_name"), ANY):
+    index = read_index(folder)
+    if cls.pipeline_class not in (index["_class_name"], ANY):
         known = ", ".join(f"{kind} ({adapter(kind).pipeline_class})" for kind in generators.kinds())
         raise GeneratorError(
-            f"{folder} holds a {index.get('_class_name')}, this adapter reads {cls.pipeline_class}; adapters: {known}"
+            f"{folder} holds a {index['_class_name']}, this adapter reads {cls.pipeline_class}; adapters: {known}"
         )
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    missing = [name for name in parts if not (folder / name).is_dir()]
-    if missing:
-        raise GeneratorError(f"{folder} is incomplete: model_index.json names {', '.join(missing)}, not there")
+    check_parts(folder, index)
     for file in sorted(folder.glob("*/*.safetensors")):
         try:
             with safe_open(file, "pt"):
                 pass
-        except SafetensorError as error:
-            raise GeneratorError(f"{file} is damaged or cut short ({error}); copy or download it again") from error
+        except (SafetensorError, OSError) as error:
+            raise GeneratorError(
+                f"{file} is damaged or cut short ({first_line(error)}); copy or download it again"
+            ) from error
     return index
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

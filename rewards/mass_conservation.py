@@ -115,14 +115,12 @@ def _video_model(path: str, dtype: str, device: torch.device | str) -> Any:
     import torch
     from transformers import AutoConfig, VJEPA2Model
 
-    from rewards.networks.hub import from_pretrained
+    from rewards.networks.hub import from_pretrained, network
 
     config = from_pretrained(AutoConfig, path)
     if config.model_type != "vjepa2":
         raise RewardError(f"{path} holds a {config.model_type} model, not V-JEPA 2")
-    model, report = from_pretrained(VJEPA2Model, path, dtype=getattr(torch, dtype), output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+    model = network(VJEPA2Model, path, dtype=getattr(torch, dtype))
     return model.requires_grad_(False).eval().to(device)
 
 

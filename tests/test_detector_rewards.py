@@ -193,7 +193,7 @@ def test_what_is_no_detector_is_refused(folders, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     some = {key: value for key, value in weights.items() if not key.startswith("class_labels_classifier.layers.0")}
     save_file(some, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RewardError, match=r"lacks 2 weights, first class_labels_classifier.layers.0.bias"):
+    with pytest.raises(RewardError, match=r"2 weights are missing \(class_labels_classifier.layers.0.bias"):
         Detector.load(str(tmp_path), "cpu")
 
 

@@ -26,7 +26,7 @@ from rewards.judges.lora import load_lora
 from rewards.judges.pixels import Patches
 from rewards.judges.replies import spellings
 from rewards.judges.settings import Local, Needs
-from rewards.networks.hub import from_pretrained
+from rewards.networks.hub import from_pretrained, network
 
 KNOWN = ("qwen2_5_vl", "qwen3_vl")
 
@@ -73,15 +73,12 @@ class LocalJudge:
         if not tokenizer.chat_template:
             raise RewardError(f"the tokenizer in {path} has no chat template; take the model's Instruct version")
         patches = Patches.of_processor(from_pretrained(Qwen2VLImageProcessorPil, path), settings.pixels)
-        model, report = from_pretrained(
+        model = network(
             AutoModelForImageTextToText,
             path,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attention,
-            output_loading_info=True,
         )
-        if missing := sorted(report["missing_keys"]):
-            raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
         if settings.lora is not None:
             load_lora(model, Path(settings.lora))
         return cls(settings, model.requires_grad_(False).eval().to(device), tokenizer, patches)

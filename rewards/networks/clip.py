@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPM
 from rewards.base import RewardError
 from rewards.frames import by_frame
 from rewards.networks import open_clip_layout
-from rewards.networks.hub import from_pretrained, is_file, weight_file
+from rewards.networks.hub import from_pretrained, is_file, network, weight_file
 from rewards.networks.preprocess import Preprocess
 from rewards.networks.state_dicts import read_state_dict
 from rewards.texts import writable
@@ -145,13 +145,7 @@ def _transformers_model(path: str, dtype: torch.dtype) -> Any:
     config = from_pretrained(AutoConfig, path)
     if config.model_type != "clip":
         raise RewardError(f"{path} holds a {config.model_type} model, not a CLIPModel")
-    model, report = from_pretrained(CLIPModel, path, dtype=dtype, output_loading_info=True)
-    for how in ("missing", "unexpected"):
-        keys = sorted(key for key in report[f"{how}_keys"] if not key.endswith(".position_ids"))
-        if keys:
-            said = "lacks" if how == "missing" else "has unexpected"
-            raise RewardError(f"{path} {said} {len(keys)} weights, first {', '.join(keys[:3])}")
-    return model
+    return network(CLIPModel, path, strict=True, dtype=dtype)
 
 
 def mended(text: str) -> str:

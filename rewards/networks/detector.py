@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import RewardError
-from rewards.networks.hub import first_line, from_pretrained
+from rewards.networks.hub import first_line, from_pretrained, network
 from rewards.rows import eight_bit
 
 SAME = (
@@ -84,10 +84,8 @@ class Detector:
             kinds = "object detection (RT-DETR, DETR ...) or instance segmentation (Mask2Former)"
             raise RewardError(f"{path} holds a {config.model_type} model, which transformers does not list for {kinds}")
         auto = AutoSegmenter if segments else AutoModelForObjectDetection
-        model, report = from_pretrained(auto, path, dtype=getattr(torch, dtype), output_loading_info=True)
-        idle = ("criterion.", "num_batches_tracked")  # of the loss and of statistics, which no score passes through
-        if missing := sorted(key for key in report["missing_keys"] if not any(part in key for part in idle)):
-            raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+        # weights of the loss, which no score passes through
+        model = network(auto, path, idle=("criterion.",), dtype=getattr(torch, dtype))
         names = {int(number): name for number, name in model.config.id2label.items()}
         if all(name.startswith("LABEL_") for name in names.values()):
             raise RewardError(f"{path} does not name its classes (id2label in its config.json)")

@@ -5,7 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignflow import text, weights
 from rewards.base import RewardError
+
+
+def network(cls: Any, path: str, *, idle: tuple[str, ...] = (), strict: bool = False, **options: Any) -> Any:
+    """:func:`from_pretrained` of a network, whose weights must all be there and be numbers.
+
+    Args:
+        idle: parts of keys that no score needs.
+        strict: a weight in the files that the network does not have is an error too.
+
+    Raises:
+        RewardError: as :func:`from_pretrained`; or weights are missing, of another shape, NaN or infinite.
+    """
+    model, report = from_pretrained(cls, path, output_loading_info=True, **options)
+    found = {**report, "unexpected_keys": report["unexpected_keys"] if strict else ()}
+    if problems := weights.unaccounted(found, idle=idle):
+        raise RewardError(f"{path} is not a whole {type(model).__name__}: {'; '.join(problems)}; download it again")
+    broken = [key for key in weights.not_finite(model.state_dict().items()) if not any(part in key for part in idle)]
+    if broken:
+        said = f"{weights.counted(len(broken), 'weight')} not finite ({weights.first(broken)})"
+        raise RewardError(f"{path} holds NaN or infinity: {said}; download it again, or load it as float32")
+    return model
 
 
 def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
@@ -62,7 +84,7 @@ def weight_file(reference: str, hint: str = "") -> Path:
 
 def first_line(error: Exception) -> str:
     """``Type: first line`` of what an error says."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {text.first_line(error)}"
 
 
 def _on_hub(reference: str) -> bool:

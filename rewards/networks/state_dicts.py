@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignflow import weights
 from rewards.base import RewardError
 from rewards.networks.hub import first_line
 
@@ -38,20 +39,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     A training checkpoint's are taken out of its ``state_dict``.
 
     Raises:
-        RewardError: cut off, of another kind, TorchScript, or more than tensors.
+        RewardError: cut off, of another kind, TorchScript, more than tensors, NaN or infinite.
     """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickler, zip and safetensors readers each raise their own
         raise RewardError(f"{path}: {_why_unread(path, error)} ({first_line(error)})") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise RewardError(f"{path} holds {type(found).__name__}, not a state dict of tensors")
+    if broken := weights.not_finite(found.items()):
+        said = f"{weights.counted(len(broken), 'weight')} not finite ({weights.first(broken)})"
+        raise RewardError(f"{path} holds NaN or infinity: {said}; download it again")
     return dict(found)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from rewards.base import RewardError
 from rewards.clip import weights
-from rewards.networks.hub import from_pretrained
+from rewards.networks.hub import from_pretrained, network
 from rewards.networks.preprocess import Preprocess
 
 
@@ -37,10 +37,7 @@ class VisionFeatures:
         config = from_pretrained(AutoConfig, folder)
         if config.model_type != "clip" and not hasattr(config, "patch_size"):
             raise RewardError(f"{path} holds a {config.model_type} model, not a vision transformer or CLIPModel")
-        model, report = from_pretrained(AutoModel, folder, dtype=getattr(torch, dtype), output_loading_info=True)
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-        if missing:
-            raise RewardError(f"{path} lacks {len(missing)} weights, first {', '.join(missing[:3])}")
+        model = network(AutoModel, folder, idle=("pooler.",), dtype=getattr(torch, dtype))
         steps = Preprocess.of_processor(from_pretrained(AutoImageProcessor, folder))
         return cls(model.requires_grad_(False).eval().to(device), steps)
 
