@@ -17,6 +17,7 @@ import typer
 from align import reward_cli
 from align.errors import AlignflowError, RunFolderError
 from align.files import without_nan
+from alignflow.terminal import echo
 
 app = typer.Typer(
     name="alignflow",
@@ -51,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         explained = _explained(error)
         if debug or explained is None:
-            traceback.print_exc()
+            echo(traceback.format_exc(), err=True)
         code, message = explained or (1, "this is a fault of alignflow or of a plug-in; the traceback is above")
-        typer.echo(f"error: {message}", err=True)
+        echo(f"error: {message}", err=True)
         sys.exit(code)
 
 
@@ -80,7 +81,7 @@ def _explained(error: Exception) -> tuple[int, str] | None:
 @app.callback(invoke_without_command=True)
 def _options(show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     if show_version:
-        typer.echo(f"alignflow {version('alignflow')}")
+        echo(f"alignflow {version('alignflow')}")
         raise typer.Exit
 
 
@@ -102,7 +103,7 @@ def train(
         summary = run(settings, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         again = ["alignflow", "train", str(config), *(overrides or []), *(["--out", str(out)] if out else [])]
-        typer.echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+        echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
         _print_values({**summary, "folder": str(settings.run_dir)})
@@ -132,7 +133,7 @@ def search(
             summary = run_search(settings, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
             again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
-            typer.echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+            echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
             raise typer.Exit(130) from None
         gold = {f"gold {name}": f"{_cell(v['plain'])} -> {_cell(v['best'])}" for name, v in summary["gold"].items()}
         reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
@@ -144,7 +145,7 @@ def search(
         from align.search.export import write_as as write
 
         kind, folder = write_as
-        typer.echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
+        echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
 
 
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
@@ -160,8 +161,8 @@ def check(
     from align.commands import examine
 
     for line in examine(config, overrides or [], memory or card is not None, card):
-        typer.echo(line)
-    typer.echo(f"{config} is ready to run")
+        echo(line)
+    echo(f"{config} is ready to run")
 
 
 @app.command(epilog='Example: alignflow sample runs/nft --prompt "a red circle" --count 4 --out samples')
@@ -188,7 +189,7 @@ def sample(
     from align.evaluate import sample_to_folder
 
     prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
-    typer.echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
+    echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
 
 
 @app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
@@ -208,12 +209,12 @@ def score(
 
     rows = score_files(files, prompts, settings)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
-    typer.echo(_table(["file", *settings], [[row["file"], *map(_cell, row["scores"].values())] for row in rows]))
+    echo(_table(["file", *settings], [[row["file"], *map(_cell, row["scores"].values())] for row in rows]))
     for row in rows:
         for name, reason in row["reasons"].items():
-            typer.echo(f"{row['file']}: no {name} score: {reason}", err=True)
+            echo(f"{row['file']}: no {name} score: {reason}", err=True)
 
 
 @app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")
@@ -229,14 +230,14 @@ def evaluate(
 
     row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint)
     if as_json:
-        typer.echo(json.dumps(without_nan(row), indent=2))
+        echo(json.dumps(without_nan(row), indent=2))
         return
     scores = [
         [name, _cell(value), _cell(row["stderr"][name]), str(row["missing"][name])]
         for name, value in row["scores"].items()
     ]
-    typer.echo(_table(["reward", "mean", "stderr", "missing"], scores))
-    typer.echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
+    echo(_table(["reward", "mean", "stderr", "missing"], scores))
+    echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
 @app.command(epilog="Example: alignflow export runs/nft --to comfyui --out nft-comfyui")
@@ -257,10 +258,10 @@ def export(
 
     found = write(trained, to, out, dtype)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
         return
     _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
-    typer.echo(
+    echo(
         f"read back and compared: velocities differ by at most {found['difference']:.2g} "
         f"(they reach {found['velocity']:.2g}, training changed them by up to {found['effect']:.2g})"
     )
@@ -274,7 +275,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
 
     if not run_dir.is_dir():
         raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
-    typer.echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
+    echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
 
 
 @app.command(epilog="Example: alignflow recipes --json")
@@ -284,11 +285,11 @@ def recipes(as_json: AsJson = False) -> None:
 
     rooms = summary()
     if as_json:
-        typer.echo(json.dumps(rooms, indent=2))
+        echo(json.dumps(rooms, indent=2))
         return
     for room, entries in rooms.items():
-        typer.echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
-    typer.echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
+        echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
+    echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 
 @app.command(epilog="Example: alignflow env --torch")
@@ -301,7 +302,7 @@ def env(
 
     found = environment(torch_too=torch)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         _print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
 
@@ -311,7 +312,7 @@ def schema() -> None:
     """JSON schema of a config file, for editors."""
     from align.config import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    echo(json.dumps(json_schema(), indent=2))
 
 
 # -- what commands share ----------------------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ def _trained(source: Path) -> Any:
 
     trained = find_policy(source)
     if trained.checkpoint and trained.folder != source:
-        typer.echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
+        echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
     return trained
 
 
@@ -355,7 +356,7 @@ def _prompts(
 
 def _print_values(values: dict[str, Any]) -> None:
     known = [[name, _cell(value)] for name, value in values.items() if value is not None]
-    typer.echo(_table([], known))
+    echo(_table([], known))
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from alignflow.secrets import redact
+
 PACKAGES = ("alignflow", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pydantic")
 
 
@@ -26,7 +28,7 @@ def environment(torch_too: bool = False) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": git_commit(),
-        "command": sys.argv,
+        "command": [redact(argument) for argument in sys.argv],
     }
     return found | {"torch": _torch()} if torch_too else found
 

@@ -10,11 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from alignflow.secrets import shown
+from alignflow.text import printable
+
 
 class AlignflowError(Exception):
     """Base of everything that is explained to the user instead of traced."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message))
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.path} ({self.place})" if self.path and self.place else self.path or self.place
-        return f"{where}: {self.message}" if where else self.message
+        return printable(f"{where}: {self.message}" if where else self.message, 4000)
 
 
 class ConfigError(AlignflowError, ValueError):

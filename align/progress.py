@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from alignflow.secrets import shown
+
 
 class Progress:
     """Progress of ``total`` updates, of which ``done`` were made by an earlier part of the run.
@@ -32,7 +34,7 @@ class Progress:
     def _write(self, text: str, end: str) -> None:
         if not self.quiet:
             clear = "\x1b[2K" if self.terminal else ""
-            print(f"{clear}{text}", end=end, flush=True)
+            print(f"{clear}{shown(text)}", end=end, flush=True)
 
 
 def clock(seconds: float) -> str:

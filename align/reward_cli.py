@@ -10,6 +10,8 @@ import typer
 
 from align.errors import ConfigError
 from alignflow.extras import optional
+from alignflow.secrets import remember
+from alignflow.terminal import echo
 
 FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
 
@@ -37,13 +39,14 @@ def serve(
 
     settings = load_reward(reward)
     token = os.environ.get(token_env) if token_env else None
+    remember(token)
     if token_env and not token:
         raise ConfigError(f"--token-env: environment variable {token_env} is not set")
     for package in ("fastapi", "uvicorn"):
         optional(package, "alignflow reward serve", ConfigError)
     from rewards.serving.server import serve as run
 
-    run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=typer.echo)
+    run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=echo)
 
 
 @app.command(epilog="Example: alignflow reward calibrate clip samples/*.png --prompts-file prompts.txt --out clip.json")
@@ -73,7 +76,7 @@ def calibrate(
     found = measure(values, settings.model_dump(mode="json"))
     write_text(out, found.model_dump_json(indent=2) + "\n")
     spread = f"mean {found.mean:.4g}, deviation {found.std:.4g}"
-    typer.echo(f"{out}: {spread} of {found.count} scores, {found.missing} missing")
+    echo(f"{out}: {spread} of {found.count} scores, {found.missing} missing")
 
 
 @app.command(epilog="Example: alignflow reward bench pick_score hpdv2 HPDv2/test.json --media HPDv2/test --limit 100")
@@ -117,7 +120,7 @@ def bench(
     if out is not None:
         write_json(out, {**about, **found.model_dump(mode="json")})
     for line in lines(found):
-        typer.echo(line)
+        echo(line)
 
 
 @app.command(
@@ -135,9 +138,9 @@ def train(
     settings = load_reward_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
     from align.preference.train import train_reward
 
-    summary = train_reward(settings, overwrite=overwrite, say=typer.echo)
+    summary = train_reward(settings, overwrite=overwrite, say=echo)
     say_accuracy(summary)
-    typer.echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
+    echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
 
 
 @app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
@@ -153,12 +156,12 @@ def latent(
     settings = load_latent_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
     from align.preference.latent import train_latent
 
-    summary = train_latent(settings, overwrite=overwrite, say=typer.echo)
+    summary = train_latent(settings, overwrite=overwrite, say=echo)
     for t, found in (summary["after"] or {}).items():
         if found["low"] is not None:
             bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
-            typer.echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
-    typer.echo(f"latent_reward: {settings.run_dir}")
+            echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
+    echo(f"latent_reward: {settings.run_dir}")
 
 
 @app.command(epilog="Example: alignflow reward judge configs/rewards/judge.yaml data.train=pairs.jsonl --out my/judge")
@@ -174,9 +177,9 @@ def judge(
     settings = load_judge_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
     from align.preference.judge import train_judge
 
-    summary = train_judge(settings, overwrite=overwrite, say=typer.echo)
+    summary = train_judge(settings, overwrite=overwrite, say=echo)
     say_accuracy(summary)
-    typer.echo(f'judge: {{model: "{settings.asking.judge.model}", lora: "{settings.run_dir}"}}')
+    echo(f'judge: {{model: "{settings.asking.judge.model}", lora: "{settings.run_dir}"}}')
 
 
 def say_accuracy(summary: dict[str, Any]) -> None:
@@ -184,4 +187,4 @@ def say_accuracy(summary: dict[str, Any]) -> None:
     for name in ("before", "after"):
         if (found := summary[name]) is not None:
             said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
-            typer.echo(f"held out {name:6} {said}")
+            echo(f"held out {name:6} {said}")

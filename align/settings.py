@@ -17,7 +17,7 @@ from align.memory import Memory
 from align.memory import problems as memory_problems
 from align.recipes.base import Recipe
 from align.sampling import Sampler
-from align.tree import Problems, RunSettings, Settings
+from align.tree import Problems, RunSettings, Settings, WithoutSecrets
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
 from rewards.base import RewardSettings
 
@@ -198,7 +198,7 @@ RECIPE = OneOf("recipe", registry.recipes, outside=derived(Recipe))
 FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
 
 
-class RewardOnly(Settings):
+class RewardOnly(WithoutSecrets):
     """A reward by itself, for commands that score."""
 
     reward: Annotated[RewardSettings, REWARD] = Field(description="what scores")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from align.variants import problems_at
+from alignflow import secrets
 
 Problems = list[tuple[str, str]]
 
@@ -16,7 +19,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class RunSettings(Settings):
+class WithoutSecrets(Settings):
+    """A tree that is copied into folders, pages and logs, and so may hold no password, key or token."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        if paths := list(secrets.find(self.model_dump(mode="json"))):
+            message = (
+                "holds a secret, and configs are copied into run folders, reports and model cards: put it into an "
+                "environment variable and write ${NAME} here, or name the variable in token_env where there is one"
+            )
+            raise problems_at([(".".join(path), message) for path in paths], secrets.HIDDEN)
+        return self
+
+
+class RunSettings(WithoutSecrets):
     """What every config holds that writes a folder of its own."""
 
     command: ClassVar[str]

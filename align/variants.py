@@ -139,8 +139,8 @@ def child(value: Any, key: str | int) -> Any:
     """``value[key]``, or None where there is nothing of the kind."""
     if isinstance(value, Mapping):
         return value.get(key)
-    if isinstance(value, list | tuple) and isinstance(key, int) and key < len(value):
-        return value[key]
+    if isinstance(value, list | tuple) and str(key).isdecimal() and int(key) < len(value):
+        return value[int(key)]
     return None
 
 

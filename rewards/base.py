@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from alignflow.secrets import resolve, shown
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -29,6 +31,17 @@ with it. Samples may be scored apart, in any order and anywhere, as long as that
 
 class RewardError(RuntimeError):
     """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message))
+
+
+def resolved(value: Any, where: str) -> Any:
+    """``value`` with ``${NAME}`` replaced by environment variables; RewardError names one that is not set."""
+    try:
+        return resolve(value)
+    except KeyError as error:
+        raise RewardError(f"{where}: environment variable {error.args[0]} is not set") from None
 
 
 class RewardSettings(BaseModel):

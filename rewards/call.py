@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope
+from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +44,15 @@ class CallableReward(RewardSettings):
             RewardError: module, name or option not there, or not callable.
         """
         found = load_object(self.kind)
+        given = resolved(self.options, f"reward {self.kind!r}: options")
         if isinstance(found, type) and issubclass(found, RewardSettings):
-            return found.model_validate({"kind": self.kind, **self.options}).build(device)
+            return found.model_validate({"kind": self.kind, **given}).build(device)
         if isinstance(found, type):
             where = {"device": device} if "device" in self._signature(found).parameters else {}
-            self._accepts(found, **{**where, **self.options})
-            call, options = found(**{**where, **self.options}), {}
+            self._accepts(found, **{**where, **given})
+            call, options = found(**{**where, **given}), {}
         else:
-            call, options = found, self.options
+            call, options = found, given
         free = self._signature(call).parameters.keys() - options.keys()
         takes_group, wants = "group" in free, tuple(name for name in INPUTS if name in free)
         filled = dict.fromkeys([*wants, *(["group"] if takes_group else [])])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.secrets import shown
 from rewards.base import Reward, RewardError, Scores
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def checked_scores(
         raise
     except Exception as error:
         logger.debug("reward %s failed", reward.name, exc_info=True)
-        why = f"{type(error).__name__}: {error}"
+        why = shown(f"{type(error).__name__}: {error}")
         return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
     scores = result if isinstance(result, Scores) else Scores(result)
     values = _as_vector(reward, scores.values, count, "scores")
@@ -107,5 +108,5 @@ def _reasons(values: Tensor, given: Mapping[int, str], media: Tensor) -> dict[in
     for index in (~values.isfinite()).nonzero().flatten().tolist():
         broken = not bool(media[index].isfinite().all())
         said = "the media hold NaN or infinity" if broken else f"the reward returned {values[index].item()}"
-        found[index] = given.get(index, said)
+        found[index] = shown(given.get(index, said))
     return found

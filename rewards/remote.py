@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scores, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Client:
     def __init__(self, settings: Remote) -> None:
         from rewards.serving.fetch import open_session
 
-        self.settings, self.url = settings, settings.url.rstrip("/")
+        self.settings, self.url = settings, resolved(settings.url, "reward 'remote': url").rstrip("/")
         try:
             self.session = open_session(self.url, settings.parallel, settings.token_env)
         except RewardError as error:

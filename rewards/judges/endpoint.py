@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.base import RewardError
+from rewards.base import RewardError, resolved
 from rewards.judges.asking import Question, Replies
 from rewards.judges.replies import spellings
 from rewards.judges.settings import Endpoint, Needs
@@ -33,7 +33,8 @@ class EndpointJudge:
     differentiable = False
 
     def __init__(self, settings: Endpoint) -> None:
-        self.settings, self.url = settings, settings.url.rstrip("/") + "/chat/completions"
+        self.settings, self.extra = settings, resolved(settings.extra, "judge.extra")
+        self.url = resolved(settings.url, "judge.url").rstrip("/") + "/chat/completions"
         self.session = open_session(self.url, settings.parallel, settings.token_env)
 
     def fingerprint(self) -> str:
@@ -144,7 +145,7 @@ class EndpointJudge:
             UnansweredError: there is none; with the server's own words.
         """
         made = self.settings
-        body = {"model": made.model, "temperature": 0, **body, **made.extra}
+        body = {"model": made.model, "temperature": 0, **body, **self.extra}
         reply, content = fetch(self.session, "POST", self.url, made.timeout, json=body)
         status = reply.status_code
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.secrets import shown
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
 
@@ -28,7 +29,7 @@ class UnansweredError(Exception):
     """
 
     def __init__(self, why: str, again: bool = True) -> None:
-        super().__init__(why)
+        super().__init__(shown(why))
         self.again = again
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from alignflow.secrets import remember
 from rewards.base import RewardError
 from rewards.serving.dispatch import UnansweredError
 
@@ -30,6 +31,7 @@ def open_session(url: str, parallel: int, token_env: str | None = None) -> reque
         token = os.environ.get(token_env)
         if not token:
             raise RewardError(f"environment variable {token_env} is not set")
+        remember(token)
         session.headers["Authorization"] = f"Bearer {token}"
     return session
 
