@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignflow.secrets import shown
+from alignflow.secrets import redact, shown
 from alignflow.text import printable
 
 
@@ -38,8 +38,9 @@ class Problem:
     place: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.path} ({self.place})" if self.path and self.place else self.path or self.place
-        return printable(f"{where}: {self.message}" if where else self.message, 4000)
+        path, place, message = (printable(redact(text), 4000) for text in (self.path, self.place, self.message))
+        where = f"{path} ({place})" if path and place else path or place
+        return f"{where}: {message}" if where else message
 
 
 class ConfigError(AlignflowError, ValueError):
@@ -54,7 +55,7 @@ class ConfigError(AlignflowError, ValueError):
         if len(lines) > 1:
             head = f"{len(lines)} problems" + (f" in {source}" if source else "")
             lines = [head, *(f"  {line}" for line in lines)]
-        super().__init__("\n".join(lines))
+        Exception.__init__(self, "\n".join(lines))  # shown already; "password: should be ..." is no password
 
 
 class DataError(AlignflowError, ValueError):

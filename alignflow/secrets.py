@@ -147,8 +147,10 @@ def _without_named(text: str) -> str:
     parts, start = [], 0
     for match in _NAMED.finditer(text):
         name, end = match[1].rpartition(".")[2], match.end()
-        # "key=value" alone is how an override is explained
-        if end < start or name.lower() == "key" or not names_secret(name):
+        if end < start or not names_secret(name):
+            continue
+        before = text[: match.start()].rstrip()[-1:]
+        if match[1].lower() == "key" and before not in ("{", ",", "'", '"'):  # a word of ordinary sentences
             continue
         value = _VALUE.match(text, end)
         if value is None or "${" in value[0] or value[0] in ("null", "None", HIDDEN):
