@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.errors import ConfigError
+from alignflow.paths import expanded
 from generators.shapes import pipelines
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Part:
 
 def parts_of(kind: str, path: str) -> dict[str, Part] | None:
     """Networks of a pipeline by component name, from its folder, the hub's cache or :data:`KNOWN`; None if unknown."""
-    folder = pipelines(path).get(kind) or Path(path).expanduser()
+    folder = pipelines(path).get(kind) or expanded(path, ConfigError)
     if not folder.is_dir():
         folder = _cached(path) or folder
     if (folder / "model_index.json").is_file():

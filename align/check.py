@@ -16,6 +16,7 @@ from align.sampling import Sampler
 from align.settings import Config, GeneratorConfig, OnlineRollout
 from align.tables import HUB
 from alignflow.extras import remedy
+from alignflow.paths import expanded
 from generators.shapes import WORLDS, pipelines
 
 
@@ -172,7 +173,10 @@ def generator_problems(generator: GeneratorConfig) -> list[Problem]:
     if have := pipelines(path):
         said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
         return [] if kind in have else [Problem("generator.path", said)]
-    folder = Path(path).expanduser()
+    try:
+        folder = expanded(path)
+    except ValueError as error:
+        return [Problem("generator.path", str(error))]
     if folder.is_dir():
         if (folder / "model_index.json").is_file():
             return []

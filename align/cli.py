@@ -319,7 +319,7 @@ def schema() -> None:
 
 
 def _with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
-    return [*(overrides or []), *([f"out={json.dumps(str(out))}"] if out is not None else [])]
+    return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
 
 
 def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:

@@ -14,7 +14,10 @@ import numpy as np
 
 from align.errors import DataError
 from align.seeds import derive
-from align.tables import HUB, Cell, read_lines, read_rows
+from align.tables import HUB, Cell, read_rows, table_path
+from alignflow.paths import expanded, is_file
+from alignflow.rows import RowError, place_of, read_lines
+from alignflow.text import printable
 from generators.shapes import WORLDS
 
 if TYPE_CHECKING:
@@ -30,7 +33,11 @@ PAIR = ("chosen", "rejected")
 """The media of a stored preference, better first."""
 
 
-@dataclass(frozen=True, eq=False)
+NOTHING: Mapping[str, Any] = {}
+"""What most rows come with, once for all of them: a table may have a million."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Prompt:
     """What one sample is asked for. Nothing it names is opened before a step needs it.
 
@@ -42,8 +49,8 @@ class Prompt:
     """
 
     text: str
-    media: Mapping[str, Path | Cell] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, Path | Cell] = field(default_factory=lambda: NOTHING)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     place: str = ""
 
     @property
@@ -68,9 +75,9 @@ def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[P
     """
     if re.match(r"shapes[\w-]*:", source):
         return _embedded_prompts(source, count or TRAIN_COUNT, seed)
-    found = list(islice(_text_prompts(Path(source)) if source.lower().endswith(".txt") else read_table(source), count))
+    found = list(islice(_text_prompts(source) if source.lower().endswith(".txt") else read_table(source), count))
     if not found:
-        raise DataError(f"{source} holds no prompts")
+        raise DataError(f"{printable(source, 300)} holds no prompts")
     return found
 
 
@@ -80,7 +87,7 @@ def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
     Args:
         needed: media every row must name.
     """
-    folder = Path() if source.startswith(HUB) else Path(source).parent
+    folder = Path() if source.startswith(HUB) else table_path(source).parent
     for place, row in read_rows(source):
         yield _prompt_of(row, place, folder, {*MEDIA, *needed}, needed)
 
@@ -138,36 +145,54 @@ class _Drawings:
         }
 
 
-def _text_prompts(path: Path) -> Iterator[Prompt]:
-    if not path.is_file():
-        raise DataError(f"prompt file {path} does not exist (looked in {Path.cwd()})")
-    for number, line in read_lines(path):
-        yield Prompt(line, place=f"{path} line {number}")
+def _text_prompts(source: str) -> Iterator[Prompt]:
+    path = table_path(source)
+    try:
+        for number, line in read_lines(path):
+            yield Prompt(line, place=place_of(path, number))
+    except RowError as error:
+        raise DataError(str(error)) from None
 
 
 def _prompt_of(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
     text = row.get("prompt")
     if not isinstance(text, str) or not text.strip():
-        has = ", ".join(map(str, row)) or "nothing"
-        raise DataError(f'{place}: needs a text under "prompt"; it has {has}: call the text\'s column "prompt"')
+        raise DataError(f'{place}: needs a text under "prompt"; {_instead(row)}')
     media = {name: _file(row[name], name, place, folder) for name in sorted(names) if row.get(name) is not None}
     for name in needed:
         if name not in media:
             raise DataError(f'{place}: needs a file under "{name}"')
     other = {key: value for key, value in row.items() if key not in names and key != "prompt"}
     if isinstance(other.get("metadata"), dict):
-        other |= other.pop("metadata")
-    return Prompt(text.strip(), media, other, place)
+        inner = other.pop("metadata")
+        for name in inner:
+            if name in other:
+                raise DataError(f'{place}: "{printable(name, 80)}" stands both beside "metadata" and in it')
+        other |= inner
+    return Prompt(text.strip(), media or NOTHING, other or NOTHING, place)
+
+
+def _instead(row: dict[str, Any]) -> str:
+    if "prompt" in row:
+        value = row["prompt"]
+        return "it is empty there" if isinstance(value, str) else f"it is {printable(repr(value), 80)} there"
+    has = ", ".join(printable(name, 80) for name in row) or "nothing"
+    return f'it has {has}: call the text\'s column "prompt"'
 
 
 def _file(value: Any, name: str, place: str, folder: Path) -> Path | Cell:
     if isinstance(value, Cell):
         return value
     if not isinstance(value, str) or not value:
-        raise DataError(f'{place}: "{name}" should be a file name, given {value!r:.80}')
-    path = folder / Path(value).expanduser()
-    if not path.is_file():
-        raise DataError(f'{place}: no {name} {path}; "{name}" is a path relative to {folder.resolve()}, or absolute')
+        raise DataError(f'{place}: "{name}" should be a file name, given {printable(repr(value), 80)}')
+    try:
+        path = folder / expanded(value)
+    except ValueError as error:
+        raise DataError(f'{place}: "{name}": {error}') from None
+    if not is_file(path):
+        raise DataError(
+            f'{place}: no {name} {printable(path, 300)}; "{name}" is a path relative to {folder.resolve()}, or absolute'
+        )
     return path
 
 

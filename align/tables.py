@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 
 from align.errors import DataError
 from alignflow.extras import optional
+from alignflow.paths import expanded, is_file
+from alignflow.rows import RowError, csv_rows, json_rows
+from alignflow.text import first_line, printable
 
 HUB = "hub:"
 Row = tuple[str, dict[str, Any]]
@@ -25,81 +27,63 @@ class Cell:
         column: a dataset of this column alone.
         row: number of the row.
         name: the column's name.
+        folder: what a path in it is relative to.
     """
 
     column: Any
     row: int
     name: str
+    folder: Path = Path()
 
     def content(self) -> bytes | Path | None:
         """The file's bytes, or its path where the dataset holds only that; None for an empty cell."""
         value = self.column[self.row][self.name]
         if isinstance(value, dict):
-            value = value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
+            value = value.get("bytes") or (self.folder / value["path"] if value.get("path") else None)
         return value
+
+
+TEXTS = ("prompt", "text", "user", "image", "mask", "chosen", "rejected", "sample")
+"""Columns of a CSV whose cells are text, whatever they look like."""
 
 
 def read_rows(source: str) -> Iterator[Row]:
     """Rows of a ``.jsonl``, ``.csv`` or ``.parquet`` file, or of ``hub:owner/name[:split]``, in their order.
 
     Raises:
-        DataError: missing, unreadable or of another type; names the line or row.
+        DataError: missing, unreadable, malformed or of another type; names the line or row.
     """
     if source.startswith(HUB):
         yield from _dataset_rows(source, *_hub_name(source))
         return
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f"file {path} does not exist (looked in {Path.cwd()})")
+    path = table_path(source)
     kind = path.suffix.lower()
-    if kind == ".jsonl":
-        yield from _json_rows(path)
-    elif kind == ".csv":
-        yield from _csv_rows(path)
-    elif kind == ".parquet":
-        yield from _dataset_rows(source, "parquet", "train", data_files=str(path))
-    else:
-        raise DataError(
-            f"{path} ends in {path.suffix!r}; tables are read from .jsonl, .csv, .parquet and hub:owner/name[:split], "
-            "prompts also from .txt"
-        )
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of every line that is not blank. Raises DataError for what is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    # splitlines would also split at separators that JSON and prompts may hold
-    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if kind == ".jsonl":
+            yield from json_rows(path)
+        elif kind == ".csv":
+            yield from csv_rows(path, TEXTS)
+        elif kind == ".parquet":
+            files = glob.escape(str(path))  # datasets reads names as patterns
+            yield from _dataset_rows(source, "parquet", "train", path.parent, data_files=files)
+        else:
+            raise DataError(
+                f"{printable(path)} ends in {path.suffix!r}; tables are read from .jsonl, .csv, .parquet and "
+                "hub:owner/name[:split], prompts also from .txt"
+            )
+    except RowError as error:
+        raise DataError(str(error)) from None
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in read_lines(path):
-        place = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{place}: expected an object like {{"prompt": "..."}}')
-        yield place, row
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="")
-        try:
-            for row in reader:
-                place = f"{path} line {reader.line_num}"
-                if "" in row:
-                    raise DataError(f"{place}: more cells than the header has columns; quote cells that hold commas")
-                yield place, {name: value for name, value in row.items() if value}
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-        except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num + 1}: not CSV ({error})") from None
+def table_path(source: str) -> Path:
+    """The file that ``source`` names, ``~`` replaced; DataError where there is none."""
+    try:
+        path = expanded(source)
+    except ValueError as error:
+        raise DataError(f"{printable(source, 300)}: {error}") from None
+    if not is_file(path):
+        raise DataError(f"file {printable(path, 300)} does not exist (looked in {Path.cwd()})")
+    return path
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------
@@ -113,13 +97,13 @@ def _hub_name(source: str) -> tuple[str, str]:
     return name, split or "train"
 
 
-def _dataset_rows(source: str, name: str, split: str, **options: Any) -> Iterator[Row]:
-    """Rows of a dataset; pictures stay inside it as :class:`Cell`."""
+def _dataset_rows(source: str, name: str, split: str, folder: Path = Path(), **options: Any) -> Iterator[Row]:
+    """Rows of a dataset; pictures stay inside it as :class:`Cell`, whose paths are relative to ``folder``."""
     table = _load(source, name, split, **options)
     kept = [column for column, feature in table.features.items() if _is_picture(feature)]
     columns = {column: table.select_columns([column]) for column in kept}
     for number, row in enumerate(table.remove_columns(kept)):
-        cells = {column: Cell(only, number, column) for column, only in columns.items()}
+        cells = {column: Cell(only, number, column, folder) for column, only in columns.items()}
         yield f"{source} row {number + 1}", {key: value for key, value in row.items() if value is not None} | cells
 
 
@@ -132,8 +116,8 @@ def _load(source: str, name: str, split: str, **options: Any) -> Any:
         else:
             table = datasets.load_dataset(name, split=split, **options)
     except Exception as error:  # a hierarchy of its own, and that of the hub client below it
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(f"{source}: split {split!r} cannot be loaded: {type(error).__name__}: {said}") from error
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{printable(source, 300)}: split {split!r} cannot be loaded: {said}") from error
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))

@@ -7,8 +7,10 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from align.errors import ConfigError, Problem
 from align.variants import problems_at
 from alignflow import secrets
+from alignflow.paths import expanded
 
 Problems = list[tuple[str, str]]
 
@@ -45,5 +47,8 @@ class RunSettings(WithoutSecrets):
 
     @property
     def run_dir(self) -> Path:
-        """The run folder."""
-        return Path(self.out) if self.out is not None else Path("runs") / self.name
+        """The run folder; raises ConfigError where ``out`` begins with ``~`` and a user that is not there."""
+        try:
+            return expanded(self.out) if self.out is not None else Path("runs") / self.name
+        except ValueError as error:
+            raise ConfigError([Problem("out", str(error))]) from None

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 import generators
+from alignflow.paths import expanded
 from alignflow.text import first_line
 from generators.base import Generator, GeneratorError, Options
 from generators.folder import check_parts, components, read_index, single_file
@@ -123,7 +124,7 @@ def find(kind: str, path: str) -> Path:
         if kind not in have:
             raise GeneratorError(f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}")
         return have[kind]
-    folder = Path(path).expanduser()
+    folder = expanded(path, GeneratorError)
     if folder.is_dir():
         return folder
     if said := single_file(folder):

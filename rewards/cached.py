@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.paths import expanded
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
@@ -47,7 +47,7 @@ class Cached(RewardSettings):
                 "put the cache around the rewards it is made of"
             )
         name = digest([identity(self.reward, inner), self.version])
-        store = ScoreStore(Path(self.folder).expanduser() / f"{inner.name}-{name[:16]}.sqlite")
+        store = ScoreStore(expanded(self.folder, RewardError) / f"{inner.name}-{name[:16]}.sqlite")
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
             keys = [_key(media[i].detach().float(), prompts[i], inputs, i) for i in range(len(prompts))]

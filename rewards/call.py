@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from alignflow.paths import expanded
 from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def load_object(kind: str) -> Any:
         RewardError: no such file, module or name.
     """
     place, name = kind.rsplit(":", 1)
-    found: Any = _from_file(Path(place).expanduser()) if place.endswith(".py") else _from_module(place)
+    found: Any = _from_file(expanded(place, RewardError)) if place.endswith(".py") else _from_module(place)
     for part in name.split("."):
         if not hasattr(found, part):
             have = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.paths import expanded
 from rewards.base import Reward, RewardError
 from rewards.model_settings import ModelRewardSettings
 from rewards.networks.hub import is_file
@@ -68,7 +69,7 @@ def weights(path: str, embedded: str = "clip") -> str:
         RewardError: none of these.
     """
     shapes = Path(str(files("generators"))) / "shapes" / "weights" / embedded
-    folder = shapes if path == "shapes" else Path(path).expanduser()
+    folder = shapes if path == "shapes" else expanded(path, RewardError)
     if folder.is_dir():
         return str(folder)
     if path == "shapes":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.clip import weights
 from rewards.geneval_rules import COLORS, MOST, THRESHOLD, Task, judge, read_task
@@ -151,7 +151,7 @@ def _try_on(detector: Detector, file: str, name: str) -> None:
     if detector.known(name) is None:
         raise RewardError(f"probe: the detector has no class {name!r}")
     try:
-        pixels = np.array(Image.open(Path(file).expanduser()).convert("RGB"))
+        pixels = np.array(Image.open(expanded(file, RewardError)).convert("RGB"))
     except OSError as error:
         raise RewardError(f"probe: {file} cannot be read as a picture: {error}") from error
     seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]

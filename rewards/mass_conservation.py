@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, Scores
 from rewards.model_settings import ModelRewardSettings
 from rewards.networks.hub import first_line
@@ -43,7 +44,7 @@ class MassConservation(ModelRewardSettings):
         from rewards.digest import digest
         from rewards.frames import middles
 
-        if not self.references.expanduser().is_dir():
+        if not expanded(self.references, RewardError).is_dir():
             raise RewardError(f"references: no folder {self.references}")
         model = _video_model(self.model, self.dtype, device)
 
@@ -82,7 +83,7 @@ class MassConservation(ModelRewardSettings):
         from rewards.rows import column
 
         name = column(row, "reference", str, "file of a reference clip")
-        folder = self.references.expanduser().resolve()
+        folder = expanded(self.references, RewardError).resolve()
         file = (folder / name).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
             raise ValueError(f"no reference clip {name!r} in {self.references}")

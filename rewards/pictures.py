@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from alignflow.paths import expanded
+from alignflow.rows import RowError, json_rows
 from rewards.base import RewardError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def read_folder(folder: str) -> list[Tensor]:
     """
     if folder == "shapes":
         return list(_to_tensor(_renders(RENDERS)[0]))
-    path = Path(folder).expanduser()
+    path = expanded(folder, RewardError)
     if not path.is_dir():
         raise RewardError(f"references: no folder {folder}")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -53,29 +54,18 @@ def read_table(table: str) -> dict[str, list[Tensor]]:
         for picture, caption in zip(*_renders(RENDERS), strict=True):
             found.setdefault(caption, []).append(_to_tensor(picture))
         return found
-    path = Path(table).expanduser()
+    path = expanded(table, RewardError)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"references: {table} cannot be read as a table of prompt and image: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prompt, image = _row(line, f"{table}, line {number}")
-            found.setdefault(prompt, []).append(_to_tensor(_read(path.parent / image)))
+        for place, row in json_rows(path):
+            prompt, image = (row.get(name) for name in ("prompt", "image"))
+            if not isinstance(prompt, str) or not isinstance(image, str):
+                raise RewardError(f"references: {place} should have a prompt and an image, both text")
+            found.setdefault(prompt, []).append(_to_tensor(_read(path.parent / expanded(image, RewardError))))
+    except RowError as error:
+        raise RewardError(f"references: {error}") from None
     if not found:
         raise RewardError(f"references: {table} has no rows")
     return found
-
-
-def _row(line: str, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RewardError(f"references: {where} is not JSON: {error}") from None
-    prompt, image = (row.get(name) if isinstance(row, dict) else None for name in ("prompt", "image"))
-    if not isinstance(prompt, str) or not isinstance(image, str):
-        raise RewardError(f"references: {where} should have a prompt and an image, both text")
-    return prompt, image
 
 
 def opaque(picture: Image.Image) -> np.ndarray:

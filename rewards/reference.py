@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alignflow.paths import expanded
 from rewards.base import RewardError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load(path: str, reward: dict[str, Any]) -> Reference:
         RewardError: not there, not such a file, or measured of another reward.
     """
     try:
-        found = Reference.model_validate(json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+        found = Reference.model_validate(json.loads(expanded(path, RewardError).read_text(encoding="utf-8")))
     except OSError as error:
         raise RewardError(f"calibration {path}: {error.strerror}; make it with alignflow reward calibrate") from None
     except (ValueError, ValidationError) as error:

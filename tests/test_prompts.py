@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,45 @@ def test_a_row_is_text_media_and_metadata(here, kind):
     assert second.metadata == {}
     assert first.place == f"set/edits.{kind} line {1 if kind == 'jsonl' else 2}"
     assert second.place == f"set/edits.{kind} line 3"
+
+
+def test_cells_that_are_numbers_are_numbers(here):
+    """As JSON would read them; what only looks like a number to some, and columns of text, stay text."""
+    cells = {
+        "1": 1,
+        "-2.5": -2.5,
+        "1e3": 1000.0,
+        "0": 0,
+        "007": "007",
+        "+1": "+1",
+        "1,5": "1,5",
+        "nan": "nan",
+        ".5": ".5",
+    }
+    text = "".join(f'{n},"{cell}",42\n' for n, cell in enumerate(cells))
+    prompts_ = read_prompts(write("p.csv", f"prompt,reward,text\n{text}{len(cells)},{'9' * 5000},x\n"))
+    found = [prompt.metadata["reward"] for prompt in prompts_]
+    assert found == [*cells.values(), "9" * 5000]
+    assert [type(value) for value in found[:4]] == [int, float, float, int]
+    assert prompts_[0].metadata["text"] == "42"
+    assert prompts_[0].text == "0"
+
+
+def test_a_cell_may_hold_lines_and_quotes(here):
+    text = 'prompt, n \n"a ""red"" cat, big\non a mat",1\n\n"b, c",2\n'
+    first, second = read_prompts(write("p.csv", text))
+    assert (first.text, first.place) == ('a "red" cat, big\non a mat', "p.csv line 2")
+    assert (second.text, second.place, second.metadata) == ("b, c", "p.csv line 5", {"n": 2})
+
+
+def test_paths_begin_at_home_where_they_say_so(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    write("set/p.jsonl", '{"prompt": "x", "image": "~/set/a.png"}')
+    assert read_prompts("~/set/p.jsonl")[0].media["image"] == here / "set/a.png"
+    write("set/p.txt", "a")
+    assert read_prompts("~/set/p.txt")[0].text == "a"
+    with pytest.raises(DataError, match=r"~nobody-here/p.txt: ~nobody-here is the home folder of nobody"):
+        read_prompts("~nobody-here/p.txt")
 
 
 def test_paths_are_relative_to_the_table_or_absolute(here, monkeypatch):
@@ -120,7 +160,26 @@ def test_the_order_of_a_pass_is_made_once(monkeypatch):
         ("p.csv", "caption,image\na cat,a.png\n", 'p.csv line 2: needs a text under "prompt"; it has caption, image: '),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}', 'p.jsonl line 2: needs a text under "prompt"; it has text: '),
         ("p.jsonl", "{}", "it has nothing"),
-        ("p.jsonl", '{"prompt": 3}', 'line 1: needs a text under "prompt"'),
+        ("p.jsonl", '{"prompt": 3}', 'line 1: needs a text under "prompt"; it is 3 there'),
+        ("p.jsonl", '{"prompt": " "}', 'line 1: needs a text under "prompt"; it is empty there'),
+        ("p.jsonl", '{"prompt": "a", "n": 1, "n": 2}', 'line 1: "n" stands there twice'),
+        ("p.jsonl", '{"prompt": "a", "n": 1, "metadata": {"n": 2}}', '"n" stands both beside "metadata" and in it'),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "\\uD83D cat"}', "line 2: \\ud83d is half of a character"),
+        ("p.jsonl", '{"prompt": "a", "n": {"m": ["\\udc00"]}}', "line 1: \\udc00 is half of a character"),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: nested too deeply"),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}", "line 1: Exceeds the limit"),
+        ("p.jsonl", '{"prompt": "a", "image": "' + "x" * 5000 + '.png"}', "line 1: no image set/xxx"),
+        ("p.jsonl", '{"prompt": "a", "image": "' + "x/" * 3000 + '.png"}', "line 1: no image set/x/x"),
+        ("p.jsonl", '{"prompt": "a", "image": "a\\u0000.png"}', "line 1: no image set/a?.png"),
+        ("p.jsonl", '{"prompt": "a", "image": "~nobody-here/a.png"}', "~nobody-here is the home folder of nobody"),
+        ("p.jsonl", '{"\\u001b[31mcaption": "a"}', "it has caption: call"),
+        ("p.csv", "prompt,image\na\n", "p.csv line 2: 1 cells, and the header has 2 columns"),
+        ("p.csv", "prompt, tag,tag \na,b,c\n", 'p.csv line 1: the header has "tag" 2 times'),
+        ("p.csv", ",prompt\n0,a\n", "p.csv line 1: column 1 of the header has no name"),
+        ("p.csv", 'prompt,n\n"a" cat,1\n', "p.csv line 2: not CSV"),
+        ("p.csv", 'prompt,n\na,1\n"a cat,2\nb,3\n', "p.csv line 3: not CSV (unexpected end of data)"),
+        ("p.csv", 'prompt,image\n"a,a.png\nb,b.png\nc",a.png\n', "line 2: not CSV (a quote that closes 2 lines"),
+        ("p.csv", 'prompt,n\na, "1"\n', "p.csv line 2: not CSV (a space before a quote"),
         ("p.jsonl", '{"prompt": "a"', "p.jsonl line 1: not JSON (Expecting"),
         ("p.jsonl", '["a"]', "p.jsonl line 1: expected an object"),
         ("p.jsonl", '{"prompt": "a", "image": "c.png"}', 'line 1: no image set/c.png; "image" is a path relative to '),
@@ -147,8 +206,8 @@ def test_missing_files(here, name):
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
 def test_files_that_are_no_text(here, name):
-    Path(name).write_bytes(b"prompt\n\xff\xfe\x00")
-    with pytest.raises(DataError, match=f"{name} is not UTF-8 text"):
+    Path(name).write_bytes((b'{"prompt": "a"}' if name == "p.jsonl" else b"prompt") + b"\n\xff\xfe\x00")
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8 text \(invalid start byte in line 2\)"):
         read_prompts(name)
 
 
@@ -218,10 +277,10 @@ def test_pictures_stay_in_the_dataset_until_asked_for(monkeypatch):
 
 
 def test_a_dataset_without_the_package_says_what_to_install(here, monkeypatch):
-    monkeypatch.setattr(tables, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     Path("p.parquet").write_bytes(b"PAR1")
     for source in ("p.parquet", "hub:owner/name"):
-        with pytest.raises(DataError, match=rf"{source} needs the package datasets: pip install 'alignflow\[data\]'"):
+        with pytest.raises(DataError, match=rf"{source} needs the package datasets, .*: pip install 'datasets==5.2.0'"):
             read_prompts(source)
     with pytest.raises(DataError, match="a dataset reads hub:owner/name"):
         read_prompts("hub:")
@@ -251,6 +310,19 @@ def test_parquet_with_pictures_inside(here, cache):
     assert [(prompt.text, prompt.metadata) for prompt in prompts] == [("a", {"n": 1}), ("b", {"n": 2})]
     found = [np.asarray(Image.open(io.BytesIO(prompt.media["image"].content())))[0, 0, 0] for prompt in prompts]
     assert found == [60, 200]
+
+
+@needs_datasets
+def test_parquet_in_a_folder_with_a_pattern_for_a_name(here, cache, monkeypatch):
+    folder = here / "set [1]*?"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(as_bytes(60))
+    picture = {"bytes": cache.Value("binary"), "path": cache.Value("string")}
+    features = cache.Features({"prompt": cache.Value("string"), "image": picture})
+    rows = {"prompt": ["a"], "image": [{"bytes": None, "path": "a.png"}]}
+    cache.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "p[0].parquet"))
+    (prompt,) = read_prompts("set [1]*?/p[0].parquet")
+    assert prompt.media["image"].content() == Path("set [1]*?/a.png")
 
 
 @needs_datasets

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow import text, weights
+from alignflow.paths import expanded
 from rewards.base import RewardError
 
 
@@ -50,7 +51,7 @@ def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
 
 def is_file(reference: str) -> bool:
     """Whether ``reference`` is a file of weights: one here, or ``owner/name/file`` of the hub."""
-    path = Path(reference).expanduser()
+    path = expanded(reference, RewardError)
     return path.is_file() or (not path.is_dir() and bool(path.suffix) and _on_hub(reference))
 
 
@@ -63,7 +64,7 @@ def weight_file(reference: str, hint: str = "") -> Path:
     Raises:
         RewardError: no such file here, or not to be had from the hub.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference, RewardError)
     if path.is_file():
         return path
     if not _on_hub(reference):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignflow.paths import expanded
 from rewards.base import RewardError
 
 PLACE = "{text_prompt}"
@@ -53,7 +54,7 @@ def read_dictionary(file: Path, name: str, where: str) -> dict[str, Any]:
 
 def _text(file: Path, where: str) -> str:
     try:
-        return file.expanduser().read_text(encoding="utf-8")
+        return expanded(file, RewardError).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"template {file} cannot be read ({error}); it is in {where}") from None
 

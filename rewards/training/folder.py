@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alignflow.paths import expanded
 from rewards.base import RewardError
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.scorer import Scorer, load_backbone
@@ -59,7 +60,7 @@ def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, S
     Raises:
         RewardError: not there, not such a folder, or weights that do not fit.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path, RewardError)
     manifest = read_manifest(folder / "reward.json", Manifest, FORMAT, "alignflow reward train")
     clip = load_backbone(manifest.backbone, device, dtype)
     if clip.model.config.projection_dim != manifest.width:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alignflow.paths import expanded
 from rewards.base import RewardError
 from rewards.networks.clip import Clip
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
@@ -139,7 +140,7 @@ def save(folder: Path, reward: LatentReward) -> None:
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> LatentReward:
     """What :func:`save` wrote; raises RewardError where it is not there or does not fit."""
-    folder = Path(path).expanduser()
+    folder = expanded(path, RewardError)
     manifest = read_manifest(folder / "latent.json", Manifest, FORMAT, "alignflow reward latent")
     state = read_state_dict(folder / "latent.safetensors")
     check_keys(state, skeleton(manifest.build), str(folder / "latent.safetensors"), "this latent reward")
