@@ -7,6 +7,7 @@ with its dotted path, where it was written and what is allowed.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node
 
-from align import memory
+from align import memory, yaml_text
 from align.errors import ConfigError, Problem
 from align.problems import explain
 from align.sampling import Sampler
 from align.settings import Config, RewardOnly
 from align.tree import RunSettings
 from align.variants import OneOf, child, child_options, class_of, mapping
+from align.yaml_text import Limits, Places
+from alignflow.paths import exists, expanded, is_dir, is_file, names
+from alignflow.text import first_line
+from alignflow.words import brief, close, listing
 from rewards.base import RewardSettings
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
@@ -39,7 +42,6 @@ FILES = (
 )
 """Settings that may name a file beside the config."""
 
-Places = dict[tuple[str, ...], str]
 Tree = TypeVar("Tree", bound=BaseModel)
 
 
@@ -151,44 +153,78 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's layer after those of everything it extends."""
-    here = path.resolve()
-    if here in above:
-        names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
-        raise ConfigError(f"extends goes in a circle: {names}", str(path))
-    layer = read_file(path, extended_by=above[-1] if above else None)
-    _beside(layer.data, path.parent)
-    extends = layer.data.pop("extends", [])
-    bases = [extends] if isinstance(extends, str) else extends
-    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
-        place = layer.places[("extends",)]
-        raise ConfigError([Problem("extends", f"should be a file name or a list of them, given {bases!r}", place)])
-    layers = [found for base in bases for found in read_layers(path.parent / base, (*above, here))]
-    return [*layers, layer]
+    """The file's layer after those of everything it extends.
+
+    A file that is reached on several ways is read once, and counts where it comes last.
+    """
+    return list(_Reading(Limits.of_environment()).layers(path, above).values())
+
+
+class _Reading:
+    """One config with all that it extends."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.known: dict[Path, dict[Path, Layer]] = {}
+
+    def layers(self, path: Path, above: tuple[Path, ...] = ()) -> dict[Path, Layer]:
+        """Each file's layer in the order in which they are merged."""
+        here = Path(os.path.realpath(path)) if is_file(path) else path
+        if here in above:
+            names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
+            raise ConfigError(f"extends goes in a circle: {names}", str(path))
+        if here in self.known:
+            return self.known[here]
+        if max(len(self.known), len(above)) >= self.limits.files:
+            said = f"a config extends at most {self.limits.files} files; ALIGNFLOW_CONFIG_FILES sets another number"
+            raise ConfigError([Problem("extends", said, str(path))])
+        layer = read_file(path, extended_by=above[-1] if above else None)
+        _beside(layer.data, path.parent)
+        found: dict[Path, Layer] = {}
+        for base in self.bases(layer):
+            for file, below in self.layers(path.parent / expanded(base, ConfigError), (*above, here)).items():
+                found.pop(file, None)
+                found[file] = below
+        found[here] = layer
+        self.known[here] = found
+        return found
+
+    def bases(self, layer: Layer) -> list[str]:
+        """What a file extends, which is taken out of its settings."""
+        extends = layer.data.pop("extends", [])
+        bases = [extends] if isinstance(extends, str) else extends
+        if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+            place = layer.places[("extends",)]
+            said = f"should be a file name or a list of them, given {brief(bases)}"
+            raise ConfigError([Problem("extends", said, place)])
+        return bases
 
 
 def read_file(path: Path, extended_by: Path | None = None) -> Layer:
     """One YAML file, with the line of every key."""
-    if not path.is_file():
+    if not is_file(path):
         because = f", which {extended_by.name} extends" if extended_by else ""
-        near = sorted(file.name for file in path.parent.glob("*.yaml"))
-        hint = f"; {path.parent} has {', '.join(near)}" if near and not path.is_dir() else ""
-        raise ConfigError(f"no config file {path}{because} (looked in {Path.cwd()}){hint}")
-    yaml = YAML(typ="safe", pure=True)
+        near = [] if is_dir(path) else names(path.parent, ".yaml")
+        meant = close(path.name, near)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        hint += f"; {path.parent} has {listing(near, path.name)}" if near else ""
+        raise ConfigError(f"no config file {path!s:.300}{because} (looked in {Path.cwd()}){hint}")
+    limits = Limits.of_environment()
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"))
-        data = yaml.constructor.construct_object(node, deep=True) if node is not None else None
-    except MarkedYAMLError as error:
-        raise ConfigError([Problem("", _syntax(error), _line(path, error))]) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem("", f"not readable as YAML: {error}", str(path))]) from None
+        size = path.stat().st_size
+        if size > 4 * limits.size:  # bytes; characters are counted when it is read
+            said = f"{size:,} bytes are no config; ALIGNFLOW_CONFIG_SIZE sets how many characters are read"
+            raise ConfigError([Problem("", said, str(path))])
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"not readable as YAML: {error!s:.200}", str(path))]) from None
+    except OSError as error:
+        raise ConfigError([Problem("", f"cannot be read: {error.strerror or first_line(error)}", str(path))]) from None
+    data, places = yaml_text.read(text, lambda line: f"{path}:{line}", limits)
     if not isinstance(data, dict):
-        found = "is empty" if data is None else f"holds {type(data).__name__} {data!r:.40}"
+        found = "is empty" if data is None else f"holds {type(data).__name__} {brief(data)}"
         raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")
-    try:
-        return Layer(data, dict(_places(node, path)))
-    except RecursionError:
-        raise ConfigError(f"{path}: an alias (*name) stands inside what it names") from None
+    return Layer(data, places)
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Layer]:
@@ -197,56 +233,38 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
     Raises:
         ConfigError: listing every override that cannot be read.
     """
-    layers, problems = [], []
+    layers, problems, limits = [], [], Limits.of_environment()
     for text in overrides:
         dotted, equals, value = text.partition("=")
-        keys = tuple(dotted.strip().split("."))
+        keys, place = tuple(dotted.strip().split(".")), f"override {text!r:.300}"
         if not equals or not all(keys):
-            problems.append(Problem("", "an override reads key=value, such as train.lr=1e-4", f"override {text!r}"))
+            hint = f", not {text.partition('=')[0]!r:.80}" if text.startswith("-") else ""
+            problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
+            continue
+        if len(keys) > limits.depth:
+            problems.append(Problem("", f"{len(keys)} keys inside each other; no setting lies so deep", place))
             continue
         try:
-            data: Any = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            problems.append(Problem(dotted, f"the value is not YAML: {error}".split("\n")[0], f"override {text!r}"))
+            data, _ = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]
+        except ConfigError as error:
+            for problem in error.problems:
+                said = problem.message.replace("not readable as YAML", "the value is not YAML")
+                problems.append(Problem(dotted[:300], said, place))
             continue
         for key in reversed(keys):
             data = {key: data}
-        layers.append(Layer(data, {keys: f"override {text!r}"}))
+        layers.append(Layer(data, {keys: place}))
     if problems:
         raise ConfigError(problems)
     return layers
-
-
-def _places(node: Node, path: Path, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
-    """(path of keys, ``file:line``) of every key of a mapping and those below it."""
-    found = []
-    for key, value in node.value if isinstance(node, MappingNode) else ():
-        keys = (*above, str(key.value))
-        found.append((keys, f"{path}:{key.start_mark.line + 1}"))
-        found.extend(_places(value, path, keys))
-    return found
 
 
 def _beside(data: dict[str, Any], folder: Path) -> None:
     """File names not found from the working directory but found beside the config: write the path that works."""
     for section, key in FILES:
         name = child(data.get(section), key)
-        if isinstance(name, str) and not Path(name).exists() and (folder / name).exists():
+        if isinstance(name, str) and not exists(name) and exists(folder / name):
             data[section][key] = str(folder / name)
-
-
-def _line(path: Path, error: MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    return f"{path}:{mark.line + 1}" if mark is not None else str(path)
-
-
-def _syntax(error: MarkedYAMLError) -> str:
-    """The parser's complaint in one line."""
-    complaint = " ".join((error.problem or "not YAML").split())
-    if "found duplicate key" in complaint:
-        return complaint.split(" with value")[0] + "; each setting once"
-    hint = "; indent with spaces" if "\\t" in complaint else ""
-    return f"not readable as YAML: {complaint}{hint}"
 
 
 def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from pydantic import ValidationError
 
 from align.errors import Problem
 from align.variants import OneOf, Settings, child, class_of, listing, nearest, options_at
+from alignflow.words import brief
+
+MOST = 50  # problems that are told at once
 
 WORDS = {
     "float_type": "should be a number",
@@ -33,15 +36,16 @@ WORDS = {
 
 def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[tuple[str, ...], str]) -> list[Problem]:
     """Every problem of a failed validation of ``data`` against ``root``."""
-    problems = []
-    for detail in error.errors():
+    problems: dict[Problem, None] = {}
+    details = error.errors(include_url=False)
+    for detail in details[:MOST]:
         path = strip_tags(detail["loc"], data)
         message = _message(detail, root, data, path)
         keys = tuple(str(key) for key in path)
-        problem = Problem(".".join(keys), message, _place(keys, places))
-        if problem not in problems:
-            problems.append(problem)
-    return problems
+        problems[Problem(".".join(keys), message, _place(keys, places))] = None
+    if len(details) > MOST:
+        problems[Problem("", f"and {len(details) - MOST} problems more")] = None
+    return list(problems)
 
 
 def strip_tags(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
@@ -68,7 +72,7 @@ def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]
 def _given(value: Any) -> str:
     """A value as YAML says it, cut where it is long."""
     words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else f"{value!r:.80}"
+    return words[value] if value is None or isinstance(value, bool) else brief(value)
 
 
 def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:

@@ -21,6 +21,7 @@ import align.recipes
 import generators as adapters
 from align.errors import ConfigError
 from align.recipes.base import Recipe
+from alignflow.paths import is_file
 
 SAMPLERS = {
     "ode": "Euler steps of the probability-flow ODE, deterministic",
@@ -87,7 +88,7 @@ def inputs(kind: str) -> tuple[str, ...]:
     They stand in its class, or in a class it is derived from.
     """
     file = Path(adapters.__path__[0]) / f"{kind}.py"
-    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
     for node in (node for cls in classes for node in cls.body):
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["inputs"]:

@@ -80,7 +80,7 @@ class Sampler(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_level(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("level") is None and data.get("kind") in LEVELS:
+        if isinstance(data, dict) and data.get("level") is None and data.get("kind") in list(LEVELS):
             return {**data, "level": LEVELS[data["kind"]]}
         return data
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -10,6 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from alignflow.words import close
+from alignflow.words import listing as listing
 
 Settings = type[BaseModel]
 
@@ -64,7 +66,7 @@ class OneOf:
         if kind is None:
             return f"is missing; {self.what} kinds: {listing(self.choices())}"
         also = ", or package.module:name" if self.outside is not None else ""
-        return f"no such {self.what}{nearest(kind, self.choices())}; there are {listing(self.choices())}{also}"
+        return f"no such {self.what}{nearest(kind, self.choices())}; there are {listing(self.choices(), kind)}{also}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -183,10 +185,5 @@ def nearest(given: Any, known: Iterable[str]) -> str:
     """`` 'lrr'; did you mean 'lr'?``, or only the word when nothing is near."""
     known = list(known)
     alias = ALSO_CALLED.get(str(given))
-    close = [alias] if alias in known else difflib.get_close_matches(str(given), known, n=1, cutoff=0.6)
-    return f" {given!r}; did you mean {close[0]!r}?" if close else f" {given!r}"
-
-
-def listing(names: Iterable[str]) -> str:
-    """Names with commas between."""
-    return ", ".join(names)
+    near = [alias] if alias in known else close(given, known)
+    return f" {given!r:.80}; did you mean {near[0]!r}?" if near else f" {given!r:.80}"

@@ -1,7 +1,9 @@
-"""Paths that people write into configs, tables and command lines."""
+"""Questions about paths that people wrote; a name that no file system can hold names nothing and raises nothing."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,9 +19,45 @@ def expanded(path: str | Path, error: type[Exception] = ValueError) -> Path:
         raise error(f"{Path(path).parts[0]} is the home folder of nobody on this machine") from None
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; names that no file can have are no files."""
+def exists(path: str | Path) -> bool:
+    """Whether something is there."""
+    return _asked(os.path.exists, path)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there."""
+    return _asked(os.path.isfile, path)
+
+
+def is_dir(path: str | Path) -> bool:
+    """Whether a folder is there."""
+    return _asked(os.path.isdir, path)
+
+
+def names(folder: str | Path, ending: str = "") -> list[str]:
+    """Sorted names in a folder that end so; none where it cannot be listed."""
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # longer than file systems allow, a NUL inside, a folder that may not be entered
+        return sorted(name for name in os.listdir(folder or ".") if name.endswith(ending))
+    except (OSError, ValueError):
+        return []
+
+
+def unwritable(path: str | Path) -> str:
+    """Why nothing can be written under this name, or nothing: ``its name is longer than 255 bytes``."""
+    text = str(path)
+    if not text.strip():
+        return "it is empty"
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        return "it holds a NUL or half a character"
+    if len(os.fsencode(os.path.abspath(text))) > 4000:
+        return "it is longer than 4,000 bytes"
+    if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        return "a name in it is longer than 255 bytes"
+    return ""
+
+
+def _asked(question: Callable[[str | Path], bool], path: str | Path) -> bool:
+    try:
+        return question(path)
+    except (OSError, ValueError):
         return False

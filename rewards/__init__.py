@@ -5,7 +5,6 @@ Importing this package, and reading the settings of every reward, imports no tor
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from alignflow.words import close, listing
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 __all__ = ["AnyReward", "Reward", "RewardError", "RewardSettings", "Scores", "kinds", "parse"]
@@ -56,17 +56,17 @@ def parse(data: Any) -> RewardSettings:
     if isinstance(data, str):
         data = {"kind": data}
     if not isinstance(data, Mapping):
-        raise _problem((), f"should be a mapping with a kind ({', '.join(kinds())})", data)
+        raise _problem((), f"should be a mapping with a kind ({listing(kinds())})", data)
     kind = data.get("kind")
     if isinstance(kind, str) and ":" in kind:
         from rewards.call import CallableReward
 
         return CallableReward.model_validate(dict(data))
     if not isinstance(kind, str) or kind not in kinds():
-        near = difflib.get_close_matches(str(kind), kinds(), n=1)
+        near = close(kind, kinds())
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        said = "is missing" if kind is None else f"no such reward {kind!r}{hint}"
-        raise _problem(("kind",), f"{said}; there are {', '.join(kinds())}, or package.module:name", kind)
+        said = "is missing" if kind is None else f"no such reward {kind!r:.80}{hint}"
+        raise _problem(("kind",), f"{said}; there are {listing(kinds(), kind)}, or package.module:name", kind)
     return kinds()[kind].model_validate(dict(data))
 
 

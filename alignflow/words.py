@@ -1,0 +1,35 @@
+"""Lists of names in messages: the likeliest first, never fifty in a row."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = 80
+
+MOST = 12  # names that are listed whole
+
+
+def close(given: object, known: Iterable[str], count: int = 1) -> list[str]:
+    """The ``known`` names that look most like what was given, best first; none where nothing does."""
+    return difflib.get_close_matches(str(given)[:100], list(known), n=count, cutoff=0.6)
+
+
+def listing(names: Iterable[str], given: object = None) -> str:
+    """Names with commas between; of many, those nearest to what was ``given`` and the first, and how many more."""
+    known = list(names)
+    if len(known) <= MOST:
+        return ", ".join(known)
+    first = list(dict.fromkeys([*close(given, known, 3), *known]))[: MOST - 4]
+    return f"{', '.join(first)} and {len(known) - len(first)} more, which alignflow recipes lists"
+
+
+def brief(value: object, limit: int = 80) -> str:
+    """``repr`` of a value of any size, cut, without making the whole."""
+    try:
+        return f"{_REPR.repr(value):.{limit}}"
+    except Exception:  # a number of too many digits, or a class of the user's own
+        return f"a {type(value).__name__}"
