@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from align import memory, registry
+from align import devices, memory, registry
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
@@ -52,7 +52,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     """(name, what the config resolves to) for the lines of ``check``."""
     generator, train, evaluate = config.generator, config.train, config.evaluate
     size = f"{generator.size[0]} x {generator.size[1]}" if generator.size else "native size"
-    rollout = config.rollout
+    rollout, device = config.rollout, devices.said(generator.device)
     source = (
         sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"{rollout.kind} of {rollout.file}"
     )
@@ -62,7 +62,10 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     held_out = f"{config.prompts.heldout}: {drawn}; scores {scores}{gold}"
     return [
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
-        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {generator.device}"),
+        (
+            "generator",
+            f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {device}",
+        ),
         ("policy", one_line(config.policy.model_dump(exclude_none=True))),
         ("prompts", config.prompts.train),
         ("rollout", source),
@@ -104,7 +107,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _clips, _trackers, memory.missing)
+    parts = (_prompts, _stored, _clips, trackers, memory.missing)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     if problems:
         raise ConfigError(problems, config.name)
@@ -168,7 +171,14 @@ def _clips(config: Config) -> list[Problem]:
 
 
 def generator_problems(generator: GeneratorConfig) -> list[Problem]:
-    """A path that names neither a folder with a pipeline, nor a hub id, nor an embedded world with this kind."""
+    """What is wrong with the device and the path.
+
+    A path names a folder with a pipeline, a hub id, or an embedded world with this kind.
+    """
+    return [*devices.problems("generator.device", generator.device), *_path_problems(generator)]
+
+
+def _path_problems(generator: GeneratorConfig) -> list[Problem]:
     kind, path = generator.kind, generator.path
     if have := pipelines(path):
         said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
@@ -187,7 +197,8 @@ def generator_problems(generator: GeneratorConfig) -> list[Problem]:
     return [Problem("generator.path", message)]
 
 
-def _trackers(config: Config) -> list[Problem]:
+def trackers(config: Config) -> list[Problem]:
+    """Trackers that are not installed."""
     packages = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
     missing = [name for name in config.trackers if find_spec(packages.get(name, name)) is None]
     return [Problem("trackers", f"{name} is not installed: {remedy(name)}") for name in missing]

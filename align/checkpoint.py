@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.optim import Optimizer
 
 from align.errors import CheckpointError
 from align.files import new_folder, write_json
 from align.roles import Roles
+from align.stepping import Stepper
 from rewards.base import Refreshed
 
 FORMAT = 1
@@ -36,7 +36,7 @@ def save(
     folder: Path,
     step: int,
     roles: Roles,
-    optimizer: Optimizer,
+    optimizer: Stepper,
     counters: dict[str, Any],
     keep: int,
     export: Callable[[Path], None] = lambda folder: None,
@@ -57,7 +57,7 @@ def save(
         tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
         try:
             save_file(tensors, staging / "roles.safetensors")
-            state = {"optimizer": optimizer.state_dict(), "rng": _rng_state()}
+            state = {**optimizer.state_dict(), "rng": _rng_state()}
             if refreshed is not None:
                 state["reward"] = refreshed.state_dict()
             torch.save(state, staging / "optimizer.pt")
@@ -87,7 +87,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(
-    path: Path, roles: Roles, optimizer: Optimizer | None = None, refreshed: Refreshed | None = None
+    path: Path, roles: Roles, optimizer: Stepper | None = None, refreshed: Refreshed | None = None
 ) -> dict[str, Any]:
     """Put a checkpoint's state into ``roles``, ``optimizer`` and ``refreshed``; returns its counters.
 
@@ -108,7 +108,7 @@ def load(
         raise CheckpointError(f"checkpoint {path} holds no reward that learns; use the config it was made with")
     roles.load(tensors, manifest["roles"])
     if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state)
         _restore_rng(state["rng"])
     if refreshed is not None:
         refreshed.load_state_dict(state["reward"])

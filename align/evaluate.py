@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from align import checkpoint as checkpoints
+from align import devices
 from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError, RunFolderError
 from align.files import without_nan
@@ -302,9 +303,13 @@ def sample_to_folder(
 
 
 def device_of(config: Config) -> torch.device:
-    """The device a command uses: the config's, or what accelerate would choose."""
+    """The device a command uses: the config's, or what accelerate would choose.
+
+    Raises:
+        ConfigError: this machine lacks the config's.
+    """
     if config.generator.device != "auto":
-        return torch.device(config.generator.device)
+        return devices.require(config.generator.device)
     from accelerate import PartialState
 
     return PartialState().device

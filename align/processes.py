@@ -7,14 +7,17 @@ may hold nothing: fewer samples than the others, or none.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
+from torch import Tensor, nn
+
+BATCH = 2**24
+"""Gradients added up over the processes at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class Share:
     world: int = 1
 
     def of(self, count: int) -> range:
-        """This process's contiguous share of ``count`` items: sizes differ by one at most, and may be 0."""
-        return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        """This process's contiguous share of ``count`` items: one more for the first ones, maybe none for the last."""
+        each, more = divmod(count, self.world)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
 
     def owner(self, item: int, count: int) -> int:
         """Rank of the process whose share of ``count`` items holds this one."""
@@ -65,10 +70,32 @@ class Processes:
         return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum of every process's tensor, all of one shape."""
+        """The sum of every process's tensor, all of one shape, on the CPU."""
         if self.share.world == 1:
-            return values
+            return values.cpu()
         return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make every process's gradients the sum of all; a parameter has one where any process computed it.
+
+        This stands in for DistributedDataParallel, which waits for a backward pass of every process through every
+        parameter: a process without samples, or an expert that no sample reaches, has none.
+        """
+        if self.share.world == 1:
+            return
+        given = self.add(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
+        there = [parameter for parameter, known in zip(parameters, given.tolist(), strict=True) if known]
+        for some in _batches(there):
+            for parameter in some:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in some if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def sums(self, values: dict[str, float]) -> dict[str, float]:
         """The sums of numbers by name; a name that a process lacks counts as 0 there."""
@@ -80,16 +107,37 @@ class Processes:
                 found[name] = found.get(name, 0.0) + value
         return found
 
+    def means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """:meth:`mean` by name; a process may lack a name."""
+        mine = {name: column.detach().float().cpu() for name, column in values.items()}
+        everyone = self.objects([mine])
+        names = dict.fromkeys(name for one in everyone for name in one)
+        columns = {name: torch.cat([one[name] for one in everyone if name in one]) for name in names}
+        return {name: mean(column) for name, column in columns.items()}
+
     def mean(self, values: Tensor) -> float:
         """Mean of the finite values of all processes, NaN where there is none."""
-        known = self.gather(values.detach().float())
-        known = known[known.isfinite()]
-        return float(known.mean()) if len(known) else math.nan
+        return mean(self.gather(values.detach().float()))
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so: a signal may reach one of them first."""
         return mine if self.share.world == 1 else bool(self.gather(torch.tensor([mine])).any())
 
-    def no_sync(self, network: Any, last: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over the processes in the last backward pass of an update alone."""
-        return nullcontext() if last else self.accelerator.no_sync(network)
+
+def mean(values: Tensor) -> float:
+    """Mean of the finite ones of ``values [N]``, NaN where there is none."""
+    known = values[values.isfinite()]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _batches(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype, in their order, :data:`BATCH` numbers at a time and one parameter at least."""
+    batch: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(one.numel() for one in batch) + parameter.numel() > BATCH
+        if batch and (full or parameter.dtype != batch[0].dtype):
+            yield batch
+            batch = []
+        batch.append(parameter)
+    if batch:
+        yield batch

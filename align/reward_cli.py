@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.devices import require
 from align.errors import ConfigError
 from alignflow.extras import optional
 from alignflow.secrets import remember
@@ -38,6 +39,7 @@ def serve(
     from align.config import load_reward
 
     settings = load_reward(reward)
+    require(device, "--device")
     token = os.environ.get(token_env) if token_env else None
     remember(token)
     if token_env and not token:
@@ -106,6 +108,7 @@ def bench(
     from align.preference.formats import read_set
 
     settings = load_reward(reward)
+    require(device, "--device")
     pairs = read_set(kind, source, media=media, judgement=judgement, limit=limit)
     others = read_set(kind, validation, media=media, judgement=judgement) if validation else []
     from align.files import write_json

@@ -164,11 +164,24 @@ def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
     return torch.cat([generator.decode(part) for part in latents.split(chunk)]).contiguous()
 
 
-def diversity(media: Tensor, group: Tensor) -> float:
-    """Spread inside groups: root of the mean unbiased pixel variance, averaged over groups with two samples or more."""
-    spreads = []
+def spreads(media: Tensor, group: Tensor) -> Tensor:
+    """Root of the mean unbiased pixel variance ``[K]`` inside each group of two samples or more."""
+    found = []
     for number in group.unique():
         members = media[group == number].float()
         if len(members) > 1:
-            spreads.append(members.var(dim=0).mean().sqrt())
-    return float(torch.stack(spreads).mean()) if spreads else 0.0
+            found.append(members.var(dim=0).mean().sqrt())
+    return torch.stack(found) if found else torch.empty(0)
+
+
+def diversity(media: Tensor, group: Tensor) -> float:
+    """Mean of :func:`spreads`, 0 where no group has two samples."""
+    found = spreads(media, group)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def none_drawn(sampler: Sampler | None) -> Rollout:
+    """The rollout of a process that has no prompt in a step: no samples, nothing to learn from."""
+    empty = torch.empty(0)
+    whole = torch.empty(0, dtype=torch.long)
+    return Rollout([], whole, [], Conditioning({}), whole, empty, empty, sampler)

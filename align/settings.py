@@ -19,6 +19,7 @@ from align.recipes.base import Recipe
 from align.sampling import Sampler
 from align.tree import Problems, RunSettings, Settings, WithoutSecrets
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
+from alignflow.devices import malformed
 from rewards.base import RewardSettings
 
 # -- the model and what is trained of it ------------------------------------------------------------------------------
@@ -47,6 +48,13 @@ class GeneratorConfig(Settings):
             message = f"no such generator{nearest(kind, known)}; there are {listing(known)}, or package.module:Class"
             raise problems_at([("", message)], kind)
         return kind
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if wrong := malformed(device, auto=True):
+            raise problems_at([("", wrong)], device)
+        return device
 
 
 class LoRAPolicy(Settings):
@@ -300,4 +308,16 @@ def _check_warmup(config: Config) -> Problems:
     return []
 
 
-CHECKS: tuple[Callable[[Config], Problems], ...] = (_check_evaluation, _check_reward, _check_warmup, memory_problems)
+def _check_precision(config: Config) -> Problems:
+    if config.train.precision == "fp16" and config.generator.device == "cpu":
+        return [("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'")]
+    return []
+
+
+CHECKS: tuple[Callable[[Config], Problems], ...] = (
+    _check_evaluation,
+    _check_reward,
+    _check_warmup,
+    _check_precision,
+    memory_problems,
+)

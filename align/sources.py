@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from align.errors import DataError
 from align.inputs import Inputs, encode, read_sample, take
 from align.processes import Share
 from align.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
-from align.rollout import Rollout, decode, draw, join, stochastic_steps
+from align.rollout import Rollout, decode, draw, join, none_drawn, stochastic_steps
 from align.seeds import derive
 from align.timing import Phases
 from generators.base import Generator
@@ -54,7 +55,7 @@ class OnlineSource:
         phases: Phases | None = None,
         ready: Callable[[Tensor, list[str], Tensor, Inputs], None] | None = None,
     ) -> Rollout:
-        """The rollout of step ``step`` (from 0): ``prompts / world`` prompts with ``group`` samples each.
+        """The rollout of step ``step`` (from 0): this process's share of the prompts with ``group`` samples each.
 
         Args:
             acting: makes the context in which samples are drawn (the role, the precision).
@@ -62,6 +63,8 @@ class OnlineSource:
             ready: gets media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there.
         """
         phases, settings = phases or Phases(), self.settings
+        if not self.share.of(settings.prompts):
+            return none_drawn(settings.sampler)
         with phases.phase("rollout"), acting():
             rollout, start = self._planned(step)
             steps = stochastic_steps(settings.sampler, step, self.seed)
@@ -127,6 +130,8 @@ class StoredSource:
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
     ) -> Rollout:
         """The rows of step ``step`` as a rollout that already has its rewards."""
+        if not self.share.of(self.settings.prompts):
+            return replace(none_drawn(None), rewards=torch.empty(0))
         with (phases or Phases()).phase("rollout"), acting():
             return self._stored(step)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from align import advantages, checkpoint
+from align.accelerating import accelerator_of
 from align.build import build_generator, build_optimizer, build_rewards, trainable
 from align.drawing import Drawing
 from align.errors import TrainingError
@@ -28,10 +28,11 @@ from align.processes import Processes
 from align.progress import Progress
 from align.prompts import Prompt
 from align.roles import Roles, ema_decay
-from align.rollout import Rollout, diversity
+from align.rollout import Rollout, spreads
 from align.run_folder import RunFolder, flatten
-from align.schedule import due, lr_factor
+from align.schedule import due
 from align.sources import OnlineSource, StoredSource
+from align.stepping import Stepper
 from align.stopping import GracefulStop
 from align.summary import write_summary
 from align.timing import Phases
@@ -56,13 +57,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    AcceleratorState._reset_state()  # a second run in one process may use another precision
-    accelerator = Accelerator(
-        mixed_precision=config.train.precision,
-        cpu=config.generator.device == "cpu",
-        log_with=list(config.trackers) or None,
-        project_dir=config.run_dir,
-    )
+    accelerator = accelerator_of(config)
     run = RunFolder(config.run_dir, accelerator.is_main_process)
     run.check(settings_of(config), resume=resume, overwrite=overwrite)
     with explained(config):
@@ -90,8 +85,13 @@ class Trainer:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
         compile_networks(self.generator.backbones().values(), config.memory.compile)
-        self.network, self.optimizer = accelerator.prepare(self.generator.backbone, optimizer)
+        # not wrapped for several processes: their gradients are added up by hand, once an update
+        self.network = accelerator.prepare_model(self.generator.backbone, evaluation_mode=True)
         self.generator.network = self.network
+        self.processes = Processes(accelerator)
+        self.share = self.processes.share
+        prepared = accelerator.prepare_optimizer(optimizer)
+        self.stepper = Stepper(options, self.parameters, prepared, accelerator.scaler, self.processes)
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
@@ -100,15 +100,13 @@ class Trainer:
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
             )
         self.held_out, self.eval_rewards = self._evaluation()
-        self.processes = Processes(accelerator)
-        self.share = self.processes.share
         source = OnlineSource if config.rollout.kind == "online" else StoredSource
         wants = wanted({"reward": self.reward} if self.reward else {})
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
         self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
         self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases)
-        self.updates, self.seconds, self.skipped = 0, 0.0, 0
+        self.seconds, self.calls_before = 0.0, 0
 
     def _evaluation(self) -> tuple[list[Prompt], dict[str, Reward]]:
         settings = self.config.evaluate
@@ -148,7 +146,7 @@ class Trainer:
                 self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
                     progress.say(f"update {step + 1}: {news}")
-                stopping = self._any(stop.asked or self.missing.too_many is not None)
+                stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
                 if stopping or due(step + 1, config.checkpoint.every, config.train.steps):
                     self._save(step + 1)
                 if stopping and step + 1 < config.train.steps:
@@ -168,10 +166,11 @@ class Trainer:
             row |= {"loss": math.nan} if waits else self._learn(rollout)
             self.drawing.learnt(step)
         time_spent = self.phases.take()
-        samples = len(rollout.seeds) * self.share.world
+        made = {"samples": len(rollout.seeds), "calls": self.generator.network_calls - calls}
+        total = self.processes.sums(made)
         return row | {
-            "images_per_second": samples / sum(time_spent.values()),
-            "network_calls": (self.generator.network_calls - calls) * self.share.world,
+            "images_per_second": total["samples"] / sum(time_spent.values()),
+            "network_calls": total["calls"],
             "time": time_spent,
         }
 
@@ -182,18 +181,19 @@ class Trainer:
             assert scoring is not None
             scores = scoring.scores()
             rollout.rewards = scores.values
-            self.reasons = gather_object(list(scores.reasons.values()))
-            self.missing.count(int(self._gather(scores.values).isfinite().sum()), self.reasons)
-            parts = {f"reward/{name}": self._mean(values) for name, values in scores.parts.items()}
-        everyone = self._gather(rollout.rewards)
+            self.reasons = self.processes.objects(list(scores.reasons.values()))
+            self.missing.count(int(self.processes.gather(scores.values).isfinite().sum()), self.reasons)
+            parts = {f"reward/{name}": value for name, value in self.processes.means(scores.parts).items()}
+        everyone = self.processes.gather(rollout.rewards)
         known = everyone[everyone.isfinite()]
+        spread = self.processes.gather(spreads(rollout.media, rollout.group))
         return {
             "reward": float(known.mean()),
             "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
             "missing": len(everyone) - len(known),
             **({"reasons": tally(self.reasons)} if self.reasons else {}),
-            "zero_variance_groups": advantages.zero_variance(everyone, self._gather(rollout.group)),
-            "diversity": self._mean(torch.tensor([diversity(rollout.media, rollout.group)])),
+            "zero_variance_groups": advantages.zero_variance(everyone, self.processes.gather(rollout.group)),
+            "diversity": float(spread.mean()) if len(spread) else 0.0,
             **parts,
         }
 
@@ -201,69 +201,56 @@ class Trainer:
         """The reward's step on everyone's samples, the same in every process."""
         if self.refreshed is None:
             return {}
-        found = self.refreshed.fit(self._gather(rollout.media), gather_object(rollout.prompts))
+        found = self.refreshed.fit(self.processes.gather(rollout.media), self.processes.objects(rollout.prompts))
         return {f"refresh/{name}": value for name, value in found.items()}
 
     def _learn(self, rollout: Rollout) -> dict[str, Any]:
         assert rollout.rewards is not None
-        everyone = self.recipe.credit(self._gather(rollout.rewards), self._gather(rollout.group))
-        mine = slice(self.share.rank * len(rollout.seeds), (self.share.rank + 1) * len(rollout.seeds))
-        terms = self.recipe.terms(rollout, everyone[mine])
+        gather = self.processes.gather
+        everyone = self.recipe.credit(gather(rollout.rewards), gather(rollout.group))
+        before = sum(self.processes.objects([len(rollout.seeds)])[: self.share.rank])
+        mine = everyone[before : before + len(rollout.seeds)]
+        terms = self.recipe.terms(rollout, mine) if rollout.seeds else None
         rows: list[dict[str, float]] = []
         for part in range(self.config.train.updates):
+            if terms is None:
+                rows.append(self._update(None, rollout))
+                continue
             chosen = (terms.slot + terms.sample) % self.config.train.updates == part
             rows.append(self._update(terms[chosen.nonzero().flatten()], rollout))
         first = rows[0]
         averaged = {name: sum(row.get(name, math.nan) for row in rows) / len(rows) for name in first}
         return averaged | {name: first[name] for name in ("ratio",) if name in first}
 
-    def _update(self, terms: Terms, rollout: Rollout) -> dict[str, float]:
-        total = float(self._gather(terms.weight.sum().view(1)).sum())
+    def _update(self, terms: Terms | None, rollout: Rollout) -> dict[str, float]:
+        """One optimizer step on this process's terms, None or empty where it has none."""
+        weights = torch.zeros(0) if terms is None else terms.weight
+        total = self.processes.sums({"weight": float(weights.sum())})["weight"]
         if total == 0:
             return {"loss": math.nan}
-        chunks = terms.weight.split(self.config.train.micro_batch)
         sums: dict[str, Tensor] = {}
         drift: dict[str, float] = {}
-        start = 0
-        for number, weight in enumerate(chunks):
-            last = number == len(chunks) - 1
-            some = terms[start : start + len(weight)]
-            start += len(weight)
-            with self._sync(last):
-                loss = self.recipe.loss(some, rollout, self.net)
-                scale = weight.to(loss.value.device) / total
-                self.accelerator.backward((loss.value * scale).sum() * self.share.world)
+        first = 0
+        for weight in weights.split(self.config.train.micro_batch) if len(weights) else []:
+            assert terms is not None
+            loss = self.recipe.loss(terms[first : first + len(weight)], rollout, self.net)
+            scale = weight.to(loss.value.device) / total
+            self.accelerator.backward((loss.value * scale).sum())
             for name, values in {"loss": loss.value.detach(), **loss.metrics}.items():
                 part = (values.detach() * scale).sum()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
-            if number == 0:
+            if first == 0:
                 drift = {"kl_velocity": self.net.drift("ref"), "contrast": self.net.drift("old")}
-                first_ratio = loss.metrics.get("ratio")
-        metrics = {name: float(value) for name, value in self._sum(sums).items()}
-        if first_ratio is not None:
-            metrics["ratio"] = float(first_ratio.detach().mean())
-        return {**drift, **metrics, **self._optimize()}
-
-    def _optimize(self) -> dict[str, float]:
-        options = self.config.train
-        lr = options.lr * lr_factor(self.updates, options.steps * options.updates, options.warmup, options.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
-        self.updates += 1
-        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-        if self.skipped >= 3:
-            raise TrainingError(
-                f"the gradient was not finite in 3 updates running (update {self.updates}); lower train.lr, or use "
-                "precision 'no' or 'bf16'"
-            )
-        if math.isfinite(norm):
-            self.optimizer.step()
+                drift |= {"ratio": float(ratio.mean())} if (ratio := loss.metrics.get("ratio")) is not None else {}
+            first += len(weight)
+        metrics = self.processes.sums({name: float(value) for name, value in sums.items()})
+        metrics |= {"ratio": drift.pop("ratio")} if "ratio" in drift else {}
+        row, moved = self.stepper.step()
+        if moved:
             self.roles.policy_changed()
-        self.optimizer.zero_grad()
-        if options.ema:
-            self.roles.follow("ema", ema_decay(self.updates, options.ema))
-        return {"grad_norm": norm, "lr": lr}
+        if self.config.train.ema:
+            self.roles.follow("ema", ema_decay(self.stepper.updates, self.config.train.ema))
+        return {**drift, **metrics, **row}
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -301,14 +288,19 @@ class Trainer:
     # -- keeping ------------------------------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
+        calls = self._calls()
         if self.run.writes:
-            counters = {"step": step, "updates": self.updates, "seconds": self.seconds, "skipped": self.skipped}
-            counters |= {"network_calls": self.generator.network_calls, "drawn": self.drawing.in_hand is not None}
-            keep, optimizer = self.config.checkpoint.keep, self.optimizer.optimizer
+            counters = {"step": step, "seconds": self.seconds, **self.stepper.counters}
+            counters |= {"all_network_calls": calls, "drawn": self.drawing.in_hand is not None}
+            keep = self.config.checkpoint.keep
             checkpoint.save(
-                self.run.checkpoints, step, self.roles, optimizer, counters, keep, self._export, self.refreshed
+                self.run.checkpoints, step, self.roles, self.stepper, counters, keep, self._export, self.refreshed
             )
         self.accelerator.wait_for_everyone()
+
+    def _calls(self) -> int:
+        """Network calls of all processes since the run began."""
+        return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
 
     def _export(self, folder: Path) -> None:
         """What others load: the evaluated role's LoRA, or its whole networks."""
@@ -326,9 +318,11 @@ class Trainer:
         if path is None:
             self.run.forget_after(-1)
             return 0
-        counters = checkpoint.load(path, self.roles, self.optimizer.optimizer, self.refreshed)
-        self.updates, self.seconds, self.skipped = counters["updates"], counters["seconds"], counters["skipped"]
-        self.generator.network_calls, self.drawing.counted = counters["network_calls"], counters.get("drawn", False)
+        counters = checkpoint.load(path, self.roles, self.stepper, self.refreshed)
+        self.stepper.load_counters(counters)
+        self.seconds, self.drawing.counted = counters["seconds"], counters.get("drawn", False)
+        each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
+        self.calls_before = counters.get("all_network_calls", each * self.share.world)
         self.run.forget_after(counters["step"])
         return counters["step"]
 
@@ -336,12 +330,12 @@ class Trainer:
         self.drawing.close()
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
+        calls = self._calls()
         if self.run.writes:
             from align.report import write_report
 
             lora = self.config.policy.kind == "lora"
             self._export(self.run.path / "lora" if lora else self.run.path)
-            calls = self.generator.network_calls * self.share.world
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
             write_report(self.run.path)
         del self.network  # before its process group goes: freed after it, a process sometimes waits for gloo for ever
@@ -358,25 +352,3 @@ class Trainer:
         if self.config.trackers:
             numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float)}
             self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])
-
-    # -- processes ----------------------------------------------------------------------------------------------
-
-    def _sync(self, last: bool) -> Any:
-        from contextlib import nullcontext
-
-        return nullcontext() if last else self.accelerator.no_sync(self.network)
-
-    def _any(self, asked: bool) -> bool:
-        """Whether any process says so: a signal may reach one of them first."""
-        return asked if self.share.world == 1 else bool(self._gather(torch.tensor([asked])).any())
-
-    def _gather(self, values: Tensor) -> Tensor:
-        return self.accelerator.gather(values.to(self.accelerator.device)).cpu()
-
-    def _sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.accelerator.reduce(values, reduction="sum")
-
-    def _mean(self, values: Tensor) -> float:
-        known = self._gather(values.detach().float())
-        known = known[known.isfinite()]
-        return float(known.mean()) if len(known) else math.nan

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from alignflow.devices import malformed, unusable
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
@@ -25,6 +26,13 @@ class Placed(RewardSettings):
         "float32", description="autocast of its networks; float32 = none. Weights keep the dtype they are loaded in"
     )
 
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str | None) -> str | None:
+        if device is not None and (wrong := malformed(device)):
+            raise ValueError(wrong)
+        return device
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it there.
 
@@ -33,12 +41,9 @@ class Placed(RewardSettings):
         """
         import torch
 
-        try:
-            place = torch.device(self.device or device)
-            torch.empty(0, device=place)
-        except (RuntimeError, AssertionError) as error:  # how torch tells of a device it was not built for
-            said = str(error).splitlines()[0]
-            raise RewardError(f"reward 'placed': device {self.device!r} cannot be used: {said}") from None
+        if self.device is not None and (wrong := unusable(self.device)):
+            raise RewardError(f"reward 'placed': device: {wrong}")
+        place = torch.device(self.device or device)
         inner = self.reward.build(place)
         dtype = getattr(torch, self.dtype)
 

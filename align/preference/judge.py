@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from align.config import dump_config
+from align.devices import require
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
 from align.inputs import pixels_of
@@ -52,7 +53,7 @@ def train_judge(
     if not rows:
         raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learnt")
     heldout = read_set("pairs", config.data.heldout) if config.data.heldout else []
-    judge = config.asking.judge.load(config.device)
+    judge = config.asking.judge.load(require(config.device, "device"))
     assert isinstance(judge, LocalJudge)
     reward = config.asking.around(judge)
 

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from align import registry
+from align import devices, registry
 from align.check import generator_problems, one_line, table_problems
 from align.config import load_settings
 from align.errors import ConfigError, Problem
@@ -20,6 +20,7 @@ from align.sampling import Sampler
 from align.settings import REWARD, GeneratorConfig
 from align.tree import RunSettings, Settings
 from align.variants import OneOf, listing, problems_at
+from alignflow.devices import NAMES, malformed
 from rewards.base import RewardSettings
 from rewards.judges.settings import JudgeRewardSettings, Local
 from rewards.training.objectives import OBJECTIVES, Objective
@@ -47,6 +48,16 @@ class Steps(Settings):
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
 
+def _device(name: str) -> str:
+    if wrong := malformed(name):
+        raise problems_at([("", wrong)], name)
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+"""The name of a device, well formed."""
+
+
 class Fit(Steps):
     """The optimisation of a head, and of what is trained in the backbone."""
 
@@ -58,7 +69,7 @@ class RewardTrainConfig(RunSettings):
 
     command = "reward train"
 
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    device: Device = Field("cpu", description=NAMES)
     data: Data = Field(description="preferences")
     backbone: Backbone = Field(Backbone(), description="whose features the head reads")
     head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="features -> score")
@@ -136,7 +147,7 @@ class JudgeTrainConfig(RunSettings):
 
     command = "reward judge"
 
-    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    device: Device = Field("cpu", description=NAMES)
     data: Data = Field(description="preferences: prompt, chosen, rejected, maybe reason, said behind the verdict")
     reward: Annotated[RewardSettings, REWARD] = Field(
         description="what asks the judge: yes_probability, reward_dance or pairwise, with a local judge"
@@ -199,6 +210,7 @@ def check_files(config: RunSettings) -> None:
         problems += generator_problems(config.generator)
         part, read = "prompts", partial(read_prompts, count=1)
     else:
+        problems += devices.problems("device", getattr(config, "device", "cpu"))
         part, read = "data", partial(read_judged, single=isinstance(config, RewardTrainConfig) and config.loss.single)
     for name in ("train", "heldout"):
         if (source := getattr(getattr(config, part), name)) is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from align.config import dump_config
+from align.devices import require
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
 from align.inputs import pixels_of
@@ -84,7 +85,7 @@ def train_reward(
     users = sorted({row.user for row in rows}) if config.head.users else []
     if "" in users:
         raise DataError(f"{config.data.train}: head {config.head.kind} needs who judged, a column user in every row")
-    clip = load_backbone(config.backbone, config.device)
+    clip = load_backbone(config.backbone, require(config.device, "device"))
     before = plain_state(clip) if config.backbone.tune != "none" else {}
     width = clip.model.config.projection_dim
     with torch.random.fork_rng():

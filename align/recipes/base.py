@@ -73,7 +73,7 @@ class Recipe(BaseModel):
         raise NotImplementedError
 
     def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
-        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; M is the same on every process."""
+        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; not called without samples."""
         raise NotImplementedError
 
     def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:

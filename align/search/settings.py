@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from align import registry
+from align import devices, registry
 from align.check import generator_problems, one_line, sampler_line, table_problems
 from align.config import load_settings
 from align.errors import ConfigError, Problem
@@ -92,7 +92,7 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
     generator, method = config.generator, config.search
     return [
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
-        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {generator.device}"),
+        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {devices.said(generator.device)}"),
         ("prompts", f"{config.prompts.source}, {config.prompts.limit or 'all'}"),
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True))),
         ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),

@@ -1,0 +1,92 @@
+"""Work that does not divide: any number of prompts, shown samples and groups on any number of real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launched import launch
+from tiny_run import final_tensors, settings
+
+from align.per_prompt import read_scores, scored_steps
+from align.processes import Share
+from align.settings import Config
+
+RUN = """
+import json, sys
+from pathlib import Path
+from align.trainer import train
+from tiny_run import settings
+folder, model, recipe, sections = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+train(settings(folder, model, recipe, **sections))
+"""
+SECTIONS: dict[str, Any] = {
+    "rollout": {"prompts": 5, "group": 2},
+    "train": {"steps": 2, "updates": 2, "micro_batch": 3},
+    "evaluate": {"every": 2, "prompts": 5, "chunk": 2},
+    "samples": {"every": 1, "count": 4},
+    "reward": {"kind": "tiny_run:missing_by_content"},
+    "memory": {"cache_prompts": "memory"},
+}
+
+
+def run(count: int, tmp_path: Path, model: Path, recipe: str, sections: dict[str, Any]) -> Config:
+    folder = tmp_path / str(count)
+    folder.mkdir()
+    launch(count, folder, RUN, str(folder), str(model), recipe, json.dumps(sections))
+    return settings(folder, model, recipe, **sections)
+
+
+def rows(config: Config) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what is time, or what rank 0 sees of its own part."""
+    found = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    own = ("seconds", "time", "images_per_second", "kl_velocity", "contrast", "ratio")
+    return [{key: value for key, value in row.items() if key not in own} for row in found]
+
+
+def alike(one: Any, two: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(alike(one[key], two[key]) for key in one)
+    return one == (pytest.approx(two, rel=1e-3, abs=1e-5) if isinstance(one, float) else two)
+
+
+def assert_same(one: Config, two: Config) -> None:
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert alike(a, b), (a, b)
+    assert scored_steps(one.run_dir) == scored_steps(two.run_dir) != []
+    for step in scored_steps(one.run_dir):
+        for a, b in zip(read_scores(one.run_dir, step), read_scores(two.run_dir, step), strict=True):
+            assert (a.prompt, a.seed, a.reasons.keys()) == (b.prompt, b.seed, b.reasons.keys())
+            assert alike(a.scores, b.scores)
+    shown = sorted(path.relative_to(one.run_dir) for path in one.run_dir.glob("samples/*/*.png"))
+    assert shown == sorted(path.relative_to(two.run_dir) for path in two.run_dir.glob("samples/*/*.png"))
+    assert len(shown) == 3 * (4 + 1)  # at steps 0, 1 and 2, and the grid
+    first = Path("samples/step-000000")  # before an update, so equal to the bit but for the batch's rounding
+    assert (one.run_dir / first / "prompts.json").read_text() == (two.run_dir / first / "prompts.json").read_text()
+    weights, others = final_tensors(one), final_tensors(two)
+    gap = max(float((weights[name] - others[name]).abs().max()) for name in weights)
+    assert gap < 2e-3, gap  # of a learning rate of 1e-2: AdamW's signs turn where a gradient is near 0
+    assert json.loads((one.run_dir / "summary.json").read_text())["network_calls"] == pytest.approx(
+        json.loads((two.run_dir / "summary.json").read_text())["network_calls"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["nft", "grpo"])
+def test_two_processes_three_and_eight_equal_one(recipe: str, model: Path, tmp_path: Path) -> None:
+    one = run(1, tmp_path, model, recipe, SECTIONS)
+    for count in (2, 3, 8):
+        assert_same(one, run(count, tmp_path, model, recipe, SECTIONS))
+
+
+def test_shares_cover_everything_once_and_the_first_process_has_some() -> None:
+    for world in (1, 2, 3, 8, 24):
+        for count in (0, 1, 2, 5, 8, 23, 24):
+            shares = [Share(rank, world).of(count) for rank in range(world)]
+            assert [item for share in shares for item in share] == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            assert len(shares[0]) == max(map(len, shares))
+            for item in range(count):
+                assert item in shares[Share(0, world).owner(item, count)]
