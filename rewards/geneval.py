@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from alignflow.paths import expanded
+from alignflow.pictures import PictureError, read_picture
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.clip import weights
 from rewards.geneval_rules import COLORS, MOST, THRESHOLD, Task, judge, read_task
@@ -144,15 +145,13 @@ def _crop(image: Tensor, one: Found) -> Tensor:
 
 def _try_on(detector: Detector, file: str, name: str) -> None:
     """Raise RewardError unless the detector sees ``name`` in the picture."""
-    import numpy as np
     import torch
-    from PIL import Image
 
     if detector.known(name) is None:
         raise RewardError(f"probe: the detector has no class {name!r}")
     try:
-        pixels = np.array(Image.open(expanded(file, RewardError)).convert("RGB"))
-    except OSError as error:
+        pixels = read_picture(expanded(file, RewardError)).copy()
+    except (OSError, PictureError) as error:
         raise RewardError(f"probe: {file} cannot be read as a picture: {error}") from error
     seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]
     if detector.known(name) not in seen:

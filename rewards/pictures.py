@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from alignflow.paths import expanded
+from alignflow.paths import expanded, is_file
+from alignflow.pictures import PictureError, named, read_picture
 from alignflow.rows import RowError, json_rows
 from rewards.base import RewardError
 
@@ -55,6 +55,8 @@ def read_table(table: str) -> dict[str, list[Tensor]]:
             found.setdefault(caption, []).append(_to_tensor(picture))
         return found
     path = expanded(table, RewardError)
+    if not is_file(path):
+        raise RewardError(f"references: {table} cannot be read as a table of prompt and image: there is no such file")
     try:
         for place, row in json_rows(path):
             prompt, image = (row.get(name) for name in ("prompt", "image"))
@@ -68,12 +70,6 @@ def read_table(table: str) -> dict[str, list[Tensor]]:
     return found
 
 
-def opaque(picture: Image.Image) -> np.ndarray:
-    """uint8 ``[H, W, 3]``, turned as its camera says, white where it is transparent."""
-    pixels = ImageOps.exif_transpose(picture).convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
-
-
 def _renders(count: int) -> tuple[np.ndarray, list[str]]:
     from generators.shapes.world import dataset
 
@@ -82,10 +78,9 @@ def _renders(count: int) -> tuple[np.ndarray, list[str]]:
 
 def _read(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            return opaque(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise RewardError(f"references: {file} cannot be read: {error}") from None
+        return read_picture(file)
+    except (PictureError, OSError) as error:
+        raise RewardError(f"references: {named(file)} cannot be read: {error}") from None
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:

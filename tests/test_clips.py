@@ -17,7 +17,7 @@ import written
 from PIL import Image
 from report_run import build_run
 
-from align import media
+from align import video
 from align.errors import DataError
 from align.evaluate import Evaluation, save_grid
 from align.grids import save_samples
@@ -102,7 +102,7 @@ def test_large_clips_are_written_small(tmp_path):
 
 
 def test_a_folder_of_samples_is_whole_or_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"\.mp4 needs a codec"):
         save_samples(tmp_path / "samples", list(CLIPS), ["a", "b"], [1, 2], clips="mp4")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from align import media
+from align import video
 from align.errors import DataError, RunFolderError
 from align.media import encode, fit, read_media, read_pixels, to_pixels, write_media
 
@@ -62,7 +62,7 @@ def test_jpeg_and_lossy_webp_come_close():
 def test_mp4_comes_close(tmp_path, monkeypatch, package):
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    monkeypatch.setattr(media, "find_spec", lambda name: name == package or None)
+    monkeypatch.setattr(video, "find_spec", lambda name: name == package or None)
     write_media(tmp_path / "x.mp4", as_media(moving()), fps=8)
     back = read_pixels(tmp_path / "x.mp4")
     assert back.shape == moving().shape
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     ):
         with pytest.raises(DataError, match=says):
             encode(pixels, suffix)
-    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"\.mp4 needs a codec: pip install imageio-ffmpeg, or av"):
         encode(CLIP, ".mp4")
 

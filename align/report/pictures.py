@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from align.errors import DataError
 from align.media import encode, fit, read_pixels
@@ -103,7 +103,7 @@ def embed(path: Path, side: int) -> Picture | None:
                 return Picture(_uri(path.read_bytes(), "png"), width, height, crisp=True)
             small = image.convert("RGB")
             small.thumbnail((side, side))
-    except (OSError, UnidentifiedImageError):
+    except Exception:  # what cannot be read is left out, whatever Pillow says of it
         return None
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=82)
