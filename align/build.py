@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -37,6 +39,7 @@ def build_generator(config: Config, device: torch.device | str, *, training: boo
         GeneratorError: it cannot be loaded.
         ConfigError: this machine lacks what ``memory`` or ``train.optimizer`` asks for.
     """
+    from align.solver import remark
     from generators.load import load
     from generators.memory import Memory
 
@@ -50,9 +53,18 @@ def build_generator(config: Config, device: torch.device | str, *, training: boo
         kept["offload"] = "none"  # the encoders are there already
     elif config.memory.cache_prompts != "none" and kept["offload"] == "none":
         kept["offload"] = "group"  # so that encoders which are about to go never stand on the card beside the network
-    return load(
+    generator = load(
         settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept)
     )
+    if (line := remark(generator, _kinds(config))) and int(os.environ.get("RANK", "0")) == 0:
+        print(f"note: {line}", file=sys.stderr)
+    return generator
+
+
+def _kinds(config: Config) -> list[str]:
+    """Kinds of the sampling steps that a run takes."""
+    rollout = getattr(config.rollout, "sampler", None)
+    return sorted({config.evaluate.sampler.kind, *([rollout.kind] if rollout else [])})
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.errors import AlignflowError
+from alignflow import tensor_files
 from generators.base import Generator
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -134,9 +133,7 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
 def _save(network: Any, path: Path, name: str | None) -> None:
     tensors, header = as_diffusers(lora_of(network, name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    tensor_files.save(path, tensors, header)
 
 
 def lora_of(network: nn.Module, name: str | None = None) -> Lora:
@@ -159,58 +156,85 @@ def as_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
         for name, pair in lora.items()
         for part, value in zip("AB", pair, strict=True)
     }
-    rank = len(next(iter(lora.values()))[0])
-    about = {"r": rank, "lora_alpha": rank, "target_modules": sorted(lora)}
+    ranks = {name: len(pair[0]) for name, pair in lora.items()}
+    most = max(ranks.values())
+    about: dict[str, Any] = {"r": most, "lora_alpha": most, "target_modules": sorted(lora)}
+    if others := {f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != most}:
+        about |= {"rank_pattern": others, "alpha_pattern": others}
     return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
 
 
 def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER) -> None:
-    """Put the LoRA of :func:`save_lora`, or any in diffusers' naming, onto the generator; nothing is trained then.
+    """Put the LoRA of a file onto the generator, in any layout of :mod:`align.lora_layouts`; nothing is trained then.
 
     Args:
-        path: the file, or the folder that holds ``pytorch_lora_weights.safetensors``; a second expert's is read where
-            it lies beside.
+        path: the file, or the folder that holds it; a second expert's is read where it lies beside.
         name: of the LoRA; others that are there keep their part in what the network computes.
 
     Raises:
         LoraError: no such file, damaged, or made for another model.
     """
-    path = Path(path)
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        raise LoraError(f"no LoRA at {file}")
+    from align.lora_layouts import read_lora
+
+    file = lora_file(Path(path))
     for component, network in generator.backbones().items():
-        own = file if component == "transformer" else file.with_name(file_of(component))
+        own = file if component == "transformer" else _second(file, component)
         if own.is_file():
-            _load(generator.pipeline, component, network, own, name)
+            _inject(network, read_lora(own, network), name)
 
 
-def _load(pipeline: Any, component: str, network: Any, file: Path, adapter: str) -> None:
-    try:
-        with safe_open(file, "pt") as opened:
-            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise LoraError(f"{file} is no whole safetensors file: {error}") from error
-    linear = _linear(network)
-    wrong = [key for key, shape in shapes.items() if not _fits(key, shape, linear)]
-    if wrong or not shapes:
-        raise LoraError(
-            f"{file} was not made for this {type(network).__name__}: "
-            f"{len(wrong)} of {len(shapes)} keys do not fit, first {', '.join(wrong[:3]) or 'none at all'}"
-        )
-    second = {} if component == "transformer" else {f"load_into_{component}": True}
-    reader = getattr(pipeline, "load_lora_weights", None) or network.load_lora_adapter
-    reader(str(file.parent), weight_name=file.name, adapter_name=adapter, **second)
+def lora_file(path: Path) -> Path:
+    """The LoRA file that a path stands for: itself, or the one in its folder.
+
+    Raises:
+        LoraError: there is none, or several that may be meant.
+    """
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    known = [file for file in found if file.name in (FILE, "adapter_model.safetensors")]
+    first_experts = [file for file in found if _second(file, "transformer_2") in found]
+    for files in (known, first_experts, found):
+        if len(files) == 1:
+            return files[0]
+    if found:
+        raise LoraError(f"{path} holds {len(found)} files, {found[0].name} and others; name the file of the LoRA")
+    raise LoraError(f"no LoRA at {path / FILE if path.is_dir() else path}")
+
+
+def _second(file: Path, component: str) -> Path:
+    """Where the LoRA of another expert lies beside the first one's: as diffusers or as ComfyUI call it."""
+    if "high_noise" in file.name:
+        return file.with_name(file.name.replace("high_noise", "low_noise"))
+    return file.with_name(file_of(component))
+
+
+def _inject(network: Any, lora: Lora, adapter: str) -> None:
+    """Put a LoRA onto exactly its layers, in float32 whatever the base is stored in."""
+    ranks = {name: len(pair[0]) for name, pair in lora.items()}
+    most = max(ranks.values())
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=most,
+        rank_pattern=others,
+        alpha_pattern=others,
+        target_modules=f"({'|'.join(re.escape(name) for name in lora)})",
+        init_lora_weights=False,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        network.add_adapter(config, adapter)
+        for name, (a, b) in lora.items():
+            layer = network.get_submodule(name)
+            for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
+                weight = part[adapter].weight
+                weight.data = value.to(weight.device, torch.float32)
     _use_all(network)
     network.requires_grad_(False)
-    tensors = load_file(file)
-    for name, value in network.named_parameters():
-        key = PREFIX + name.replace(f".{adapter}.", ".")
-        if f".{adapter}." in name and key in tensors:  # for Wan's pictures diffusers adds zeros the file lacks
-            value.data = tensors[key].to(value.device, torch.float32)  # rounded to the base's dtype until now
 
 
-def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
+def linear_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Name -> ``(out, in)`` of a network's linear layers; weights stored in fewer bits have another shape."""
     return {
         name.removesuffix(".base_layer"): (module.out_features, module.in_features)
@@ -219,18 +243,9 @@ def _linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _fits(key: str, shape: tuple[int, ...], linear: dict[str, tuple[int, ...]]) -> bool:
-    """Whether ``transformer.<module>.lora_A|B.weight`` has a linear layer of this size to go to."""
-    module, _, part = key.removeprefix(PREFIX).partition(".lora_")
-    if not key.startswith(PREFIX) or module not in linear or len(shape) != 2:
-        return False
-    rows, columns = linear[module]
-    return (part == "A.weight" and shape[1] == columns) or (part == "B.weight" and shape[0] == rows)
-
-
 def _check_targets(generator: Generator, targets: Sequence[str] | str | None) -> None:
     """Every target asked for must be found; of the generator's own at least one (a small model may lack some)."""
-    names = list(_linear(next(iter(generator.backbones().values()))))  # experts are alike
+    names = list(linear_layers(next(iter(generator.backbones().values()))))  # experts are alike
     if isinstance(targets, str):
         wanted: Sequence[str] = [targets]
         missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]

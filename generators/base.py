@@ -94,6 +94,7 @@ class Generator(ABC):
         inputs: names of the media every prompt comes with: ``image``, ``mask``.
         guidance_default: what a guidance-distilled network is told unless the user says otherwise.
         needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
+        schedulers: classes that step as we do, of an adapter that does not take its times from ``spaced``.
         resting: accelerate hooks of text encoders that leave the device when they have read.
     """
 
@@ -104,6 +105,7 @@ class Generator(ABC):
     inputs: tuple[str, ...] = ()
     guidance_default: float = 1.0
     needs_encoders = False
+    schedulers: tuple[str, ...] = ()
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
         self.pipeline = pipeline

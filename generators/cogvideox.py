@@ -28,6 +28,7 @@ class CogVideoX(VideoGenerator):
     """
 
     pipeline_class = "CogVideoXPipeline"
+    schedulers = ("CogVideoXDDIMScheduler", "DDIMScheduler")
     accepts = ("size", "frames", "negative_prompt")  # the network's positions fix the length of the text
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:

@@ -55,4 +55,4 @@ class Mochi(VideoGenerator):
     def times(self, steps: int) -> Tensor:
         if steps < 2:
             raise GeneratorError(f"{steps} sampling steps: Mochi's grid needs at least 2, for its two parts")
-        return 1 - spaced(self.pipeline.scheduler, steps, linear_quadratic_schedule(steps, THRESHOLD))
+        return spaced(self.pipeline.scheduler, steps, linear_quadratic_schedule(steps, THRESHOLD), rising=True)

@@ -225,9 +225,13 @@ def test_a_damaged_lora_is_refused(tmp_path, in_memory):
     file = folder / "lora" / FILE
     good = load_file(file)
     for name, content, message in (
-        ("cut", file.read_bytes()[:-40], "no whole safetensors file"),
-        ("nan", {key: value * float("nan") for key, value in good.items()}, "NaN or infinity in 15 layers"),
-        ("other", {"transformer.other.lora_A.weight": torch.zeros(2, 2)}, "was not made for this"),
+        ("cut", file.read_bytes()[:-40], "not a whole safetensors file: it is cut short"),
+        ("nan", {key: value * float("nan") for key, value in good.items()}, "NaN or infinity in 15 of 15 pairs"),
+        (
+            "other",
+            {f"transformer.other.lora_{half}.weight": torch.ones(2, 2) for half in "AB"},
+            "was not made for this",
+        ),
     ):
         file.write_bytes(content) if isinstance(content, bytes) else save_file(content, file)
         with pytest.raises((LoraError, ExportError), match=message):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from align.lora import FILE, LoraError, add_lora, load_lora, save_lora
@@ -133,12 +134,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(tensors, filename, metadata):
-        raise OSError("No space left on device")
+        filename.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("align.lora.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_lora(generator, tmp_path)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_equal_loras_are_equal_bytes_that_others_may_read(tmp_path, mask):
+    generator = trained()
+    before = os.umask(mask)
+    try:
+        files = [save_lora(generator, tmp_path / str(index)) for index in range(6)]
+    finally:
+        os.umask(before)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~mask}
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -156,19 +171,22 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(LoraError, match=r"no LoRA at .*pytorch_lora_weights"):
         load_lora(generator, tmp_path)
     (tmp_path / FILE).write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(LoraError, match="no whole safetensors file"):
+    with pytest.raises(LoraError, match="not a whole safetensors file: no header"):
         load_lora(generator, tmp_path)
     good = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     other = "transformer.single_blocks.0.proj.lora_A.weight"
-    save_file({good: torch.zeros(4, 32), other: torch.zeros(4, 32)}, tmp_path / FILE)
-    with pytest.raises(LoraError, match=rf"1 of 2 keys do not fit, first {other}"):
+
+    def pairs(*sizes):
+        both = {key: torch.ones(4, wide) for key, wide, _ in sizes}
+        return both | {key.replace("_A", "_B"): torch.ones(rows, 4) for key, _, rows in sizes}
+
+    save_file(pairs((good, 32, 32), (other, 32, 32)), tmp_path / FILE)
+    with pytest.raises(LoraError, match=r"diffusers's layout.*: 1 of 2 pairs do not fit, first .*single_blocks.0.proj"):
         load_lora(generator, tmp_path)
-    save_file({good: torch.zeros(4, 48)}, tmp_path / FILE)  # right name, a wider model
-    with pytest.raises(LoraError, match="1 of 1 keys"):
-        load_lora(generator, tmp_path)
-    save_file({good.removeprefix("transformer."): torch.zeros(4, 32)}, tmp_path / FILE)
-    with pytest.raises(LoraError, match="1 of 1 keys"):
-        load_lora(generator, tmp_path)
+    for wide, rows in ((48, 32), (32, 48)):  # right name, a wider model
+        save_file(pairs((good, wide, rows)), tmp_path / FILE)
+        with pytest.raises(LoraError, match=f"to_q has {wide} and {rows}, the layer 32 inputs and 32 outputs"):
+            load_lora(generator, tmp_path)
 
 
 def test_targets():

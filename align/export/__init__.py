@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from align import checkpoint
 from align.build import build_generator
@@ -19,8 +18,9 @@ from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
 from align.files import new_folder
-from align.lora import Lora, as_diffusers, file_of
+from align.lora import Lora, as_diffusers, file_of, linear_layers
 from align.policy import Trained, load_policy
+from alignflow import tensor_files
 from generators.base import Generator
 from generators.load import DTYPES
 
@@ -154,7 +154,7 @@ def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], sta
     """The LoRA of every network in its own file."""
     files = {name: staging / file for name, file in job.names(list(policy)).items()}
     for component, network in generator.backbones().items():
-        lora, shapes = policy[component], check.linear(network)
+        lora, shapes = policy[component], linear_layers(network)
         if job.to == "diffusers":
             tensors, about = as_diffusers(lora)
         else:
@@ -165,9 +165,8 @@ def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], sta
             about = {"modelspec.title": job.config.name}
         dtype = DTYPES[job.dtype]
         whole = {name: value.to(torch.float32 if name.endswith("alpha") else dtype) for name, value in tensors.items()}
-        save_file(
-            {name: value.contiguous() for name, value in whole.items()}, files[component], {"format": "pt", **about}
-        )
+        ready = {name: value.contiguous() for name, value in whole.items()}
+        tensor_files.save(files[component], ready, {"format": "pt", **about})
     return files
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align.export.layouts import ExportError, Layout, published
-from align.lora import Lora, lora_of
+from align.lora import Lora, linear_layers, lora_of
 from generators.base import Generator
 
 TIMES = (0.95, 0.5, 0.05)  # flow times at which velocities are compared; experts by time are all asked
@@ -51,16 +51,6 @@ def answers(generator: Generator, *, decode: bool) -> Answers:
         velocities = [generator.velocity(x, torch.tensor(t), cond) for t in TIMES]
         media = generator.decode(x - velocities[0]) if decode else torch.zeros(1)
     return Answers(torch.cat(velocities).cpu(), media.float().cpu())
-
-
-def linear(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> (outputs, inputs) of a network's linear layers, whether a LoRA is wrapped around them or not."""
-    modules = network.named_modules()
-    return {
-        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
-        for name, module in modules
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
 
 
 def trained_lora(network: nn.Module) -> Lora:
@@ -125,7 +115,7 @@ def read_weights(
     """
     for component, network in generator.backbones().items():
         path, weights = files[component], dict(network.named_parameters())
-        rows = {name: shape[0] for name, shape in linear(network).items()}
+        rows = {name: shape[0] for name, shape in linear_layers(network).items()}
         checkpoint = Changes(_file_changes(path, list(published(policy[component], rows, layout))))
         for blocks in layout.blocks:  # the converter counts blocks, also those that were not trained
             depth = len([name for name, _ in network.named_modules() if re.fullmatch(rf"{blocks.ours}\.\d+", name)])

@@ -208,11 +208,11 @@ def published(lora: Lora, rows: Mapping[str, int], layout: Layout) -> Lora:
     fused: dict[str, tuple[str, ...]] = {}
     unknown = []
     for name in lora:
-        place = _place(name, layout)
-        if place is None:
+        found = place(name, layout)
+        if found is None:
             unknown.append(name)
         else:
-            fused[place[0]] = place[1]
+            fused[found[0]] = found[1]
     if unknown:
         raise ExportError(
             f"{len(unknown)} trained layers have no name in this layout, first {', '.join(unknown[:3])}; "
@@ -242,7 +242,7 @@ def fuse(parts: Sequence[tuple[int, tuple[Tensor, Tensor] | None]]) -> tuple[Ten
     return a, b
 
 
-def _place(name: str, layout: Layout) -> tuple[str, tuple[str, ...]] | None:
+def place(name: str, layout: Layout) -> tuple[str, tuple[str, ...]] | None:
     """Published layer of one of ours, and all of ours that lie in it."""
     for blocks in layout.blocks:
         found = re.fullmatch(rf"{re.escape(blocks.ours)}\.(\d+)\.(.+)", name)
@@ -266,7 +266,7 @@ def whole(lora: Lora, shapes: Mapping[str, tuple[int, int]], layout: Layout) -> 
     idle = {
         name: (some.new_zeros(1, columns), some.new_zeros(rows, 1))
         for name, (rows, columns) in shapes.items()
-        if name not in lora and _place(name, layout)
+        if name not in lora and place(name, layout)
     }
     return {**lora, **idle}
 
