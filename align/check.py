@@ -13,7 +13,7 @@ from align import devices, memory, registry
 from align.errors import ConfigError, DataError, Problem
 from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
-from align.settings import Config, GeneratorConfig, OnlineRollout
+from align.settings import Config, GeneratorConfig, OnlineRollout, is_unread
 from align.tables import HUB
 from alignflow.extras import remedy
 from alignflow.paths import expanded
@@ -26,6 +26,8 @@ def geometry(config: Config, processes: int = 1) -> str:
     samples = rollout.prompts * rollout.group
     of = "prompt" if isinstance(rollout, OnlineRollout) else "row"
     made = f"{count(rollout.prompts, of)} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
+    if is_unread(config.recipe):
+        return f"{made} per rollout; terms and updates are known once {config.recipe.kind} is imported"
     each = config.recipe.terms_per_sample(config)
     terms = math.ceil(samples * each)
     per_update = math.ceil(terms / train.updates)

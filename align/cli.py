@@ -156,13 +156,15 @@ def check(
     card: Annotated[
         str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
     ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--import", help="import rewards, recipes, searches and generators of your own")
+    ] = False,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
     from align.commands import examine
 
-    for line in examine(config, overrides or [], memory or card is not None, card):
+    for line in examine(config, overrides or [], memory or card is not None, card, run_code):
         echo(line)
-    echo(f"{config} is ready to run")
 
 
 @app.command(epilog='Example: alignflow sample runs/nft --prompt "a red circle" --count 4 --out samples')

@@ -312,6 +312,9 @@ def fitting(config: Config, changes: list[str], size: float) -> list[str]:
     return []
 
 
+MISFIT = "does not fit in"
+
+
 def lines(config: Config, card: str | None = None) -> list[str]:
     """The estimate in words; with a card, whether it fits and what to change."""
     found = estimate(config)
@@ -328,7 +331,7 @@ def lines(config: Config, card: str | None = None) -> list[str]:
     size = card_bytes(card)
     if found.bytes <= size:
         return [*text, f"fits in {size / GB:g} GB"]
-    text.append(f"does not fit in {size / GB:g} GB; each by itself would save, most first:")
+    text.append(f"{MISFIT} {size / GB:g} GB; each by itself would save, most first:")
     found_savings = savings(config)
     text += [f"  {change:44} {saved / GB:6.1f} GB" for change, saved in found_savings]
     together = fitting(config, [change for change, _ in found_savings], size)

@@ -19,7 +19,6 @@ from pydantic import BaseModel
 
 import align.recipes
 import generators as adapters
-from align.errors import ConfigError
 from align.recipes.base import Recipe
 from alignflow.paths import is_file
 
@@ -109,27 +108,6 @@ def summary() -> dict[str, dict[str, str]]:
         "samplers": SAMPLERS,
         "search": {kind: _first_line(cls.__doc__) for kind, cls in searches().items()},
     }
-
-
-def load_object(spec: str) -> Any:
-    """The object called ``package.module:name``.
-
-    Raises:
-        ConfigError: the module or the name is not there.
-    """
-    module_name, _, name = spec.partition(":")
-    if not (module_name and name):
-        raise ConfigError(f"{spec!r} should read package.module:name")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"cannot import {spec!r}: {error}; is the module installed or on PYTHONPATH?") from error
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise ConfigError(f"module {module_name!r} has no {name!r}") from error
-    return found
 
 
 def _docstring(file: Path) -> str | None:

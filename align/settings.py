@@ -6,19 +6,20 @@ Class defaults are the vetted setting. No torch here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 import generators
 from align import registry
-from align.errors import ConfigError
 from align.memory import Memory
 from align.memory import problems as memory_problems
 from align.recipes.base import Recipe
 from align.sampling import Sampler
 from align.tree import Problems, RunSettings, Settings, WithoutSecrets
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
+from alignflow import plugins
 from alignflow.devices import malformed
 from rewards.base import RewardSettings
 
@@ -45,7 +46,9 @@ class GeneratorConfig(Settings):
     def _known(cls, kind: str) -> str:
         known = generators.kinds()
         if kind not in known and ":" not in kind:
-            message = f"no such generator{nearest(kind, known)}; there are {listing(known)}, or package.module:Class"
+            message = (
+                f"no such generator{nearest(kind, known)}; there are {listing(known, kind)}, or package.module:Class"
+            )
             raise problems_at([("", message)], kind)
         return kind
 
@@ -185,13 +188,31 @@ def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
     return rewards.parse(data)
 
 
+@cache
+def unread_settings(base: type[BaseModel]) -> type[BaseModel]:
+    """Settings that stand for those of a class that was not imported: any key may be one of its own."""
+
+    class Unread(base):  # type: ignore[valid-type, misc]
+        model_config = ConfigDict(extra="allow", frozen=True)
+
+    return Unread
+
+
+def is_unread(settings: BaseModel) -> bool:
+    """Whether settings stand for those of a class that was not imported."""
+    return type(settings).__name__ == "Unread"
+
+
 def derived(base: type[BaseModel]) -> Callable[[dict[str, Any]], Any]:
     """Makes settings of a class outside the repository, ``package.module:name``, which derives from ``base``."""
 
     def make(data: dict[str, Any]) -> Any:
         try:
-            cls = registry.load_object(data["kind"])
-        except ConfigError as error:
+            if not plugins.runs():
+                plugins.find(data["kind"])
+                return unread_settings(base).model_validate(data)
+            cls = plugins.load(data["kind"])
+        except plugins.PluginError as error:
             raise problems_at([("kind", str(error))], data["kind"]) from None
         if not (isinstance(cls, type) and issubclass(cls, base)):
             message = f"{data['kind']} is not a class derived from {base.__module__}.{base.__name__}"

@@ -14,8 +14,10 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 import generators
+from alignflow import plugins
 from alignflow.paths import expanded
 from alignflow.text import first_line
+from alignflow.words import listing
 from generators.base import Generator, GeneratorError, Options
 from generators.folder import check_parts, components, read_index, single_file
 from generators.memory import Memory, place, quantisation, set_attention, thrifty_vae
@@ -29,24 +31,23 @@ HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling
 
 
 def adapter(kind: str) -> type[Generator]:
-    """The Generator subclass called ``kind``: a file of ``generators/``, or ``package.module:Class`` from elsewhere."""
-    module_name, _, class_name = kind.partition(":")
-    if not class_name and kind not in generators.kinds():
-        raise GeneratorError(
-            f"no generator {kind!r}; there are {', '.join(generators.kinds())}, or package.module:Class"
-        )
-    try:
-        module = import_module(module_name if class_name else f"generators.{kind}")
-    except ModuleNotFoundError as error:
-        raise GeneratorError(f"generator {kind!r}: {error}; is its package installed or on PYTHONPATH?") from error
-    if class_name:
-        found = [getattr(module, class_name, None)]
-    else:
+    """The Generator subclass called ``kind``: a file of ``generators/``, or ``package.module:Class`` or
+    ``file.py:Class`` from elsewhere."""
+    if ":" in kind:
+        try:
+            found = [plugins.load(kind)]
+        except plugins.PluginError as error:
+            raise GeneratorError(f"generator {kind!r:.200}: {error}") from error
+    elif kind in generators.kinds():
+        module = import_module(f"generators.{kind}")
         found = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    else:
+        known = listing(generators.kinds(), kind)
+        raise GeneratorError(f"no generator {kind!r:.80}; there are {known}, or package.module:Class")
     for value in found:
         if isinstance(value, type) and issubclass(value, Generator):
             return value
-    raise GeneratorError(f"generator {kind!r}: {module.__name__} defines no such subclass of Generator")
+    raise GeneratorError(f"generator {kind!r:.200}: this is no subclass of generators.base.Generator")
 
 
 def load(

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from alignflow.paths import expanded
+from alignflow import plugins
 from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
 if TYPE_CHECKING:
@@ -85,20 +81,15 @@ class CallableReward(RewardSettings):
 
 
 def load_object(kind: str) -> Any:
-    """The object at ``package.module:name`` or ``path/to/file.py:name``; modules are also looked for in the working
-    folder.
+    """The object at ``package.module:name`` or ``path/to/file.py:name``, see :mod:`alignflow.plugins`.
 
     Raises:
-        RewardError: no such file, module or name.
+        RewardError: no such file, module or name, or it cannot be imported.
     """
-    place, name = kind.rsplit(":", 1)
-    found: Any = _from_file(expanded(place, RewardError)) if place.endswith(".py") else _from_module(place)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            have = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            raise RewardError(f"{place!r} has no {name!r}; it has {', '.join(have) or 'nothing to call'}")
-        found = getattr(found, part)
-    return found
+    try:
+        return plugins.load(kind)
+    except plugins.PluginError as error:
+        raise RewardError(str(error)) from error
 
 
 def _source(found: Any) -> str:
@@ -108,26 +99,3 @@ def _source(found: Any) -> str:
     except (OSError, TypeError):
         return ""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _from_module(name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:  # a console command does not look in the working folder by itself
-        sys.path.append(here)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        remedy = "run where it is, install it, or write path/to/file.py:name"
-        raise RewardError(f"cannot import {name!r}: {error}; {remedy}") from error
-
-
-def _from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise RewardError(f"no file {path}, looked for from {Path.cwd()}")
-    spec = importlib.util.spec_from_file_location(f"alignflow_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module

@@ -61,7 +61,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("trackers=[tensorbord]", "trackers.0"),
         ("recipe=3", "should be a kind (flow_dpo"),
         ("recipe.kind=ntf", "recipe.kind (override 'recipe.kind=ntf'): no such recipe 'ntf'; did you mean 'nft'?"),
-        ("recipe.kind=no.such.module:Mine", "cannot import 'no.such.module:Mine'"),
+        ("recipe.kind=no.such.module:Mine", "cannot import 'no.such.module'"),
         ("recipe.kind=align.seeds:derive", "is not a class derived from align.recipes.base.Recipe"),
         ("policy.kind=lroa", "no such policy 'lroa'; did you mean 'lora'?; there are lora, full"),
         ("rollout.kind=3", "no such rollout 3; there are online, pairs, samples"),

@@ -196,6 +196,13 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
         for name in layer.data.get(part, {})
     }
     theirs = [f"{key}={file}" for key, file in own.items() if key in keys]
+    rewards = {
+        "prompt_template.py": f"evaluate.rewards.video.template={table}",
+        '"references": "references"': f"reward.parts.likeness.reward.references={tmp_path}",
+        '"references": "references.jsonl"': f"reward.references={table}",
+    }
+    texts = json.dumps([layer.data for layer in read_layers(path)])
+    theirs += [override for words, override in rewards.items() if words in texts]
     code, out, err = run("check", str(path), *theirs)
     assert code == 0, err
     assert "ready to run" in out

@@ -38,7 +38,7 @@ def judge(tmp_path):
 def calls():
     import sys
 
-    return sys.modules["alignflow_reward_judge"].calls
+    return sys.modules["alignflow_plugin_judge"].calls
 
 
 def cached(judge, tmp_path, **options):
