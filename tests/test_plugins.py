@@ -21,10 +21,10 @@ SHAPES = "generator: {path: shapes}\nprompts: {train: 'shapes:train'}\nrollout: 
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    before = set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name in [name for name in sys.modules if "plugin" in name or name.startswith("own_")]:
+        if name != "alignflow.plugins":
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("place", ["loud_plugin", "loud_plugin.py", "./loud_plugin.py", "pack_plugin.loud"])
