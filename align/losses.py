@@ -195,6 +195,33 @@ def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, v_old: Tenso
     return Loss(value, {"fm": error.detach()})
 
 
+# -- distribution matching ----------------------------------------------------------------------------------------
+
+
+def dmd(x: Tensor, x_real: Tensor, x_fake: Tensor, weight: float | Tensor = 1.0) -> Loss:
+    """Distribution matching distillation (DMD, arXiv 2311.18828), weighted by reward (Re-DMD, Reward Forcing)::
+
+        g = (x_fake - x_real) / mean |x - x_real|,    weight mean (x - sg(x - g))^2 / 2
+
+    The gradient with respect to ``x`` is ``weight g / D`` for D dimensions: it leads from the student's distribution
+    to the teacher's, and is 0 where the two predictions are equal.
+
+    Args:
+        x: ``[M, ...]`` samples of the student, with gradient.
+        x_real: ``[M, ...]`` clean samples that the teacher predicts from ``x`` noised again.
+        x_fake: ``[M, ...]`` the same from the critic, a model of the student's own distribution.
+        weight: number or ``[M]``, such as ``exp(beta reward)``.
+
+    Returns:
+        metric ``mismatch``, ``mean |g|``.
+    """
+    here, real, fake = (precise(part.detach()) for part in (x, x_real, x_fake))
+    scale = (here - real).abs().flatten(1).mean(1).clamp_min(1e-8)
+    g = (fake - real) / column(scale, here)
+    value = weight * (precise(x) - (here - g)).square().flatten(1).mean(1) / 2
+    return Loss(value, {"mismatch": g.abs().flatten(1).mean(1)})
+
+
 # -- preferences --------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from align.losses import (
     Guard,
     clipped_pg,
+    dmd,
     kl_mean,
     mse,
     nft,
@@ -258,6 +259,43 @@ def test_reward_weighting_tilts_a_gaussian():
     (slope,) = torch.autograd.grad(loss, v)
     optimum = -float(slope) / 2  # of the mean of weight (v + x0)^2 when weights average 1
     assert optimum == pytest.approx(-0.5, abs=0.012)
+
+
+# -- distribution matching ----------------------------------------------------------------------------------------
+
+
+@both_media
+def test_the_gradient_of_dmd_is_the_normalised_difference_over_the_dimensions(shape):
+    x, real, fake = draw(shape).requires_grad_(), draw(shape, 1), draw(shape, 2)
+    weight = torch.arange(1.0, 7.0, dtype=torch.double)
+    loss = dmd(x, real, fake, weight)
+    scale = (x.detach() - real).abs().flatten(1).mean(1)
+    g = (fake - real) / scale.reshape(-1, *[1] * (len(shape) - 1))
+    expected = weight.reshape(-1, *[1] * (len(shape) - 1)) * g / x[0].numel()
+    torch.testing.assert_close(gradient(loss.value, x), expected)
+    torch.testing.assert_close(loss.value.detach(), weight * g.square().flatten(1).mean(1) / 2)
+    torch.testing.assert_close(loss.metrics["mismatch"], g.abs().flatten(1).mean(1))
+
+
+def test_dmd_is_still_where_critic_and_teacher_agree():
+    x, real = draw((6, 3, 4, 4)).requires_grad_(), draw((6, 3, 4, 4), 1)
+    loss = dmd(x, real, real)
+    assert torch.equal(loss.value, torch.zeros(6, dtype=torch.double))
+    assert torch.equal(gradient(loss.value, x), torch.zeros_like(x))
+
+
+def test_a_reward_half_higher_weighs_e_times_as_much_at_beta_two():
+    x, real, fake = draw((2, 8)), draw((2, 8), 1), draw((2, 8), 2)
+    x, real, fake = (part[:1].repeat(2, 1) for part in (x, real, fake))
+    loss = dmd(x, real, fake, (2 * numbers(1.0, 0.5)).exp())
+    assert float(loss.value[0] / loss.value[1]) == pytest.approx(2.718281828, rel=1e-9)
+
+
+def test_dmd_leaves_the_student_unmoved_by_the_teachers_graph():
+    x, real, fake = (draw((2, 8), seed).requires_grad_() for seed in range(3))
+    dmd(x, real, fake).value.sum().backward()
+    assert real.grad is None
+    assert fake.grad is None
 
 
 # -- preferences --------------------------------------------------------------------------------------------------
