@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,8 +72,10 @@ def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parame
     """The policy's parameters: a fresh LoRA on the backbone, or all of the backbone."""
     policy = config.policy
     if policy.kind == "lora":
-        from align.lora import add_lora
+        from align.lora import add_lora, continue_lora
 
+        if policy.init is not None:
+            return continue_lora(generator, Path(policy.init).expanduser())
         return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed)
     generator.backbone.requires_grad_(True)
     return list(generator.backbone.named_parameters())

@@ -223,14 +223,17 @@ def score(
 def evaluate(
     source: SourceArgument,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA file or folder on the base, in place of a run's policy")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="override, such as evaluate.prompts=512")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out scores of a config's base or a run's policy."""
+    """Held-out scores of a config's base, a run's policy or a LoRA."""
     settings, run_dir = _settings_of(source, overrides)
     from align.evaluate import evaluate_run
 
-    row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint)
+    row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint, lora=lora)
     if as_json:
         echo(json.dumps(without_nan(row), indent=2))
         return
@@ -257,16 +260,16 @@ def export(
     """Write a trained policy for other programs, reload it, and compare before it counts as done."""
     trained = _trained(source)
     from align.export import export as write
+    from align.export import sentence
 
     found = write(trained, to, out, dtype)
     if as_json:
         echo(json.dumps(found, indent=2))
         return
     _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
-    echo(
-        f"read back and compared: velocities differ by at most {found['difference']:.2g} "
-        f"(they reach {found['velocity']:.2g}, training changed them by up to {found['effect']:.2g})"
-    )
+    echo(sentence(found))
+    if found["warning"]:
+        echo(f"warning: {found['warning']}", err=True)
 
 
 @app.command(epilog="Example: alignflow report runs/nft")

@@ -233,17 +233,25 @@ def _draw(generator: Generator, cond: Conditioning, seeds: Sequence[int], sample
     return decode(generator, latents, chunk)
 
 
-def evaluate_run(config: Config, run_dir: Path | None = None, checkpoint: Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    config: Config, run_dir: Path | None = None, checkpoint: Path | None = None, lora: Path | None = None
+) -> dict[str, Any]:
     """Held-out scores of a config's base, or of the policy in a run's checkpoint (its newest unless one is named).
 
+    Args:
+        lora: scored on the base instead of a run's policy, see :func:`align.policy.load_policy`.
+
     Raises:
-        ConfigError: the config names no held-out prompts or no rewards to score them with.
+        ConfigError: the config names no held-out prompts or no rewards to score them with; a LoRA and a checkpoint.
+        LoraError: the LoRA is damaged or was made for another model.
         CheckpointError: there is no checkpoint, or it belongs to another model.
     """
     if config.prompts.heldout is None:
         raise ConfigError("prompts.heldout is not set: there is nothing to evaluate on")
     trained = {"reward": config.reward} if config.reward else {}
-    of_run = run_dir is not None or checkpoint is not None
+    if lora is not None and checkpoint is not None:
+        raise ConfigError("a LoRA and a checkpoint are two policies; name one of them")
+    of_run = lora is None and (run_dir is not None or checkpoint is not None)
     learning = "reward" if of_run else None
     rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config), learning=learning)
     if not rewards:
@@ -260,6 +268,9 @@ def evaluate_run(config: Config, run_dir: Path | None = None, checkpoint: Path |
         with roles.use(role):
             result = _held_out(generator, config, rewards)
     else:
+        if lora is not None:
+            load_policy(generator, lora)
+            role = f"lora {lora}"
         result = _held_out(generator, config, rewards)
     return {"role": role, "checkpoint": str(path) if path else None, **result.row()}
 

@@ -15,10 +15,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from align.errors import AlignflowError
-from alignflow import tensor_files
+from alignflow import lora_files, tensor_files
+from alignflow.lora_files import FILE as FILE
+from alignflow.lora_files import LoraFileError
+from alignflow.lora_files import file_of as file_of
 from generators.base import Generator
 
-FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
 ADAPTER = "default"
 
@@ -30,11 +32,6 @@ class LoraError(AlignflowError, ValueError):
     """A LoRA that does not fit the model; names the modules or keys."""
 
     exit_code = 2
-
-
-def file_of(component: str) -> str:
-    """File name of one network's LoRA: ``FILE`` for ``transformer``, a second expert's has its name in it."""
-    return FILE if component == "transformer" else FILE.replace(".", f"_{component}.")
 
 
 def add_lora(
@@ -176,37 +173,14 @@ def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = AD
     """
     from align.lora_layouts import read_lora
 
-    file = lora_file(Path(path))
+    try:
+        file = lora_files.find(Path(path))
+    except LoraFileError as error:
+        raise LoraError(str(error)) from None
     for component, network in generator.backbones().items():
-        own = file if component == "transformer" else _second(file, component)
+        own = file if component == "transformer" else lora_files.second(file, component)
         if own.is_file():
             _inject(network, read_lora(own, network), name)
-
-
-def lora_file(path: Path) -> Path:
-    """The LoRA file that a path stands for: itself, or the one in its folder.
-
-    Raises:
-        LoraError: there is none, or several that may be meant.
-    """
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    known = [file for file in found if file.name in (FILE, "adapter_model.safetensors")]
-    first_experts = [file for file in found if _second(file, "transformer_2") in found]
-    for files in (known, first_experts, found):
-        if len(files) == 1:
-            return files[0]
-    if found:
-        raise LoraError(f"{path} holds {len(found)} files, {found[0].name} and others; name the file of the LoRA")
-    raise LoraError(f"no LoRA at {path / FILE if path.is_dir() else path}")
-
-
-def _second(file: Path, component: str) -> Path:
-    """Where the LoRA of another expert lies beside the first one's: as diffusers or as ComfyUI call it."""
-    if "high_noise" in file.name:
-        return file.with_name(file.name.replace("high_noise", "low_noise"))
-    return file.with_name(file_of(component))
 
 
 def _inject(network: Any, lora: Lora, adapter: str) -> None:

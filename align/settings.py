@@ -67,6 +67,17 @@ class LoRAPolicy(Settings):
     rank: int = Field(16, ge=1, description="rank of every adapter")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null = rank, so scale 1")
     targets: list[str] | None = Field(None, description="module names to adapt; null = the generator's own list")
+    init: str | None = Field(
+        None, description="LoRA that training starts from: a file or folder; its ranks and layers replace those above"
+    )
+
+    @model_validator(mode="after")
+    def _from_the_file(self) -> Self:
+        fields = type(self).model_fields
+        given = [name for name in ("rank", "alpha", "targets") if getattr(self, name) != fields[name].default]
+        if self.init is not None and given:
+            raise problems_at([(given[0], "comes from the file of policy.init; leave it out")], getattr(self, given[0]))
+        return self
 
 
 class FullPolicy(Settings):

@@ -20,6 +20,8 @@ from alignflow.tensor_files import Entry, TensorFileError
 from alignflow.text import printable
 from alignflow.weights import first, is_finite
 
+FILE = "pytorch_lora_weights.safetensors"
+"""Name of the file that diffusers reads by default."""
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 PEFT = "base_model.model."
 ABOUT = "lora_adapter_metadata"
@@ -105,6 +107,37 @@ class LoraFile:
     def ranks(self) -> list[int]:
         """Ranks that occur, smallest first."""
         return sorted({self.rank(stem) for stem in self.pairs})
+
+
+def file_of(component: str) -> str:
+    """File name of one network's LoRA: ``FILE`` for ``transformer``, a second expert's has its name in it."""
+    return FILE if component == "transformer" else FILE.replace(".", f"_{component}.")
+
+
+def second(file: Path, component: str) -> Path:
+    """Where the LoRA of another expert lies beside the first one's: as diffusers or as ComfyUI call it."""
+    if "high_noise" in file.name:
+        return file.with_name(file.name.replace("high_noise", "low_noise"))
+    return file.with_name(file_of(component))
+
+
+def find(path: Path) -> Path:
+    """The LoRA file that a path stands for: itself, or the one in its folder.
+
+    Raises:
+        LoraFileError: there is none, or several that may be meant.
+    """
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    known = [file for file in found if file.name in (FILE, "adapter_model.safetensors")]
+    first_experts = [file for file in found if second(file, "transformer_2") in found]
+    for files in (known, first_experts, found):
+        if len(files) == 1:
+            return files[0]
+    if found:
+        raise LoraFileError(f"{path} holds {len(found)} files, {found[0].name} and others; name the file of the LoRA")
+    raise LoraFileError(f"no LoRA at {path / FILE if path.is_dir() else path}")
 
 
 def inspect(path: Path) -> LoraFile:
@@ -287,8 +320,11 @@ def scale_of(found: LoraFile, stem: str, alpha: float | None) -> float:
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def tensors(found: LoraFile) -> dict[str, tuple[Any, Any]]:
+def tensors(found: LoraFile, scaled: bool = True) -> dict[str, tuple[Any, Any]]:
     """Layer in the file -> (A ``[r, in]``, B ``[out, r]`` with the scale in it), float32 on the CPU. Imports torch.
+
+    Args:
+        scaled: False leaves the scale to the caller.
 
     Raises:
         LoraFileError: damaged, NaN or infinity in a pair, or an alpha that is no positive number.
@@ -304,7 +340,7 @@ def tensors(found: LoraFile) -> dict[str, tuple[Any, Any]]:
     for stem, pair in found.pairs.items():
         a, b = held[pair.a].float(), held[pair.b].float()
         scale = scale_of(found, stem, float(held[pair.alpha]) if pair.alpha else None)
-        b = b if scale == 1.0 else b * scale
+        b = b * scale if scaled and scale != 1.0 else b
         broken += [stem] if not (is_finite(a) and is_finite(b)) else []
         read[stem] = (a.contiguous(), b.contiguous())
     if broken:

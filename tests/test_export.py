@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from align.errors import CheckpointError, RunFolderError
-from align.export import check, export, layouts
+from align.export import check, export, layouts, sentence
 from align.export.layouts import ExportError
 from align.lora import FILE, LoraError, save_lora
 from align.policy import find_policy, load_policy
@@ -140,6 +140,35 @@ def test_half_precision_is_rounded_and_no_more(tmp_path):
     assert 0 < merged["difference"] <= merged["tolerance"] * max(1.0, merged["velocity"])
     with safe_open(tmp_path / "c/transformer/diffusion_pytorch_model.safetensors", "pt") as opened:
         assert opened.get_tensor("proj_out.weight").dtype == torch.bfloat16
+
+
+def test_how_much_of_the_training_rounding_takes(tmp_path, capsys):
+    folder = trained(tmp_path, SD3, model=True)
+    file = folder / "lora" / FILE
+    good, share = load_file(file), export(find_policy(folder), "merged", tmp_path / "a", "bfloat16")["share"]
+    assert 0 < share < 0.1
+
+    def weaker(times):  # rounding stays what it is, the effect of the LoRA falls
+        save_file({key: value * times if "lora_B" in key else value for key, value in good.items()}, file)
+
+    weaker(share / 0.15)
+    found = export(find_policy(folder), "merged", tmp_path / "b", "bfloat16")
+    assert 0.1 < found["share"] == found["moved"] / found["effect"] < 0.5
+    assert (
+        f"to bfloat16 loses {found['share']:.0%} of what training changed. Use merged with --dtype" in found["warning"]
+    )
+    assert f"of which this is {found['share']:.1%})" in sentence(found)
+    exact = export(find_policy(folder), "merged", tmp_path / "c", "float32")
+    assert exact["share"] < 1e-3
+    assert exact["warning"] is None
+    weaker(share / 2)
+    with pytest.raises(ExportError, match=r"loses \d+% of what training changed .*nothing was kept\. Use merged with"):
+        export(find_policy(folder), "merged", tmp_path / "d", "bfloat16")
+    assert not (tmp_path / "d").exists()
+    weaker(0)
+    nothing = export(find_policy(folder), "merged", tmp_path / "e", "float32")
+    assert nothing["share"] is None
+    assert "training changed none of them" in sentence(nothing)
 
 
 def test_fused_layers_are_blocks_of_ranks():

@@ -137,7 +137,7 @@ def test_nothing_to_use_is_said(generator, tmp_path):
     with pytest.raises(LoraError, match=r"no LoRA at .*nowhere"):
         search(generator, DARK, PROMPTS, hyper(lr=0.0, folder=str(tmp_path / "nowhere")), {"decodes": 4})
     (tmp_path / FILE).write_bytes(b"broken")
-    with pytest.raises(LoraError, match="no whole safetensors file"):
+    with pytest.raises(LoraError, match="not a whole safetensors file"):
         search(generator, DARK, PROMPTS, hyper(folder=str(tmp_path)), {"decodes": 4})
 
 

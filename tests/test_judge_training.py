@@ -188,10 +188,10 @@ def test_a_lora_that_does_not_fit_is_refused(model, tmp_path):
     train_judge(config(tmp_path, model, "pairwise", "fit.steps=1"))
     whole = (tmp_path / "out" / FILE).read_bytes()
     (tmp_path / "out" / FILE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RewardError, match="no whole safetensors file"):
+    with pytest.raises(RewardError, match="not a whole safetensors file"):
         load(tmp_path / "out")
     (tmp_path / "out" / FILE).write_bytes(whole)
-    with pytest.raises(RewardError, match=r"was not made for this Qwen3VL.*keys do not fit"):
+    with pytest.raises(RewardError, match=r"was not made for this Qwen3VL.*pairs do not fit"):
         Local(model="shapes", dtype="float32", lora=str(tmp_path / "out")).load("cpu")
     (tmp_path / "out" / "adapter_config.json").write_text("{")
     with pytest.raises(RewardError, match=r"judge\.lora"):

@@ -27,6 +27,8 @@ from generators.load import DTYPES
 if TYPE_CHECKING:
     from align.settings import Config
 
+NOTICED, LOST = 0.1, 0.5
+"""Shares of the trained effect that rounding may take before it is said, and before the export fails."""
 STAGES = {"transformer": "high_noise", "transformer_2": "low_noise"}  # of two experts, what their files are called
 
 
@@ -72,8 +74,9 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
 
     Returns:
         What was written and how far it is from the policy: ``folder``, ``from``, ``files``, ``difference`` (largest
-        absolute one of velocities), ``velocity`` and ``effect`` (largest absolute velocity, and its largest change by
-        the training), ``tolerance``.
+        absolute one of velocities and media), ``moved`` (of velocities), ``velocity`` and ``effect`` (largest absolute
+        velocity, and its largest change by the training), ``share`` (of ``effect`` that ``moved`` is; None where
+        nothing was trained), ``warning`` (in words, or None), ``tolerance``.
 
     Raises:
         RunFolderError: ``out`` exists.
@@ -99,11 +102,41 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
                 f"--to {to}: reloaded, its velocities differ from the policy's by up to {difference:.2g} "
                 f"(allowed {job.tolerance * max(1.0, scale):.2g}, velocities up to {scale:.2g}); nothing was kept"
             )
+        effect = policy.moved(base)
+        share = again.moved(policy) / effect if effect else None
+        if share is not None and share > LOST:
+            raise ExportError(
+                f"--to {to}: rounding to {job.dtype} loses {share:.0%} of what training changed (velocities differ by "
+                f"up to {again.moved(policy):.2g}, training changed them by up to {effect:.2g}); nothing was kept. "
+                + _remedy(job)
+            )
         found = {"folder": str(out), "from": str(trained.folder), "step": trained.step}
         found["files"] = sorted(str(file.relative_to(staging)) for file in staging.rglob("*") if file.is_file())
-        found |= {"difference": difference, "effect": policy.moved(base), "velocity": scale, "tolerance": job.tolerance}
+        found |= {"difference": difference, "effect": effect, "velocity": scale, "tolerance": job.tolerance}
+        found |= {"moved": again.moved(policy), "share": share, "warning": None}
+        if share is not None and share > NOTICED:
+            found["warning"] = f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
         write_card(staging, job.config, trained, to, found)
     return found
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What the comparison of :func:`export` found, for people."""
+    share = found["share"]
+    said = (
+        f"training changed them by up to {found['effect']:.2g}, of which this is {share:.1%}"
+        if share is not None
+        else "training changed none of them"
+    )
+    return (
+        f"read back and compared: velocities differ by at most {found['moved']:.2g} "
+        f"(they reach {found['velocity']:.2g}; {said})"
+    )
+
+
+def _remedy(job: Job) -> str:
+    other = "merged with --dtype float32, or a LoRA with --to diffusers" if job.to == "merged" else "--dtype float32"
+    return f"Use {other}: a LoRA keeps small changes apart from large weights"
 
 
 def _job(trained: Trained, to: str, dtype: str | None) -> Job:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 
+from alignflow import lora_files, tensor_files
+from alignflow.lora_files import LoraFileError
+from alignflow.text import first_line, printable
+from alignflow.weights import first
 from rewards.base import RewardError
 
 FILE = "adapter_model.safetensors"
@@ -49,40 +51,50 @@ def load_lora(model: Any, folder: Path) -> None:
         RewardError: not there, damaged, or made for another model.
     """
     file = folder / FILE
-    if not file.is_file():
-        raise RewardError(f"judge.lora: no {FILE} in {folder}")
     try:
-        with safe_open(file, "pt") as opened:
-            shapes = {key.removeprefix(PREFIX): tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise RewardError(f"judge.lora: {file} is no whole safetensors file: {error}") from error
-    sizes = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    wrong = [key for key, shape in shapes.items() if not _fits(key, shape, sizes)]
-    if wrong or not shapes:
-        first = ", ".join(wrong[:3]) or "none at all"
+        if not file.is_file():
+            raise LoraFileError(f"no {FILE} in {folder}")
+        found = lora_files.inspect(file)
+        tensors = lora_files.tensors(found, scaled=False)  # peft reads alpha from the settings
+    except LoraFileError as error:
+        raise RewardError(f"judge.lora: {error}") from None
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wrong = [stem for stem, pair in tensors.items() if not _fits(layers.get(stem.removeprefix(PREFIX)), pair)]
+    if wrong:
         raise RewardError(
-            f"judge.lora: {file} was not made for this {type(model).__name__}: {len(wrong)} of {len(shapes)} keys do "
-            f"not fit, first {first}"
+            f"judge.lora: {file} was not made for this {type(model).__name__}: {len(wrong)} of {len(tensors)} pairs do "
+            f"not fit, first {printable(first(wrong))}"
         )
     try:
         inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, NAME)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # adapter_config.json is damaged or missing
-        raise RewardError(f"judge.lora: {folder}: {str(error).splitlines()[0]}") from error
-    tensors = {key.removeprefix(PREFIX): value for key, value in load_file(file).items()}
-    set_peft_model_state_dict(model, tensors, NAME)
+    except Exception as error:  # adapter_config.json is damaged or missing; peft raises whatever its readers raise
+        raise RewardError(f"judge.lora: {folder}: {first_line(error)}") from error
+    _fill(model, {stem.removeprefix(PREFIX): pair for stem, pair in tensors.items()}, folder)
+
+
+def _fill(model: Any, pairs: dict[str, tuple[Any, Any]], folder: Path) -> None:
+    """Put the pairs into the layers that the settings made; raises RewardError where those are others."""
+    made = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    if set(made) != set(pairs):
+        other = sorted(set(made) ^ set(pairs))
+        raise RewardError(
+            f"judge.lora: adapter_config.json of {folder} adapts {len(made)} layers, {FILE} holds {len(pairs)}; they "
+            f"differ in {printable(first(other))}"
+        )
+    with torch.no_grad():
+        for name, (a, b) in pairs.items():
+            for part, value in ((made[name].lora_A, a), (made[name].lora_B, b)):
+                part[NAME].weight.copy_(value)
 
 
 def save_lora(model: Any, folder: Path) -> None:
     """Write the LoRA that :func:`add_lora` added: ``adapter_model.safetensors`` and ``adapter_config.json``."""
     tensors = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     whole = {PREFIX + key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(whole, folder / FILE, metadata={"format": "pt"})
+    tensor_files.save(folder / FILE, whole, {"format": "pt"})
     model.peft_config[NAME].save_pretrained(str(folder))
 
 
-def _fits(key: str, shape: tuple[int, ...], layers: dict[str, nn.Linear]) -> bool:
-    name, _, part = key.partition(".lora_")
-    layer = layers.get(name)
-    if layer is None or len(shape) != 2:
-        return False
-    return shape[1] == layer.in_features if part == "A.weight" else shape[0] == layer.out_features
+def _fits(layer: nn.Linear | None, pair: tuple[Any, Any]) -> bool:
+    a, b = pair
+    return layer is not None and a.shape[1] == layer.in_features and b.shape[0] == layer.out_features
