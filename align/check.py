@@ -11,12 +11,13 @@ from pathlib import Path
 
 from align import devices, memory, registry
 from align.errors import ConfigError, DataError, Problem
+from align.folder_check import folder_problems, lora_problems, scheduler_line, target_problems
 from align.prompts import Prompt, check_media, read_prompts, read_stored
 from align.sampling import Sampler
 from align.settings import Config, GeneratorConfig, OnlineRollout, is_unread
 from align.tables import HUB
 from alignflow.extras import remedy
-from alignflow.paths import expanded
+from alignflow.paths import exists, expanded
 from generators.shapes import WORLDS, pipelines
 
 
@@ -68,7 +69,8 @@ def essentials(config: Config) -> list[tuple[str, str]]:
             "generator",
             f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {device}",
         ),
-        ("policy", one_line(config.policy.model_dump(exclude_none=True))),
+        *([("scheduler", line)] if (line := scheduler_line(generator)) else []),
+        ("policy", one_line(config.policy.shown())),
         ("prompts", config.prompts.train),
         ("rollout", source),
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
@@ -109,7 +111,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _clips, trackers, memory.missing)
+    parts = (_prompts, _stored, _clips, _policy, trackers, memory.missing)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     if problems:
         raise ConfigError(problems, config.name)
@@ -166,6 +168,15 @@ def _hub(path: str, source: str) -> list[Problem]:
     return []
 
 
+def _policy(config: Config) -> list[Problem]:
+    policy = config.policy
+    if policy.kind != "lora":
+        return []
+    if policy.init is not None:
+        return lora_problems(policy.init, "policy.init")
+    return target_problems(config.generator, policy.targets)
+
+
 def _clips(config: Config) -> list[Problem]:
     if config.samples.clips == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
         return [Problem("samples.clips", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
@@ -184,15 +195,13 @@ def _path_problems(generator: GeneratorConfig) -> list[Problem]:
     kind, path = generator.kind, generator.path
     if have := pipelines(path):
         said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
-        return [] if kind in have else [Problem("generator.path", said)]
+        return folder_problems(generator) if kind in have else [Problem("generator.path", said)]
     try:
         folder = expanded(path)
     except ValueError as error:
         return [Problem("generator.path", str(error))]
-    if folder.is_dir():
-        if (folder / "model_index.json").is_file():
-            return []
-        return [Problem("generator.path", f"{folder} is not a diffusers pipeline: it has no model_index.json")]
+    if exists(folder):
+        return folder_problems(generator)
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return []  # a hub id: whether it is there is asked when it is loaded
     message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"

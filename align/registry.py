@@ -82,21 +82,26 @@ def generators() -> dict[str, str]:
 
 
 def inputs(kind: str) -> tuple[str, ...]:
-    """Media that prompts of an adapter must come with, read as text; none known for one outside the repository.
+    """Media that prompts of an adapter must come with; none known for one outside the repository."""
+    return tuple(declared(kind, "inputs") or ())
 
-    They stand in its class, or in a class it is derived from.
-    """
+
+def declared(kind: str, attribute: str) -> Any:
+    """A constant of an adapter's class, or of a class it is derived from, read as text; None where there is none."""
     file = Path(adapters.__path__[0]) / f"{kind}.py"
     body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
     for node in (node for cls in classes for node in cls.body):
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["inputs"]:
-            return tuple(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [attribute]:
+            return ast.literal_eval(node.value)
     bases = {ast.unparse(base) for cls in classes for base in cls.bases}
     parents = [
         node.module for node in body if isinstance(node, ast.ImportFrom) and bases & {a.name for a in node.names}
     ]
-    return next((found for name in parents if (found := inputs((name or "").removeprefix("generators.")))), ())
+    found = (
+        declared((name or "").removeprefix("generators."), attribute) for name in parents if name != "generators.base"
+    )
+    return next((value for value in found if value is not None), None)
 
 
 def summary() -> dict[str, dict[str, str]]:

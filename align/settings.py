@@ -71,6 +71,10 @@ class LoRAPolicy(Settings):
         None, description="LoRA that training starts from: a file or folder; its ranks and layers replace those above"
     )
 
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True, exclude={"rank"} if self.init else set())
+
     @model_validator(mode="after")
     def _from_the_file(self) -> Self:
         fields = type(self).model_fields
@@ -84,6 +88,10 @@ class FullPolicy(Settings):
     """Train every weight of the backbone."""
 
     kind: Literal["full"] = Field("full", description="all weights")
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True)
 
 
 class Prompts(Settings):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow import tensor_files
+from alignflow.paths import is_dir, is_file
 from alignflow.tensor_files import Entry, TensorFileError
 from alignflow.text import printable
 from alignflow.weights import first, is_finite
@@ -127,9 +128,9 @@ def find(path: Path) -> Path:
     Raises:
         LoraFileError: there is none, or several that may be meant.
     """
-    if path.is_file():
+    if is_file(path):
         return path
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    found = sorted(path.glob("*.safetensors")) if is_dir(path) else []
     known = [file for file in found if file.name in (FILE, "adapter_model.safetensors")]
     first_experts = [file for file in found if second(file, "transformer_2") in found]
     for files in (known, first_experts, found):
@@ -137,7 +138,7 @@ def find(path: Path) -> Path:
             return files[0]
     if found:
         raise LoraFileError(f"{path} holds {len(found)} files, {found[0].name} and others; name the file of the LoRA")
-    raise LoraFileError(f"no LoRA at {path / FILE if path.is_dir() else path}")
+    raise LoraFileError(f"no LoRA at {path / FILE if is_dir(path) else path}")
 
 
 def inspect(path: Path) -> LoraFile:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from alignflow.paths import is_file
 from alignflow.text import first_line, printable
 from generators.errors import GeneratorError
 
@@ -96,7 +97,7 @@ def check_parts(folder: Path, index: dict[str, Any]) -> None:
 
 def single_file(path: Path) -> str:
     """What to do with a checkpoint that is one file instead of a folder; '' where ``path`` is no such file."""
-    if not (path.is_file() and path.suffix.lower() in SINGLE):
+    if not (is_file(path) and path.suffix.lower() in SINGLE):
         return ""
     return (
         f"{path} is a single file; a pipeline is a folder. Write one once: PIPELINE_CLASS.from_single_file("

@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("a.png", "b.png"):
         Path(name).touch()
     Path("pipeline").mkdir()
-    Path("pipeline/model_index.json").write_text("{}")
+    Path("pipeline/model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     return tmp_path
 
 
@@ -384,6 +384,6 @@ def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
     code, out, _ = run("evaluate", str(run_folder), "--checkpoint", "step", "--set", "evaluate.prompts=4")
     assert code == 0
     assert evaluated[-1][0].evaluate.prompts == 4
-    assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step")}
+    assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step"), "lora": None}
     assert out.splitlines()[1].split() == ["gold", "0.25", "nan", "1"]
     assert json.loads(run("evaluate", "run.yaml", "--json")[1])["stderr"] == {"gold": None}

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from align import devices, registry
 from align.check import generator_problems, one_line, sampler_line, table_problems
 from align.config import load_settings
-from align.errors import ConfigError, Problem
+from align.errors import ConfigError
+from align.folder_check import lora_problems
 from align.memory import Memory
 from align.prompts import read_prompts
 from align.search.base import Method
@@ -108,7 +109,7 @@ def check_files(config: SearchConfig) -> None:
         *generator_problems(config.generator),
         *table_problems("prompts.source", config.prompts.source, lambda source: read_prompts(source, 1)),
     ]
-    if config.lora is not None and not Path(config.lora).exists():
-        problems.append(Problem("lora", f"no file or folder {config.lora} (looked in {Path.cwd()})"))
+    if config.lora is not None:
+        problems += lora_problems(config.lora, "lora")
     if problems:
         raise ConfigError(problems, config.name)
