@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from align import memory, yaml_text
 from align.errors import ConfigError, Problem
+from align.paths import absolute
 from align.problems import explain
 from align.sampling import Sampler
 from align.settings import Config, RewardOnly
@@ -119,14 +120,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_config(config: BaseModel) -> str:
-    """The whole config as YAML; loads again to an equal config."""
+    """The whole config as YAML, with the places it names in full; loads again to a config that does the same."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 120
-    yaml.dump(settings_of(config), stream)
+    yaml.dump(resolved_settings(config), stream)
     return stream.getvalue()
+
+
+def resolved_settings(config: BaseModel) -> dict[str, Any]:
+    """What :func:`dump_config` writes, as plain values: places in full, so that it holds in any working folder."""
+    return absolute(settings_of(config))
 
 
 def overridden(config: Config, override: str) -> Config:

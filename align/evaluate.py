@@ -16,8 +16,8 @@ from torch import Tensor
 from align import checkpoint as checkpoints
 from align import devices
 from align.build import build_generator, build_rewards, trainable
-from align.errors import CheckpointError, ConfigError, RunFolderError
-from align.files import without_nan
+from align.errors import CheckpointError, ConfigError
+from align.files import check_free, without_nan
 from align.grids import save_samples, still
 from align.inputs import Inputs, encode, read_inputs
 from align.media import to_pixels
@@ -297,8 +297,7 @@ def sample_to_folder(
     Raises:
         RunFolderError: ``out`` exists and is not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise RunFolderError(f"{out} exists and is not empty; choose another folder with --out")
+    check_free(out)
     source = config.prompts.heldout or config.prompts.train
     asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
     generator = build_generator(config, device_of(config))
@@ -339,5 +338,5 @@ def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
     sources = None if result.sources is None else to_pixels(result.sources[first])
     save_samples(
         folder, pixels, result.prompts[first], result.seeds[first], scores,
-        sources=sources, fps=how.fps, clips=how.clips,
+        sources=sources, fps=how.fps, clips=how.clips, replaces=True,
     )  # fmt: skip

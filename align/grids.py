@@ -34,6 +34,7 @@ def save_samples(
     sources: Sequence[Any] | None = None,
     fps: float = 16,
     clips: str = "webp",
+    replaces: bool = False,
 ) -> Path:
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
@@ -41,7 +42,7 @@ def save_samples(
     made from as ``000-source.png``; in the grid it stands left of the edit.
 
     Args:
-        folder: usually ``samples/step-000030``; replaced if it exists.
+        folder: usually ``samples/step-000030``.
         images: N PIL images, uint8 arrays ``[H, W, 3]``, or clips ``[F, H, W, 3]``.
         prompts: N captions.
         seeds: N seeds.
@@ -49,8 +50,10 @@ def save_samples(
         sources: N pictures that the samples were made from, where prompts come with one.
         fps: frames per second of the clips.
         clips: what clips are written as; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
+        replaces: whether an existing folder goes, one of a run.
 
     Raises:
+        RunFolderError: the folder exists, holds something and is not to be replaced.
         DataError: mp4 without a codec.
     """
     table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
@@ -60,7 +63,7 @@ def save_samples(
             raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
     pictures, before = [_picture(still(image)) for image in images], [_picture(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
-    with new_folder(folder) as staging:
+    with new_folder(folder, replaces=replaces) as staging:
         for index, picture in enumerate(pictures):
             picture.save(staging / f"{index:03d}.png")
         for index, picture in enumerate(before):

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from align.errors import AlignflowError
+from align.files import explained
 from alignflow import lora_files, tensor_files
 from alignflow.lora_files import FILE as FILE
 from alignflow.lora_files import LoraFileError
@@ -129,8 +130,9 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
 
 def _save(network: Any, path: Path, name: str | None) -> None:
     tensors, header = as_diffusers(lora_of(network, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensor_files.save(path, tensors, header)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensor_files.save(path, tensors, header)
 
 
 def lora_of(network: nn.Module, name: str | None = None) -> Lora:

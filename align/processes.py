@@ -7,9 +7,9 @@ may hold nothing: fewer samples than the others, or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 BATCH = 2**24
 """Gradients added up over the processes at a time."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Processes:
         if self.share.world == 1:
             return value
         return broadcast_object_list([value], from_process=owner)[0]
+
+    def settled(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives in the main process, in every process; an error that it raises there is everyone's."""
+        if self.share.world == 1:
+            return work()
+        found: list[Any] = [None, None]
+        if self.share.rank == 0:
+            try:
+                found[0] = work()
+            except Exception as error:
+                found[1] = error
+        value, error = broadcast_object_list(found, from_process=0)
+        if error is not None:
+            raise error
+        return value
 
     def gather(self, values: Tensor) -> Tensor:
         """``[N_rank, ...]`` of each process -> ``[N, ...]`` of all, on the CPU; the rest of the shape may be unknown to

@@ -1,27 +1,41 @@
-"""The folder a run lives in: created, resumed, written to."""
+"""The folder a run lives in: taken by one process, created, resumed, written to."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from align import metrics, owned
 from align.errors import ConfigError, RunFolderError
-from align.files import explained, without_nan, write_json, write_text
+from align.files import explained, new_folder, write_json, write_text
+from align.identity import FREE_IN_A_SEARCH, FREE_ON_RESUME, MEMORY_ALONE, changes, flatten, refused, under
+from align.lock import Lock
+from align.manifest import list_steps
 from align.per_prompt import forget_scores
 
-MEMORY_ALONE = (
-    "train.micro_batch",
-    "train.gradient_checkpointing",
-    "rollout.chunk",
-    "rollout.decode_chunk",
-    *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
-)
-"""Settings that change memory and speed, and results by rounding alone: who ran out of memory goes on with less."""
+__all__ = ["FREE_ON_RESUME", "MEMORY_ALONE", "RunFolder", "flatten"]
 
-FREE_ON_RESUME = ("name", "out", "train.steps", "train.threads", "evaluate", "samples", "checkpoint", "trackers")
-"""Settings that may change between the parts of one run: they do not alter the sequence of updates."""
+_INSIDE = {
+    owned.TRAINING: ("checkpoints", "samples", "lora", "prompts", "held_out"),
+    owned.SEARCH: ("candidates", "samples"),
+}
+
+
+class Part(NamedTuple):
+    """One part of a run, from a start to a stop.
+
+    Args:
+        before: settings the run had until now, where it was there.
+        changed: dotted key -> [then, now] of what this part changes.
+        asked: whether it was asked to go on with what is there.
+    """
+
+    before: dict[str, Any] | None = None
+    changed: Mapping[str, list[Any]] = MappingProxyType({})
+    asked: bool = False
 
 
 class RunFolder:
@@ -30,97 +44,202 @@ class RunFolder:
     Args:
         path: the folder.
         writes: whether this process is the one that writes.
+        kind: what lives there, :data:`align.owned.TRAINING` or :data:`align.owned.SEARCH`.
     """
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, writes: bool = True, kind: str = owned.TRAINING) -> None:
+        self.path, self.writes, self.kind = path, writes, kind
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.take(Part())
+        self.id: str | None = None
+        """What tells this run from every other one; None where an older version made it."""
+        self._replaces = False
+        self._made: list[Path] = []
+        self._lock: Lock | None = None
 
-    def check(self, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Whether the run may start here: the folder is new, or resumed with the same settings, or to be overwritten.
+    # -- taking it ----------------------------------------------------------------------------------------------
+
+    def enter(self, resolved: str, *, resume: bool, overwrite: bool) -> Part:
+        """Check that the run may start here, and take the folder: until :meth:`leave` no other process may.
+
+        In the main process alone; :meth:`take` gives what it found to the others.
+
+        Args:
+            resolved: the run's config, as :func:`align.config.dump_config` writes it.
 
         Raises:
-            RunFolderError: it exists and neither was asked for, or it is not a run, or the settings differ.
+            RunFolderError: the folder is there and neither was asked for, or is not such a run, or another process
+                uses it, or its settings differ in what cannot change.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
-        made_here = all((self.path / name).is_file() for name in ("config.yaml", "environment.json"))
-        if not made_here or Path.cwd().is_relative_to(self.path.resolve()):
-            raise RunFolderError(f"{self.path} exists and is not a run folder; choose another with --out")
-        if resume and not overwrite:
-            self._check_same(config)
-        elif not overwrite:
-            raise RunFolderError(
-                f"run folder {self.path} exists; add --resume to go on, --overwrite to start anew, "
-                "or --out DIR to keep both"
-            )
+        before, changed = None, dict[str, list[Any]]()
+        if resume and overwrite:
+            raise RunFolderError("--resume goes on with a run and --overwrite deletes it: give one of the two")
+        with explained(self.path):
+            self._check(resume, overwrite)
+            self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path / owned.LOCK, self.path)
+            try:
+                self._lock.take()
+                there = self._check(resume, overwrite)  # again: another run may just have been made, or finished
+                self._replaces = overwrite and there
+                if resume and there:
+                    before, changed = self._compared(resolved)
+            except BaseException:
+                self.leave()
+                raise
+        self.take(Part(before, changed, resume))
+        return Part(before, changed, resume)
 
-    def create(self, resolved: str, environment: dict[str, Any], overwrite: bool) -> None:
-        """Make the folder, or clean what an interrupted write left in it, and write the resolved config."""
-        if overwrite and self.path.exists():
-            shutil.rmtree(self.path)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        within = (".*", "samples/.*", "held_out/.*", "checkpoints/.*")
-        for leftover in [path for pattern in within for path in self.path.glob(pattern)]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        write_text(self.path / "config.yaml", resolved)
-        write_json(self.path / "environment.json", environment)
+    def take(self, part: Part) -> None:
+        """Know which part of the run this is."""
+        self.before, self.changed, self.asked = part.before, part.changed, part.asked
 
-    def _check_same(self, config: dict[str, Any]) -> None:
-        before, now = flatten(self._settings()), flatten(config)
-        changed = [
-            f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-            and not any(key == free or key.startswith(f"{free}.") for free in (*FREE_ON_RESUME, *MEMORY_ALONE))
-        ]
-        if changed:
+    def leave(self) -> None:
+        """Let others use the folder; one that was made for a run which never began goes."""
+        if self._lock is not None:
+            self._lock.release()
+        for place in self._made:
+            try:
+                place.rmdir()
+            except OSError:
+                break
+        self._made = []
+
+    def _check(self, resume: bool, overwrite: bool) -> bool:
+        """Whether a run lives here; raises RunFolderError where none may start."""
+        path = self.path
+        if path.is_symlink() and not path.exists():
+            raise RunFolderError(f"{path} is a link to {os.readlink(path)}, which is not there")
+        if not path.exists():
+            return False
+        if not path.is_dir():
+            raise RunFolderError(f"{path} exists and is not a folder; choose another name with --out")
+        if not self._is_run():
+            return False
+        if overwrite:
+            owned.check_removable(path, self.kind)
+        elif not resume:
             raise RunFolderError(
-                f"{self.path} was made with other settings, so it cannot go on exactly:\n  " + "\n  ".join(changed)
+                f"run folder {path} exists; add --resume to go on, --overwrite to start anew, or --out DIR to keep both"
             )
+        return True
+
+    def check_content(self, **digests: str) -> None:
+        """Raise RunFolderError where the mark of a resumed run holds another digest by one of these names."""
+        mark = owned.read_mark(self.path) if self.before is not None else {}
+        for name, key in (("data", "prompts"), ("model", "generator.path")):
+            moved = any(under(changed, [key]) for changed in self.changed)
+            if (name in mark and mark[name] != digests[name]) or (name not in mark and moved):
+                raise RunFolderError(
+                    f"{self.path} was made with other content of {key}; give it that back, or start another with --out"
+                )
+
+    def _is_run(self) -> bool:
+        """Whether the folder holds a run of this kind; False for an empty one, and one that was never quite made."""
+        held = owned.entries(self.path)
+        inside = _INSIDE[self.kind][0]
+        began = {owned.MARK, inside}
+        empty = not (inside in held and any((self.path / inside).iterdir()))
+        made = {"config.yaml", "environment.json"} <= held
+        if not held or (held & began and held <= {*began, "config.yaml", "environment.json"} and empty and not made):
+            return False
+        found = owned.read_mark(self.path)
+        if found.get("kind") == self.kind and made:
+            return True
+        is_not = f"is a {found['kind']}, not a {self.kind}" if found else "exists and is not a run folder"
+        raise RunFolderError(f"{self.path} {is_not}; choose another with --out")
+
+    def _compared(self, resolved: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        before, now = self._settings(), _parsed(resolved)
+        changed = changes(before, now)
+        free = (*FREE_ON_RESUME, *MEMORY_ALONE) if self.kind == owned.TRAINING else FREE_IN_A_SEARCH
+        if wrong := refused(changed, free):
+            raise RunFolderError(
+                f"{self.path} was made with other settings, so it cannot go on exactly:\n  "
+                + "\n  ".join(wrong)
+                + "\n  give what it had, or start another run with --out"
+            )
+        return before, changed
 
     def _settings(self) -> dict[str, Any]:
         """What the run was made with; settings that came into being since then have their defaults."""
-        from align.config import load_config, read_yaml, settings_of
+        from align.config import dump_config, load_config, read_yaml
 
         path = self.path / "config.yaml"
+        if self.kind == owned.SEARCH:
+            from align.search.settings import load_search as load_config  # type: ignore[assignment]
         try:
-            return settings_of(load_config(path))
+            return _parsed(dump_config(load_config(path)))
         except ConfigError:  # a setting that is gone since then: shown as different
             return read_yaml(path)
+
+    # -- making it ----------------------------------------------------------------------------------------------
+
+    def create(self, resolved: str, environment: dict[str, Any], **about: Any) -> str | None:
+        """Make the folder, or sweep what an interrupted write left in it, and write the resolved config.
+
+        A folder that is replaced goes when the new one is whole. ``about`` stands in the mark of a new folder. Returns
+        the run's id.
+        """
+        with explained(self.path):
+            if self._replaces:
+                with new_folder(self.path, replaces=True) as staging:
+                    self._fill(staging, resolved, environment, about)
+                    if self._lock is not None:
+                        self._lock.copy_to(staging)
+            else:
+                for folder in (self.path, *(self.path / name for name in _INSIDE[self.kind])):
+                    owned.sweep(folder)
+                self._note_changes()
+                self._fill(self.path, resolved, environment, about)
+            owned.sweep(self.path.resolve().parent, self.path.name)
+        self._made = []
+        self.id = owned.read_mark(self.path).get("id")
+        return self.id
+
+    def _note_changes(self) -> None:
+        """A row for what this part changes, before the config that says what was is written over."""
+        if self.changed and self.kind == owned.TRAINING:
+            row = {"event": "resumed", "step": (list_steps(self.checkpoints) or [0])[-1], "changed": self.changed}
+            if self.rows()[-1:] != [row]:
+                metrics.append(self.metrics, row, durable=True)
+
+    def _fill(self, folder: Path, resolved: str, environment: dict[str, Any], about: dict[str, Any]) -> None:
+        """The mark comes first and the environment last: so an unfinished folder is known as such."""
+        if self.before is None:
+            owned.mark(folder, self.kind, **about)
+        (folder / _INSIDE[self.kind][0]).mkdir(exist_ok=True)
+        write_text(folder / "config.yaml", resolved)
+        write_json(folder / "environment.json", environment)
+
+    # -- its rows -----------------------------------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if self.writes:
-            with explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(without_nan(row)) + "\n")
+            metrics.append(self.metrics, row)
+
+    def sync(self) -> None:
+        """Have the rows on the disk, before a checkpoint says that they are there."""
+        if self.writes:
+            metrics.sync(self.metrics)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows of ``metrics.jsonl``; a torn last line is left out."""
-        rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """All whole rows of ``metrics.jsonl``."""
+        return metrics.read(self.metrics)[0]
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows a resumed run writes again: training after ``step``, evaluations after ``step``."""
-        if self.writes:
-            forget_scores(self.path, step)
-        if self.writes and self.metrics.is_file():
-            kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-            write_text(self.metrics, "".join(kept))
+    def forget_after(self, step: int) -> int:
+        """Drop rows that a resumed run writes again, those after ``step``; returns how many lines were unreadable."""
+        if not self.writes:
+            return 0
+        forget_scores(self.path, step)
+        return metrics.keep_until(self.metrics, step)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted keys; lists count as values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+def _parsed(text: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    found: Any = YAML(typ="safe", pure=True).load(text)
+    return dict(found)

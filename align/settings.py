@@ -284,6 +284,9 @@ class Checkpoint(Settings):
 
     every: int = Field(10, ge=0, description="steps between checkpoints; 0 = only the last")
     keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    best: str | None = Field(
+        None, description="name of a reward under evaluate.rewards: the checkpoint with its best score stays as well"
+    )
 
 
 class Config(RunSettings):
@@ -332,6 +335,11 @@ def _check_evaluation(config: Config) -> Problems:
         names = listing(evaluate.rewards) or "none"
         wrong = nearest(evaluate.gold, evaluate.rewards)
         problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}; there are {names}"))
+    best, scored = config.checkpoint.best, [*evaluate.rewards, *(["reward"] if config.reward else [])]
+    if best is not None and (best not in scored or config.prompts.heldout is None):
+        names = listing(scored) or "none"
+        said = f"no score of held-out prompts has this name{nearest(best, scored)}; there are {names}"
+        problems.append(("checkpoint.best", f"{said} (prompts.heldout is needed)"))
     return problems
 
 

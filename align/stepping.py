@@ -10,7 +10,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from align.errors import TrainingError
-from align.schedule import lr_factor
+from align.schedule import lr_at
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -53,7 +53,7 @@ class Stepper:
             TrainingError: no gradient was finite for :data:`RUNNING` updates, or at any loss scale down to 1.
         """
         options = self.options
-        lr = options.lr * lr_factor(self.updates, options.steps * options.updates, options.warmup, options.schedule)
+        lr = lr_at(options, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.processes.add_gradients(self.parameters)

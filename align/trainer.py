@@ -12,12 +12,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from align import advantages, checkpoint
+from align import advantages, keeping
 from align.accelerating import accelerator_of
+from align.best import Best
 from align.build import build_generator, build_optimizer, build_rewards, trainable
 from align.drawing import Drawing
 from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
+from align.files import new_folder
 from align.inputs import remember
 from align.memory import explained
 from align.missing import Missing, tally
@@ -52,20 +54,22 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             last checkpoint.
         KeyboardInterrupt: after a checkpoint, when the user stopped the run.
     """
-    from align.config import dump_config, settings_of
+    from align.config import dump_config
     from align.environment import environment
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = accelerator_of(config)
-    run = RunFolder(config.run_dir, accelerator.is_main_process)
-    run.check(settings_of(config), resume=resume, overwrite=overwrite)
-    with explained(config):
-        trainer = Trainer(config, run, accelerator)
-        if run.writes:
-            run.create(dump_config(config), environment(torch_too=True), overwrite)
-        accelerator.wait_for_everyone()
-        return trainer.fit()
+    run, processes = RunFolder(config.run_dir, accelerator.is_main_process), Processes(accelerator)
+    resolved = dump_config(config)
+    try:
+        run.take(processes.settled(lambda: run.enter(resolved, resume=resume, overwrite=overwrite)))
+        with explained(config):
+            trainer = Trainer(config, run, accelerator)
+            run.id = processes.settled(lambda: run.create(resolved, environment(torch_too=True)))
+            return trainer.fit()
+    finally:
+        run.leave()
 
 
 class Trainer:
@@ -107,6 +111,7 @@ class Trainer:
         self.phases = Phases()
         self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases)
         self.seconds, self.calls_before = 0.0, 0
+        self.best = Best(config.checkpoint.best)
 
     def _evaluation(self) -> tuple[list[Prompt], dict[str, Reward]]:
         settings = self.config.evaluate
@@ -124,7 +129,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """From the newest checkpoint, if there is one, to the last update."""
         config = self.config
-        done = self._resume()
+        self.identity = keeping.identity_of(self)
+        done, notes = keeping.resume(self)
         if config.memory.cache_prompts != "none":
             on_disk = config.memory.cache_prompts == "disk"
             folder = self.run.path / "prompts" if on_disk else None
@@ -133,6 +139,8 @@ class Trainer:
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
         progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))
+        for note in notes:
+            progress.say(note)
         clock = time.perf_counter()
         self.phases.take()
         with GracefulStop(progress.say) as stop:
@@ -143,12 +151,12 @@ class Trainer:
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
-                self._look(step + 1, progress)
+                better = self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
                     progress.say(f"update {step + 1}: {news}")
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
-                if stopping or due(step + 1, config.checkpoint.every, config.train.steps):
-                    self._save(step + 1)
+                if stopping or better or due(step + 1, config.checkpoint.every, config.train.steps):
+                    keeping.save(self, step + 1)
                 if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
                     raise self.missing.too_many or KeyboardInterrupt
@@ -254,12 +262,14 @@ class Trainer:
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _look(self, step: int, progress: Progress) -> None:
+    def _look(self, step: int, progress: Progress) -> bool:
+        """Evaluate and show where it is time to; whether the policy is better than at any evaluation before."""
         config, steps = self.config, self.config.train.steps
         full = due(step, config.evaluate.every, steps) and bool(self.held_out)
         drawn = bool(self.held_out and config.samples.count) and due(step, config.samples.every, steps)
         if not full and not drawn:
-            return
+            return False
+        better = False
         self.drawing.wait()
         began = time.perf_counter()
         result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
@@ -268,11 +278,13 @@ class Trainer:
                 write_scores(self.run.path, step, self._eval_role, result.by_prompt())
             row = {"event": "eval", "step": step, "role": self._eval_role, **result.row()}
             self._log(row)
+            better = self.best.see(step, row["scores"])
             scores = "  ".join(f"{name} {value:.3f}" for name, value in row["scores"].items())
             progress.say(f"held-out, update {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
         if self.run.writes and config.samples.count:
             save_grid(self.run.path / "samples" / f"step-{step:06d}", result, config.samples)
         self.phases.take()
+        return better
 
     @property
     def _eval_role(self) -> str:
@@ -287,22 +299,11 @@ class Trainer:
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
-    def _save(self, step: int) -> None:
-        calls = self._calls()
-        if self.run.writes:
-            counters = {"step": step, "seconds": self.seconds, **self.stepper.counters}
-            counters |= {"all_network_calls": calls, "drawn": self.drawing.in_hand is not None}
-            keep = self.config.checkpoint.keep
-            checkpoint.save(
-                self.run.checkpoints, step, self.roles, self.stepper, counters, keep, self._export, self.refreshed
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _calls(self) -> int:
+    def calls(self) -> int:
         """Network calls of all processes since the run began."""
         return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
 
-    def _export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         """What others load: the evaluated role's LoRA, or its whole networks."""
         from align.lora import save_lora
 
@@ -311,31 +312,19 @@ class Trainer:
                 save_lora(self.generator, folder)
             else:
                 for name, network in self.generator.backbones().items():
-                    network.save_pretrained(folder / name)  # type: ignore[operator]
-
-    def _resume(self) -> int:
-        path = checkpoint.latest(self.run.checkpoints)
-        if path is None:
-            self.run.forget_after(-1)
-            return 0
-        counters = checkpoint.load(path, self.roles, self.stepper, self.refreshed)
-        self.stepper.load_counters(counters)
-        self.seconds, self.drawing.counted = counters["seconds"], counters.get("drawn", False)
-        each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
-        self.calls_before = counters.get("all_network_calls", each * self.share.world)
-        self.run.forget_after(counters["step"])
-        return counters["step"]
+                    with new_folder(folder / name, replaces=True) as staging:
+                        network.save_pretrained(staging)  # type: ignore[operator]
 
     def _finish(self, status: str) -> dict[str, Any]:
         self.drawing.close()
         self.accelerator.wait_for_everyone()
         summary: dict[str, Any] = {}
-        calls = self._calls()
+        calls = self.calls()
         if self.run.writes:
             from align.report import write_report
 
             lora = self.config.policy.kind == "lora"
-            self._export(self.run.path / "lora" if lora else self.run.path)
+            self.export(self.run.path / "lora" if lora else self.run.path)
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
             write_report(self.run.path)
         del self.network  # before its process group goes: freed after it, a process sometimes waits for gloo for ever

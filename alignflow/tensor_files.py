@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -12,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from alignflow.disk import aside
 from alignflow.text import first_line, printable
 
 SIZES = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "U64": 64, "I32": 32,
@@ -97,7 +99,7 @@ def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | N
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = aside(path)
     try:
         try:
             save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
@@ -112,7 +114,9 @@ def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | N
 
 def permissions() -> int:
     """The mode of a file that this process creates."""
-    with _UMASK:  # it can only be read by setting it
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="utf-8") as lines:
+        return 0o666 & ~next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+    with _UMASK:  # elsewhere it can only be read by setting it
         mask = os.umask(0o077)
         os.umask(mask)
     return 0o666 & ~mask

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from alignflow import tensor_files
 from generators.errors import GeneratorError
 
 Rows = dict[str, Tensor]
@@ -50,13 +49,7 @@ class TextCache:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{keys[0][:16]}.safetensors"
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        tensors = {name: value.contiguous() for name, value in rows.items()}
-        try:
-            save_file(tensors, partial, metadata={"keys": " ".join(keys)})
-        except SafetensorError as error:  # how it tells of a full disk
-            raise OSError(str(error)) from error
-        os.replace(partial, file)
+        tensor_files.save(file, {name: value.contiguous() for name, value in rows.items()}, {"keys": " ".join(keys)})
         self._index(file, keys)
 
     def rows(self, key: str) -> Rows:

@@ -17,6 +17,7 @@ from image_cases import CASES as PICTURES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from align import manifest
 from align.errors import CheckpointError, RunFolderError
 from align.export import check, export, layouts, sentence
 from align.export.layouts import ExportError
@@ -272,8 +273,16 @@ def checkpoint(folder: Path, step: int) -> Path:
     """What ``find_policy`` looks at of a checkpoint."""
     path = folder / "checkpoints" / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / "manifest.json").write_text('{"format": 1, "files": {}}')
+    seal(path, step)
     return path
+
+
+def seal(path: Path, step: int) -> None:
+    """Write the manifest of a checkpoint whose weights nobody reads."""
+    for name in manifest.NEEDED:
+        (path / name).write_bytes(b"")
+    counters = {"step": step, "updates": step, "seconds": 0.0, "skipped": 0, "network_calls": 0}
+    manifest.write(path, {"step": step, "counters": counters, "roles": {"policy": 0}})
 
 
 def test_which_weights_a_folder_stands_for(tmp_path):
@@ -303,13 +312,15 @@ def test_the_command(tmp_path, run, in_memory):
     assert (code, err) == (0, f"{folder} is not finished: its newest checkpoint is step 3\n")
     assert "read back and compared: velocities differ by at most 0 " in out
     assert "not finished" in (tmp_path / "out" / "README.md").read_text()
-    (made / "manifest.json").write_text(json.dumps({"format": 1, "files": {FILE: {"bytes": 1, "sha256": "0"}}}))
+    (made / "manifest.json").unlink()
+    seal(made, 3)
+    (made / FILE).write_bytes(b"damaged")
     code, _, err = run("export", str(made), "--to", "kohya")
     assert (code, f"checkpoint {made}: {FILE} is damaged or missing" in err) == (1, True)
     for words, message in (
         (
             (str(folder), "--to", "diffusers", "--out", str(tmp_path / "out")),
-            "exists; choose another folder with --out",
+            "exists and is not empty; choose another folder with --out",
         ),
         ((str(tmp_path / "no"), "--to", "merged"), "no does not exist; name a folder"),
         ((str(folder), "--to", "a1111"), "--to a1111: choose one of diffusers, comfyui, kohya, merged"),

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from align.errors import ConfigError, SearchError
+from align.errors import ConfigError, RunFolderError, SearchError
 from align.lora import FILE, LoraError, add_lora
 from align.prompts import Prompt
 from align.search import search
@@ -138,7 +138,10 @@ def test_nothing_to_use_is_said(generator, tmp_path):
         search(generator, DARK, PROMPTS, hyper(lr=0.0, folder=str(tmp_path / "nowhere")), {"decodes": 4})
     (tmp_path / FILE).write_bytes(b"broken")
     with pytest.raises(LoraError, match="not a whole safetensors file"):
+        search(generator, DARK, PROMPTS, hyper(lr=0.0, folder=str(tmp_path)), {"decodes": 4})
+    with pytest.raises(RunFolderError, match="is not a noise LoRA that alignflow made"):
         search(generator, DARK, PROMPTS, hyper(folder=str(tmp_path)), {"decodes": 4})
+    assert (tmp_path / FILE).read_bytes() == b"broken"
 
 
 def test_small_budgets_and_rewards_without_gradients_are_refused(generator, tmp_path):

@@ -160,8 +160,12 @@ def test_bad_input_is_named(model, tmp_path):
         train_judge(made)
     assert not made.run_dir.exists()
     made.run_dir.mkdir()
+    (made.run_dir / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="exists; --overwrite"):
         train_judge(made)
+    with pytest.raises(RunFolderError, match="is not a judge's LoRA that alignflow made"):
+        train_judge(made, overwrite=True)
+    assert (made.run_dir / "notes.txt").read_text() == "mine"
     (tmp_path / "0-3-chosen.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"0-3-chosen\.png"):
         train_judge(

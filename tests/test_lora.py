@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from align.errors import RunFolderError
 from align.lora import FILE, LoraError, add_lora, load_lora, save_lora
 from generators.base import Options
 from generators.sd3 import SD3
@@ -138,7 +139,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunFolderError, match="No space"):
         save_lora(generator, tmp_path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [FILE]

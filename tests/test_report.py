@@ -285,7 +285,7 @@ def test_save_samples(tmp_path: Path) -> None:
     images = [np.full((16, 24, 3), 40 * i, np.uint8) for i in range(3)]
     folder = tmp_path / "samples" / "step-000000"
     for _ in range(2):  # a second visit replaces the first
-        save_samples(folder, images, ["a", "b", "c"], [1, 2, 3], {"gold": [1.0, float("nan"), 0.5]})
+        save_samples(folder, images, ["a", "b", "c"], [1, 2, 3], {"gold": [1.0, float("nan"), 0.5]}, replaces=True)
     assert sorted(p.name for p in folder.parent.iterdir()) == ["step-000000"]
     assert sorted(p.name for p in folder.iterdir()) == ["000.png", "001.png", "002.png", "grid.png", "prompts.json"]
     assert json.loads((folder / "prompts.json").read_text())["scores"] == {"gold": [1.0, None, 0.5]}

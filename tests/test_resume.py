@@ -37,8 +37,10 @@ def test_a_run_from_before_a_setting_existed_goes_on(model: Path, tmp_path: Path
     path.write_text(text.replace("same_noise: false, ", "").replace("  same_noise: false\n", ""))
     assert "same_noise" not in path.read_text()
     assert train(settings(tmp_path, model, train={"steps": 2}), resume=True)["steps"] == 2
-    with pytest.raises(RunFolderError, match=r"train\.lr: 0\.01 then, 0.5 now"):
-        train(settings(tmp_path, model, train={"steps": 2, "lr": 0.5}), resume=True)
+    sampler = {"kind": "flow_sde", "steps": 3}
+    other = settings(tmp_path, model, train={"steps": 2}, rollout={"same_noise": True, "sampler": sampler})
+    with pytest.raises(RunFolderError, match=r"same_noise: False then, True now"):
+        train(other, resume=True)
 
 
 FIXED = {"kind": "tiny_run:redness"}
@@ -128,8 +130,8 @@ def test_existing_run_folder_is_never_written_over(model: Path, tmp_path: Path) 
     with pytest.raises(RunFolderError, match="--resume"):
         train(config)
     assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
-    other = settings(tmp_path, model, train={"steps": 2, "lr": 5e-3})
-    with pytest.raises(RunFolderError, match=r"train\.lr: 0\.01 then, 0\.005 now"):
+    other = settings(tmp_path, model, train={"steps": 2, "weight_decay": 0.5})
+    with pytest.raises(RunFolderError, match=r"train\.weight_decay: 0\.0001 then, 0\.5 now"):
         train(other, resume=True)
     train(other, overwrite=True)
     assert train_rows(config.run_dir / "metrics.jsonl") == 2

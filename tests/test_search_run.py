@@ -93,11 +93,13 @@ def test_interrupt_keeps_prompts_and_resume_goes_on_to_the_same(folder, run, mon
     assert code == 130
     assert "alignflow search search.yaml --out part --resume" in err
     assert len(list(Path("part/candidates").glob("*/found.json"))) == 2
-    (Path("part/candidates") / ".0002.half").mkdir()
+    (Path("part/candidates") / ".0002.alignflow-0123456789ab").mkdir()
+    (Path("part/candidates") / ".DS_Store").write_bytes(b"theirs")
     assert run("search", "search.yaml", "--out", "part", "--resume")[0] == 0
     assert len(calls) == 3
     assert found(Path("part")) == found(Path("whole"))
-    assert not list(Path("part/candidates").glob(".*"))
+    assert not list(Path("part/candidates").glob(".0*"))
+    assert Path("part/candidates/.DS_Store").is_file()  # no litter of ours
     code, _, err = run("search", "search.yaml", "budget.network_calls=8", "--out", "part", "--resume")
     assert code == 2
     assert "budget.network_calls: 6 then, 8 now" in err

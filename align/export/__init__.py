@@ -12,12 +12,11 @@ import torch
 from align import checkpoint
 from align.build import build_generator
 from align.config import load_config
-from align.errors import RunFolderError
 from align.evaluate import device_of
 from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
-from align.files import new_folder
+from align.files import check_free, new_folder
 from align.lora import Lora, as_diffusers, file_of, linear_layers
 from align.policy import Trained, load_policy
 from alignflow import tensor_files
@@ -85,8 +84,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
         LoraError, GeneratorError: what was trained, or what it was trained on, does not load.
     """
     out = out or trained.run / "export" / to
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} exists; choose another folder with --out")
+    check_free(out)
     job = _job(trained, to, dtype)
     if trained.checkpoint:
         checkpoint.verify(trained.folder)

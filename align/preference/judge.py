@@ -16,7 +16,9 @@ from align.devices import require
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
 from align.inputs import pixels_of
+from align.lock import locked
 from align.media import to_tensor
+from align.owned import JUDGE, check_out, mark
 from align.preference.bench import measure
 from align.preference.formats import read_set
 from align.preference.settings import JudgeTrainConfig
@@ -47,8 +49,13 @@ def train_judge(
         DataError, RewardError: tables, pictures, weights or LoRA targets that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
     """
-    if config.run_dir.exists() and not overwrite:
-        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
+    check_out(config.run_dir, JUDGE, overwrite=overwrite)
+    with locked(config.run_dir):
+        check_out(config.run_dir, JUDGE, overwrite=overwrite)
+        return _train(config, say)
+
+
+def _train(config: JudgeTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
     if not rows:
         raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learnt")
@@ -70,7 +77,8 @@ def train_judge(
         "loss": metrics[-1]["loss"],
         "seconds": time.perf_counter() - started,
     }
-    with new_folder(config.run_dir) as staging:
+    with new_folder(config.run_dir, replaces=True) as staging:
+        mark(staging, JUDGE)
         save_lora(judge.model, staging)
         write_text(staging / "config.yaml", dump_config(config))
         write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))

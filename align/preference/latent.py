@@ -16,7 +16,9 @@ from align.errors import DataError, RunFolderError
 from align.evaluate import check_needs, device_of
 from align.files import new_folder, write_json, write_text
 from align.inputs import encode, take
+from align.lock import locked
 from align.losses import x_at
+from align.owned import LATENT, check_out, mark
 from align.preference.settings import LatentTrainConfig
 from align.prompts import Prompt, read_prompts
 from align.rollout import decode, draw
@@ -48,8 +50,13 @@ def train_latent(
     Raises:
         AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
     """
-    if config.run_dir.exists() and not overwrite:
-        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
+    check_out(config.run_dir, LATENT, overwrite=overwrite)
+    with locked(config.run_dir):
+        check_out(config.run_dir, LATENT, overwrite=overwrite)
+        return _train(config, say)
+
+
+def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     bare = training_config(config.name, config.generator, config.memory, config.prompts.train)
     device, started = device_of(bare), time.perf_counter()
     prompts = read_prompts(config.prompts.train, config.prompts.limit, config.seed)
@@ -85,7 +92,8 @@ def train_latent(
         "loss": loss,
         "seconds": time.perf_counter() - started,
     }
-    with new_folder(config.run_dir) as staging:
+    with new_folder(config.run_dir, replaces=True) as staging:
+        mark(staging, LATENT)
         latent.save(staging, found)
         write_text(staging / "config.yaml", dump_config(config))
         write_json(staging / "summary.json", summary)

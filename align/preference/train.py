@@ -16,7 +16,9 @@ from align.devices import require
 from align.errors import DataError, RunFolderError
 from align.files import new_folder, without_nan, write_json, write_text
 from align.inputs import pixels_of
+from align.lock import locked
 from align.media import to_tensor
+from align.owned import REWARD, check_out, mark
 from align.preference.settings import RewardTrainConfig
 from align.preference.table import Judged, numbered, read_judged
 from align.prompts import PAIR
@@ -75,8 +77,13 @@ def train_reward(
         DataError, RewardError: tables, pictures or weights that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
     """
-    if config.run_dir.exists() and not overwrite:
-        raise RunFolderError(f"{config.run_dir} exists; --overwrite replaces it, or give another out")
+    check_out(config.run_dir, REWARD, overwrite=overwrite)
+    with locked(config.run_dir):
+        check_out(config.run_dir, REWARD, overwrite=overwrite)
+        return _train(config, say)
+
+
+def _train(config: RewardTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     single = config.loss.single
     rows = [row for row in read_judged(config.data.train, single=single, limit=config.data.limit) if _used(config, row)]
     if not rows:
@@ -108,7 +115,8 @@ def train_reward(
     after = plain_state(clip) if opened else {}
     changed = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
     manifest = reward_folder.Manifest(backbone=config.backbone, head=config.head, width=width, users=users)
-    with new_folder(config.run_dir) as staging:
+    with new_folder(config.run_dir, replaces=True) as staging:
+        mark(staging, REWARD)
         reward_folder.save(staging, manifest, head.state_dict(), changed)
         write_text(staging / "config.yaml", dump_config(config))
         write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.errors import ConfigError, DataError, RunFolderError
-from align.files import new_folder
+from align.errors import ConfigError, DataError
+from align.files import check_free, new_folder
 
 Row = dict[str, Any]
 
@@ -63,8 +63,7 @@ def _write(
 ) -> int:
     from align.search.run import read_rows
 
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} exists and is not empty; choose another folder")
+    check_free(folder, "--as")
     lines = []
     with new_folder(folder) as staging:
         for row in read_rows(run_dir):

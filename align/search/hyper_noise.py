@@ -73,20 +73,29 @@ class HyperNoise(Method):
             shifter.close()
 
 
+def holds_lora(folder: Path) -> bool:
+    """Whether there is anything in the folder to go on from."""
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+
+
 class Shifter:
     """The generator's network as one that shifts noise, by a LoRA that is on nowhere else.
 
     Raises:
         LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is learnt.
+        RunFolderError: one is to be learnt, and the folder holds what no such search wrote.
     """
 
     def __init__(self, task: Task, settings: HyperNoise) -> None:
         import torch
 
         from align.lora import add_lora, continue_lora
+        from align.owned import NOISE, check_out
 
         self.task, self.settings, folder = task, settings, settings.folder
-        if folder is not None and (Path(folder).exists() or not settings.lr):
+        if folder is not None and settings.lr:
+            check_out(Path(folder), NOISE, overwrite=True)
+        if folder is not None and (holds_lora(Path(folder)) or not settings.lr):
             made = continue_lora(task.generator, folder, NAME)
         else:
             made = add_lora(task.generator, settings.rank, settings.alpha, seed=task.seed, name=NAME)
@@ -157,8 +166,12 @@ class Shifter:
 
     def close(self) -> None:
         """Write what was learnt, and leave the generator as it was."""
+        from align.files import new_folder
         from align.lora import drop_lora, save_lora
+        from align.owned import NOISE, mark
 
         if self.learnt and self.settings.folder is not None:
-            save_lora(self.task.generator, self.settings.folder, NAME)
+            with new_folder(Path(self.settings.folder), replaces=True) as staging:
+                mark(staging, NOISE)
+                save_lora(self.task.generator, staging, NAME)
         drop_lora(self.task.generator, NAME)

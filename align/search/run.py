@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,13 +18,15 @@ from align.build import build_generator, build_rewards
 from align.environment import environment
 from align.errors import ConfigError, RunFolderError, SearchError
 from align.evaluate import check_needs, device_of, mean, standard_error, wanted
-from align.files import new_folder, write_json, write_text
+from align.files import new_folder, write_json
 from align.grids import save_samples, still
+from align.identity import data_digest, model_digest
 from align.inputs import encode
 from align.lora import load_lora
 from align.media import encode as encode_media
 from align.media import to_pixels
 from align.memory import Memory
+from align.owned import SEARCH
 from align.problems import explain
 from align.progress import Progress
 from align.prompts import Prompt, read_prompts
@@ -53,21 +54,31 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
         AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
-    from align.config import dump_config, settings_of
+    from align.config import dump_config
 
-    run = RunFolder(config.run_dir)
-    run.check(settings_of(config), resume=resume, overwrite=overwrite)
-    prompts = read_prompts(config.prompts.source, config.prompts.limit, config.prompts.seed)
-    generator, rewards = load(config, prompts)
-    if overwrite and config.run_dir.exists():
-        shutil.rmtree(config.run_dir)
+    run, resolved = RunFolder(config.run_dir, kind=SEARCH), dump_config(config)
+    try:
+        run.enter(resolved, resume=resume, overwrite=overwrite)
+        prompts = read_prompts(config.prompts.source, config.prompts.limit, config.prompts.seed)
+        data, model = data_digest(prompts), model_digest(config.generator.path)
+        run.check_content(data=data, model=model)
+        generator, rewards = load(config, prompts)
+        run.create(resolved, environment(torch_too=True), data=data, model=model)
+        return _search(config, run, generator, rewards, prompts)
+    finally:
+        run.leave()
+
+
+def _search(
+    config: SearchConfig, run: RunFolder, generator: Generator, rewards: dict[str, Reward], prompts: list[Prompt]
+) -> dict[str, Any]:
     store = Store(config, prompts)
-    write_text(config.run_dir / "config.yaml", dump_config(config))
-    write_json(config.run_dir / "environment.json", environment(torch_too=True))
     done = store.done()
     todo = [number for number in range(len(prompts)) if number not in done]
     progress = Progress(len(prompts), len(done))
     progress.say(f"run folder {config.run_dir}" + (f", going on after {len(done)} prompts" if done else ""))
+    if run.asked and run.before is None:
+        progress.say(f"nothing to resume in {run.path}: the search starts anew")
     with GracefulStop(lambda _: progress.say("stopping after the prompts under way; again to stop at once")) as stop:
         for first in range(0, len(todo), config.batch):
             search_batch(config, generator, rewards, store, todo[first : first + config.batch])
@@ -175,13 +186,11 @@ class Store:
         self.config, self.prompts = config, list(prompts)
         self.folder = config.run_dir / "candidates"
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*"):
-            shutil.rmtree(leftover)
         self.started = time.perf_counter()
 
     def done(self) -> list[int]:
         """Numbers of the prompts whose result is there."""
-        return [int(file.parent.name) for file in sorted(self.folder.glob("[0-9]*/found.json"))]
+        return [row["number"] for row in self.rows()]
 
     def write(self, found: Found, plain: Found, golds: dict[str, dict[str, float]], busy: dict[str, float]) -> None:
         """One prompt's result, in one step."""
@@ -191,7 +200,7 @@ class Store:
             if not isinstance(path, tables.Cell)
         }
         row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy, "media": media}
-        with new_folder(self.folder / f"{found.number:04d}") as staging:
+        with new_folder(self.folder / f"{found.number:04d}", replaces=True) as staging:
             for one, entry in zip(found.kept, row["kept"], strict=True):
                 entry["file"] = self._picture(staging, f"{one.number:04d}", one)
             if plain.best is not None:
@@ -253,7 +262,14 @@ class Store:
             rewards = [row["plain"] if which == "plain" else row["reward"] for row in shown]
             images = [np.asarray(_open(file)) for file in files]
             texts, seeds = [row["prompt"] for row in shown], [self.config.seed] * len(shown)
-            save_samples(self.config.run_dir / "samples" / which, images, texts, seeds, {"reward": rewards, **scores})
+            save_samples(
+                self.config.run_dir / "samples" / which,
+                images,
+                texts,
+                seeds,
+                {"reward": rewards, **scores},
+                replaces=True,
+            )
         write_search_report(self.config.run_dir)
         if rows and not known:
             why = next((row["reason"] for row in rows if row["reason"]), "no sample was finished")
@@ -269,8 +285,17 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
     """
     if not (run_dir / "candidates").is_dir():
         raise RunFolderError(f"{run_dir} is not the run folder of a search: it has no candidates/")
-    files = sorted((run_dir / "candidates").glob("[0-9]*/found.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    files = sorted((run_dir / "candidates").glob("[0-9][0-9][0-9][0-9]*/found.json"))
+    return [row for file in files if (row := _row(file)) is not None]
+
+
+def _row(file: Path) -> dict[str, Any] | None:
+    """A prompt's result; None where the file is damaged, and the prompt is searched again."""
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and row.get("number") == int(file.parent.name) and "kept" in row else None
 
 
 def _still(folder: Path, row: dict[str, Any], which: str) -> Path:

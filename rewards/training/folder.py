@@ -9,9 +9,9 @@ from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignflow import tensor_files
 from alignflow.paths import expanded
 from rewards.base import RewardError
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
@@ -36,10 +36,12 @@ class Manifest(BaseModel):
 
 def save(folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
     """Write the three files into a folder that exists; of the backbone, what differs from what it was made from."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in head.items()}, folder / "head.safetensors")
+    tensor_files.save(
+        folder / "head.safetensors", {key: value.detach().cpu().contiguous() for key, value in head.items()}
+    )
     if backbone:
         kept = {name: value.detach().cpu().contiguous() for name, value in backbone.items()}
-        save_file(kept, folder / "backbone.safetensors")
+        tensor_files.save(folder / "backbone.safetensors", kept)
     (folder / "reward.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,10 +15,10 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alignflow import tensor_files
 from alignflow.paths import expanded
 from rewards.base import RewardError
 from rewards.networks.clip import Clip
@@ -134,7 +134,7 @@ class LatentReward:
 def save(folder: Path, reward: LatentReward) -> None:
     """Write ``latent.json`` and ``latent.safetensors`` into a folder that exists."""
     state = {name: value.detach().cpu().contiguous() for name, value in reward.net.state_dict().items()}
-    save_file(state, folder / "latent.safetensors")
+    tensor_files.save(folder / "latent.safetensors", state)
     (folder / "latent.json").write_text(reward.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
