@@ -30,11 +30,16 @@ def hush() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def build_generator(config: Config, device: torch.device | str, *, training: bool = False) -> Generator:
+def build_generator(
+    config: Config, device: torch.device | str, *, training: bool = False, kinds: Sequence[str] | None = None
+) -> Generator:
     """The generator of a config, loaded onto ``device``.
 
     Args:
         training: whether gradients will be wanted.
+        kinds: of the sampling steps that will be taken; the config's by default.
+
+    A scheduler that steps otherwise is said in one line on stderr.
 
     Raises:
         GeneratorError: it cannot be loaded.
@@ -57,7 +62,7 @@ def build_generator(config: Config, device: torch.device | str, *, training: boo
     generator = load(
         settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept)
     )
-    if (line := remark(generator, _kinds(config))) and int(os.environ.get("RANK", "0")) == 0:
+    if (line := remark(generator, kinds or _kinds(config))) and int(os.environ.get("RANK", "0")) == 0:
         print(f"note: {line}", file=sys.stderr)
     return generator
 

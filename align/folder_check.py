@@ -6,7 +6,6 @@ What a folder does not tell cheaply (weights in .bin files, adapters outside the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,5 +187,5 @@ def _matrices(folder: Path) -> Iterator[str]:
     for file in sorted(folder.glob("*.safetensors")):
         entries, _ = tensor_files.header(file)
         for key, entry in entries.items():
-            if key.endswith(".weight") and len(entry.shape) == 2 and prod(entry.shape):
+            if key.endswith(".weight") and len(entry.shape) == 2 and 0 not in entry.shape:
                 yield key.removesuffix(".weight")

@@ -94,7 +94,7 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     device = device_of(as_training(config))
     rewards = build_rewards({"reward": config.reward, **config.gold}, device)
     check_reward(config.search, rewards["reward"], latent_reward(config))
-    generator = build_generator(as_training(config), device)
+    generator = build_generator(as_training(config), device, kinds=[config.search.sampler.kind])
     if config.lora is not None:
         folder = Path(config.lora)
         load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
