@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow import tensor_files
-from alignflow.paths import is_dir, is_file
+from alignflow.paths import exists, is_dir, is_file
 from alignflow.tensor_files import Entry, TensorFileError
 from alignflow.text import printable
 from alignflow.weights import first, is_finite
@@ -138,6 +138,8 @@ def find(path: Path) -> Path:
             return files[0]
     if found:
         raise LoraFileError(f"{path} holds {len(found)} files, {found[0].name} and others; name the file of the LoRA")
+    if not exists(path):
+        raise LoraFileError(f"no file or folder {printable(path)} (looked in {Path.cwd()})")
     raise LoraFileError(f"no LoRA at {path / FILE if is_dir(path) else path}")
 
 

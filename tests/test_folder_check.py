@@ -124,7 +124,7 @@ def test_a_single_file(config, tmp_path):
 
 def test_the_lora_that_training_starts_from(config, folder, tmp_path):
     (line,) = said(config(folder, f"policy.init={tmp_path / 'none'}"))
-    assert line.startswith("policy.init: no LoRA at")
+    assert line.startswith("policy.init: no file or folder")
     key = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
     save_file({key.format("A"): torch.ones(4, 32)}, tmp_path / "half.safetensors")
     (line,) = said(config(folder, f"policy.init={tmp_path / 'half.safetensors'}"))
