@@ -15,7 +15,6 @@ from align.search import settings as searches
 from align.settings import Config, is_unread
 from align.tree import RunSettings
 from alignflow import plugins
-from alignflow.paths import unwritable
 
 CONFIGS: dict[str, type[RunSettings]] = {
     config.command: config
@@ -59,8 +58,6 @@ def examine(
     with nullcontext() if run_code else plugins.unread():
         config = load_settings(path, overrides, CONFIGS[command])
         found = named(config, run_code)
-        if reason := unwritable(config.run_dir):
-            found.problems.append(Problem("out", f"{config.run_dir!s:.80} cannot be a run folder: {reason}"))
         yield from map(line, _essentials(config))
         misfit = ""
         if memory and isinstance(config, Config):

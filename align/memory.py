@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from align.errors import ConfigError, Problem, TrainingError
 from align.variants import listing, nearest
 from alignflow.extras import remedy
+from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     from align.settings import Config
 
 
-class Memory(BaseModel):
+class Memory(Strict):
     """What fits a card: see docs/memory.md. The name of a preset, such as ``24gb``, may stand here instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -58,7 +58,7 @@ class Sampler(Settings):
     kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
         "ode", description="ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim, exact add noise"
     )
-    steps: int = Field(10, ge=1, description="sampling steps")
+    steps: int = Field(10, ge=1, le=10_000, description="sampling steps")
     level: float | None = Field(
         None, gt=0, description="amount of noise; null = 0.7 flow_sde, 0.3 dance_sde, 0.8 cps, 1 ddim, 0.7 exact"
     )

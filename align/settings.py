@@ -21,7 +21,11 @@ from align.tree import Problems, RunSettings, Settings, WithoutSecrets
 from align.variants import FAMILIES, OneOf, listing, nearest, problems_at
 from alignflow import plugins
 from alignflow.devices import malformed
+from alignflow.strict import Named, Word
 from rewards.base import RewardSettings
+
+Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
+"""Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
 
 # -- the model and what is trained of it ------------------------------------------------------------------------------
 
@@ -32,8 +36,8 @@ class GeneratorConfig(Settings):
     kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
     path: str = Field(description="embedded world (shapes, shapes-edit, shapes-fill), folder, or hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
-    size: tuple[int, int] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
-    frames: int | None = Field(None, ge=1, description="frames of a clip; null = the pipeline's own")
+    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
+    frames: int | None = Field(None, ge=1, le=100_000, description="frames of a clip; null = the pipeline's own")
     text_length: int | None = Field(None, ge=1, description="prompt tokens the network reads; null = pipeline's own")
     embedded_guidance: float | None = Field(None, ge=0, description="guidance scale a distilled network takes as input")
     negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
@@ -66,7 +70,9 @@ class LoRAPolicy(Settings):
     kind: Literal["lora"] = Field("lora", description="low-rank adapters")
     rank: int = Field(16, ge=1, description="rank of every adapter")
     alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null = rank, so scale 1")
-    targets: list[str] | None = Field(None, description="module names to adapt; null = the generator's own list")
+    targets: list[Word] | None = Field(
+        None, min_length=1, description="module names to adapt; null = the generator's own list"
+    )
     init: str | None = Field(
         None, description="LoRA that training starts from: a file or folder; its ranks and layers replace those above"
     )
@@ -173,8 +179,10 @@ ROLLOUTS = {"online": OnlineRollout, "pairs": PairsRollout, "samples": SamplesRo
 class Train(Settings):
     """Optimisation."""
 
-    steps: int = Field(100, ge=1, description="rollouts, each followed by its updates")
-    updates: int = Field(1, ge=1, description="optimizer steps per rollout, each on an equal share of the terms")
+    steps: int = Field(100, ge=1, le=10_000_000, description="rollouts, each followed by its updates")
+    updates: int = Field(
+        1, ge=1, le=100_000, description="optimizer steps per rollout, each on an equal share of the terms"
+    )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
         "adamw", description="AdamW of torch, or of bitsandbytes: states in 8 bits, and in pages the CPU takes over"
     )
@@ -191,7 +199,7 @@ class Train(Settings):
     unscored: int = Field(
         10, ge=0, description="rollouts in a row that may go by without any score, once there were some"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's own choice")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = torch's own choice")
 
     @field_validator("betas")
     @classmethod
@@ -260,7 +268,9 @@ class Evaluate(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="of the noise, the same at every evaluation")
     sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
     chunk: int = Field(256, ge=1, description="samples made and scored at a time")
-    rewards: dict[str, Annotated[RewardSettings, REWARD]] = Field({}, description="name -> reward to report")
+    rewards: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
+        {}, description="name -> reward to report"
+    )
     gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
     role: Literal["ema", "policy"] = Field(
         "ema", description="weights evaluated: the average, or (and always where train.ema is 0) the policy"
@@ -349,6 +359,14 @@ def _check_reward(config: Config) -> Problems:
     return []
 
 
+def _check_group(config: Config) -> Problems:
+    own = type(config.recipe) in registry.recipes().values()
+    if own and isinstance(config.rollout, OnlineRollout) and config.rollout.group < 2:
+        said = f"{config.recipe.kind} compares the samples of a prompt, so a group of 1 teaches nothing; at least 2"
+        return [("rollout.group", said)]
+    return []
+
+
 def _check_warmup(config: Config) -> Problems:
     total = config.train.steps * config.train.updates
     if config.train.warmup > total:
@@ -365,6 +383,7 @@ def _check_precision(config: Config) -> Problems:
 CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_evaluation,
     _check_reward,
+    _check_group,
     _check_warmup,
     _check_precision,
     memory_problems,

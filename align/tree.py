@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from align.errors import ConfigError, Problem
 from align.variants import problems_at
 from alignflow import secrets
-from alignflow.paths import expanded
+from alignflow.paths import expanded, unwritable
+from alignflow.strict import Strict
 
 Problems = list[tuple[str, str]]
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """Base of every part of the tree: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -41,9 +42,20 @@ class RunSettings(WithoutSecrets):
     command: ClassVar[str]
     """What runs it: ``alignflow`` and this."""
 
-    name: str = Field(pattern=r"^[\w+-][\w.+-]*$", description="names the run folder; default: the config's file name")
+    name: str = Field(
+        pattern=r"^[\w+-][\w.+-]*$",
+        max_length=200,
+        description="of the run folder; default: from the config's folder and file",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random, but for what has a seed of its own")
     out: str | None = Field(None, description="run folder; null = runs/<name>")
+
+    @field_validator("out")
+    @classmethod
+    def _can_be_made(cls, out: str | None) -> str | None:
+        if out is not None and (reason := unwritable(out)):
+            raise problems_at([("", f"cannot be a run folder: {reason}")], out)
+        return out
 
     @property
     def run_dir(self) -> Path:

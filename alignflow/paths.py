@@ -53,6 +53,12 @@ def unwritable(path: str | Path) -> str:
         return "it is longer than 4,000 bytes"
     if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
         return "a name in it is longer than 255 bytes"
+    whole = Path(os.path.abspath(os.path.expanduser(text)))
+    if whole == Path(whole.anchor):
+        return "it is the root of the file system"
+    for part in (whole, *whole.parents):
+        if exists(part):
+            return "" if is_dir(part) else f"{part} is a file"
     return ""
 
 

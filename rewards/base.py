@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from alignflow.secrets import resolve, shown
+from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ def resolved(value: Any, where: str) -> Any:
         raise RewardError(f"{where}: environment variable {error.args[0]} is not set") from None
 
 
-class RewardSettings(BaseModel):
+class RewardSettings(Strict):
     """Base of every reward's settings. A subclass adds ``kind: Literal["name"]``, its options and :meth:`build`.
 
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from alignflow.strict import Named, Strict
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 from rewards.reference import Reference, load
@@ -22,7 +23,7 @@ POSITIVE = ("harmonic", "geometric", "product")
 Span = tuple[float, float]
 
 
-class Member(BaseModel):
+class Member(Strict):
     """One reward of a mixture."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,7 +66,9 @@ class Mixture(RewardSettings):
     """Several rewards as one: sums, means, products, gates; a sample one of them cannot score has no score."""
 
     kind: Literal["mixture"] = Field("mixture", description="several rewards as one")
-    parts: dict[str, Member] = Field(min_length=1, description="name -> {reward, weight, normalise, gate}")
+    parts: Annotated[dict[str, Member], Named] = Field(
+        min_length=1, description="name -> {reward, weight, normalise, gate}"
+    )
     how: Literal["weighted", "harmonic", "geometric", "product", "log_tamed", "lower_bound"] = Field(
         "weighted",
         description="weighted = sum of weight times score | harmonic, geometric = weighted means of scores from 0 up | "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from alignflow.paths import expanded
+from alignflow.strict import Strict
 from rewards.base import RewardError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 FORMAT: Literal["alignflow-calibration/1"] = "alignflow-calibration/1"
 
 
-class Reference(BaseModel):
+class Reference(Strict):
     """Statistics of one reward over a reference sample."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

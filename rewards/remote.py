@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.strict import Address, Seconds
 from rewards.base import Reward, RewardError, RewardSettings, Scores, resolved
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ class Remote(RewardSettings):
     """
 
     kind: Literal["remote"] = Field("remote", description="a reward behind alignflow reward serve")
-    url: str = Field(pattern=r"^https?://[^/\s]+", description="where it listens, http://127.0.0.1:8300")
+    url: Address = Field(pattern=r"^https?://[^/\s]+", description="where it listens, http://127.0.0.1:8300")
     token_env: str | None = Field(None, description="environment variable that holds the token")
     batch: int = Field(16, ge=1, description="samples per request")
-    parallel: int = Field(4, ge=1, description="requests at a time")
+    parallel: int = Field(4, ge=1, le=1024, description="requests at a time")
     payload: Literal["npz", "png"] = Field(
         "npz", description="npz = float32 pixels, exact | png = rounded to 8 bits, an eighth of the bytes"
     )
-    timeout: float = Field(60.0, gt=0, description="seconds a request may take")
-    retries: int = Field(5, ge=0, description="further attempts for a request that was not answered")
-    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+    timeout: Seconds = Field(60.0, description="seconds a request may take")
+    retries: int = Field(5, ge=0, le=1000, description="further attempts for a request that was not answered")
+    backoff: float = Field(
+        1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
+    )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Ask the server what it scores with.

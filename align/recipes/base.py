@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 import align
+from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ class Terms:
         return Terms(self.sample[rows], self.slot[rows], self.weight[rows], values)
 
 
-class Recipe(BaseModel):
+class Recipe(Strict):
     """Base of every recipe. A subclass adds ``kind: Literal["name"]``, its options (defaults: vetted) and the methods.
 
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.

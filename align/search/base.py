@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from align.sampling import LEVELS, Sampler
 from align.variants import listing, problems_at
+from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     from align.search.task import Task
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 NOISY = [kind for kind, level in LEVELS.items() if level is not None]
 
 
-class Method(BaseModel):
+class Method(Strict):
     """Base of every method. The first line of a subclass's docstring is what ``alignflow recipes`` prints."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

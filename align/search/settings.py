@@ -20,6 +20,7 @@ from align.search.budget import Budget
 from align.settings import REWARD, GeneratorConfig, Samples, derived
 from align.tree import RunSettings, Settings
 from align.variants import OneOf, problems_at
+from alignflow.strict import Named
 from rewards.base import RewardSettings
 
 METHOD = OneOf("search method", registry.searches, outside=derived(Method))
@@ -57,7 +58,7 @@ class SearchConfig(RunSettings):
     )
     search: Annotated[Method, METHOD] = Field(description="how")
     budget: Budget = Field(description="what each prompt may cost")
-    gold: dict[str, Annotated[RewardSettings, REWARD]] = Field(
+    gold: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
         {}, description="name -> reward that only looks on: at the plain sample and at the best one"
     )
     batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those under way")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from alignflow.strict import Address, Seconds, Strict
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 from rewards.judges.replies import YES_NO
 
@@ -21,7 +22,7 @@ Needs = Literal["answers", "likelihood", "reply"]
 """What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
 
 
-class Local(BaseModel):
+class Local(Strict):
     """A model of transformers in this process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +46,7 @@ class Local(BaseModel):
         return LocalJudge.load(self, device)
 
 
-class Endpoint(BaseModel):
+class Endpoint(Strict):
     """A model behind an OpenAI-compatible server (vLLM, SGLang, ...)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,16 +54,18 @@ class Endpoint(BaseModel):
     kind: Literal["endpoint"] = Field(
         "endpoint", description="chat completions of an OpenAI-compatible server, not differentiable"
     )
-    url: str = Field(
+    url: Address = Field(
         pattern=r"^https?://[^/\s@]+(/[^\s]*)?$", description="up to and with the version, http://127.0.0.1:8000/v1"
     )
     model: str = Field(min_length=1, description="name the server knows it by")
     token_env: str | None = Field(None, description="environment variable that holds the API key")
     top: int = Field(20, ge=2, description="log-probabilities asked for; 20 is the most by OpenAI's rules")
-    parallel: int = Field(8, ge=1, description="requests at a time")
-    timeout: float = Field(120.0, gt=0, description="seconds a request may take")
-    retries: int = Field(4, ge=0, description="further attempts for a request that was not answered")
-    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+    parallel: int = Field(8, ge=1, le=1024, description="requests at a time")
+    timeout: Seconds = Field(120.0, description="seconds a request may take")
+    retries: int = Field(4, ge=0, le=1000, description="further attempts for a request that was not answered")
+    backoff: float = Field(
+        1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
+    )
     extra: dict[str, Any] = Field({}, description="more of the request's body, {chat_template_kwargs: ...}")
 
     def load(self, device: torch.device | str) -> Judge:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     from rewards.training.heads import Head
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """Base: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,95 @@
+"""Settings whose numbers are numbers: ``true`` is none, 1 is not true, and no number is beyond all use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
+
+LARGEST = 10**9
+"""Bound of a whole number that has none of its own."""
+LARGEST_FLOAT = 1e12
+DAY = 86_400
+"""Seconds; the longest that anything is waited for."""
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _truth(value: Any) -> Any:
+    if not isinstance(value, bool | str) or value in ("0", "1"):
+        raise PydanticKnownError("bool_type")
+    return value
+
+
+_number_of = {"int": _whole, "float": _number}
+
+
+def _strict(schema: Any) -> Any:
+    """The schema with its numbers and booleans made strict, wherever they stand in it."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_strict, schema))
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind in ("int", "float"):
+        limit = LARGEST if kind == "int" else LARGEST_FLOAT
+        upper = {} if {"le", "lt"} & schema.keys() else {"le": limit}
+        lower = {} if {"ge", "gt"} & schema.keys() else {"ge": -limit}
+        inner = {**schema, **upper, **lower}
+        return core_schema.no_info_before_validator_function(_number_of[kind], inner)  # type: ignore[arg-type]
+    if kind == "bool":
+        return core_schema.no_info_before_validator_function(_truth, schema)  # type: ignore[arg-type]
+    if kind == "function-before" and schema["function"].get("function") in (_whole, _number, _truth):
+        return schema  # made strict already, in a class that this one holds
+    return {key: value if key in ("metadata", "serialization", "default") else _strict(value)
+            for key, value in schema.items()}  # fmt: skip
+
+
+class Strict(BaseModel):
+    """Base of settings: no boolean where a number belongs, no number where a boolean does; every number is bounded."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _strict(handler(source))
+
+
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = bool(parts.hostname) and (parts.port is None or 0 < parts.port < 65536)
+    except ValueError:
+        good = False
+    if not good:
+        raise PydanticCustomError("setting", "is not an address of a server, such as http://127.0.0.1:8300")
+    return url
+
+
+def _named(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in values:
+        if not name or name != name.strip() or len(name) > 80 or not all(c.isprintable() and c != "/" for c in name):
+            message = "{name} is no name: 1 to 80 printable characters without a slash, no space at its ends"
+            raise PydanticCustomError("setting", message, {"name": f"{name!r:.90}"})  # type: ignore[arg-type]
+    return values
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""``http://host:port/...`` that can be taken apart."""
+Named = AfterValidator(_named)
+"""Mark of a mapping whose keys are names that people choose; they become columns, curves and file names."""
+Word = Annotated[str, Field(pattern=r"\S")]
+"""Text that is not blank."""
+Seconds = Annotated[float, Field(gt=0, le=DAY)]
+"""A time that may be waited."""
