@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align import alone, devices
 from align import checkpoint as checkpoints
-from align import devices
 from align.build import build_generator, build_rewards, trainable
 from align.errors import CheckpointError, ConfigError
 from align.files import check_free, without_nan
@@ -108,6 +108,8 @@ def evaluate(
 ) -> Evaluation:
     """Sample every prompt once under the role in place and score it with every reward.
 
+    A reward that compares samples is shown by those of its parts that do not: ``reward/clip``.
+
     Args:
         prompts: held-out prompts. Sample i is seeded by (evaluate.seed, i).
         indices: which of them; all by default.
@@ -135,16 +137,16 @@ def evaluate(
     if processes is not None:
         rows = processes.objects(rows)
         media, sources = (_shown(kept, show, len(asked), processes) for kept in (media, sources))
-    chosen = [prompts[i] for i in asked]
+    chosen, names = [prompts[i] for i in asked], list(rows[0][0]) if rows else []
     return Evaluation(
         [prompt.text for prompt in chosen],
         seeds,
-        {name: torch.tensor([values[name] for values, _ in rows]) for name in rewards},
+        {name: torch.tensor([values[name] for values, _ in rows]) for name in names},
         _stacked(media, show),
         spread.value(processes),
         time.perf_counter() - started,
         _stacked(sources, show) if sources else None,
-        {name: {i: why[name] for i, (_, why) in enumerate(rows) if name in why} for name in rewards},
+        {name: {i: why[name] for i, (_, why) in enumerate(rows) if name in why} for name in names},
         [kind_of(prompt.metadata) for prompt in chosen],
     )
 
@@ -162,12 +164,14 @@ def _scores(
     """Scores by name of each sample, NaN where missing, and the reasons of those."""
     texts = [prompt.text for prompt in prompts]
     found = {id(reward): reward(media, texts, None, inputs) for reward in rewards.values()}
-    columns = {name: found[id(reward)] for name, reward in rewards.items()}
-    values = {name: scores.values.float().tolist() for name, scores in columns.items()}
+    known: dict[str, tuple[Tensor, dict[int, str]]] = {}
+    for name, reward in rewards.items():
+        known |= alone.columns(name, reward, found[id(reward)])
+    values = {name: column.float().tolist() for name, (column, _) in known.items()}
     return [
         (
-            {name: values[name][row] for name in rewards},
-            {name: scores.reasons[row] for name, scores in columns.items() if row in scores.reasons},
+            {name: column[row] for name, column in values.items()},
+            {name: reasons[row] for name, (_, reasons) in known.items() if row in reasons},
         )
         for row in range(len(texts))
     ]
@@ -254,8 +258,12 @@ def evaluate_run(
     of_run = lora is None and (run_dir is not None or checkpoint is not None)
     learning = "reward" if of_run else None
     rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config), learning=learning)
+    learning_reward = rewards.get("reward") if trained else None
     if not rewards:
         raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
+    rewards = alone.scored_alone(rewards, config.evaluate)
+    if not rewards:
+        raise ConfigError("the reward compares samples, and evaluation draws one a prompt: name evaluate.rewards")
     generator = build_generator(config, device_of(config))
     role, path = "base", checkpoint
     if of_run:
@@ -263,7 +271,7 @@ def evaluate_run(
         path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
         if path is None:
             raise CheckpointError(f"{run_dir} has no checkpoint yet")
-        checkpoints.load(path, roles, refreshed=rewards["reward"].refresh if trained else None)
+        checkpoints.load(path, roles, refreshed=learning_reward.refresh if learning_reward else None)
         role = config.evaluate.role if config.train.ema else "policy"
         with roles.use(role):
             result = _held_out(generator, config, rewards)

@@ -47,6 +47,8 @@ def add_lora(
 
     ``A`` is normal with deviation ``1 / rank`` and depends on ``seed`` alone, ``B`` is zero: nothing changes at first.
 
+    Targets whose result the network drops (:meth:`~generators.base.Generator.idle`) get none.
+
     Args:
         targets: ends of module names, or one regular expression for whole names; the generator's own by default.
         name: of the LoRA; others that are there keep their part in what the network computes.
@@ -64,6 +66,7 @@ def add_lora(
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, an int is not needed
         target_modules=wanted if isinstance(wanted, str) else list(wanted),
         init_lora_weights="gaussian",
+        exclude_modules=idle_layers(generator) or None,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft makes the layers on the CPU
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
@@ -104,11 +107,30 @@ def _use_all(network: Any) -> None:
 def _trainable(generator: Generator, name: str) -> list[tuple[str, nn.Parameter]]:
     """One LoRA's parameters, the only trained ones from here, in float32."""
     generator.backbone.requires_grad_(False)
-    parameters = [(key, value) for key, value in generator.backbone.named_parameters() if f".{name}." in key]
+    idle = idle_layers(generator)
+    parameters = [
+        (key, value)
+        for key, value in generator.backbone.named_parameters()
+        if f".{name}." in key and not any(f".{layer}.lora_" in f".{key}" for layer in idle)
+    ]
     for _, value in parameters:
         value.requires_grad_(True)
         value.data = value.data.float()
     return parameters
+
+
+def idle_layers(generator: Generator, targets: Sequence[str] | str | None = None) -> list[str]:
+    """Names of the linear layers that ``targets`` match (all by default) and nothing trained in which has an effect."""
+    starts = tuple(f"{start}." for start in generator.idle())
+    names = {name for network in generator.backbones().values() for name in _linear(network)}
+    matched = names if targets is None else {name for name in names if _matches(name, targets)}
+    return sorted(name for name in matched if f"{name}.".startswith(starts)) if starts else []
+
+
+def _matches(name: str, targets: Sequence[str] | str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == end or name.endswith("." + end) for end in targets)
 
 
 def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | None = None) -> Path:
@@ -224,10 +246,13 @@ def _check_targets(generator: Generator, targets: Sequence[str] | str | None) ->
     names = list(linear_layers(next(iter(generator.backbones().values()))))  # experts are alike
     if isinstance(targets, str):
         wanted: Sequence[str] = [targets]
-        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+        missing = [] if any(_matches(name, targets) for name in names) else [targets]
     else:
         wanted = generator.lora_targets if targets is None else targets
-        missing = [end for end in wanted if not any(name == end or name.endswith("." + end) for name in names)]
+        missing = [end for end in wanted if not any(_matches(name, [end]) for name in names)]
     if not wanted or len(missing) == len(wanted) or (missing and targets is not None):
         ends = sorted({".".join(name.split(".")[-2:]) for name in names})
         raise LoraError(f"LoRA targets {missing} match no linear layer; there are {', '.join(ends)}")
+    useful = targets if isinstance(targets, str) else wanted
+    if all(name in idle_layers(generator) for name in names if _matches(name, useful)):
+        raise LoraError(f"LoRA targets {list(wanted)} match only layers whose result this network drops")

@@ -23,6 +23,7 @@ from alignflow import plugins
 from alignflow.devices import malformed
 from alignflow.strict import Named, Word
 from rewards.base import RewardSettings
+from rewards.scopes import has_parts, known_scope
 
 Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
 """Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
@@ -374,6 +375,25 @@ def _check_warmup(config: Config) -> Problems:
     return []
 
 
+def _check_comparisons(config: Config) -> Problems:
+    """Held-out samples are drawn one a prompt, groups may be of one: neither is a comparison."""
+    problems: Problems = []
+    for name, reward in config.evaluate.rewards.items():
+        if known_scope(reward) != "sample" and (name == config.evaluate.gold or not has_parts(reward)):
+            message = "compares samples, and evaluation draws one a prompt: name a reward that scores them one by one"
+            problems.append((f"evaluate.rewards.{name}", message))
+    rollout = config.rollout
+    if isinstance(rollout, OnlineRollout) and rollout.group < 2:
+        if config.recipe.compares_group:
+            message = f"{config.recipe.kind} learns from the differences in a group: at least 2 samples per prompt"
+            problems.append(("rollout.group", message))
+        elif config.reward is not None and known_scope(config.reward) == "group":
+            problems.append(("rollout.group", "the reward compares the samples of a prompt: at least 2"))
+    if isinstance(rollout, SamplesRollout) and rollout.by_reward and rollout.prompts < 2:
+        problems.append(("rollout.prompts", "by_reward compares the samples of a step: at least 2"))
+    return problems
+
+
 def _check_precision(config: Config) -> Problems:
     if config.train.precision == "fp16" and config.generator.device == "cpu":
         return [("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'")]
@@ -385,6 +405,7 @@ CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_reward,
     _check_group,
     _check_warmup,
+    _check_comparisons,
     _check_precision,
     memory_problems,
 )

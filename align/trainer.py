@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from align import advantages, keeping
+from align import advantages, alone, keeping
 from align.accelerating import accelerator_of
 from align.best import Best
 from align.build import build_generator, build_optimizer, build_rewards, trainable
@@ -122,6 +122,7 @@ class Trainer:
         rewards = {name: built.get(name, self.reward) for name in settings.rewards}
         trained = {"reward": self.reward} if self.reward else {}
         known = {**trained, **{name: reward for name, reward in rewards.items() if reward}}
+        known = alone.scored_alone(known, settings)
         return held_out(self.config, self.generator, known), known
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -141,6 +142,10 @@ class Trainer:
         progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))
         for note in notes:
             progress.say(note)
+        if idle := self._idle_targets():
+            progress.say(f"{len(idle)} LoRA targets left out, the network drops their result: {', '.join(idle)}")
+        if self.held_out and self.reward and (said := alone.note("reward", self.reward)):
+            progress.say(said)
         clock = time.perf_counter()
         self.phases.take()
         with GracefulStop(progress.say) as stop:
@@ -161,6 +166,14 @@ class Trainer:
                     self._finish("interrupted")
                     raise self.missing.too_many or KeyboardInterrupt
         return self._finish("finished")
+
+    def _idle_targets(self) -> list[str]:
+        from align.lora import idle_layers
+
+        policy = self.config.policy
+        return (
+            idle_layers(self.generator, policy.targets or self.generator.lora_targets) if policy.kind == "lora" else []
+        )
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""

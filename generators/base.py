@@ -296,6 +296,10 @@ class Generator(ABC):
         """The trained networks by component name; more than one where experts share the time."""
         return {"transformer": self.backbone}
 
+    def idle(self) -> tuple[str, ...]:
+        """Starts of the names of modules whose result the network drops: nothing that is trained there has an effect."""
+        return ()
+
     def modules(self) -> dict[str, nn.Module]:
         """The pipeline's networks by component name."""
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}

@@ -29,6 +29,11 @@ class HunyuanVideo15(VideoGenerator):
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
     native_frames = 121
 
+    def idle(self) -> tuple[str, ...]:
+        """The text stream of the last block: only keys and values of it reach the clip."""
+        last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
+        return f"{last}.attn.add_q_proj", f"{last}.attn.to_add_out", f"{last}.ff_context"
+
     def native_size(self) -> tuple[int, int]:
         wide, tall = self.pipeline.default_aspect_ratio
         processor = self.pipeline.video_processor

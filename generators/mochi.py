@@ -26,6 +26,11 @@ class Mochi(VideoGenerator):
     lora_targets = tuple(f"attn1.{name}" for name in DOUBLE)
     native_frames = 19
 
+    def idle(self) -> tuple[str, ...]:
+        """The text stream of the last block: only keys and values of it reach the clip."""
+        last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
+        return (f"{last}.attn1.add_q_proj",)
+
     def native_size(self) -> tuple[int, int]:
         return self.pipeline.default_height, self.pipeline.default_width
 

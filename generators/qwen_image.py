@@ -21,6 +21,11 @@ class QwenImage(Generator):
     accepts: tuple[str, ...] = ("size", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
 
+    def idle(self) -> tuple[str, ...]:
+        """The text stream of the last block: only keys and values of it reach the picture."""
+        last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
+        return f"{last}.attn.add_q_proj", f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         limit = self.options.text_length or 512
         self.check_length(prompts, self.pipeline.tokenizer, limit)

@@ -110,6 +110,7 @@ class Reward:
         fingerprint: a digest of what scores depend on besides the settings (weights, code); asked for only by what
             keeps or compares scores.
         embed: ``(media, prompts) -> [N, D]``, the space the reward compares samples in, where it has one.
+        apart: names of the parts of its :class:`Scores` that depend on one sample alone, where the score does not.
         refresh: what learns while the policy does, where something does: the same sample then scores otherwise later.
     """
 
@@ -122,6 +123,7 @@ class Reward:
     fingerprint: Callable[[], str] = lambda: ""
     embed: Callable[[Tensor, list[str]], Tensor] | None = None
     refresh: Refreshed | None = None
+    apart: tuple[str, ...] = ()
 
     def fixed(self) -> Reward:
         """Itself, where a sample always scores the same.

@@ -51,5 +51,6 @@ class Consistent(RewardSettings):
             inner,
             function=function,
             scope=widest([inner.scope, "group"]),
+            apart=("unsmoothed",) if inner.scope == "sample" else inner.apart,
             fingerprint=lambda: f"{inner.fingerprint()} {space.fingerprint()}",
         )

@@ -124,6 +124,7 @@ class Mixture(RewardSettings):
             wants=tuple(dict.fromkeys(want for reward in ready.values() for want in reward.wants)),
             scope=combine.widest([*scopes, "batch" if self.how == "log_tamed" else "sample"]),
             fingerprint=lambda: " ".join(reward.fingerprint() for reward in ready.values()),
+            apart=tuple(part for name, reward in ready.items() for part in _apart(name, reward)),
             refresh=together({name: reward.refresh for name, reward in ready.items()}),
         )
 
@@ -229,6 +230,11 @@ def _named_parts(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
     for name, member in scores.items():
         raw |= {name: member.values, **{f"{name}/{key}": value for key, value in member.parts.items()}}
     return raw
+
+
+def _apart(name: str, reward: Reward) -> list[str]:
+    """Names of a member's scores that depend on one sample alone."""
+    return [name] if reward.scope == "sample" else [f"{name}/{part}" for part in reward.apart]
 
 
 def _limits(part: Member, span: Span) -> Span:

@@ -58,7 +58,13 @@ class Pool(RewardSettings):
 
         wants, known = about["wants"], about["fingerprint"]
         return Reward(
-            about["name"], function, about["range"], wants=wants, scope=about["scope"], fingerprint=lambda: known
+            about["name"],
+            function,
+            about["range"],
+            wants=wants,
+            scope=about["scope"],
+            fingerprint=lambda: known,
+            apart=about["apart"],
         )
 
 

@@ -71,6 +71,7 @@ class Remote(RewardSettings):
             wants=tuple(about.wants),
             scope=about.scope,
             fingerprint=lambda: about.fingerprint,
+            apart=tuple(about.apart),
         )
 
 

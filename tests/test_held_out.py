@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_run import settings
+from tiny_run import RECIPES, settings
 
 from align import checkpoint
 from align.errors import RunFolderError
+from align.evaluate import evaluate_run
 from align.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
 from align.rollout import diversity
 from align.spread import Spread
 from align.trainer import train
+from rewards import parse
+from rewards.base import RewardError
+from rewards.scopes import has_parts, known_scope
+from rewards.serving import wire
 
 
 def test_every_evaluation_keeps_its_scores_prompt_by_prompt(model: Path, tmp_path: Path) -> None:
@@ -78,3 +84,93 @@ def test_the_spread_does_not_depend_on_chunks() -> None:
             spread.add(part)
         assert spread.value() == pytest.approx(diversity(media, torch.zeros(7)), rel=1e-6)
     assert Spread().value() == 0
+
+
+def mixture(normalise: str, **options: Any) -> dict[str, Any]:
+    parts = {
+        "red": {"reward": {"kind": "tiny_run:redness"}, "normalise": normalise},
+        "bright": {"reward": {"kind": "tiny_run:brightness"}, "weight": 0.5},
+    }
+    return {"kind": "mixture", "parts": parts, **options}
+
+
+@pytest.mark.parametrize("normalise", ["group", "batch"])
+def test_a_mixture_that_compares_is_shown_by_its_parts(normalise: str, model: Path, tmp_path: Path) -> None:
+    found = {}
+    for chunk in (1, 256):
+        folder = tmp_path / str(chunk)
+        folder.mkdir()
+        config = settings(folder, model, reward=mixture(normalise), evaluate={"chunk": chunk}, train={"steps": 1})
+        summary = train(config)
+        (row, after) = (
+            one for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()
+            if (one := json.loads(line))["event"] == "eval"
+        )  # fmt: skip
+        assert row["scores"].keys() == {"reward/red", "reward/bright"}
+        assert abs(row["scores"]["reward/red"]) > 1e-4
+        assert row["stderr"]["reward/bright"] > 0
+        assert summary["reward_before"] is None
+        parts = summary["reward_parts"]
+        assert parts.keys() == {"red", "bright"}
+        assert parts["red"]["before"] == row["scores"]["reward/red"]
+        assert parts["red"]["after"] == after["scores"]["reward/red"]
+        assert parts["bright"]["after_stderr"] == after["stderr"]["reward/bright"]
+        found[chunk] = row["scores"]
+        assert evaluate_run(config)["scores"] == pytest.approx(row["scores"], abs=1e-6)
+    assert found[1] == pytest.approx(found[256], abs=1e-6)
+
+
+def test_what_has_no_parts_is_left_out_where_it_is_trained_and_refused_elsewhere(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared = {"kind": "tiny_run:redness", "scope": "group"}
+    config = settings(
+        tmp_path, model, reward=compared, evaluate={"rewards": {"light": {"kind": "tiny_run:brightness"}}}
+    )
+    summary = train(config)
+    assert summary["reward_before"] is None
+    assert "held-out reward: 'redness' compares the samples of a prompt" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["scores"].keys() == {"light"} for row in rows if row["event"] == "eval")
+    alone_too = {"kind": "tiny_run:compared_in_secret"}
+    with pytest.raises(RewardError, match=r"evaluate.rewards.x: 'compared_in_secret' compares the samples"):
+        train(settings(tmp_path, model, out=str(tmp_path / "b"), evaluate={"rewards": {"x": alone_too}}))
+    with pytest.raises(ValueError, match=r"evaluate.rewards.x\s+compares samples"):
+        settings(tmp_path, model, evaluate={"rewards": {"x": {"kind": "pairwise"}}})
+    with pytest.raises(ValueError, match=r"evaluate.rewards.x\s+compares samples"):
+        settings(tmp_path, model, evaluate={"rewards": {"x": mixture("group")}, "gold": "x"})
+    settings(tmp_path, model, evaluate={"rewards": {"x": mixture("group")}})
+
+
+def test_parts_of_parts_have_their_names_and_survive_a_server() -> None:
+    inner = {"kind": "consistent", "reward": {"kind": "tiny_run:redness"}}
+    tree = mixture("none")
+    tree["parts"]["near"] = {"reward": inner}
+    tree["parts"]["met"] = {"reward": {"kind": "tiny_run:compared_in_secret"}}
+    assert known_scope(parse(tree)) == "group"
+    assert has_parts(parse(tree))
+    reward = parse({**tree, "parts": {name: part for name, part in tree["parts"].items() if name != "near"}}).build()
+    assert reward.scope == "group"
+    assert reward.apart == ("red", "bright")
+    outer = parse({"kind": "mixture", "parts": {"all": {"reward": mixture("batch")}}}).build()
+    assert outer.apart == ("all/red", "all/bright")
+    assert wire.read_description(wire.describe(outer, "x")).apart == ["all/red", "all/bright"]
+    media = torch.rand(3, 3, 4, 4)
+    scores = outer(media, ["a", "b", "c"])
+    assert all(part in scores.parts for part in outer.apart)
+
+
+def test_wrappers_compare_as_what_they_wrap() -> None:
+    pool = parse({"kind": "pool", "reward": {"kind": "pairwise"}})
+    assert known_scope(pool) == "group"
+    assert not has_parts(pool)
+    assert has_parts(parse({"kind": "placed", "reward": mixture("group")}))
+    assert known_scope(parse({"kind": "unified_reward", "format": "think"})) == "group"
+    assert known_scope(parse({"kind": "unified_reward"})) == "sample"
+    assert known_scope(parse(mixture("none", how="log_tamed"))) == "batch"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_group_of_one_is_refused_in_words(recipe: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rollout.group\s.*at least 2 samples per prompt"):
+        settings(tmp_path, model, recipe, rollout={"group": 1})

@@ -166,9 +166,9 @@ def test_placed_in_a_precision_of_its_own():
     torch.testing.assert_close(exact, rough, atol=0.02, rtol=0)
     same = rewards.parse({"kind": "placed", "reward": "clip"}).build()(MEDIA, ["a red circle"] * 6).values
     assert torch.equal(exact, same)
-    with pytest.raises(RewardError, match="device 'cuda:9' cannot be used"):
+    with pytest.raises(RewardError, match="cuda:9 is not available on this machine"):
         rewards.parse({"kind": "placed", "reward": "shapes", "device": "cuda:9"}).build()
-    with pytest.raises(RewardError, match="device 'gpu' cannot be used"):
+    with pytest.raises(ValueError, match="no such device 'gpu'"):
         rewards.parse({"kind": "placed", "reward": "shapes", "device": "gpu"}).build()
 
 

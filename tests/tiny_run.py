@@ -27,6 +27,11 @@ def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
     return media.flatten(1).mean(dim=1)
 
 
+def compared_in_secret(media: Tensor, prompts: list[str], group: Tensor | None = None) -> Tensor:
+    """``redness``, by code that asks for the group, which settings do not show."""
+    return redness(media, prompts)
+
+
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
     """``redness`` without a score for every third sample."""
     values = redness(media, prompts)

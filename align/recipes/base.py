@@ -58,6 +58,9 @@ class Recipe(Strict):
     """Whether the loss needs the stochastic steps of the rollout and their log-probabilities."""
     behaviour: ClassVar[Literal["policy", "old"]] = "policy"
     """The role that makes the samples."""
+    compares_group: ClassVar[bool] = False
+    """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
+
     old_draws: ClassVar[bool] = True
     """Whether ``old`` stands for what made the samples; if not it is a reference with a schedule of its own."""
 

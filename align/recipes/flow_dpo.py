@@ -26,6 +26,7 @@ class FlowDPO(ForwardRecipe):
 
     old_draws: ClassVar[bool] = False
 
+    compares_group: ClassVar[bool] = True
     kind: Literal["flow_dpo"] = "flow_dpo"
     beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")
     pairs: int = Field(1, ge=1, description="pairs taken from each group")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ class FlowRWR(ForwardRecipe):
     ``control_variate``.
     """
 
+    compares_group: ClassVar[bool] = True
     kind: Literal["flow_rwr"] = "flow_rwr"
     temperature: float = Field(0.5, gt=0, description="of exp(r / temperature), in standard deviations of the group")
     standardise: bool = Field(True, description="divide rewards by the group's std first, so temperature has no unit")

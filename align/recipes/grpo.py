@@ -29,6 +29,7 @@ class GRPO(Recipe):
 
     keeps_trajectory: ClassVar[bool] = True
 
+    compares_group: ClassVar[bool] = True
     kind: Literal["grpo"] = "grpo"
     clip_range: float = Field(1e-4, gt=0, description="of the ratio; log-probabilities are means over dimensions")
     ratio: Literal["plain", "guard"] = Field("plain", description="guard: mean 0 and equal spread at every step")

@@ -26,6 +26,7 @@ class NFT(ForwardRecipe):
 
     behaviour: ClassVar[Literal["policy", "old"]] = "old"
 
+    compares_group: ClassVar[bool] = True
     kind: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0, description="how far v+ and v- lie from v_old; small is bold")
     kl: float = Field(1e-4, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")

@@ -22,7 +22,7 @@ class PoolWorker:
         """What the driver needs to know of the reward."""
         reward = self.reward
         return {
-            **{name: getattr(reward, name) for name in ("name", "range", "wants", "scope")},
+            **{name: getattr(reward, name) for name in ("name", "range", "wants", "scope", "apart")},
             "fingerprint": identity(self.settings, reward),
         }
 

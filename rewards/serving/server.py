@@ -167,7 +167,7 @@ def create_app(
 
     @app.get("/reward", dependencies=[Depends(allowed)])
     async def about() -> Response:
-        return _reply(wire.describe(reward.name, reward.range, reward.wants, reward.scope, fingerprint))
+        return _reply(wire.describe(reward, fingerprint))
 
     @app.get("/self-test", dependencies=[Depends(allowed)])
     def test() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from rewards.base import Scope, Scores
+from rewards.base import Reward, Scope, Scores
 
 SCHEMA: Literal["alignflow-reward/1"] = "alignflow-reward/1"
 DIGEST = "X-Content-SHA256"
@@ -86,6 +86,7 @@ class Description(_Message):
     wants: list[str]
     scope: Scope
     fingerprint: str
+    apart: list[str] = []
 
 
 def checksum(body: bytes) -> str:
@@ -244,10 +245,13 @@ def unpack_scores(body: bytes, request: Request, fingerprint: str) -> Scores:
     return Scores(values, reply.reasons, {name: _tensor(column) for name, column in reply.parts.items()})
 
 
-def describe(name: str, span: tuple[float, float], wants: tuple[str, ...], scope: Scope, fingerprint: str) -> bytes:
+def describe(reward: Reward, fingerprint: str) -> bytes:
     """A :class:`Description` as JSON; an infinite end of the range is null."""
-    low, high = (value if math.isfinite(value) else None for value in span)
-    message = Description(name=name, range=(low, high), wants=list(wants), scope=scope, fingerprint=fingerprint)
+    low, high = (value if math.isfinite(value) else None for value in reward.range)
+    message = Description(
+        name=reward.name, range=(low, high), wants=list(reward.wants), scope=reward.scope, fingerprint=fingerprint,
+        apart=list(reward.apart),
+    )  # fmt: skip
     return message.model_dump_json(by_alias=True).encode()
 
 
