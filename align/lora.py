@@ -122,7 +122,7 @@ def _trainable(generator: Generator, name: str) -> list[tuple[str, nn.Parameter]
 def idle_layers(generator: Generator, targets: Sequence[str] | str | None = None) -> list[str]:
     """Names of the linear layers that ``targets`` match (all by default) and nothing trained in which has an effect."""
     starts = tuple(f"{start}." for start in generator.idle())
-    names = {name for network in generator.backbones().values() for name in _linear(network)}
+    names = {name for network in generator.backbones().values() for name in linear_layers(network)}
     matched = names if targets is None else {name for name in names if _matches(name, targets)}
     return sorted(name for name in matched if f"{name}.".startswith(starts)) if starts else []
 

@@ -171,9 +171,9 @@ class Trainer:
         from align.lora import idle_layers
 
         policy = self.config.policy
-        return (
-            idle_layers(self.generator, policy.targets or self.generator.lora_targets) if policy.kind == "lora" else []
-        )
+        if policy.kind != "lora":
+            return []
+        return idle_layers(self.generator, policy.targets or self.generator.lora_targets)
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""

@@ -297,7 +297,7 @@ class Generator(ABC):
         return {"transformer": self.backbone}
 
     def idle(self) -> tuple[str, ...]:
-        """Starts of the names of modules whose result the network drops: nothing that is trained there has an effect."""
+        """Starts of the names of modules whose result the network drops: training them changes nothing."""
         return ()
 
     def modules(self) -> dict[str, nn.Module]:
