@@ -121,6 +121,6 @@ def _check(
     wrong = len(unknown) + len(shapes)
     said = [f"first {printable(first(unknown))}"] if unknown else []
     raise LoraError(
-        f"{file}, a LoRA in {found.layout}'s layout, was not made for this {model}: {wrong} of {len(places)} pairs do "
-        f"not fit, {'; '.join([*said, *shapes[:2]])}"
+        f"{file}, a LoRA in the {found.layout} layout, was not made for this {model}: {wrong} of {len(places)} "
+        f"pairs do not fit, {'; '.join([*said, *shapes[:2]])}"
     )

@@ -41,7 +41,7 @@ def remark(generator: Generator, kinds: Sequence[str] = ("ode",)) -> str:
         name = type(generator.pipeline.scheduler).__name__
         if not generator.schedulers or name in generator.schedulers:
             return ""
-        return f"Euler's steps stand in for those of the folder's {name}, on its grid; sampler.kind dpm2 may be nearer"
+        return f"this folder's {name} is replaced by the steps of its DDIM scheduler; sampler.kind dpm2 may be nearer"
     scheduler, noise = seen[-1], _noise()
     name = type(scheduler).__name__
     theirs = [_theirs(scheduler, noise, seed, sign) for seed in (0, 1) for sign in (1.0, -1.0)]
@@ -60,10 +60,10 @@ def remark(generator: Generator, kinds: Sequence[str] = ("ode",)) -> str:
     elif far["dpm2"] < far["ode"] / 2:
         advice = f"sampler.kind dpm2 is nearer ({share['dpm2']})"
     else:
-        advice = "more sampler.steps bring both nearer to the flow"
+        advice = "with more sampler.steps the two come closer"
     return (
-        f"the folder's {name} takes other steps than ours: Euler's stand in for them on its grid (on a toy flow, "
-        f"{STEPS} steps end {share['ode']} apart); {advice}"
+        f"this folder's {name} is replaced by Euler steps on the same time grid ({STEPS} steps of a toy flow end "
+        f"{share['ode']} apart); {advice}"
     )
 
 
@@ -76,10 +76,10 @@ def _stochastic(name: str, scheduler: object, times: Tensor, noise: Tensor, kind
     alike = abs(float(torch.stack(theirs).std() / ours.std()) - 1) < 0.1
     if alike and "cps" in kinds:
         return ""
-    advice = "sampler {kind: cps, level: 1} does the same" if alike else "stochastic kinds of sampler come nearer"
+    advice = "sampler {kind: cps, level: 1} takes the same steps" if alike else "stochastic kinds of sampler are nearer"
     return (
-        f"the folder's {name} puts fresh noise on its samples at every step (LCM, stochastic_sampling): Euler's "
-        f"deterministic steps stand in for its; {advice}"
+        f"this folder's {name} adds fresh noise at every step (LCM, stochastic_sampling) and is replaced by "
+        f"deterministic Euler steps; {advice}"
     )
 
 

@@ -264,9 +264,7 @@ def _about(path: Path, layout: str, metadata: Mapping[str, str]) -> dict[str, An
         try:
             said = beside.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
-            raise LoraFileError(
-                f"{path} is in peft's layout, and its alpha is in {where}, which is not there"
-            ) from None
+            raise LoraFileError(f"{path} is in the peft layout, whose alpha is in {where}, which is missing") from None
     else:
         return {}
     try:

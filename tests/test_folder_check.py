@@ -87,7 +87,7 @@ SCHEDULERS = [
     ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "dpm2 is nearer"),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}, r"kind: cps, level: 1"),
     ({"_class_name": "FlowMatchLCMScheduler"}, r"kind: cps, level: 1"),
-    ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "Euler's steps stand in"),
+    ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "replaced by Euler steps"),
 ]
 
 

@@ -182,7 +182,9 @@ def test_what_does_not_fit_is_named(tmp_path):
         return both | {key.replace("_A", "_B"): torch.ones(rows, 4) for key, _, rows in sizes}
 
     save_file(pairs((good, 32, 32), (other, 32, 32)), tmp_path / FILE)
-    with pytest.raises(LoraError, match=r"diffusers's layout.*: 1 of 2 pairs do not fit, first .*single_blocks.0.proj"):
+    with pytest.raises(
+        LoraError, match=r"the diffusers layout.*: 1 of 2 pairs do not fit, first .*single_blocks.0.proj"
+    ):
         load_lora(generator, tmp_path)
     for wide, rows in ((48, 32), (32, 48)):  # right name, a wider model
         save_file(pairs((good, wide, rows)), tmp_path / FILE)

@@ -233,7 +233,7 @@ DAMAGE = {
     ),
     "unknown layer": (
         put(**{f"transformer.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}),
-        f"diffusers's layout, {FOREIGN}",
+        f"the diffusers layout, {FOREIGN}",
     ),
     "another layer, another layout": (
         put(**{AGAIN.format("A"): torch.ones(4, 32), AGAIN.format("B"): torch.ones(32, 4)}),
@@ -301,16 +301,14 @@ def test_a_peft_file_without_its_settings(tmp_path, whole, bare):
         {key.replace("transformer.", "base_model.model.", 1): value for key, value in whole[0].items()},
         tmp_path / "adapter_model.safetensors",
     )
-    with pytest.raises(
-        LoraError, match=r"peft's layout, and its alpha is in .*adapter_config\.json, which is not there"
-    ):
+    with pytest.raises(LoraError, match=r"the peft layout, whose alpha is in .*adapter_config\.json, which is missing"):
         load_lora(bare, tmp_path)
 
 
 def test_a_file_of_another_model_says_whose_layout_it_is(tmp_path):
     write_as(trained("flux-dev"), tmp_path, "kohya")
     with pytest.raises(
-        LoraError, match=r"a LoRA in kohya's layout, was not made for this SD3Transformer2DModel: 4 of 4"
+        LoraError, match=r"a LoRA in the kohya layout, was not made for this SD3Transformer2DModel: 4 of 4"
     ):
         load_lora(generator_of("sd3"), tmp_path)
 
