@@ -38,8 +38,8 @@ def geometry(config: Config, processes: int = 1) -> str:
     where = "one process" if processes == 1 else f"{processes} processes"
     return (
         f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
-        f"{count(train.updates, 'update')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
-        f"on {where}; {count(train.steps, 'rollout')} = {count(train.steps * train.updates, 'update')} in all"
+        f"{count(train.updates, 'optimizer step')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
+        f"on {where}; {count(train.steps, 'rollout')} = {count(train.steps * train.updates, 'optimizer step')} in all"
     )
 
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app([word for word in given if word != "--debug"])
     except Exception as error:
-        explained = _explained(error)
+        explained = _explained(error, given[0] if given else "")
         if debug or explained is None:
             echo(traceback.format_exc(), err=True)
         code, message = explained or (1, "this is a fault of alignflow or of a plug-in; the traceback is above")
@@ -58,7 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(code)
 
 
-def _explained(error: Exception) -> tuple[int, str] | None:
+SMALLER = "memory.vae_tiling=true, generator.dtype=bfloat16"
+LESS_MEMORY = {
+    **dict.fromkeys(("sample", "evaluate"), f"\n  lower it with --set: a smaller evaluate.chunk, {SMALLER}"),
+    "search": f"\n  lower it with a smaller batch, chunk or decode_chunk, {SMALLER}",
+}
+"""Command -> what lowers its memory; training says it by its own settings."""
+
+
+def _explained(error: Exception, command: str = "") -> tuple[int, str] | None:
     """(exit code, message) of what a user can put right, None for anything else."""
     from rewards.base import RewardError
 
@@ -70,11 +78,10 @@ def _explained(error: Exception) -> tuple[int, str] | None:
     generators = sys.modules.get("generators.base")
     if generators is not None and isinstance(error, generators.GeneratorError):
         return 1, str(error)
-    from align.memory import out_of_memory
+    from align.remedies import out_of_memory
 
     if reason := out_of_memory(error):
-        smaller = "a smaller evaluate.chunk; memory.vae_tiling=true; generator.dtype=bfloat16"
-        return 1, f"out of memory: {reason}\n  try, cheapest first, with --set: {smaller}"
+        return 1, f"out of memory: {reason}{LESS_MEMORY.get(command, '')}"
     return None
 
 
@@ -106,7 +113,11 @@ def train(
         echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
+        from align.report import headline
+
         _print_values({**summary, "folder": str(settings.run_dir)})
+        if (page := settings.run_dir / "report.html").is_file():
+            echo(f"{headline(settings.run_dir)}\nreport: {page}")
 
 
 @app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")

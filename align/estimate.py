@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.architectures import Part, arguments, count, on_meta, parts_of
 from align.errors import ConfigError
-from align.memory import remedies
+from align.remedies import remedies
 from align.shapes_of import Shapes, shapes_of
 
 if TYPE_CHECKING:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from align.errors import ConfigError, Problem, TrainingError
+from align.errors import ConfigError, Problem
 from align.variants import listing, nearest
 from alignflow.extras import remedy
 from alignflow.strict import Strict
@@ -92,14 +90,14 @@ def problems(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def missing(config: Config) -> list[Problem]:
-    """What the settings need and is not installed, or cannot train."""
+def missing(config: Config, *, training: bool = True) -> list[Problem]:
+    """What the settings need and is not installed, or has no gradient where ``training`` asks for one."""
     found = [
         Problem(path, f"{value} needs the package {package}: {INSTALL[package]}")
         for path, value, package, _ in _needs(config)
         if find_spec(package) is None
     ]
-    if config.memory.attention == "sage":
+    if training and config.memory.attention == "sage":
         found.append(
             Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash")
         )
@@ -113,7 +111,7 @@ def require(config: Config, device: str, *, training: bool = True) -> None:
         device: type of the device the run is on, ``cuda``.
         training: whether gradients are wanted.
     """
-    found = [problem for problem in missing(config) if training or not problem.message.startswith("sage has")]
+    found = missing(config, training=training)
     if device != "cuda":
         found += [
             Problem(path, f"{value} needs a CUDA card ({CARDS.get(value, 'any')}), and this run is on {device}")
@@ -156,85 +154,3 @@ def _needs(config: Config) -> list[tuple[str, str, str, bool]]:
     if optimizer != "adamw":
         found.append(("train.optimizer", optimizer, "bitsandbytes", optimizer.startswith("paged")))
     return found
-
-
-# -- out of memory ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """One setting to change when memory runs out; a value of None is for the user to choose."""
-
-    path: str
-    value: Any
-    price: str
-
-    @property
-    def change(self) -> str:
-        """As it stands on a command line."""
-        return self.path if self.value is None else f"{self.path}={'true' if self.value is True else self.value}"
-
-    def __str__(self) -> str:
-        return f"{self.change}  ({self.price})"
-
-
-def remedies(config: Config) -> list[Remedy]:
-    """What to change when memory runs out, cheapest first, without what is on already."""
-    memory, train, rollout = config.memory, config.train, config.rollout
-    lora, online = config.policy.kind == "lora", rollout.kind == "online"
-    chunk, decoded = getattr(rollout, "chunk", 1), getattr(rollout, "decode_chunk", 1)
-    on_card, size = config.generator.device != "cpu", config.generator.size
-    smaller = None if size is None else [max(64, side * 3 // 4 // 64 * 64) for side in size]
-    rank = getattr(config.policy, "rank", 1)
-    steps = [
-        (train.micro_batch > 1, "train.micro_batch", train.micro_batch // 2, "the same gradient in more passes"),
-        (not train.gradient_checkpointing, "train.gradient_checkpointing", True, "a third more time"),
-        (online and chunk > 1, "rollout.chunk", chunk // 2, "the same samples, fewer at a time"),
-        (memory.cache_prompts == "none", "memory.cache_prompts", "memory", "text encoders leave once all is encoded"),
-        (online and decoded > 1, "rollout.decode_chunk", decoded // 2, "the same pictures, fewer at a time"),
-        (config.evaluate.chunk > 1, "evaluate.chunk", config.evaluate.chunk // 2, "the same samples, fewer at a time"),
-        (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight"),
-        (lora and on_card and memory.quantise == "none", "memory.quantise", "nf4", "a quarter of the frozen base"),
-        (on_card and train.optimizer == "adamw", "train.optimizer", "paged_adamw8bit", "an eighth of its states"),
-        (not memory.vae_tiling, "memory.vae_tiling", True, "large pictures tile by tile"),
-        (not lora, "policy.kind", "lora", "roles, gradients and states of the base go"),
-        (online and rollout.group > 3, "rollout.group", rollout.group // 2, "fewer samples to keep"),
-        (lora and rank > 4, "policy.rank", rank // 2, "a smaller LoRA"),
-        (True, "generator.size", smaller, "smaller pictures, or fewer generator.frames"),
-        (True, "generator.path", None, "a smaller model, or a larger card"),
-        (True, "generator.device", None, "another card: does something else hold memory of this one?"),
-    ]
-    return [Remedy(path, value, price) for wanted, path, value, price in steps if wanted]
-
-
-def out_of_memory(error: BaseException) -> str:
-    """What was said if ``error`` means that memory ran out, of a card or of the machine; else ''."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    said = isinstance(error, RuntimeError) and any(words in lines[0] for words in RAN_OUT)
-    return lines[0] if named or said else ""
-
-
-RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")
-"""How torch's allocators say so in a plain RuntimeError."""
-
-
-@contextmanager
-def explained(config: Config) -> Iterator[None]:
-    """Turn running out of memory into the three settings to try first.
-
-    Raises:
-        TrainingError: memory ran out inside the block.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = out_of_memory(error)
-        if not reason:
-            raise
-        tries = "".join(f"\n  {remedy}" for remedy in remedies(config)[:3])
-        raise TrainingError(
-            f"out of memory: {reason}\ntry first, cheapest first:{tries}\n"
-            f"{config.run_dir} keeps its last checkpoint: --resume goes on from it, with these too (generator, policy, "
-            "memory.quantise and train.optimizer need a new run); alignflow check --card 24gb tells what fits"
-        ) from error

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Mapping
 
-from alignflow.secrets import shown
+PHASES = {
+    "rollout": "drawing samples",
+    "decode": "decoding",
+    "reward": "scoring",
+    "update": "learning",
+    "evaluate": "evaluating",
+}
+"""Phase of a training step -> what the line says during it."""
 
 
 class Progress:
-    """Progress of ``total`` updates, of which ``done`` were made by an earlier part of the run.
+    """Progress of ``total`` units, of which ``done`` were made by an earlier part of the run.
 
     Args:
         quiet: print nothing (every process but the main one).
+        unit: what is counted: training steps, prompts of a search.
     """
 
-    def __init__(self, total: int, done: int = 0, quiet: bool = False) -> None:
-        self.total, self.first, self.quiet = total, done, quiet
+    def __init__(self, total: int, done: int = 0, quiet: bool = False, unit: str = "step") -> None:
+        self.total, self.first, self.quiet, self.unit = total, done, quiet, unit
         self.started = time.monotonic()
         self.terminal = sys.stdout.isatty()
+        self.line = f"{unit} {done}/{total}"
 
-    def update(self, step: int, values: dict[str, float]) -> None:
-        """Report ``step`` finished updates with a few named values."""
+    def update(self, done: int, values: Mapping[str, str]) -> None:
+        """Report ``done`` finished units with a few named values, ready to print."""
         elapsed = time.monotonic() - self.started
-        left = elapsed / max(step - self.first, 1) * (self.total - step)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        self._write(f"update {step}/{self.total}  {shown}  {clock(left)} left", end="\r" if self.terminal else "\n")
+        left = elapsed / max(done - self.first, 1) * (self.total - done)
+        shown = "  ".join(f"{name} {value}".strip() for name, value in values.items())
+        self.line = "  ".join(
+            part for part in (f"{self.unit} {done}/{self.total}", shown, f"{clock(left)} left") if part
+        )
+        self._write(self.line, end="\r" if self.terminal else "\n")
+
+    def doing(self, what: str) -> None:
+        """What is going on inside the unit under way; only a terminal's line, which renews itself, shows it."""
+        if self.terminal:
+            self._write(f"{self.line}  {PHASES.get(what, what)} ...", end="\r")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -34,7 +53,12 @@ class Progress:
     def _write(self, text: str, end: str) -> None:
         if not self.quiet:
             clear = "\x1b[2K" if self.terminal else ""
-            print(f"{clear}{shown(text)}", end=end, flush=True)
+            print(f"{clear}{text}", end=end, flush=True)
+
+
+def said(value: float) -> str:
+    """A score as the line shows it."""
+    return f"{value:.3f}" if math.isfinite(value) else "no score"
 
 
 def clock(seconds: float) -> str:

@@ -127,7 +127,7 @@ class OnlineRollout(Settings):
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
         description="when samples are scored: none = after all are drawn | chunks = while the next chunk is drawn, to "
-        "the same result | next = also while the next rollout is drawn, which therefore is one update behind",
+        "the same result | next = also while the next rollout is drawn, therefore by the policy of one step ago",
     )
 
     @model_validator(mode="after")
@@ -190,11 +190,11 @@ class Train(Settings):
     lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
-    warmup: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
+    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warmup, to 0")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     micro_batch: int = Field(192, ge=1, description="terms per forward and backward pass; changes memory, not results")
-    ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per update; 0 = off")
+    ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per optimizer step; 0 = off")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     unscored: int = Field(
@@ -371,7 +371,12 @@ def _check_group(config: Config) -> Problems:
 def _check_warmup(config: Config) -> Problems:
     total = config.train.steps * config.train.updates
     if config.train.warmup > total:
-        return [("train.warmup", f"{config.train.warmup} updates, but the run has {total} (steps x updates)")]
+        return [
+            (
+                "train.warmup",
+                f"{config.train.warmup} optimizer steps, but the run has {total} (train.steps x train.updates)",
+            )
+        ]
     return []
 
 

@@ -77,8 +77,8 @@ class Stepper:
         self.skipped = 0 if moved else self.skipped + 1
         if self.skipped >= RUNNING:
             raise TrainingError(
-                f"the gradient was not finite in {RUNNING} updates running (update {self.updates}); lower train.lr, or "
-                "use precision 'no' or 'bf16'"
+                f"the gradient was not finite in {RUNNING} optimizer steps running (number {self.updates}); "
+                "lower train.lr, or use precision 'no' or 'bf16'"
             )
 
     def _count_overflow(self, moved: bool) -> None:
@@ -86,8 +86,8 @@ class Stepper:
         self.overflows += not moved
         if not moved and self.scaler.get_scale() < 1:
             raise TrainingError(
-                f"the gradient was not finite at any loss scale down to 1 (update {self.updates}), so it is not the "
-                "range of fp16; lower train.lr, or use train.precision 'no' or 'bf16'"
+                f"the gradient was not finite at any loss scale down to 1 (optimizer step {self.updates}), so it "
+                "is not the range of fp16; lower train.lr, or use train.precision 'no' or 'bf16'"
             )
 
     def state_dict(self) -> dict[str, Any]:

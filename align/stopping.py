@@ -35,4 +35,4 @@ class GracefulStop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._say("stopping after this update and its checkpoint; interrupt again to stop at once")
+        self._say("stopping after this step and its checkpoint; interrupt again to stop at once")

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from align.phases import phase_named
+
 
 class Phases:
-    """Seconds per named phase since the last :meth:`take`; what no phase claims is ``other``."""
+    """Seconds per named phase since the last :meth:`take`; what no phase claims is ``other``.
 
-    def __init__(self) -> None:
+    Args:
+        entered: is called with a phase's name when it begins.
+    """
+
+    def __init__(self, entered: Callable[[str], None] | None = None) -> None:
+        self.entered = entered
         self._seconds: dict[str, float] = {}
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as ``name``; on a GPU the block ends when its kernels have."""
+        if self.entered is not None:
+            self.entered(name)
         before = time.perf_counter()
         try:
-            yield
+            with phase_named(name):
+                yield
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

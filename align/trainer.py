@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,16 @@ from align.errors import TrainingError
 from align.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.files import new_folder
 from align.inputs import remember
-from align.memory import explained
 from align.missing import Missing, tally
 from align.networks import Networks
 from align.overlap import Scoring
 from align.per_prompt import write_scores
+from align.phases import phase_named
 from align.processes import Processes
-from align.progress import Progress
+from align.progress import Progress, said
 from align.prompts import Prompt
+from align.remedies import explained
+from align.report import write_report
 from align.roles import Roles, ema_decay
 from align.rollout import Rollout, spreads
 from align.run_folder import RunFolder, flatten
@@ -65,7 +68,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     try:
         run.take(processes.settled(lambda: run.enter(resolved, resume=resume, overwrite=overwrite)))
         with explained(config):
-            trainer = Trainer(config, run, accelerator)
+            with phase_named("load"):
+                trainer = Trainer(config, run, accelerator)
             run.id = processes.settled(lambda: run.create(resolved, environment(torch_too=True)))
             return trainer.fit()
     finally:
@@ -128,7 +132,7 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, Any]:
-        """From the newest checkpoint, if there is one, to the last update."""
+        """From the newest checkpoint, if there is one, to the last step."""
         config = self.config
         self.identity = keeping.identity_of(self)
         done, notes = keeping.resume(self)
@@ -139,7 +143,7 @@ class Trainer:
                 remember(self.generator, [*self.source.prompts, *self.held_out], folder)
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
-        progress.say(f"run folder {self.run.path}" + (f", going on after update {done}" if done else ""))
+        progress.say(f"run folder {self.run.path}" + (f", going on after step {done}" if done else ""))
         for note in notes:
             progress.say(note)
         if idle := self._idle_targets():
@@ -147,6 +151,7 @@ class Trainer:
         if self.held_out and self.reward and (said := alone.note("reward", self.reward)):
             progress.say(said)
         clock = time.perf_counter()
+        self.phases.entered = progress.doing
         self.phases.take()
         with GracefulStop(progress.say) as stop:
             if done == 0 and config.evaluate.at_start:
@@ -155,10 +160,10 @@ class Trainer:
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
-                progress.update(step + 1, {name: float(row[name]) for name in ("reward", "images_per_second")})
+                progress.update(step + 1, _shown(row))
                 better = self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
-                    progress.say(f"update {step + 1}: {news}")
+                    progress.say(f"step {step + 1}: {news}")
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
                 if stopping or better or due(step + 1, config.checkpoint.every, config.train.steps):
                     keeping.save(self, step + 1)
@@ -190,6 +195,8 @@ class Trainer:
         made = {"samples": len(rollout.seeds), "calls": self.generator.network_calls - calls}
         total = self.processes.sums(made)
         return row | {
+            "samples": int(total["samples"]),
+            **({"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}),
             "images_per_second": total["samples"] / sum(time_spent.values()),
             "network_calls": total["calls"],
             "time": time_spent,
@@ -285,17 +292,21 @@ class Trainer:
         better = False
         self.drawing.wait()
         began = time.perf_counter()
-        result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
+        with self.phases.phase("evaluate"):
+            result = self._evaluate(self.held_out if full else self.held_out[: config.samples.count])
         if full:
             if self.run.writes:
                 write_scores(self.run.path, step, self._eval_role, result.by_prompt())
             row = {"event": "eval", "step": step, "role": self._eval_role, **result.row()}
+            row["range"] = {name: list(reward.range) for name, reward in self.eval_rewards.items()}
             self._log(row)
             better = self.best.see(step, row["scores"])
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in row["scores"].items())
-            progress.say(f"held-out, update {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
+            scores = "  ".join(f"{name} {said(value)}" for name, value in row["scores"].items())
+            progress.say(f"held-out, step {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
         if self.run.writes and config.samples.count:
             save_grid(self.run.path / "samples" / f"step-{step:06d}", result, config.samples)
+        if self.run.writes:
+            write_report(self.run.path)
         self.phases.take()
         return better
 
@@ -334,8 +345,6 @@ class Trainer:
         summary: dict[str, Any] = {}
         calls = self.calls()
         if self.run.writes:
-            from align.report import write_report
-
             lora = self.config.policy.kind == "lora"
             self.export(self.run.path / "lora" if lora else self.run.path)
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
@@ -354,3 +363,9 @@ class Trainer:
         if self.config.trackers:
             numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float)}
             self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress line shows of a training step's row."""
+    shown = {"reward": said(row["reward"]), "": f"{row['images_per_second']:.3g} samples/s"}
+    return shown | ({"missing": f"{row['missing']} of {row['samples']}"} if row["missing"] else {})

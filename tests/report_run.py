@@ -65,7 +65,7 @@ def train_row(step: int, steps: int, end: float, start: float) -> dict:
         "zero_variance_groups": rng.randint(0, 2 + round(2 * p)),
         "loss": 0.9 - 0.1 * p + rng.gauss(0, 0.02), "grad_norm": 0.3 + abs(rng.gauss(0, 0.1)), "lr": 3e-4,
         "kl_velocity": 0.02 * p, "contrast": 0.15 * (1 - p) + 0.02, "ratio": 1.0, "diversity": 0.4 - 0.1 * p,
-        "images_per_second": 48 + rng.gauss(0, 2), "network_calls": 1920,
+        "samples": 192, "images_per_second": 48 + rng.gauss(0, 2), "network_calls": 1920,
         "time": {"rollout": 1.3 + rng.gauss(0, 0.05), "decode": 0.3, "reward": 0.4, "update": 1.9, "other": 0.1},
     }  # fmt: skip
 
@@ -92,7 +92,7 @@ def build_run(folder: Path, kind: str = "honest", steps: int = 60, side: int = 6
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = {
         "name": f"shapes-nft-{kind}", "recipe": "nft", "generator": "sd3: shapes", "status": "finished", "seed": 7,
-        "steps": steps, "seconds": 268.4, "network_calls": 1920 * steps, "images": 192 * steps,
+        "steps": steps, "seconds": 268.4, "network_calls": 1920 * steps,
     }  # fmt: skip
     for end, row in (("before", rows[0]), ("after", rows[-1])):
         summary |= {f"gold_{end}": row["scores"]["gold"], f"reward_{end}": row["scores"]["reward"]}

@@ -128,8 +128,8 @@ def test_check_tells_the_batch_in_words(folder, run):
     code, out, err = run("check", "run.yaml")
     assert (code, err) == (0, "")
     assert (
-        "4 rows x 2 samples = 8 samples per rollout; 6 x each = 48 terms; 1 update per rollout, in 3 chunks of 20 "
-        "terms on one process; 100 rollouts = 100 updates in all"
+        "4 rows x 2 samples = 8 samples per rollout; 6 x each = 48 terms; 1 optimizer step per rollout, in 3 chunks of "
+        "20 terms on one process; 100 rollouts = 100 optimizer steps in all"
     ) in out
     assert "run.yaml is ready to run" in out
 
@@ -142,7 +142,7 @@ def test_check_geometry_online_over_processes(folder, run, monkeypatch):
     )
     assert (code, err) == (0, "")
     assert "16 prompts x 12 samples = 192 samples per rollout; 6 x each = 1152 terms" in out
-    assert "2 updates per rollout, in 2 chunks of 192 terms on 2 processes" in out
+    assert "2 optimizer steps per rollout, in 2 chunks of 192 terms on 2 processes" in out
     assert "1920 network calls per rollout" in out
 
 
@@ -272,7 +272,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
 
     for raised, says in (
         (GeneratorError("no such pipeline"), "error: no such pipeline"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "a smaller evaluate.chunk"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: out of memory: CUDA out of memory. Tried\n"),
     ):
 
         def fail(raised=raised):

@@ -129,8 +129,8 @@ def test_the_page_plays_before_and_after(tmp_path):
         assert image.info["duration"] == 100
     stills = re.findall(r'<source srcset="data:image/png;base64,([^"]+)" media="\(prefers-reduced-motion', page)
     assert [read_pixels(base64.b64decode(data)).shape for data in stills] == [(32, 48, 3)] * 2
-    assert 'alt="Before: a &lt;b&gt;"' in page
-    assert re.search(r"clip = pipeline\(.*\)\.frames\[0\]", page)
+    assert 'alt="Before training (step 0): a &lt;b&gt;"' in page
+    assert re.search(r"clip = pipeline\(\n.*\n\)\.frames\[0\]", page, re.DOTALL)
 
 
 def test_long_large_clips_keep_the_page_small(tmp_path):

@@ -18,7 +18,7 @@ from diffusers import (
 from live import Live, saved_bytes
 from tiny_run import settings
 
-from align import build, estimate, memory
+from align import build, estimate, memory, remedies
 from align.architectures import KNOWN, count, parts_of
 from align.config import json_schema, load_config, overridden
 from align.errors import ConfigError, TrainingError
@@ -353,11 +353,11 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
     with pytest.raises(TrainingError) as caught:
         train(config)
     text = str(caught.value)
-    assert text.startswith("out of memory: ")
+    assert text.startswith("out of memory while learning: ")
     assert "See documentation" not in text
     tries = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
-    assert tries == ["train.micro_batch=2", "train.gradient_checkpointing=true", "rollout.chunk=128"]
-    assert "--resume" in text
+    assert tries == ["train.micro_batch=2", "train.gradient_checkpointing=true", "memory.cache_prompts=memory"]
+    assert "keeps the checkpoint of step 1: --resume goes on from it, with these too" in text
     assert caught.value.exit_code == 1
     monkeypatch.undo()
     smaller = overridden(config, tries[0])
@@ -365,15 +365,51 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
 
 
 def test_what_counts_as_running_out() -> None:
-    assert all(memory.out_of_memory(error) for error in ERRORS.values())
-    assert memory.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
+    assert all(remedies.out_of_memory(error) for error in ERRORS.values())
+    assert remedies.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
 
 
 def test_remedies_leave_out_what_is_on(large: Any) -> None:
-    assert [remedy.change for remedy in memory.remedies(large("memory=12gb"))[:3]] == [
+    assert [remedy.change for remedy in remedies.remedies(large("memory=12gb"))[:3]] == [
+        "reward.batch=16",
         "rollout.group=8",
         "policy.rank=16",
-        "generator.size=[384, 384]",
     ]
+
+
+def test_remedies_change_something(tmp_path: Path, model: Path) -> None:
+    """8 samples and 16 terms: neither a chunk of 128 samples nor 96 terms a pass is less than there is already."""
+    config = settings(tmp_path, model, train={"micro_batch": 192})
+    changes = {one.path: one.change for one in remedies.remedies(config)}
+    assert changes["train.micro_batch"] == "train.micro_batch=8"
+    assert (changes["rollout.chunk"], changes["rollout.decode_chunk"]) == ("rollout.chunk=4", "rollout.decode_chunk=4")
+    assert changes["evaluate.chunk"] == "evaluate.chunk=2"
+    assert not {"memory.vae_tiling", "generator.size", "train.optimizer", "generator.device"} & changes.keys()
+    learning = {one.path for one in remedies.remedies(config, "update")}
+    assert {"train.micro_batch", "train.gradient_checkpointing"} <= learning
+    assert not {"rollout.chunk", "rollout.decode_chunk", "evaluate.chunk"} & learning
+    assert "train.micro_batch" not in {one.path for one in remedies.remedies(config, "evaluate")}
+
+
+@pytest.mark.parametrize("place", ["generators.sd3.SD3.velocity", "align.trainer.build_generator"])
+def test_out_of_memory_before_the_first_checkpoint(
+    place: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = settings(tmp_path, model, train={"micro_batch": 4})
+    monkeypatch.setattr(place, full)
+    with pytest.raises(TrainingError) as caught:
+        train(config)
+    text = str(caught.value)
+    doing = "evaluating" if "velocity" in place else "loading the model"
+    assert text.startswith(f"out of memory while {doing}: CUDA out of memory")
+    assert "has no checkpoint yet" in text
+    assert "keeps" not in text
+    assert "micro_batch" not in text
+
+
+def test_a_card_size_is_positive(large: Any) -> None:
     with pytest.raises(ConfigError):
         estimate.card_bytes("-3")

@@ -20,11 +20,13 @@ from report_run import ENDS, build_run
 from align.errors import RunFolderError
 from align.grids import save_samples
 from align.report import write_report
+from align.report.changes import change
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
-from align.report.facts import lora_snippet
+from align.report.intervals import t95
 from align.report.pictures import gallery
 from align.report.reading import read_run
-from align.report.verdict import change, judge
+from align.report.using import snippet
+from align.report.verdict import judge
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -78,10 +80,11 @@ def test_page_says_what_happened(pages: dict[str, Path]) -> None:
         "95 % interval",
         "4 min 28 s",
         "115,200",
+        "11,520",
         "Load the LoRA",
     ):
         assert text in page.text
-    assert "hacking" not in page.text.replace("reward rising alone is reward hacking", "")
+    assert "hacking" not in page.text.replace("If the reward rises and gold does not, that is reward hacking.", "")
     for title in (
         "Held-out scores",
         "Training reward",
@@ -139,7 +142,7 @@ def test_change_has_the_interval_of_a_difference(runs: dict[str, Path]) -> None:
     gold = change(read_run(runs["honest"]), "gold")
     assert gold is not None
     assert gold.interval is not None
-    assert gold.interval[1] - gold.delta == pytest.approx(1.96 * math.hypot(0.018, 0.018))
+    assert gold.interval[1] - gold.delta == pytest.approx(t95(510) * math.hypot(0.018, 0.018))
 
 
 def edit_rows(folder: Path, **values: float) -> list[tuple[str, str]]:
@@ -154,7 +157,7 @@ def edit_rows(folder: Path, **values: float) -> list[tuple[str, str]]:
     [
         ({"zero_variance_groups": 10}, "Many groups without contrast"),
         ({"ratio": 1.02}, "Off policy from the start"),
-        ({"missing": 3}, "Scores were missing"),
+        ({"missing": 3}, "Scores were missing in training"),
     ],
 )
 def test_warnings(tmp_path: Path, values: dict[str, float], title: str) -> None:
@@ -183,38 +186,35 @@ def test_what_else_a_recipe_logs_is_drawn(tmp_path: Path) -> None:
     assert "my.judge:score 0.5" in text
 
 
+def code_of(run) -> str:
+    found = snippet(run)
+    assert found is not None
+    compile(found.code, "snippet", "exec")
+    return found.code
+
+
 def test_how_to_load_the_lora(runs: dict[str, Path]) -> None:
     run = read_run(runs["honest"])
-    embedded = lora_snippet(run)
-    assert embedded is not None
-    assert 'from_pretrained(weights("sd3"))' in embedded
-    hub = lora_snippet(replace(run, config={"generator": {"kind": "sd3", "path": "owner/name"}}))
-    assert hub is not None
-    assert 'from_pretrained("owner/name")' in hub
+    assert 'from_pretrained(weights("sd3"))' in code_of(run)
+    hub = code_of(replace(run, config={"generator": {"kind": "sd3", "path": "owner/name", "dtype": "bfloat16"}}))
+    assert 'from_pretrained("owner/name", torch_dtype=torch.bfloat16)' in hub
     assert 'load_lora_weights("honest/lora")' in hub
-    editor = lora_snippet(replace(run, config={"generator": {"kind": "flux_fill", "path": "shapes-fill"}}))
-    assert editor is not None
-    assert 'image=load_image("image.png"), mask=load_image("mask.png")).images[0]' in editor
-    for snippet in (embedded, hub, editor):
-        compile(snippet, "snippet", "exec")
+    editor = code_of(replace(run, config={"generator": {"kind": "flux_fill", "path": "shapes-fill"}}))
+    assert 'image=load_image("image.png"),\n    mask=load_image("mask.png")' in editor
 
 
 def test_how_to_load_the_lora_of_a_clip_drawn_smaller_than_the_pipeline_would(runs: dict[str, Path]) -> None:
     generator = {"kind": "wan", "path": "shapes-video", "size": [32, 48], "frames": 9, "text_length": 16}
-    snippet = lora_snippet(replace(read_run(runs["honest"]), config={"generator": generator}))
-    assert snippet is not None
-    assert 'from_pretrained(weights("wan"))' in snippet
-    assert ", height=32, width=48, num_frames=9, max_sequence_length=16)" in snippet
-    compile(snippet, "snippet", "exec")
+    found = code_of(replace(read_run(runs["honest"]), config={"generator": generator}))
+    assert 'from_pretrained(weights("wan"))' in found
+    assert "height=32,\n    width=48,\n    num_frames=9,\n    max_sequence_length=16,\n" in found
 
 
 def test_how_to_load_the_lora_of_two_experts(tmp_path: Path) -> None:
     folder = build_run(tmp_path / "run", visits=0)
     (folder / "lora" / "pytorch_lora_weights_transformer_2.safetensors").write_bytes(b"0")
-    snippet = lora_snippet(read_run(folder))
-    assert snippet is not None
-    assert 'weight_name="pytorch_lora_weights_transformer_2.safetensors", load_into_transformer_2=True)' in snippet
-    compile(snippet, "snippet", "exec")
+    found = code_of(read_run(folder))
+    assert 'weight_name="pytorch_lora_weights_transformer_2.safetensors", load_into_transformer_2=True)' in found
 
 
 def test_a_better_earlier_checkpoint_is_named(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_run_in_progress_with_a_torn_line(tmp_path: Path) -> None:
     lines = (folder / "metrics.jsonl").read_text().splitlines()[:40]
     (folder / "metrics.jsonl").write_text("\n".join(lines)[:-25])
     page = Page(write_report(folder))
-    for text in ("running", "steps so far", "of 60", "no image", "No LoRA was exported yet"):
+    for text in ("not finished", "had not ended", "of 60 steps", "no image", "Nothing trained is on disk yet"):
         assert text in page.text
 
 
@@ -308,7 +308,7 @@ def test_edits_are_shown_beside_their_sources(tmp_path: Path) -> None:
     assert pair.source is not None
     assert len({pair.source.uri, pair.before.uri, pair.after.uri}) == 3
     page = Page(write_report(folder)).text
-    assert "left the source, then the base (step 0), right step 45" in page
+    assert "left the source, then before training (step 0), right step 45" in page
     with pytest.raises(ValueError, match="1 images, but 2 sources"):
         save_samples(samples, [source], ["a"], [1], sources=[source, source])
 

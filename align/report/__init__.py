@@ -5,18 +5,22 @@ The page is made from the files of the run alone, at any moment of the run, and 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from align.files import write_text
-from align.report.facts import environment, facts, listing, lora_snippet
+from align.report.facts import environment, facts, listing
 from align.report.figures import sections
 from align.report.page import fill
 from align.report.pictures import gallery
+from align.report.prompts import by_prompt
 from align.report.reading import Run, read_run
-from align.report.verdict import change, judge, trained_on_gold
+from align.report.using import snippet
+from align.report.verdict import changes, judge
+from align.report.verdict import headline as headline_of
 
-__all__ = ["render", "write_report"]
+__all__ = ["headline", "render", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -30,19 +34,26 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def headline(run_dir: Path) -> str:
+    """The verdict on a run folder in one line."""
+    return headline_of(read_run(Path(run_dir)))
+
+
 def render(run: Run) -> str:
     """The page as text."""
-    roles = ("gold",) if trained_on_gold(run) else ("gold", "reward")
+    compared = changes(run)
     page: dict[str, Any] = {
         "run": run,
         "name": str(run.summary.get("name") or run.config.get("name") or run.folder.resolve().name),
         "verdict": judge(run),
-        "changes": [found for role in roles if (found := change(run, role))],
+        "changes": compared,
+        "by_prompt": by_prompt(run, next(iter(compared), None)),
         "facts": facts(run),
         "gallery": gallery(run),
         "sections": sections(run),
         "environment": environment(run),
         "listing": listing(run.folder),
-        "snippet": lora_snippet(run),
+        "snippet": snippet(run),
+        "again": shlex.join(["alignflow", "train", "config.yaml", "--out", f"../{run.folder.resolve().name}-again"]),
     }
     return fill("report.html", what="run", **page)

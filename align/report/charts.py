@@ -10,20 +10,27 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 MAX_POINTS = 240
-TOP, BOTTOM, LEFT, RIGHT = 10, 22, 46, 12
+TOP, BOTTOM, LEFT, RIGHT = 22, 38, 46, 12
 Value = float | None
 MINUS, GAP = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. ``spread`` is the half-height of the band around it; ``tone`` names its colour in the style sheet."""
+    """One curve.
+
+    Args:
+        spread: half-height of the band around it.
+        tone: its colour in the style sheet.
+        within: lowest and highest value there can be, where the band ends.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[Value]
     spread: Sequence[Value] | None = None
     tone: str = "ink"
+    within: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def last(self) -> Value:
@@ -34,7 +41,12 @@ class Series:
         """Every height the curve and its band reach."""
         spread = self.spread or [None] * len(self.y)
         known = [(y, s or 0.0) for y, s in zip(self.y, spread, strict=True) if y is not None]
-        return [y - s for y, s in known] + [y + s for y, s in known]
+        return [edge for y, s in known for edge in self.band(y, s)]
+
+    def band(self, y: float, spread: float) -> tuple[float, float]:
+        """Lower and upper edge of the band at a height; never beyond what the values can be."""
+        low, high = self.within
+        return min(max(y - spread, low), y), max(min(y + spread, high), y)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Chart:
         stacked: draw areas upon each other instead of lines.
         reference: a height worth a dashed line, part of the range.
         axis: what is counted along x.
+        unit: what is measured along y.
     """
 
     title: str
@@ -59,6 +72,7 @@ class Chart:
     reference: float | None = None
     pooled: int = 1
     axis: str = "step"
+    unit: str = ""
 
     def __bool__(self) -> bool:
         return any(series.last is not None for series in self.series)
@@ -78,7 +92,7 @@ def draw(chart: Chart, width: int = 360, height: int = 190) -> Markup:
     heights = _tops(chart) if chart.stacked else [h for series in chart.series for h in series.limits()]
     y_ticks = ticks(*_domain([*heights, *([] if chart.reference is None else [chart.reference])]))
     frame = Frame(width, height, x_min, x_max if x_max > x_min else x_min + 1, y_ticks[0], y_ticks[-1])
-    body = [_axes(frame, y_ticks, x_max > x_min)]
+    body = [_axes(frame, y_ticks, x_max > x_min), _names(frame, chart)]
     if chart.reference is not None:
         y = frame.y(chart.reference)
         body.append(f'<line class="reference" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>')
@@ -190,6 +204,15 @@ def _axes(frame: Frame, y_ticks: Sequence[float], moving: bool) -> str:
     return "".join(parts)
 
 
+def _names(frame: Frame, chart: Chart) -> str:
+    """What both axes count."""
+    axis = "training step" if chart.axis == "step" else chart.axis
+    below = (
+        f'<text class="axis" x="{frame.width - RIGHT}" y="{frame.height - 5}" text-anchor="end">{escape(axis)}</text>'
+    )
+    return below + (f'<text class="axis" x="2" y="12">{escape(chart.unit)}</text>' if chart.unit else "")
+
+
 def _runs(points: Sequence[tuple[float, Value, Value]]) -> list[list[tuple[float, float, float]]]:
     """Stretches without gaps."""
     stretches: list[list[tuple[float, float, float]]] = [[]]
@@ -218,7 +241,7 @@ def _band(series: Series, frame: Frame) -> str:
     if series.spread is None:
         return ""
     edges: list[tuple[float, Value, Value]] = [
-        (x, None if y is None or s is None else y - s, None if y is None or s is None else y + s)
+        (x, *((None, None) if y is None or s is None else series.band(y, s)))
         for x, y, s in zip(series.x, series.y, series.spread, strict=True)
     ]
     return "".join(_area(stretch, frame, f"band {series.tone}") for stretch in _runs(edges))

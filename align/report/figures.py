@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from align.report.changes import comparable, members, relation, score_name, trained_on_gold
 from align.report.charts import Chart, Series, Value, thin
-from align.report.reading import Run
-from align.report.verdict import Z95, score_name, trained_on_gold
+from align.report.intervals import t95
+from align.report.reading import Run, number
 
 SHOWN = {
     *("event", "step", "seconds", "reward", "reward_std", "missing", "zero_variance_groups", "loss", "grad_norm", "lr"),
-    *("kl_velocity", "contrast", "ratio", "diversity", "images_per_second", "network_calls", "time"),
+    *("kl_velocity", "contrast", "ratio", "diversity", "images_per_second", "network_calls", "time", "samples"),
+    "memory_gb",
 }
 """Train rows' names with a place of their own; whatever else a recipe logs is drawn after them."""
 PHASES = ("rollout", "decode", "reward", "update", "other")
-CONTRAST = "Mean squared distance of the policy's velocity from the one that made the samples."
 SHARED_SCALE = 0.25
 """Two scores share an axis if each of them fills at least this part of it."""
 
@@ -46,12 +48,18 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """Everything there is to draw; empty cards and sections are left out."""
+    held_out, trained = bool(run.score_names()), bool(run.train)
+    shown = (
+        "Held-out prompts and training, "
+        if held_out and trained
+        else "Held-out prompts, "
+        if held_out
+        else "Training, "
+    )
     found = [
-        Section(
-            "Does it get better?", "Held-out prompts beside what the run trained on, by training step.", _progress(run)
-        ),
-        Section("Is it healthy?", "What usually goes wrong shows here first.", _health(run)),
-        Section("Where does the time go?", "Seconds of each training step.", _speed(run)),
+        Section("Does it get better?", f"{shown}by training step.", _progress(run)),
+        Section("Is it healthy?", "What to look at when the scores do not rise.", _health(run)),
+        Section("Where does the time go?", "By training step.", _speed(run)),
     ]
     return [section for section in found if section.figures]
 
@@ -65,49 +73,70 @@ def _series(run: Run, key: str, name: str, tone: str = "ink", spread: str | None
     return Series(name, x, y, run.curve(spread)[1] if spread else None, tone)
 
 
-def _simple(run: Run, key: str, title: str, note: str, reference: float | None = None) -> list[Figure]:
-    return _figure(Chart(title, note, [_series(run, key, title.lower())], reference=reference))
+def _simple(run: Run, key: str, title: str, note: str, reference: float | None = None, unit: str = "") -> list[Figure]:
+    return _figure(Chart(title, note, [_series(run, key, title.lower())], reference=reference, unit=unit))
 
 
 def _progress(run: Run) -> list[Figure]:
     reward = Chart(
         "Training reward",
-        "Mean of each batch; the band is the spread between its samples.",
-        [_series(run, "reward", "reward", "reward", "reward_std")],
+        _reward_note(run),
+        [replace(_series(run, "reward", "reward", "reward", "reward_std"), within=run.limits("reward"))],
         band="std",
+        unit="score",
     )
     return [*_held_out(run), *_figure(reward), *_diversity(run), *_parts(run), *_other_scores(run)]
 
 
+def _reward_note(run: Run) -> str:
+    note = "Mean of each batch; the band is the standard deviation of its samples."
+    return note if comparable(run) else f"{note} Samples are normalised against each other, so its mean cannot rise."
+
+
 def _held_out(run: Run) -> list[Figure]:
-    """Gold beside the trained reward: on one scale if they fit, else above each other."""
-    names = {role: score_name(run, role) for role in ("gold", "reward")}
-    if trained_on_gold(run):
-        names["reward"] = None
-    series = [_score(run, name, role) for role, name in names.items() if name]
+    """Gold beside the trained reward, or beside its parts: on one scale if they fit, else above each other."""
+    gold, reward = score_name(run, "gold"), score_name(run, "reward")
+    named: dict[str, tuple[str, str]] = {gold: ("gold", "gold")} if gold else {}
+    if reward and comparable(run) and not trained_on_gold(run):
+        named[reward] = ("trained reward", "reward")
+    if not comparable(run):
+        named |= {name: (name, f"c{i % 5}") for i, name in enumerate(members(run)) if name not in named}
+    series = [_score(run, name, tone, label) for name, (label, tone) in named.items()]
     series = [one for one in series if one.last is not None]
     if not series:
         return []
     charts = [_held_out_chart(series)] if _same_scale(series) else [_held_out_chart([one]) for one in series]
-    note = "The same prompts and seeds at every visit; bands are 95 % intervals of the mean."
-    if len(series) == 2:
-        note += " Both should rise: reward rising alone is reward hacking."
-    return [Figure("Held-out scores", note, [thin(chart) for chart in charts], lead=True)]
+    return [Figure("Held-out scores", _held_out_note(run, named), [thin(chart) for chart in charts], lead=True)]
+
+
+def _held_out_note(run: Run, named: Iterable[str]) -> str:
+    counts = {number(row.get("prompts")) for row in run.evals}
+    words = (
+        ["Means over the same prompts, with the same noise each time."] if len(counts) == 1 else ["Means over prompts."]
+    )
+    if any(value for name in named for value in run.held_out(name, "stderr")[1]):
+        words.append("Bands are 95 % intervals of each mean.")
+    gold = score_name(run, "gold")
+    if gold and "reward" in named and relation(run, gold) in ("other", "unknown"):
+        words.append("If the reward rises and gold does not, that is reward hacking.")
+    return " ".join(words)
 
 
 def _held_out_chart(series: list[Series]) -> Chart:
-    return Chart(" and ".join(one.name for one in series), "", series, band="95 %")
+    return Chart(" and ".join(one.name for one in series), "", series, band="95 %", unit="score")
 
 
-def _score(run: Run, name: str, tone: str) -> Series:
+def _score(run: Run, name: str, tone: str, label: str | None = None) -> Series:
     x, y = run.held_out(name)
     stderr = run.held_out(name, "stderr")[1]
-    label = {"gold": "gold", "reward": "trained reward"}.get(tone, name)
-    return Series(label, x, y, _scaled(stderr), tone)
+    counts = [number(row.get("prompts")) for row in run.evals]
+    reach = [t95(None if count is None else count - 1) for count in counts]
+    spread = None if all(value is None for value in stderr) else _scaled(stderr, reach)
+    return Series(label or name, x, y, spread, tone, run.limits(name))
 
 
-def _scaled(stderr: Sequence[Value]) -> list[Value] | None:
-    return None if all(value is None for value in stderr) else [None if v is None else Z95 * v for v in stderr]
+def _scaled(stderr: Sequence[Value], reach: Sequence[float]) -> list[Value]:
+    return [None if error is None else times * error for error, times in zip(stderr, reach, strict=True)]
 
 
 def _same_scale(series: Sequence[Series]) -> bool:
@@ -118,28 +147,56 @@ def _same_scale(series: Sequence[Series]) -> bool:
 
 def _diversity(run: Run) -> list[Figure]:
     held_out = [(row["step"], row.get("diversity")) for row in run.evals if row.get("diversity") is not None]
-    series = [_series(run, "diversity", "training")]
+    training = _series(run, "diversity", "training")
+    series, where = [], []
+    if training.last is not None:
+        series.append(training)
+        where.append("in training between the samples of a prompt")
     if held_out:
         series.append(Series("held out", [s for s, _ in held_out], [d for _, d in held_out], tone="calm"))
-    series = [one for one in series if one.last is not None]
-    note = "Spread of pixels: in training inside a prompt, held out between prompts. Near zero is collapse."
-    return _figure(Chart("Diversity", note, series)) if series else []
+        where.append("held out between prompts")
+    note = f"Standard deviation of pixels, {', '.join(where)}. If it falls to near zero, the policy has collapsed."
+    return _figure(Chart("Diversity", note, series, unit="pixel value, 0 to 1")) if series else []
 
 
 def _parts(run: Run) -> list[Figure]:
     names = sorted({key for row in run.train for key in row if key.startswith("reward/")})
-    series = [_series(run, name, name.removeprefix("reward/"), f"c{i % 5}") for i, name in enumerate(names)]
-    note = "The rewards that the trained one is mixed from."
-    return _figure(Chart("Parts of the reward", note, series)) if len(series) > 1 else []
+    series = [
+        _series(run, name, _weighted(run, name.removeprefix("reward/")), f"c{i % 5}") for i, name in enumerate(names)
+    ]
+    note = "Other values that the reward reports for each sample, as means."
+    if run.kind_of("reward") == "mixture":
+        note = "Means of the mixture's members, before they are normalised and weighted."
+    return _figure(Chart("Parts of the reward", note, series, unit="score")) if len(series) > 1 else []
+
+
+def _weighted(run: Run, name: str) -> str:
+    """A part's name, with its weight where it is a member of a mixture."""
+    parts = run.section("reward").get("parts")
+    member = parts.get(name) if isinstance(parts, dict) else None
+    if not isinstance(member, dict):
+        return name
+    gate = number(member.get("gate"))
+    return f"{name} (weight {number(member.get('weight')) or 0:g})" if gate is None else f"{name} (gate at {gate:g})"
+
+
+RELATIONS = {
+    "trained": "The trained reward itself.",
+    "part": "A part of the trained reward.",
+    "other": "Not trained on.",
+    "unknown": "Held out.",
+}
 
 
 def _other_scores(run: Run) -> list[Figure]:
-    shown = {score_name(run, "gold"), score_name(run, "reward")}
-    names = [name for name in run.score_names() if name not in shown]
+    """Held-out scores without a place in the large chart, each with its relation to the training."""
+    shown = {score_name(run, "gold"), "reward", *(members(run) if not comparable(run) else ())}
     figures = []
-    for name in names:
+    for name in (name for name in run.score_names() if name not in shown):
         one = _score(run, name, "calm")
-        figures += _figure(Chart(f"Held out: {name}", "Watched, not trained on; the band is 95 %.", [one], band="95 %"))
+        band = " The band is the 95 % interval of the mean." if any(one.spread or ()) else ""
+        note = RELATIONS[relation(run, name)] + band
+        figures += _figure(Chart(f"Held out: {name}", note, [one], band="95 %", unit="score"))
     return figures
 
 
@@ -148,13 +205,17 @@ def _health(run: Run) -> list[Figure]:
         *_simple(
             run, "kl_velocity", "KL in velocity", "Mean squared distance of the policy's velocity from the base's."
         ),
-        *_simple(run, "contrast", "Contrast", CONTRAST),
-        *_simple(run, "ratio", "Ratio", "On the first chunk of an update; exactly 1 on policy.", reference=1.0),
+        *_simple(run, "contrast", "Contrast", _contrast_note(run)),
+        *_simple(
+            run, "ratio", "Ratio", "In the first chunk of a step; 1 where the policy made the samples.", reference=1.0
+        ),
         *_flat_groups(run),
-        *_simple(run, "loss", "Loss", "Its course matters less than the scores above."),
-        *_simple(run, "grad_norm", "Gradient norm", "Before clipping; spikes call for a smaller learning rate."),
+        *_simple(run, "loss", "Loss", "A lower loss does not mean better samples."),
+        *_simple(run, "grad_norm", "Gradient norm", "Before clipping, the mean over the optimizer steps."),
         *(
-            _simple(run, "missing", "Missing scores", "Samples without a score; they had weight 0.")
+            _simple(
+                run, "missing", "Missing scores", "Samples without a score; training left them out.", unit="samples"
+            )
             if _any(run)
             else []
         ),
@@ -162,15 +223,33 @@ def _health(run: Run) -> list[Figure]:
     ]
 
 
+def _contrast_note(run: Run) -> str:
+    """From what the policy's velocity is measured: by recipe, since each uses the old policy in its own way."""
+    online = run.section("rollout").get("kind", "online") == "online"
+    if run.kind("recipe") == "flow_dpo":
+        other = "the reference's"
+    elif online and run.kind("recipe") in ("nft", "grpo", "flow_rwr"):
+        other = "that of the policy that made the samples"
+    else:
+        other = "the old policy's"
+    return f"Mean squared distance of the policy's velocity from {other}."
+
+
 def _others(run: Run) -> list[Figure]:
     names = dict.fromkeys(key for row in run.train for key in row if key not in SHOWN and not key.startswith("reward/"))
-    return [card for name in names for card in _simple(run, name, name.replace("_", " "), "Logged by this recipe.")]
+    return [card for name in names for card in _simple(run, name, name.replace("_", " "), _logged_by(name))]
+
+
+def _logged_by(name: str) -> str:
+    return "Logged by the training of the reward." if name.startswith("refresh/") else "Logged in training."
 
 
 def _flat_groups(run: Run) -> list[Figure]:
-    unit = f"Share of the {run.groups} groups" if run.groups else "Number of groups"
-    note = f"{unit} whose samples all scored alike; they teach nothing."
-    return _figure(Chart("Groups without contrast", note, [Series("groups without contrast", *run.flat_groups())]))
+    whole = f"Share of the {run.groups} groups" if run.groups else "Number of groups"
+    note = f"{whole} in which no two samples scored differently."
+    unit = "share" if run.groups else "groups"
+    series = Series("groups without contrast", *run.flat_groups(), within=(0.0, math.inf))
+    return _figure(Chart("Groups without contrast", note, [series], unit=unit))
 
 
 def _any(run: Run) -> bool:
@@ -180,9 +259,9 @@ def _any(run: Run) -> bool:
 def _speed(run: Run) -> list[Figure]:
     phases = [Series(phase, *run.curve("time", phase), tone=f"c{i}") for i, phase in enumerate(PHASES)]
     known = [series for series in phases if series.last is not None]
-    times = Chart("Time by phase", "Seconds per training step, stacked.", known, stacked=True)
+    times = Chart("Time by phase", "Seconds of each training step, stacked.", known, stacked=True, unit="seconds")
     return [
         *(_figure(times) if known else []),
-        *_simple(run, "images_per_second", "Throughput", "Images per second of the whole training step."),
-        *_simple(run, "lr", "Learning rate", "As the optimizer saw it."),
+        *_simple(run, "images_per_second", "Throughput", "Samples per second of the whole step.", unit="samples / s"),
+        *_simple(run, "lr", "Learning rate", "Mean over the optimizer steps of a training step."),
     ]

@@ -14,6 +14,7 @@ from align.errors import DataError
 from align.media import encode, fit, read_pixels
 from align.report.charts import MINUS
 from align.report.reading import Run, Samples
+from align.seeds import derive
 
 PIXEL_ART = 96
 """Images up to this side are kept as they are and enlarged with hard edges."""
@@ -49,10 +50,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and seed before and after, and the picture that an edit is made from."""
+    """One prompt and noise at two visits, and the picture that an edit is made from.
+
+    Args:
+        noise: seed of the noise, as ``torch.Generator().manual_seed`` takes it.
+    """
 
     prompt: str
-    seed: int
+    noise: int
     before: Picture | None
     after: Picture | None
     scores: list[Score]
@@ -69,7 +74,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of the page. Without a later visit, pairs hold the base alone."""
+    """All pictures of the page. Without a second visit, pairs hold the first alone."""
 
     first: int
     last: int
@@ -135,14 +140,15 @@ def _row(visit: Samples, key: tuple[str, int]) -> int | None:
     return rows.index(key) if key in rows else None
 
 
-def _image(visit: Samples, key: tuple[str, int], side: int) -> Picture | None:
+def thumbnail(visit: Samples, key: tuple[str, int], side: int) -> Picture | None:
+    """The picture of a prompt and seed, of a clip the middle frame; None where the visit has none of it."""
     row = _row(visit, key)
     return None if row is None else embed(visit.images[row], side)
 
 
 def _playing(visit: Samples, key: tuple[str, int]) -> Picture | None:
     """The picture of a pair, or its clip."""
-    row, picture = _row(visit, key), _image(visit, key, PAIR_SIDE)
+    row, picture = _row(visit, key), thumbnail(visit, key, PAIR_SIDE)
     clip = visit.clip(row) if row is not None else None
     return picture if picture is None or clip is None else embed_clip(clip, picture, visit.fps)
 
@@ -151,7 +157,7 @@ def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:
     after = _playing(last, key) if last.step != first.step else None
     row = _row(first, key)
     source = embed(first.sources[row], PAIR_SIDE) if first.sources and row is not None else None
-    return Pair(*key, _playing(first, key), after, _scores(first, last, key), source)
+    return Pair(key[0], derive(key[1], "start"), _playing(first, key), after, _scores(first, last, key), source)
 
 
 def _scores(first: Samples, last: Samples, key: tuple[str, int]) -> list[Score]:
@@ -179,4 +185,4 @@ def _spread_out(visits: list[Samples]) -> list[Samples]:
 
 
 def _strip(visits: list[Samples], key: tuple[str, int]) -> Strip:
-    return Strip(key[0], [(visit.step, _image(visit, key, STRIP_SIDE)) for visit in visits])
+    return Strip(key[0], [(visit.step, thumbnail(visit, key, STRIP_SIDE)) for visit in visits])

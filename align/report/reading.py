@@ -14,6 +14,8 @@ from ruamel.yaml.error import YAMLError
 
 from align.errors import RunFolderError
 from align.grids import SOURCE
+from align.per_prompt import PromptScores, read_scores
+from align.seeds import derive
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float | None]]
@@ -39,6 +41,11 @@ class Samples:
     fps: float = 16
     sources: list[Path] = field(default_factory=list)
 
+    @property
+    def noise(self) -> list[int]:
+        """Seed of each sample's initial noise, as ``torch.Generator().manual_seed`` takes it."""
+        return [derive(seed, "start") for seed in self.seeds]
+
     def clip(self, row: int) -> Path | None:
         """The clip of a row, None where the samples are pictures."""
         return self.images[row].with_suffix(f".{self.clips}") if self.clips else None
@@ -59,7 +66,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``finished``, ``interrupted`` or ``running``; a folder without a summary is still running."""
+        """``finished``, ``interrupted``, or ``running`` where the run has not said that it ended."""
         return str(self.summary.get("status", "finished" if self.summary else "running"))
 
     @property
@@ -73,6 +80,10 @@ class Run:
         if isinstance(value, dict):
             value = value.get("name") or value.get("kind")
         return str(value) if value else ""
+
+    def kind_of(self, section: str) -> str:
+        """``kind`` of a section of the config; empty where it has none."""
+        return str(self.section(section).get("kind") or "")
 
     def section(self, name: str) -> Row:
         """A part of the config; empty where there is none."""
@@ -101,6 +112,30 @@ class Run:
         parts = [(row["step"], row.get(part)) for row in self.evals]
         return [step for step, _ in parts], [number(p.get(name)) if isinstance(p, dict) else None for _, p in parts]
 
+    def limits(self, name: str) -> tuple[float, float]:
+        """Lowest and highest value of a held-out score, as its reward declares them; infinite where it does not."""
+        told = [row["range"][name] for row in self.evals if name in (row.get("range") or {})]
+        low, high = (number(end) for end in told[-1]) if told else (None, None)
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    def by_prompt(self, step: int) -> list[PromptScores]:
+        """Held-out scores of one evaluation, prompt by prompt; empty where the run kept none, or they are damaged."""
+        try:
+            return read_scores(self.folder, step) or []
+        except RunFolderError:
+            return []
+
+    def matched(self, first: int, last: int) -> list[tuple[PromptScores, PromptScores]]:
+        """What two evaluations say of the same prompt and noise, in the prompts' order."""
+        after = {(one.prompt, one.seed): one for one in self.by_prompt(last)}
+        both = [(one, after.get((one.prompt, one.seed))) for one in self.by_prompt(first)]
+        return [(before, other) for before, other in both if other is not None]
+
+    def paired(self, name: str, first: int, last: int) -> list[tuple[float, float]]:
+        """One score at two evaluations, of the prompts that have it at both."""
+        both = [(one.scores.get(name), other.scores.get(name)) for one, other in self.matched(first, last)]
+        return [(before, after) for before, after in both if before is not None and after is not None]
+
     def score_names(self) -> list[str]:
         """Held-out scores in the order in which they were first written."""
         rows = [row["scores"] for row in self.evals if isinstance(row.get("scores"), dict)]
@@ -114,13 +149,14 @@ def read_run(folder: Path) -> Run:
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
     rows = read_rows(folder / "metrics.jsonl")
+    train = _latest([row for row in rows if row.get("event") == "train"])
     return Run(
         folder,
         config_text=text,
         config=_parse_yaml(text),
         environment=_read_object(folder / "environment.json"),
-        summary=_read_object(folder / "summary.json"),
-        train=_latest([row for row in rows if row.get("event") == "train"]),
+        summary=_summary(folder / "summary.json", train),
+        train=train,
         evals=_latest(_one_role([row for row in rows if row.get("event") == "eval"])),
         samples=_read_samples(folder / "samples"),
     )
@@ -141,6 +177,13 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
+
+
+def _summary(path: Path, train: list[Row]) -> Row:
+    """The summary; none where it is that of an earlier part of a run that was resumed and has other rows by now."""
+    summary = _read_object(path)
+    steps = number(summary.get("steps"))
+    return {} if train and steps is not None and steps != train[-1]["step"] else summary
 
 
 def _latest(rows: list[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-// Hovering a chart shows the row of its table nearest to the pointer, on every chart of the card.
+// Hovering a chart shows the row of its table nearest to the pointer, on every chart of the card; code can be copied.
 "use strict";
 (() => {
   const tip = document.getElementById("tip");
@@ -51,5 +51,24 @@
       chart.addEventListener("pointermove", (event) => show(chart, event));
       chart.addEventListener("pointerleave", hide);
     }
+  }
+
+  for (const button of document.querySelectorAll("button.copy")) {
+    const text = button.parentElement.querySelector("pre");
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+      } catch {
+        // pages opened from a file may not write to the clipboard in every browser
+        const range = document.createRange();
+        range.selectNodeContents(text);
+        getSelection().removeAllRanges();
+        getSelection().addRange(range);
+        if (!document.execCommand("copy")) return;
+      }
+      button.textContent = "Copied";
+      setTimeout(() => (button.textContent = "Copy"), 1500);
+    });
   }
 })();

@@ -28,7 +28,7 @@ from align.media import to_pixels
 from align.memory import Memory
 from align.owned import SEARCH
 from align.problems import explain
-from align.progress import Progress
+from align.progress import Progress, said
 from align.prompts import Prompt, read_prompts
 from align.run_folder import RunFolder
 from align.search.best_of_n import BestOfN
@@ -75,14 +75,15 @@ def _search(
     store = Store(config, prompts)
     done = store.done()
     todo = [number for number in range(len(prompts)) if number not in done]
-    progress = Progress(len(prompts), len(done))
+    progress = Progress(len(prompts), len(done), unit="prompt")
     progress.say(f"run folder {config.run_dir}" + (f", going on after {len(done)} prompts" if done else ""))
     if run.asked and run.before is None:
         progress.say(f"nothing to resume in {run.path}: the search starts anew")
     with GracefulStop(lambda _: progress.say("stopping after the prompts under way; again to stop at once")) as stop:
         for first in range(0, len(todo), config.batch):
             search_batch(config, generator, rewards, store, todo[first : first + config.batch])
-            progress.update(len(store.done()), store.summary("running")["reward"])
+            means = store.summary("running")["reward"]
+            progress.update(len(store.done()), {name: said(means[name]) for name in ("plain", "best")})
             if stop.asked and first + config.batch < len(todo):
                 store.close("interrupted")
                 raise KeyboardInterrupt

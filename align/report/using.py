@@ -1,0 +1,72 @@
+"""How to use what a run trained: code for diffusers that draws the page's own first sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from align.report.reading import Run, Samples
+from align.usage import Shot, Weights, code, differences, scheduler_of
+
+LORA, LORA_2 = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_transformer_2.safetensors"
+NETWORKS = ("transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Code, what it draws, and why that is not what the page shows, where it is not."""
+
+    code: str
+    draws: str
+    differences: list[str] = field(default_factory=list)
+
+
+def snippet(run: Run) -> Snippet | None:
+    """None while nothing trained is on disk."""
+    found = _newest(run)
+    if found is None:
+        return None
+    folder, step = found
+    visit = _visit(run, step)
+    differs = differences(run.config, scheduler_of(run.section("generator").get("path"), run.kind_of("generator")))
+    if visit is None:
+        draws = "It draws with the run's settings"
+    else:
+        draws = f"It draws the first sample of step {visit.step}"
+        if visit.step != step:
+            differs.insert(0, f"The weights are those of step {step}, the newest samples those of step {visit.step}.")
+    clip = bool(visit and visit.clips)
+    return Snippet(code(run.config, _weights(run, folder), shot(run, visit), clip), draws, differs)
+
+
+def _newest(run: Run) -> tuple[Path, int] | None:
+    """The folder of the newest trained weights, and their step."""
+    places = [(run.folder / "lora", run.steps), (run.folder, run.steps)] if run.summary else []
+    for path in sorted(run.folder.glob("checkpoints/step-*"), reverse=True):
+        digits = path.name.removeprefix("step-")
+        places += [(path, int(digits))] if digits.isdigit() else []
+    return next(
+        ((path, step) for path, step in places if (path / LORA).is_file() or (path / NETWORKS[0]).is_dir()), None
+    )
+
+
+def _visit(run: Run, step: int) -> Samples | None:
+    """The samples that the weights of a step drew, else the newest."""
+    visits = [visit for visit in run.samples if visit.prompts]
+    return next((visit for visit in visits if visit.step == step), visits[-1] if visits else None)
+
+
+def _weights(run: Run, folder: Path) -> Weights:
+    named = (run.folder.resolve().name / folder.relative_to(run.folder)).as_posix()
+    networks = [name for name in NETWORKS if (folder / name).is_dir()] if not (folder / LORA).is_file() else []
+    return Weights(named, LORA_2 if (folder / LORA_2).is_file() else None, networks)
+
+
+def shot(run: Run, visit: Samples | None) -> Shot | None:
+    """The first sample of a visit."""
+    if visit is None:
+        return None
+    file = visit.clip(0) or visit.images[0]
+    root = run.folder.resolve().name
+    source = f"{root}/{visit.sources[0].relative_to(run.folder).as_posix()}" if visit.sources else None
+    return Shot(visit.prompts[0], visit.noise[0], f"{root}/{file.relative_to(run.folder).as_posix()}", source)
