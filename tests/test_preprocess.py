@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardError
-from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, resized
+from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, _pillow_weights, resized
 
 SHAPES = [(32, 32), (64, 64), (50, 90), (91, 35), (17, 40), (33, 32), (37, 300)]
 
@@ -114,3 +114,34 @@ def test_gradient_passes_the_rounding():
 def test_too_thin_to_show():
     with pytest.raises(RewardError, match="a picture of 1 x 1000 is too thin to be shown at 32 x 32"):
         Preprocess.padded(32)(torch.zeros(1, 3, 1, 1000))
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 3000), (3000, 40), (2, 30_000)])
+def test_long_thin_pictures_are_cheap_and_the_same(height, width, monkeypatch):
+    """Weights of an axis were a matrix of target x size: 27 GB for the last."""
+    image, media = picture(height, width)
+    size = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
+    found = Preprocess.cropped(32)(media)
+    assert found.shape == (1, 3, 32, 32)
+    if width < 30_000:
+        small = image.resize((size[0], height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+        left, top = (round((side - 32) / 2.0) for side in size)
+        expected = normalised(small.crop((left, top, left + 32, top + 32)))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr("rewards.networks.preprocess.DENSE", 0)
+    _pillow_weights.cache_clear()
+    assert torch.equal(Preprocess.cropped(32)(media), found)
+    _pillow_weights.cache_clear()
+
+
+def test_sparse_weights_pass_gradients_as_dense_ones_do(monkeypatch):
+    slopes = []
+    for dense in (1 << 22, 0):
+        monkeypatch.setattr("rewards.networks.preprocess.DENSE", dense)
+        _pillow_weights.cache_clear()
+        media = picture(50, 90)[1].requires_grad_()
+        (slope,) = torch.autograd.grad(Preprocess.cropped(32)(media).square().sum(), media)
+        slopes.append(slope)
+    _pillow_weights.cache_clear()
+    torch.testing.assert_close(slopes[0], slopes[1])
+    assert slopes[0].abs().sum() > 0

@@ -27,6 +27,9 @@ from rewards.base import RewardError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+DENSE = 1 << 22
+"""Weights of one axis that are multiplied as a matrix; more are sparse."""
+Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,23 @@ class Preprocess:
         Raises:
             RewardError: a side would vanish.
         """
-        images = resized(images.float(), self.target(*images.shape[-2:]), self.antialias, self.eight_bit)
-        if self.crop:
+        target = self.target(*images.shape[-2:])
+        window = self._window(target)
+        images = resized(images.float(), target, self.antialias, self.eight_bit, window)
+        if self.crop and window is None:
             images = center_crop(images, *self.crop, self.middle)
         if self.pad:
             images = padded(images, *self.resize)
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         return (images - mean) / std
+
+    def _window(self, target: tuple[int, int]) -> Window | None:
+        """The part of the resized picture that the crop leaves: of a long thin one the rest is never computed."""
+        if self.crop is None or self.eight_bit is not True or any(map(int.__lt__, target, self.crop)):
+            return None
+        starts = _starts(target, self.crop, self.middle)
+        top, left = (slice(start, start + side) for start, side in zip(starts, self.crop, strict=True))
+        return top, left
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after resizing a picture of ``height`` x ``width``."""
@@ -113,39 +126,66 @@ class Preprocess:
 
 
 def resized(
-    images: Tensor, target: tuple[int, int], antialias: bool = True, eight_bit: bool | Literal["tensor"] = False
+    images: Tensor,
+    target: tuple[int, int],
+    antialias: bool = True,
+    eight_bit: bool | Literal["tensor"] = False,
+    window: Window | None = None,
 ) -> Tensor:
-    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` to the bit as Pillow or torchvision."""
+    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` to the bit as Pillow or torchvision.
+
+    Args:
+        window: rows and columns of the result to compute; for Pillow's family alone.
+    """
+    rows, columns = window or (slice(0, target[0]), slice(0, target[1]))
     if images.shape[-2:] == target:
-        return images
+        return images if window is None else images[..., rows, columns]
     if not eight_bit:
         return F.interpolate(images, target, mode="bicubic", antialias=antialias, align_corners=False)
     pixels = _whole(images.double() * 255)
     if eight_bit == "tensor":
         floats = F.interpolate(pixels.float(), target, mode="bicubic", antialias=antialias, align_corners=False)
         return (_whole(floats, torch.round) / 255).to(images.dtype)
-    if target[1] != images.shape[-1]:
-        pixels = _whole(pixels @ _pillow_weights(images.shape[-1], target[1]).T.to(pixels.device))
-    if target[0] != images.shape[-2]:
-        pixels = _whole(_pillow_weights(images.shape[-2], target[0]).to(pixels.device) @ pixels)
-    return (pixels / 255).to(images.dtype)
+    pixels = _along_width(pixels, target[1], columns)
+    return (_along_width(pixels.mT, target[0], rows).mT / 255).to(images.dtype)
+
+
+def _along_width(pixels: Tensor, target: int, window: slice) -> Tensor:
+    """``[N, 3, H, W]`` whole numbers -> ``[N, 3, H, window]`` of a width of ``target``, by Pillow's weights."""
+    size = pixels.shape[-1]
+    if target == size:
+        return pixels[..., window]
+    weights = _pillow_weights(size, target, window.start, window.stop).to(pixels.device)
+    if weights.is_sparse:
+        flat = torch.sparse.mm(weights, pixels.reshape(-1, size).T).T
+        return _whole(flat.reshape(*pixels.shape[:-1], flat.shape[-1]))
+    return _whole(pixels @ weights.T)
 
 
 @lru_cache(8)
-def _pillow_weights(size: int, target: int) -> Tensor:
-    """``[target, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit pictures."""
+def _pillow_weights(size: int, target: int, start: int, stop: int) -> Tensor:
+    """``[stop - start, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit pictures.
+
+    Only weights that may differ from 0 are computed; what is large is sparse. Sums of such numbers are exact in float64
+    in any order, so that both forms give the same bits.
+    """
     scale = size / target
     stretch = max(scale, 1.0)
-    centre = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    centre = (torch.arange(start, stop, dtype=torch.float64)[:, None] + 0.5) * scale
     first = (centre - 2 * stretch + 0.5).floor().clamp(min=0)
     last = (centre + 2 * stretch + 0.5).floor().clamp(max=size)
-    pixel = torch.arange(size, dtype=torch.float64)
+    pixel = first + torch.arange(int((last - first).max()), dtype=torch.float64)
     x = ((pixel - centre + 0.5) / stretch).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
+    weights = torch.where(pixel < last, weights, 0.0)
     weights = weights / weights.sum(1, keepdim=True) * 2**22
-    return (weights.sign() * (weights.abs() + 0.5).floor()) / 2**22
+    weights = (weights.sign() * (weights.abs() + 0.5).floor()) / 2**22
+    row = torch.arange(stop - start)[:, None].expand_as(pixel)
+    place = torch.stack([row.flatten(), pixel.long().clamp(max=size - 1).flatten()])
+    shape = stop - start, size
+    whole = torch.sparse_coo_tensor(place, weights.flatten(), shape, check_invariants=True).coalesce()
+    return whole if whole.numel() > DENSE else whole.to_dense()
 
 
 def _half_up(pixels: Tensor) -> Tensor:
@@ -164,9 +204,15 @@ def center_crop(images: Tensor, height: int, width: int, middle: Literal["down",
     if any(extra):
         top, left = (extra[0] + 1) // 2, (extra[1] + 1) // 2
         images = F.pad(images, (left, extra[1] - left, top, extra[0] - top))
-    rest = images.shape[-2] - height, images.shape[-1] - width
-    top, left = (round(side / 2) if middle == "even" else side // 2 for side in rest)
+    top, left = _starts(images.shape[-2:], (height, width), middle)
     return images[..., top : top + height, left : left + width]
+
+
+def _starts(sides: Sequence[int], crop: Sequence[int], middle: Literal["down", "even"]) -> tuple[int, int]:
+    """First row and column of the middle."""
+    rest = sides[0] - crop[0], sides[1] - crop[1]
+    top, left = (round(side / 2) if middle == "even" else side // 2 for side in rest)
+    return top, left
 
 
 def padded(images: Tensor, height: int, width: int) -> Tensor:
