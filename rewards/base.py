@@ -30,6 +30,16 @@ Scope = Literal["sample", "group", "batch"]
 with it. Samples may be scored apart, in any order and anywhere, as long as that stays together."""
 
 
+SCOPES: tuple[Scope, ...] = ("sample", "group", "batch")
+"""From narrow to wide."""
+
+
+def widest_known(scopes: Sequence[Scope | None]) -> Scope | None:
+    """The widest; None where it could be wider than what is known, because some are unknown (None)."""
+    known = max((SCOPES.index(scope) for scope in scopes if scope is not None), default=0)
+    return None if None in scopes and known == 0 else SCOPES[known]
+
+
 class RewardError(RuntimeError):
     """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
 
@@ -45,6 +55,10 @@ def resolved(value: Any, where: str) -> Any:
         raise RewardError(f"{where}: environment variable {error.args[0]} is not set") from None
 
 
+class RewardExitError(RewardError):
+    """The code of a reward asked the whole process to end."""
+
+
 class RewardSettings(Strict):
     """Base of every reward's settings. A subclass adds ``kind: Literal["name"]``, its options and :meth:`build`.
 
@@ -52,6 +66,10 @@ class RewardSettings(Strict):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def compares(self) -> Scope | None:
+        """What must be scored together, as far as the settings tell before anything is built; None = unknown."""
+        return "sample"
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load what the reward needs onto ``device``. Torch is imported here, not before."""
@@ -124,6 +142,13 @@ class Reward:
     embed: Callable[[Tensor, list[str]], Tensor] | None = None
     refresh: Refreshed | None = None
     apart: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.refresh is not None:
+            from rewards.guard import Guarded
+
+            if not isinstance(self.refresh, Guarded):
+                object.__setattr__(self, "refresh", Guarded(self.name, self.refresh))
 
     def fixed(self) -> Reward:
         """Itself, where a sample always scores the same.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from alignflow import plugins
+from alignflow.text import first_line, printable
 from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
 if TYPE_CHECKING:
@@ -34,12 +37,24 @@ class CallableReward(RewardSettings):
         None, description="what must be scored together; null = group where the code asks for group, else sample"
     )
 
+    def compares(self) -> Scope | None:
+        """Unknown unless it is written: the code is not imported for it."""
+        return self.scope
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Import it now, so that a missing module or option is found before anything is generated.
 
         Raises:
-            RewardError: module, name or option not there, or not callable.
+            RewardError: module, name or option not there, not callable, or its own code fails.
         """
+        try:
+            return self._build(device)
+        except RewardError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"reward {self.kind!r} cannot be made: {_told(error)}") from error
+
+    def _build(self, device: torch.device | str) -> Reward:
         found = load_object(self.kind)
         given = resolved(self.options, f"reward {self.kind!r}: options")
         if isinstance(found, type) and issubclass(found, RewardSettings):
@@ -99,3 +114,13 @@ def _source(found: Any) -> str:
     except (OSError, TypeError):
         return ""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _told(error: BaseException) -> str:
+    """The error, and the line that raised it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), 300)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last and last[0].filename[:1] != "<" else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from alignflow.secrets import shown
-from rewards.base import Reward, RewardError, Scores
+from rewards.base import Reward, RewardError, RewardExitError, Scores
+from rewards.guard import lend
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +37,38 @@ def checked_scores(
         where the reward gave NaN, infinity or None, and everywhere when it raised an exception.
 
     Raises:
-        RewardError: media or the returned scores have the wrong shape, a wanted input is missing, or the reward itself
-            raised RewardError.
+        RewardError: media or the returned scores have the wrong shape, a wanted input is missing, the reward changed
+            what it was given, or it raised RewardError itself.
     """
     _check_inputs(reward, media, prompts, group)
     count = len(prompts)
     wanted = {name: _input(reward, inputs or {}, name, media, count) for name in reward.wants}
+    loan, lent = lend(reward.name, reward.function, {"media": media, "group": group, **wanted})
     try:
         with nullcontext() if reward.differentiable else torch.no_grad():
-            result = reward.function(media, prompts, group, **wanted)
+            result = reward.function(lent.pop("media"), list(prompts), lent.pop("group"), **lent)
     except RewardError:
         raise
+    except SystemExit as error:
+        raise RewardExitError(
+            f"reward {reward.name!r} called sys.exit({error.code!r}); it should return scores or raise an exception"
+        ) from error
     except Exception as error:
         logger.debug("reward %s failed", reward.name, exc_info=True)
         why = shown(f"{type(error).__name__}: {error}")
+        loan.check()
         return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
+    loan.check()
     scores = result if isinstance(result, Scores) else Scores(result)
+    for what, given in (("reasons", scores.reasons), ("parts", scores.parts)):
+        if not isinstance(given, Mapping):
+            raise RewardError(f"reward {reward.name!r}: {what} should be a mapping, got {type(given).__name__}")
     values = _as_vector(reward, scores.values, count, "scores")
     if not reward.differentiable:
         values = values.detach().cpu()
     parts = {
-        name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu() for name, part in scores.parts.items()
+        name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu().clone()  # it may be the reward's own
+        for name, part in scores.parts.items()
     }
     reasons = _reasons(values, scores.reasons, media)
     return Scores(torch.where(values.isfinite(), values, torch.nan), reasons, parts)

@@ -23,6 +23,7 @@ from align.search.rows import finite, places, slices
 from align.seeds import derive
 from generators.base import Conditioning, Generator
 from rewards.base import Reward
+from rewards.guard import latent_loans
 
 
 class Start(NamedTuple):
@@ -81,7 +82,8 @@ class Task:
     ) -> None:
         self.generator, self.reward, self.cond, self.inputs = generator, reward, cond, inputs
         self.texts, self.numbers, self.sampler, self.seed = list(texts), list(numbers), sampler, seed
-        self.chunk, self.decode_chunk, self.keep, self.latent_reward = chunk, decode_chunk, keep, latent_reward
+        self.chunk, self.decode_chunk, self.keep = chunk, decode_chunk, keep
+        self.latent_reward = None if latent_reward is None else latent_loans(latent_reward)
         self.meter = Meter(budget, len(self.texts))
         self.found = [Found(text, number) for text, number in zip(texts, numbers, strict=True)]
         self.times = generator.times(sampler.steps).to(generator.device)
