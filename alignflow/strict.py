@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
 LARGEST = 10**9
 """Bound of a whole number that has none of its own."""
 LARGEST_FLOAT = 1e12
+_REFERENCE = re.compile(r"\$\{\w+\}")
 DAY = 86_400
 """Seconds; the longest that anything is waited for."""
 
@@ -67,13 +69,21 @@ class Strict(BaseModel):
 
 
 def _address(url: str) -> str:
+    """``url`` itself, where it is http(s)://host[:port][/path]; ``${NAME}`` may stand for any part of it."""
     try:
-        parts = urlsplit(url)
-        good = bool(parts.hostname) and (parts.port is None or 0 < parts.port < 65536)
+        parts = urlsplit(_REFERENCE.sub("1", url))  # a number may stand anywhere
+        good = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and url.isprintable()
+        )
     except ValueError:
         good = False
-    if not good:
+    if not good or " " in url or not url.isprintable():
         raise PydanticCustomError("setting", "is not an address of a server, such as http://127.0.0.1:8300")
+    if "@" in parts.netloc and not _REFERENCE.search(url.partition("@")[0]):
+        message = "holds a name and password, which would be written into every run; use token_env"
+        raise PydanticCustomError("setting", message)
+    if parts.query or parts.fragment:
+        raise PydanticCustomError("setting", "ends in ? or #; secrets belong into token_env")
     return url
 
 
@@ -86,7 +96,7 @@ def _named(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 Address = Annotated[str, AfterValidator(_address)]
-"""``http://host:port/...`` that can be taken apart."""
+"""``http://host:port/...`` without a name and password, a query or a fragment."""
 Named = AfterValidator(_named)
 """Mark of a mapping whose keys are names that people choose; they become columns, curves and file names."""
 Word = Annotated[str, Field(pattern=r"\S")]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from alignflow.paths import expanded
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,10 @@ class Cached(RewardSettings):
     reward: AnyReward = Field(description="what scores: {kind: ...}")
     folder: str = Field("~/.cache/alignflow/scores", description="where scores are kept, a file per reward")
     version: str = Field("", description="anything; another value forgets")
+
+    def compares(self) -> Scope | None:
+        """As the reward inside."""
+        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build the reward and open its file.

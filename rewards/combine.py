@@ -11,9 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Scope
-
-SCOPES: tuple[Scope, ...] = ("sample", "group", "batch")
+from rewards.base import SCOPES, Scope
 
 
 def widest(scopes: Sequence[Scope]) -> Scope:

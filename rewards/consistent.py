@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, widest_known
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,10 @@ class Consistent(RewardSettings):
     )
     neighbours: int = Field(5, ge=1, description="samples averaged over, at most")
     similarity: float = Field(0.9, ge=0, lt=1, description="cosine above which a sample is a neighbour")
+
+    def compares(self) -> Scope | None:
+        """The samples of a prompt at least."""
+        return widest_known([self.reward.compares(), "group"])
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build both.

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from alignflow.strict import Named, Strict
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, widest_known
 from rewards.reference import Reference, load
 
 if TYPE_CHECKING:
@@ -55,11 +55,16 @@ class Member(Strict):
             raise ValueError("normalise: quantile needs at least two quantiles in reference")
         return self
 
+    @property
+    def normalised_over(self) -> Scope:
+        """What its scale is taken from."""
+        return self.normalise if self.normalise in ("group", "batch") else "sample"  # type: ignore[return-value]
+
     def scope(self, reward: Reward) -> Scope:
         """What must be scored together for this member."""
         from rewards.combine import widest
 
-        return widest([reward.scope, {"group": "group", "batch": "batch"}.get(self.normalise, "sample")])  # type: ignore[list-item]
+        return widest([reward.scope, self.normalised_over])
 
 
 class Mixture(RewardSettings):
@@ -88,6 +93,11 @@ class Mixture(RewardSettings):
                 if part.weight <= 0:
                     raise ValueError(f"how: {self.how} needs weights above 0; {name!r} has {part.weight:g}")
         return self
+
+    def compares(self) -> Scope | None:
+        """The widest of its parts', and of how they are normalised."""
+        scopes = [scope for part in self.parts.values() for scope in (part.reward.compares(), part.normalised_over)]
+        return widest_known([*scopes, "batch" if self.how == "log_tamed" else "sample"])
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build every member.

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from alignflow.devices import malformed, unusable
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,10 @@ class Placed(RewardSettings):
         if device is not None and (wrong := malformed(device)):
             raise ValueError(wrong)
         return device
+
+    def compares(self) -> Scope | None:
+        """As the reward inside."""
+        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it there.

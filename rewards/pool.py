@@ -13,7 +13,7 @@ from pydantic import Field
 
 from alignflow.extras import optional
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,14 @@ class Pool(RewardSettings):
     cpus: float = Field(1.0, ge=0, description="CPUs a worker takes of the cluster")
     gpus: float = Field(0.0, ge=0, description="GPUs a worker takes; above 0 it scores on cuda")
     batch: int = Field(16, ge=1, description="samples a worker gets at a time")
-    timeout: float = Field(60.0, gt=0, description="seconds for so many samples")
-    start_timeout: float = Field(600.0, gt=0, description="seconds in which a new worker must have loaded")
+    timeout: float = Field(60.0, gt=0, le=86_400, description="seconds for so many samples")
+    start_timeout: float = Field(600.0, gt=0, le=86_400, description="seconds in which a new worker must have loaded")
     retries: int = Field(5, ge=0, description="further attempts for samples that were not scored")
     backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+
+    def compares(self) -> Scope | None:
+        """As the reward inside."""
+        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Start the workers and wait until one is ready.

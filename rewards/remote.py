@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 from pydantic import Field
 
 from alignflow.strict import Address, Seconds
-from rewards.base import Reward, RewardError, RewardSettings, Scores, resolved
+from alignflow.waiting import pause
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -31,18 +33,22 @@ class Remote(RewardSettings):
     """
 
     kind: Literal["remote"] = Field("remote", description="a reward behind alignflow reward serve")
-    url: Address = Field(pattern=r"^https?://[^/\s]+", description="where it listens, http://127.0.0.1:8300")
+    url: Address = Field(description="where it listens, http://127.0.0.1:8300; secrets belong into token_env")
     token_env: str | None = Field(None, description="environment variable that holds the token")
     batch: int = Field(16, ge=1, description="samples per request")
     parallel: int = Field(4, ge=1, le=1024, description="requests at a time")
     payload: Literal["npz", "png"] = Field(
         "npz", description="npz = float32 pixels, exact | png = rounded to 8 bits, an eighth of the bytes"
     )
-    timeout: Seconds = Field(60.0, description="seconds a request may take")
+    timeout: Seconds = Field(60.0, description="seconds a request may take, its reply included")
     retries: int = Field(5, ge=0, le=1000, description="further attempts for a request that was not answered")
     backoff: float = Field(
         1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
     )
+
+    def compares(self) -> Scope | None:
+        """Unknown: the server tells."""
+        return None
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Ask the server what it scores with.
@@ -79,9 +85,11 @@ class Client:
     """One server: requests to it, and what its refusals mean."""
 
     def __init__(self, settings: Remote) -> None:
-        from rewards.serving.fetch import open_session
+        from rewards.serving.fetch import address, open_session
 
-        self.settings, self.url = settings, resolved(settings.url, "reward 'remote': url").rstrip("/")
+        self.settings, self.id = settings, uuid4().hex
+        self.base = resolved(settings.url, "reward 'remote': url").rstrip("/")
+        self.url = address(self.base)
         try:
             self.session = open_session(self.url, settings.parallel, settings.token_env)
         except RewardError as error:
@@ -89,21 +97,22 @@ class Client:
 
     def first(self, read: Any) -> Any:
         """The server's description, waited for as long as for a score; RewardError where there is none."""
-        from rewards.serving.dispatch import LONGEST_PAUSE, UnansweredError
+        from rewards.serving.dispatch import UnansweredError, pause_before
+        from rewards.serving.fetch import readable
         from rewards.serving.wire import WireError
 
         for attempt in range(self.settings.retries + 1):
             try:
                 return read(self.call("GET", "/reward"))
             except WireError as error:
-                raise RewardError(f"reward 'remote': {self.url}: {error}") from None
+                raise RewardError(f"reward 'remote': {self.url}: {readable(self.session, error)}") from None
             except UnansweredError as error:
                 if not error.again or attempt == self.settings.retries:
                     how = "start it with: alignflow reward serve KIND --port PORT"
                     raise RewardError(f"reward 'remote': {error}" + (f"; {how}" if error.again else "")) from None
-                pause = min(self.settings.backoff * 2**attempt, LONGEST_PAUSE)
-                logger.warning("%s; trying again in %g s", error, pause)
-                time.sleep(pause)
+                seconds = pause_before(attempt + 1, self.settings.backoff, error)
+                logger.warning("%s; trying again in %g s", error, seconds)
+                pause(seconds)
         raise AssertionError
 
     def score(self, part: Part, fingerprint: str) -> Scores:
@@ -114,6 +123,7 @@ class Client:
             RewardError: the reward itself refuses such media.
         """
         from rewards.serving.dispatch import UnansweredError
+        from rewards.serving.fetch import readable
         from rewards.serving.wire import Request, WireError, pack, unpack_scores
 
         request = Request(part.media, part.prompts, part.group, part.inputs)
@@ -122,9 +132,10 @@ class Client:
         except WireError as error:
             raise RewardError(f"reward 'remote': {error}") from None
         try:
-            return unpack_scores(self.call("POST", "/score", body), request, fingerprint)
+            found = unpack_scores(self.call("POST", "/score", body), request, fingerprint)
         except WireError as error:
-            raise UnansweredError(f"{self.url}: {error}") from None
+            raise UnansweredError(f"{self.url}: {readable(self.session, error)}") from None
+        return replace(found, reasons={index: readable(self.session, why) for index, why in found.reasons.items()})
 
     def call(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """The checked body of a good reply.
@@ -135,24 +146,28 @@ class Client:
         """
         from rewards.serving.dispatch import UnansweredError
         from rewards.serving.fetch import fetch
-        from rewards.serving.wire import DIGEST, checksum
+        from rewards.serving.wire import CLIENT, DIGEST, checksum
 
-        headers = {} if body is None else {DIGEST: checksum(body), "Content-Type": "application/json"}
-        reply, content = fetch(self.session, method, self.url + path, self.settings.timeout, data=body, headers=headers)
+        headers = {CLIENT: self.id}
+        if body is not None:
+            headers |= {DIGEST: checksum(body), "Content-Type": "application/json"}
+        url = self.base + path
+        reply, content = fetch(self.session, method, url, self.settings.timeout, data=body, headers=headers)
         if reply.status_code != 200:
-            self._refused(reply.status_code, content)
+            self._refused(reply.status_code, content, reply.headers.get("Retry-After"))
         if reply.headers.get(DIGEST) != checksum(content):
             raise UnansweredError(f"{self.url}: the reply is damaged or not from a reward server")
         return content
 
-    def _refused(self, status: int, content: bytes) -> None:
+    def _refused(self, status: int, content: bytes, after: str | None) -> None:
         import json
 
         from rewards.serving.dispatch import UnansweredError
+        from rewards.serving.fetch import readable
 
         try:
-            said = str(json.loads(content)["error"])
-        except (ValueError, TypeError, KeyError):
+            said = readable(self.session, json.loads(content)["error"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             said = f"HTTP status {status}"
         if status == 422:
             raise RewardError(f"{said} (at {self.url})")
@@ -160,4 +175,6 @@ class Client:
             said += "; set token_env to the environment variable that holds the server's token"
         if status == 404:
             said = "there is no reward server at this address"
-        raise UnansweredError(f"{self.url}: {said}", again=status in (408, 429) or status >= 500)
+        again = after is not None or status in (408, 429) or status >= 500
+        wait = float(after) if after is not None and after.isascii() and after.isdigit() else 0.0
+        raise UnansweredError(f"{self.url}: {said}", again, wait)

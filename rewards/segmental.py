@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,10 @@ class Segmental(RewardSettings):
     normalise: bool = Field(
         False, description="divide by the weights' sum: a mean, on the reward's own scale; else by the segments' number"
     )
+
+    def compares(self) -> Scope | None:
+        """As the reward inside."""
+        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it.

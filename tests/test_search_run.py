@@ -143,6 +143,14 @@ def test_mistakes_come_before_any_work(folder, run):
     code, _, err = run("check", "search.yaml", f"reward={{kind: mixture, parts: {{a: {part}}}}}")
     assert code == 2
     assert "group compares samples scored together; take none or range" in err
+    for setting, name in (
+        ("reward", "reward={kind: pairwise}"),
+        ("gold.g", "gold={g: {kind: placed, reward: pairwise}}"),
+    ):
+        code, _, err = run("check", "search.yaml", name)
+        assert code == 2
+        assert setting in err
+        assert "compares samples of a group with one another" in err
     code, out, _ = run("check", "search.yaml")
     assert code == 0
     assert "6 network calls per prompt" in out

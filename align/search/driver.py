@@ -65,6 +65,7 @@ def parse(method: Any, budget: Any) -> SearchOnly:
 
 def check_reward(method: Method, reward: Reward, latent_reward: LatentReward | None = None) -> None:
     """Raise SearchError for a method that cannot work with this reward."""
+    check_alone(reward)
     if method.gradients and not reward.differentiable:
         raise SearchError(
             f"{method.kind} follows the gradient of the reward, and {reward.name!r} has none; take a differentiable "
@@ -77,6 +78,15 @@ def check_reward(method: Method, reward: Reward, latent_reward: LatentReward | N
         )
     if method.gradients and latent_reward is not None:
         raise SearchError(f"{method.kind} follows the gradient of the reward itself; leave latent_reward out")
+
+
+def check_alone(reward: Reward) -> None:
+    """Raise SearchError for a reward that compares samples: a search compares scores of separate calls."""
+    if reward.scope != "sample":
+        raise SearchError(
+            f"reward {reward.name!r} compares samples of a {reward.scope} with one another, and a search scores them "
+            "apart; take one that scores each sample alone"
+        )
 
 
 def make(

@@ -33,7 +33,7 @@ from align.prompts import Prompt, read_prompts
 from align.run_folder import RunFolder
 from align.search.best_of_n import BestOfN
 from align.search.budget import Budget
-from align.search.driver import check_reward, make, spend
+from align.search.driver import check_alone, check_reward, make, spend
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
@@ -95,6 +95,8 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     device = device_of(as_training(config))
     rewards = build_rewards({"reward": config.reward, **config.gold}, device)
     check_reward(config.search, rewards["reward"], latent_reward(config))
+    for name in config.gold:
+        check_alone(rewards[name])
     generator = build_generator(as_training(config), device, kinds=[config.search.sampler.kind])
     if config.lora is not None:
         folder = Path(config.lora)

@@ -23,6 +23,7 @@ from align.variants import OneOf, problems_at
 from alignflow.strict import Named
 from rewards.base import RewardSettings
 
+REMEDY = "take one that scores each sample alone"
 METHOD = OneOf("search method", registry.searches, outside=derived(Method))
 
 
@@ -74,6 +75,13 @@ class SearchConfig(RunSettings):
             (f"reward.parts.{name}.normalise", f"{part.normalise} compares samples scored together; take none or range")
             for name, part in parts.items()
             if part.normalise in ("group", "batch")
+        ]
+        judges = {f"gold.{name}": reward for name, reward in self.gold.items()}
+        judges |= {} if problems else {"reward": self.reward}
+        problems += [
+            (place, f"compares samples of a {scope} with one another, and a search scores them apart; {REMEDY}")
+            for place, reward in judges.items()
+            if (scope := reward.compares()) not in (None, "sample")
         ]
         if self.latent_reward is not None and ":" not in self.latent_reward and not Path(self.latent_reward).is_dir():
             problems.append(("latent_reward", f"no folder {self.latent_reward}, and not package.module:name"))

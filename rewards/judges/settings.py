@@ -55,13 +55,13 @@ class Endpoint(Strict):
         "endpoint", description="chat completions of an OpenAI-compatible server, not differentiable"
     )
     url: Address = Field(
-        pattern=r"^https?://[^/\s@]+(/[^\s]*)?$", description="up to and with the version, http://127.0.0.1:8000/v1"
+        description="up to and with the version, http://127.0.0.1:8000/v1; secrets belong into token_env"
     )
     model: str = Field(min_length=1, description="name the server knows it by")
     token_env: str | None = Field(None, description="environment variable that holds the API key")
     top: int = Field(20, ge=2, description="log-probabilities asked for; 20 is the most by OpenAI's rules")
     parallel: int = Field(8, ge=1, le=1024, description="requests at a time")
-    timeout: Seconds = Field(120.0, description="seconds a request may take")
+    timeout: Seconds = Field(120.0, description="seconds a request may take, its reply included")
     retries: int = Field(4, ge=0, le=1000, description="further attempts for a request that was not answered")
     backoff: float = Field(
         1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
@@ -119,6 +119,10 @@ class JudgeRewardSettings(RewardSettings):
     def scope(self) -> Scope:
         """What must be scored together."""
         return "sample"
+
+    def compares(self) -> Scope | None:
+        """See :class:`~rewards.base.RewardSettings`."""
+        return self.scope
 
     @property
     def wants(self) -> tuple[str, ...]:
