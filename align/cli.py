@@ -205,29 +205,32 @@ def sample(
     echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
 
 
-@app.command(epilog='Example: alignflow score samples/*.png --prompt "a red circle" --reward shapes')
+@app.command(epilog="Example: alignflow score samples --reward shapes --out scores.csv")
 def score(
-    files: Annotated[list[Path], typer.Argument(help="pictures or clips", show_default=False)],
-    reward: Annotated[list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; may be repeated")],
+    files: Annotated[
+        list[Path], typer.Argument(help="pictures, clips, folders, or tables with image and prompt", show_default=False)
+    ],
+    reward: Annotated[
+        list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; name=... names it; may be repeated")
+    ],
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="samples scored at once")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(help="scores.csv, .jsonl or .json, written meanwhile; rows that are there are kept")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score pictures or clips with rewards: one prompt for all of them, or one each."""
-    from align.config import load_reward
+    """Score pictures or clips with rewards: one prompt for all, one each, or those of a sample folder or table."""
+    from align.score_cli import run
 
-    settings = {name: load_reward(name) for name in reward}
     prompts = _prompts(prompt, prompts_file)
-    from align.scoring import score_files
-
-    rows = score_files(files, prompts, settings)
-    if as_json:
-        echo(json.dumps(rows, indent=2))
-        return
-    echo(_table(["file", *settings], [[row["file"], *map(_cell, row["scores"].values())] for row in rows]))
-    for row in rows:
-        for name, reason in row["reasons"].items():
-            echo(f"{row['file']}: no {name} score: {reason}", err=True)
+    code = run(
+        files, reward, prompts, device=device, batch=batch, out=out, as_json=as_json, table=_table, cell=_cell
+    )  # fmt: skip
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")

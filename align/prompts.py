@@ -89,7 +89,7 @@ def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
     """
     folder = Path() if source.startswith(HUB) else table_path(source).parent
     for place, row in read_rows(source):
-        yield _prompt_of(row, place, folder, {*MEDIA, *needed}, needed)
+        yield prompt_of_row(row, place, folder, {*MEDIA, *needed}, needed)
 
 
 def read_stored(source: str, columns: Sequence[str]) -> list[Prompt]:
@@ -154,7 +154,7 @@ def _text_prompts(source: str) -> Iterator[Prompt]:
         raise DataError(str(error)) from None
 
 
-def _prompt_of(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
+def prompt_of_row(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
     text = row.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{place}: needs a text under "prompt"; {_instead(row)}')

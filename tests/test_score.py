@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import written
 from PIL import Image
 
@@ -53,3 +54,161 @@ def test_score_refuses_bad_images_and_counts(run, pictures):
         code, _, err = run("score", *arguments, "--reward", "shapes")
         assert code == 2
         assert says in err
+
+
+def contrast(media, prompts, group):
+    """How far each picture is from the mean of its prompt."""
+    values = media.mean(dim=(1, 2, 3))
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    index = torch.tensor([numbers[prompt] for prompt in prompts])
+    return torch.stack([value - values[index == i].mean() for value, i in zip(values, index, strict=True)])
+
+
+GROUPED = "{kind: mixture, parts: {bright: {reward: 'tests.test_score:brightness', normalise: group}}}"
+
+
+@pytest.fixture
+def levels(tmp_path, monkeypatch):
+    """Pictures of brightness 0, 51, ..., 204 of 255 in a folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    Path("many").mkdir()
+    for level in range(5):
+        Image.fromarray(np.full((16, 16, 3), 51 * level, np.uint8)).save(f"many/{level}.png")
+    return Path("many")
+
+
+def scored(out):
+    return {Path(row["file"]).name: row["scores"] for row in json.loads(out)}
+
+
+def test_samples_of_one_prompt_are_scored_together(run, levels):
+    prompts = [word for prompt in "aabbb" for word in ("--prompt", prompt)]
+    given = ("--reward", f"mix={GROUPED}", "--reward", "far=tests.test_score:contrast")
+    code, out, _ = run("score", "many", *prompts, *given, "--json")
+    assert code == 0
+    found = scored(out)
+    assert [found[f"{i}.png"]["mix"] for i in range(5)] == pytest.approx([-1, 1, -(1.5**0.5), 0, 1.5**0.5], abs=1e-4)
+    assert [found[f"{i}.png"]["far"] for i in range(5)] == pytest.approx([-0.1, 0.1, -0.2, 0, 0.2], abs=1e-6)
+    assert json.loads(out)[1]["parts"]["mix"] == {"bright": pytest.approx(0.2)}
+
+
+def test_a_comparison_with_nothing_is_told_in_words(run, levels):
+    code, out, err = run("score", "many/1.png", "--prompt", "a", "--reward", f"mix={GROUPED}", "--json")
+    assert code == 1
+    (row,) = json.loads(out)
+    assert row["scores"]["mix"] is None
+    assert row["parts"]["mix"]["bright"] == pytest.approx(0.2)
+    assert "mixture compares the samples of a prompt with one another, and there is only this one" in err
+    Image.new("RGB", (8, 8)).save("many/small.png")
+    _, _, err = run("score", "many", "--prompt", "a", "--reward", f"mix={GROUPED}")
+    assert "must be of one size; they are 16 x 16, 8 x 8" in err
+
+
+def test_a_bad_file_is_a_bad_row(run, levels):
+    (levels / "2.png").write_bytes(b"no picture")
+    code, out, err = run("score", "many", "gone.png", "--prompt", "a", "--reward", f"light={REWARD}", "--json")
+    assert code == 2
+    found = scored(out)
+    assert found["gone.png"]["light"] is found["2.png"]["light"] is None
+    assert [found[f"{i}.png"]["light"] for i in (0, 1, 3, 4)] == pytest.approx([0, 0.2, 0.6, 0.8])
+    assert "2 of 6 files could not be read" in err
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.json"])
+def test_scores_are_written_meanwhile_and_gone_on_with(name, run, levels):
+    asked = ("--prompt", "a", "--reward", f"light={REWARD}", "--out", name, "--batch", "2")
+    assert run("score", "many/0.png", "many/1.png", *asked)[0] == 0
+    first = Path(name).read_text()
+    if name != "scores.json":
+        with Path(name).open("a") as file:
+            file.write('many/2.png,"cut' if name.endswith("csv") else '{"file": "many/2')  # as a kill leaves it
+    code, out, err = run("score", "many", *asked)
+    assert code == 0
+    assert "3 rows added" in out
+    assert "2 rows are there already" in err
+    text = Path(name).read_text()
+    assert text.startswith(first[:40])
+    rows = {"csv": lambda: text.splitlines()[1:], "jsonl": text.splitlines, "json": lambda: json.loads(text)}
+    assert len(rows[name.split(".")[1]]()) == 5
+    assert run("score", "many", *asked)[1].splitlines()[-1] == f"0 rows added to {name}"
+    code, _, err = run("score", "many", "--prompt", "a", "--reward", f"other={REWARD}", "--out", name)
+    assert code == 2
+    assert "choose another file" in err
+    assert Path(name).read_text() == text
+
+
+def test_an_output_that_is_something_else_is_kept(run, levels):
+    for name, text in (("notes.csv", "a,b\n1,2\n"), ("notes.json", "[1]"), ("notes.jsonl", "{}\n"), ("notes.txt", "x")):
+        Path(name).write_text(text)
+        code, _, err = run("score", "many", "--prompt", "a", "--reward", f"light={REWARD}", "--out", name)
+        assert code == 2, err
+        assert Path(name).read_text() == text
+
+
+def test_tables_bring_their_prompts(run, levels):
+    rows = [{"prompt": "a", "image": "many/1.png"}, {"prompt": "b", "image": "many/gone.png"}, {"image": "many/2.png"}]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = run("score", "t.jsonl", "--reward", f"light={REWARD}", "--json")
+    assert code == 2
+    assert [row["scores"]["light"] for row in json.loads(out)] == [pytest.approx(0.2), None, None]
+    assert "t.jsonl line 2: no image" in err
+    code, _, err = run("score", "t.jsonl", "--prompt", "a", "--reward", REWARD)
+    assert code == 2
+    assert "brings its prompts" in err
+
+
+def test_sample_folders_bring_their_prompts_and_no_contact_sheet(run, levels):
+    from align.grids import save_samples
+
+    clip = np.full((3, 16, 16, 3), 102, np.uint8)
+    save_samples(Path("ours"), [np.full((16, 16, 3), 51, np.uint8), clip], ["a", "b"], [0, 1])
+    code, out, err = run("score", "ours", "--reward", "light=tests.test_score:prompted", "--json")
+    assert code == 0, err
+    assert [(row["file"], row["prompt"]) for row in json.loads(out)] == [("ours/000.png", "a"), ("ours/001.webp", "b")]
+    assert "skipped" in err
+    code, out, err = run("score", "ours/000.png", "ours/grid.png", "--prompt", "x", "--reward", f"l={REWARD}", "--json")
+    assert code == 0
+    assert [row["file"] for row in json.loads(out)] == ["ours/000.png"]
+    assert "ours/grid.png is the contact sheet of a sample folder; skipped" in err
+
+
+def prompted(media, prompts):
+    """Mean of the sample, a picture or a clip."""
+    return media.flatten(1).mean(1)
+
+
+def test_columns_have_names(run, levels):
+    settings = "{kind: 'tests.test_score:brightness'}"
+    _, out, _ = run("score", "many/1.png", "--prompt", "a", "--reward", settings, "--reward", f"b={settings}")
+    assert out.splitlines()[0].split() == ["file", "tests.test_score:brightness", "b"]
+    code, _, err = run("score", "many/1.png", "--prompt", "a", "--reward", settings, "--reward", settings)
+    assert code == 2
+    assert "is taken; give it a name" in err
+    code, _, err = run("score", "many/1.png", "--prompt", "a", "--reward", REWARD, "--device", "cuda:99")
+    assert code == 2
+    assert "--device: cuda:99 is not available" in err
+
+
+def test_memory_does_not_grow_with_the_number_of_files(levels):
+    """Pixels of no more than a batch are alive at a time."""
+    from align.prompts import Prompt
+    from align.score_items import Item
+    from align.scoring import score_items
+    from rewards.base import Reward
+
+    most = 0
+
+    def counts(media, prompts, group):
+        nonlocal most
+        most = max(most, len(media))
+        return media.flatten(1).mean(1)
+
+    alive = []
+    items = (alive.append(i) or Item(str(i), levels / f"{i % 5}.png", Prompt("a")) for i in range(1000))
+    rows = score_items(items, {"light": Reward("light", counts)}, batch=8)
+    for number, row in enumerate(rows):
+        assert len(alive) <= number + 8
+        assert row["scores"]["light"] == pytest.approx(0.2 * (number % 5))
+    assert number == 999
+    assert most == 8

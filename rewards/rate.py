@@ -1,0 +1,34 @@
+"""Frames a second of the clips that are being scored, for rewards that go by time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+USUAL = 16.0
+"""Where neither a setting nor the file says."""
+
+_given: ContextVar[float | None] = ContextVar("frames a second", default=None)
+
+
+@contextmanager
+def clips_at(fps: float | None) -> Iterator[None]:
+    """Inside the block, rewards called in this thread know that their clips have ``fps``; None = nobody knows."""
+    token = _given.set(fps)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def frame_rate(setting: float | None) -> float:
+    """Frames a second: what the settings say, or the file does, or :data:`USUAL`.
+
+    >>> with clips_at(30.0):
+    ...     frame_rate(None), frame_rate(8.0)
+    (30.0, 8.0)
+    >>> frame_rate(None)
+    16.0
+    """
+    return setting or _given.get() or USUAL
