@@ -34,6 +34,13 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="samples scored at once when requests come close together")] = 32,
     window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests")] = 0.01,
+    max_size: Annotated[int, typer.Option(min=1, help="megabytes of a request, packed and unpacked")] = 512,
+    max_samples: Annotated[int, typer.Option(min=1, help="samples of a request")] = 4096,
+    max_pixels: Annotated[int, typer.Option(min=1, help="pixels of a picture or frame")] = 1 << 22,
+    max_total: Annotated[int, typer.Option(min=1, help="pixels of all pictures and frames of a request")] = 1 << 26,
+    waiting: Annotated[int, typer.Option(min=1, help="requests that may wait; others are told to come back")] = 256,
+    arrival: Annotated[float, typer.Option(min=0.1, help="seconds in which a request must have arrived")] = 60.0,
+    grace: Annotated[float, typer.Option(min=0, help="seconds that work in progress has after SIGTERM")] = 10.0,
 ) -> None:
     """Serve a reward over HTTP, for kind: remote."""
     from align.config import load_reward
@@ -46,9 +53,14 @@ def serve(
         raise ConfigError(f"--token-env: environment variable {token_env} is not set")
     for package in ("fastapi", "uvicorn"):
         optional(package, "alignflow reward serve", ConfigError)
+    from rewards.serving.limits import Limits
     from rewards.serving.server import serve as run
 
-    run(settings, host=host, port=port, token=token, device=device, batch=batch, window=window, say=echo)
+    limits = Limits(max_size << 20, max_samples, max_pixels, max_total, waiting, arrival=arrival)
+    run(
+        settings, host=host, port=port, token=token, device=device, batch=batch, window=window, limits=limits,
+        grace=grace, say=echo,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: alignflow reward calibrate clip samples/*.png --prompts-file prompts.txt --out clip.json")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from alignflow.waiting import ask_to_stop, forget_stop
+
 
 class GracefulStop:
     """Context in which the first interrupt only sets :attr:`asked`.
@@ -23,6 +25,7 @@ class GracefulStop:
 
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
+            forget_stop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._heard)
         return self
@@ -30,9 +33,12 @@ class GracefulStop:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            forget_stop()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        ask_to_stop()
         self._say("stopping after this step and its checkpoint; interrupt again to stop at once")

@@ -93,3 +93,10 @@ def counted(media: Tensor, prompts: list[str]) -> Tensor:
     """How many samples were scored together."""
     time.sleep(0.05)
     return torch.full((len(media),), float(len(media)))
+
+
+def endless(media: Tensor, prompts: list[str]) -> Tensor:
+    """The same, an hour later where a prompt asks for work."""
+    if "work" in prompts:
+        time.sleep(3600)
+    return judge(media, prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -125,3 +126,59 @@ def corrupting(url: str, mangle: Callable[[bytes], bytes], times: int) -> Iterat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", done
     server.shutdown()
+
+
+def asked(app: Any, body: bytes, headers: dict[str, str] | None = None, path: str = "/score") -> tuple[int, bytes]:
+    """(status, body) of a POST to an application in this process, without a socket."""
+    sent: list[dict[str, Any]] = []
+
+    async def exchange() -> None:
+        answered = asyncio.Event()
+        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            for part in parts:
+                return part
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        given = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": b"", "headers": given, "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80), "root_path": "",
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    asyncio.run(exchange())
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@contextlib.contextmanager
+def answering(*pieces: bytes, every: float = 0.0) -> Iterator[str]:
+    """A server that answers each connection with ``pieces``, ``every`` seconds apart, and then says nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(1 << 16)
+            for piece in pieces:
+                connection.sendall(piece)
+                if over.wait(every):
+                    return
+            over.wait()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    over.set()
+    listener.shutdown(socket.SHUT_RDWR)  # wakes up who accepts
+    listener.close()

@@ -273,8 +273,14 @@ def test_settings_that_contradict_themselves():
         ({"kind": "paco", "rows": 1, "columns": 1}, "nothing to be consistent with"),
         ({"kind": "digit_judge", "lowest": 5, "highest": 5}, "should be below"),
         ({"kind": "rubric", "weights": {"hands": 1}}, "criteria that are not there: hands"),
-        ({"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "localhost", "model": "m"}}, "pattern"),
-        ({"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "http://u:p@h/v1", "model": "m"}}, "pattern"),
+        (
+            {"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "localhost", "model": "m"}},
+            "an address of a server",
+        ),
+        (
+            {"kind": "yes_probability", "judge": {"kind": "endpoint", "url": "http://u:p@h/v1", "model": "m"}},
+            "token_env",
+        ),
         (
             {"kind": "yes_probability", "judge": {"kind": "remote"}},
             "no such judge remote; there are local",

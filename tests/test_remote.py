@@ -27,6 +27,7 @@ import rewards
 from align.trainer import train
 from rewards.base import RewardError
 from rewards.serving import wire
+from rewards.serving.limits import Limits
 
 MEDIA = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("aabbcc")
@@ -166,7 +167,7 @@ def test_requests_that_cannot_be_read(url):
         "as many of each, given {'prompts': 5, 'media': 6}": {**good, "prompts": PROMPTS[:5]},
         "media as npz or as png": none,
         "no readable PNG": {**good, "png": {"media": ["AAAA"] * 6}},
-        "allow_pickle=False": {**none, "npz": base64.b64encode(pickled.getvalue()).decode()},
+        "it holds object 'media'": {**none, "npz": base64.b64encode(pickled.getvalue()).decode()},
         "the npz cannot be read": {**none, "npz": "AAAA"},
         "prompts: Field required": {key: value for key, value in good.items() if key != "prompts"},
         "is not JSON": "{",
@@ -176,11 +177,11 @@ def test_requests_that_cannot_be_read(url):
         assert status == 400, said
         assert said in answer["error"]
     status, answer = post(url, json.dumps(good).encode(), {wire.DIGEST: "0" * 64})
-    assert (status, answer["error"]) == (503, "the request arrived damaged")
+    assert (status, answer["error"]) == (400, "the request arrived damaged")
 
 
 def test_too_large():
-    with served.in_thread({"kind": "flaky:judge"}, limit=10_000) as url:
+    with served.in_thread({"kind": "flaky:judge"}, limits=Limits(size=10_000)) as url:
         assert post(url, b"x" * 10_001)[0] == 413
         scores = remote(url)(MEDIA, PROMPTS)
         assert "larger than 10000 bytes; send fewer samples" in scores.reasons[0]

@@ -18,7 +18,7 @@ from rewards.judges.asking import Question, Replies
 from rewards.judges.replies import spellings
 from rewards.judges.settings import Endpoint, Needs
 from rewards.serving.dispatch import Dispatcher, UnansweredError
-from rewards.serving.fetch import fetch, open_session
+from rewards.serving.fetch import fetch, open_session, readable
 
 NO_LOG_PROBABILITIES = (
     "gives no log-probabilities, which this reward is made of; vLLM and SGLang do, a local judge does, and rubric, "
@@ -94,7 +94,8 @@ class EndpointJudge:
 
     def _each(self, items: Sequence[Any], ask: Callable[[Any], Any]) -> list[Any]:
         made = self.settings
-        return Dispatcher(ask, made.parallel, made.retries, made.backoff).each(items, lambda _, why: _Failure(why))
+        give_up = lambda _, why: _Failure(readable(self.session, why))  # noqa: E731
+        return Dispatcher(ask, made.parallel, made.retries, made.backoff).each(items, give_up)
 
     def _listed(self, question: Question) -> tuple[str, list[tuple[str, float]]]:
         """The first token of the reply, and (token, log-probability) of the likeliest."""
@@ -150,14 +151,16 @@ class EndpointJudge:
         status = reply.status_code
         try:
             said = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if status != 200:
             error = said.get("error", said) if isinstance(said, dict) else None
             words = error.get("message") if isinstance(error, dict) else error
             hint = "; set judge.token_env to the variable that holds the key" if status in (401, 403) else ""
             why = f"{self.url}: HTTP status {status}" + (f", {str(words)[:200]}" if words else "") + hint
-            raise UnansweredError(why, again=status in (408, 429) or status >= 500)
+            after = reply.headers.get("Retry-After", "")
+            seconds = float(after) if after.isascii() and after.isdigit() else 0.0
+            raise UnansweredError(readable(self.session, why), status in (408, 429) or status >= 500, seconds)
         if not isinstance(said, dict):
             raise UnansweredError(f"{self.url}: the reply is damaged, not JSON: {content[:80]!r}")
         return said

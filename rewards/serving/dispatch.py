@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignflow.secrets import shown
+from alignflow.waiting import check_stop, pause
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
 
@@ -26,11 +27,12 @@ class UnansweredError(Exception):
     Args:
         why: for people.
         again: whether another attempt may help.
+        after: seconds that the other side asks to wait before it.
     """
 
-    def __init__(self, why: str, again: bool = True) -> None:
+    def __init__(self, why: str, again: bool = True, after: float = 0.0) -> None:
         super().__init__(shown(why))
-        self.again = again
+        self.again, self.after = again, after
 
 
 @dataclass(frozen=True)
@@ -98,34 +100,77 @@ class Dispatcher:
     retries: int
     backoff: float
     hopeless: bool = False
+    abandoned: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, parts: Sequence[Part]) -> Scores:
         """Scores of all samples; NaN with the reason for those of a part that was given up."""
         return joined(parts, self.each(parts, lambda part, why: nothing(len(part.rows), why)))
 
     def each(self, parts: Sequence[Any], give_up: Callable[[Any, str], Any]) -> list[Any]:
-        """What ``ask`` makes of each part, or ``give_up(part, reason)``."""
-        self.hopeless = False
-        with ThreadPoolExecutor(min(self.parallel, max(len(parts), 1))) as pool:
-            return list(pool.map(lambda part: self._insist(part, give_up), parts))
+        """The result of ``ask`` for each part, or ``give_up(part, reason)``.
 
-    def _insist(self, part: Any, give_up: Callable[[Any, str], Any]) -> Any:
+        Raises:
+            Stopped: the run was asked to stop and the answers did not come soon. Threads that still wait are daemons:
+                they keep no process alive.
+        """
+        self.hopeless, self.abandoned = False, threading.Event()
+        todo: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+        for numbered in enumerate(parts):
+            todo.put(numbered)
+        for _ in range(min(self.parallel, len(parts))):
+            arguments = (todo, done, give_up, self.abandoned)
+            threading.Thread(target=self._work, args=arguments, daemon=True, name="ask").start()
+        found: dict[int, Any] = {}
+        try:
+            while len(found) < len(parts):
+                try:
+                    index, value, error = done.get(timeout=0.1)
+                except queue.Empty:
+                    check_stop()
+                    continue
+                if error is not None:
+                    raise error
+                found[index] = value
+        finally:
+            self.abandoned.set()
+        return [found[index] for index in range(len(parts))]
+
+    def _work(
+        self, todo: queue.SimpleQueue, done: queue.SimpleQueue, give_up: Callable, abandoned: threading.Event
+    ) -> None:
+        while not abandoned.is_set():
+            try:
+                index, part = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((index, self._insist(part, give_up, abandoned), None))
+            except BaseException as error:
+                done.put((index, None, error))
+
+    def _insist(self, part: Any, give_up: Callable[[Any, str], Any], abandoned: threading.Event) -> Any:
         attempt = 1
         while True:
             try:
                 found = self.ask(part)
             except UnansweredError as error:
-                if not error.again or self.hopeless or attempt > self.retries:
+                if not error.again or self.hopeless or attempt > self.retries or abandoned.is_set():
                     self.hopeless = error.again
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
                     return give_up(part, f"{error}{tried}")
-                pause = min(self.backoff * 2 ** (attempt - 1), LONGEST_PAUSE)
-                logger.warning("%s; trying again in %g s", error, pause)
-                time.sleep(pause)
+                seconds = pause_before(attempt, self.backoff, error)
+                logger.warning("%s; trying again in %g s", error, seconds)
+                pause(seconds)
                 attempt += 1
             else:
                 self.hopeless = False
                 return found
+
+
+def pause_before(attempt: int, backoff: float, error: UnansweredError) -> float:
+    """Seconds to wait after attempt ``attempt`` (from 1): doubled each time, or what the server asks; 30 at most."""
+    return min(max(backoff * 2 ** min(attempt - 1, 30), error.after), LONGEST_PAUSE)
 
 
 def nothing(count: int, why: str) -> Scores:

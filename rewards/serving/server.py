@@ -3,116 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import ipaddress
 import json
+import math
 import queue
 import socket
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import torch
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from torch import Tensor
 
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from alignflow.devices import unusable
+from alignflow.text import first_line, printable
+from rewards.base import Reward, RewardError, RewardExitError, RewardSettings, Scores
 from rewards.digest import identity
 from rewards.serving import wire
+from rewards.serving.batcher import Batcher, ClosingError
+from rewards.serving.doors import BACKLOG, BoundedServer, doors, most_connections
+from rewards.serving.intake import Intake, busy
+from rewards.serving.limits import Limits
 
-Job = tuple[wire.Request, "Future[Scores]"]
-
-
-class Batcher:
-    """Scores requests in a thread of its own, several at once where they come close together.
-
-    Only requests of the same media size, for a reward that looks at each sample alone, are merged. A request that
-    leaves a merged batch without some scores is scored again alone, so that nobody pays for another's samples.
-
-    Args:
-        size: samples scored at once, unless one request alone has more.
-        window: seconds to wait for more once there is a request.
-        waiting: requests that may wait; further ones are refused.
-    """
-
-    def __init__(self, reward: Reward, size: int, window: float, waiting: int = 256) -> None:
-        self.reward, self.size, self.window = reward, size, window
-        self.jobs: queue.Queue[Job] = queue.Queue(waiting)
-        self.thread = threading.Thread(target=self._work, daemon=True, name="reward")
-        self.thread.start()
-
-    def submit(self, request: wire.Request) -> Future[Scores]:
-        """Scores to come; raises ``queue.Full``."""
-        future: Future[Scores] = Future()
-        self.jobs.put_nowait((request, future))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            jobs = [self.jobs.get()]
-            if self.reward.scope == "sample":
-                self._gather(jobs)
-            buckets: dict[Any, list[Job]] = {}
-            for job in jobs:
-                if not job[1].set_running_or_notify_cancel():
-                    continue
-                buckets.setdefault((tuple(job[0].media.shape[1:]), *sorted(job[0].inputs)), []).append(job)
-            for bucket in buckets.values():
-                self._score(bucket)
-
-    def _gather(self, jobs: list[Job]) -> None:
-        until, count = time.monotonic() + self.window, len(jobs[0][0].prompts)
-        while count < self.size:
-            try:
-                jobs.append(self.jobs.get(timeout=max(until - time.monotonic(), 0)))
-            except queue.Empty:
-                return
-            count += len(jobs[-1][0].prompts)
-
-    def _score(self, jobs: Sequence[Job]) -> None:
-        try:
-            found = self._together([request for request, _ in jobs])
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0][1].set_exception(error)
-                return
-            found = [None] * len(jobs)
-        for job, scores in zip(jobs, found, strict=True):
-            if scores is None or (len(jobs) > 1 and scores.reasons):
-                self._score([job])
-            else:
-                job[1].set_result(scores)
-
-    def _together(self, requests: Sequence[wire.Request]) -> list[Scores | None]:
-        media = torch.cat([request.media for request in requests])
-        prompts = [prompt for request in requests for prompt in request.prompts]
-        inputs = {name: _cat([request.inputs[name] for request in requests]) for name in requests[0].inputs}
-        group = requests[0].group if len(requests) == 1 else None
-        scores = self.reward(media, prompts, group, inputs)
-        parts, start = [], 0
-        for request in requests:
-            rows = slice(start, start + len(request.prompts))
-            reasons = {i - rows.start: why for i, why in scores.reasons.items() if rows.start <= i < rows.stop}
-            columns = {name: column[rows] for name, column in scores.parts.items()}
-            parts.append(Scores(scores.values[rows].detach().cpu(), reasons, columns))
-            start = rows.stop
-        return list(parts)
-
-
-def _cat(values: list[Any]) -> Any:
-    return torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+LONG = 10.0
+"""Seconds of scoring after which ``/health`` calls the server busy."""
 
 
 def self_test(reward: Reward, size: int = 64) -> dict[str, Any]:
     """Score two made-up pictures (clips, where pictures are refused) twice: the same must come out.
 
     Returns:
-        ok, and what came out; a score that is missing is in ``reasons``, and is no failure by itself.
+        ok, and the two scores; a score that is missing is in ``reasons``, and is no failure by itself.
     """
+
+    async def ask(asked: wire.Request) -> Scores:
+        return reward(asked.media, asked.prompts, asked.group, asked.inputs)
+
+    return asyncio.run(self_test_with(ask, size))
+
+
+async def self_test_with(ask: Callable[[wire.Request], Awaitable[Scores]], size: int = 64) -> dict[str, Any]:
+    """:func:`self_test` of whatever ``ask`` scores with."""
     ramp = torch.linspace(0, 1, size).expand(3, size, size)
     pictures = torch.stack([ramp, ramp.flip(-1)])
     prompts = ["a red circle", "a blue square"]
@@ -120,9 +55,9 @@ def self_test(reward: Reward, size: int = 64) -> dict[str, Any]:
         inputs = {"image": pictures, "mask": pictures[:, :1], "metadata": [{}, {}]}
         started = time.perf_counter()
         try:
-            first, second = (reward(media, prompts, None, inputs) for _ in range(2))
-        except RewardError as error:
-            said = str(error)
+            first, second = [await ask(wire.Request(media, prompts, None, inputs)) for _ in range(2)]
+        except (RewardError, HTTPException) as error:
+            said = printable(getattr(error, "detail", error))
             continue
         same = torch.equal(first.values.nan_to_num(), second.values.nan_to_num())
         values = [value if index not in first.reasons else None for index, value in enumerate(first.values.tolist())]
@@ -138,17 +73,19 @@ def create_app(
     *,
     batch: int = 32,
     window: float = 0.01,
-    limit: int = 512 << 20,
+    limits: Limits | None = None,
 ) -> FastAPI:
-    """The application of one reward.
+    """The application of one reward; ``app.state.batcher`` scores.
 
     Args:
         token: what ``Authorization: Bearer`` must carry everywhere but at ``/health``; None = nothing is asked.
-        batch: see :class:`Batcher`, as ``window``.
-        limit: bytes a request may have, packed and unpacked.
+        batch: see :class:`~rewards.serving.batcher.Batcher`, as ``window``.
+        limits: what one request may ask for.
     """
     app = FastAPI(title="alignflow reward server", docs_url=None, redoc_url=None, openapi_url=None)
-    batcher = Batcher(reward, batch, window)
+    limits = limits or Limits()
+    batcher = app.state.batcher = Batcher(reward, batch, window, limits.waiting)
+    intake = Intake(limits)
     fingerprint = identity(settings, reward)
 
     def allowed(request: Request) -> None:
@@ -158,56 +95,80 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def explain(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        status = "ok" if batcher.thread.is_alive() else "failing"
-        return {"status": status, "schema": wire.SCHEMA, "reward": reward.name, "waiting": batcher.jobs.qsize()}
+    async def health() -> JSONResponse:
+        found = _health(batcher) | {"schema": wire.SCHEMA, "reward": reward.name}
+        return JSONResponse(found, 503 if found["status"] == "failing" else 200)
 
     @app.get("/reward", dependencies=[Depends(allowed)])
     async def about() -> Response:
         return _reply(wire.describe(reward, fingerprint))
 
     @app.get("/self-test", dependencies=[Depends(allowed)])
-    def test() -> dict[str, Any]:
-        return self_test(reward)
+    async def test(request: Request) -> Any:
+        ask = functools.partial(_scored, batcher, request)
+        return await _unless_gone(request, asyncio.ensure_future(self_test_with(ask)))
 
     @app.post("/score", dependencies=[Depends(allowed)])
     async def score(request: Request) -> Response:
-        body = await _body(request, limit)
-        asked = await _off(lambda: _unpacked(body, limit))
-        try:
-            scores = await asyncio.wrap_future(batcher.submit(asked))
-        except queue.Full:
-            raise HTTPException(503, "too many requests are waiting") from None
-        except RewardError as error:
-            raise HTTPException(422, str(error)) from None
+        async with intake.body(request) as body:
+            asked = await intake.read(body)
+            scores = await _unless_gone(request, asyncio.ensure_future(_scored(batcher, request, asked)))
+        if scores is None:
+            return Response(status_code=499)  # nobody reads it
         return _reply(wire.pack_scores(scores, asked.id, fingerprint))
 
     return app
 
 
-async def _off(work: Callable[[], Any]) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"the request is larger than {limit} bytes; send fewer samples at a time")
-    if request.headers.get(wire.DIGEST, "") not in ("", wire.checksum(bytes(body))):
-        raise HTTPException(503, "the request arrived damaged")
-    return bytes(body)
-
-
-def _unpacked(body: bytes, limit: int) -> wire.Request:
+async def _scored(batcher: Batcher, request: Request, asked: wire.Request) -> Scores:
+    """Scores of what a client asked for; a refusal that is its answer otherwise."""
+    client = (request.client.host if request.client else "", request.headers.get(wire.CLIENT, "")[:64])
     try:
-        return wire.unpack(body, limit)
-    except wire.WireError as error:
-        raise HTTPException(400, str(error)) from None
+        return await asyncio.wrap_future(batcher.submit(asked, client))
+    except queue.Full:
+        raise busy(f"{batcher.limit} requests are waiting already") from None
+    except ClosingError:
+        raise busy("the server is ending") from None
+    except RewardExitError as error:
+        raise HTTPException(500, first_line(error)) from None
+    except RewardError as error:
+        raise HTTPException(422, printable(error)) from None
+    except Exception as error:
+        raise HTTPException(500, f"{type(error).__name__}: {first_line(error)}") from None
+
+
+async def _unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
+    """The result of ``work``, or None and ``work`` cancelled where the client has hung up."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        leaving.cancel()
+        work.cancel()
+
+
+def _health(batcher: Batcher) -> dict[str, Any]:
+    """Status: ok, busy (the work under way takes longer than :data:`LONG`), failing (nothing is scored any more)."""
+    since = batcher.busy_since
+    seconds = 0.0 if since is None else time.monotonic() - since
+    status = "ok" if seconds < LONG else "busy"
+    if batcher.closed or not batcher.thread.is_alive():
+        status = "failing"
+    return {
+        "status": status,
+        "waiting": batcher.waiting,
+        "scoring_for_seconds": round(seconds, 3),
+        "last_error": batcher.last_error,
+    }
 
 
 def _reply(body: bytes) -> Response:
@@ -223,35 +184,51 @@ def serve(
     device: str = "cpu",
     batch: int = 32,
     window: float = 0.01,
+    limits: Limits | None = None,
+    grace: float = 10.0,
     say: Callable[[str], None] = print,
 ) -> None:
     """Load a reward and serve it until interrupted.
 
     Args:
         port: 0 = any free one; what it is, is said.
+        limits: what one request may ask for.
+        grace: seconds that work in progress has after SIGTERM or Ctrl-C.
         say: gets one line when the server listens.
 
     Raises:
-        RewardError: it cannot be loaded, the port is taken, or it should listen beyond this machine without a token.
+        RewardError: the reward cannot be loaded, the device cannot be used, the port is taken, or the server should
+            listen beyond this machine without a token.
     """
     if token is None and not _loopback(host):
         raise RewardError(
             f"not listening on {host}, which others may reach, without a token; name one with --token-env"
         )
+    limits = limits or Limits()
+    if wrong := unusable(device):
+        raise RewardError(f"device: {wrong}")
     reward = settings.build(device).fixed()
-    app = create_app(settings, reward, token, batch=batch, window=window)
+    app = create_app(settings, reward, token, batch=batch, window=window, limits=limits)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
-            raise RewardError(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RewardError(f"cannot listen on {host}:{port}: {why}; try --port 0") from None
         listener.listen()
         tested = self_test(reward)
         place = f"[{host}]" if ":" in host else host
         say(f"serving {reward.name} on http://{place}:{listener.getsockname()[1]}, self-test {json.dumps(tested)}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        config = uvicorn.Config(
+            app,
+            log_level="error",
+            http=doors(most_connections(), patience=10.0, arrival=limits.arrival),
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=math.ceil(grace) + 1,
+        )
+        BoundedServer(config, grace, app.state.batcher.close).run(sockets=[listener])
 
 
 def _loopback(host: str) -> bool:

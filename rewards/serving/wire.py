@@ -11,7 +11,8 @@ Reply::
     {"schema": ..., "id": the request's, "fingerprint": "...", "values": [N, null = none], "reasons": {"3": "why"},
      "parts": {"name": [N]}}
 
-Both carry the SHA-256 of their body in the header ``X-Content-SHA256``. Nothing is ever unpickled.
+Both carry the SHA-256 of their body in the header ``X-Content-SHA256``. Types are exact: true is no number and "1"
+no score. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -22,25 +23,38 @@ import io
 import json
 import math
 import uuid
-import zipfile
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 
+from alignflow.text import first_line, printable
 from rewards.base import Reward, Scope, Scores
+from rewards.serving.arrays import WireError, from_npz, from_pngs
+from rewards.serving.limits import Limits
+
+__all__ = ["Request", "WireError", "pack", "pack_scores", "unpack", "unpack_scores"]
 
 SCHEMA: Literal["alignflow-reward/1"] = "alignflow-reward/1"
 DIGEST = "X-Content-SHA256"
-ARRAYS = ("media", "image", "mask")
+CLIENT = "X-Client"
+"""Header by which a client is known, so that a server can serve all of them in turn."""
+LARGEST_TREE = 4_000_000
+"""Commas, colons and brackets of a message: what small bodies would blow up to in memory."""
 
 
-class WireError(ValueError):
-    """A message that cannot be read; says what is wrong with it."""
+class _First(FailFast):
+    __hash__ = object.__hash__  # unions ask for it
+
+
+FIRST = _First()
+"""Of a list with many errors only the first is looked for."""
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -55,24 +69,24 @@ class Request:
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _RequestMessage(_Message):
     schema_: Literal["alignflow-reward/1"] = Field(alias="schema")
     id: str = Field(max_length=64)
-    prompts: list[str] = Field(min_length=1)
-    group: list[int] | None = None
-    metadata: list[dict[str, Any]] | None = None
+    prompts: Annotated[list[str], FIRST] = Field(min_length=1)
+    group: Annotated[list[Whole], FIRST] | None = None
+    metadata: Annotated[list[dict[str, Any]], FIRST] | None = None
     npz: str | None = None
-    png: dict[str, list[str | list[str]]] | None = None
+    png: dict[str, Annotated[list[str | list[str]], FIRST]] | None = None
 
 
 class _ReplyMessage(_Message):
     schema_: Literal["alignflow-reward/1"] = Field(alias="schema")
     id: str
     fingerprint: str
-    values: list[float | None]
+    values: Annotated[list[float | None], FIRST]
     reasons: dict[int, str]
     parts: dict[str, list[float | None]]
 
@@ -120,29 +134,33 @@ def pack(request: Request, payload: Literal["npz", "png"]) -> bytes:
         raise WireError(f"metadata of the prompts cannot be sent as JSON: {error}") from None
 
 
-def unpack(body: bytes, limit: int) -> Request:
-    """A request from JSON; arrays may take ``limit`` bytes when unpacked.
+def unpack(body: bytes, limits: Limits) -> Request:
+    """A request from JSON.
 
     Raises:
-        WireError: another schema, something missing, media of different sizes, too large.
+        WireError: another schema, something missing, media of different sizes, or more than ``limits`` allow.
     """
     message = _read(_RequestMessage, body, "the request")
+    if len(message.prompts) > limits.samples:
+        raise WireError(f"{len(message.prompts)} samples are more than the {limits.samples} this server takes at once")
     if (message.npz is None) == (message.png is None):
         raise WireError("the request should hold its media as npz or as png")
-    if message.npz is not None:
-        arrays = _from_npz(message.npz, limit)
-    else:
-        arrays = {name: _from_pngs(name, pictures, limit) for name, pictures in (message.png or {}).items()}
+    try:
+        arrays = from_npz(message.npz, limits) if message.npz is not None else from_pngs(message.png or {}, limits)
+    except WireError:
+        raise
+    except Exception as error:  # whatever libraries raise at hostile bytes
+        form = "the npz cannot be read" if message.npz is not None else "no readable PNG"
+        raise WireError(f"{form}: {first_line(error)}") from None
     media = arrays.pop("media", None)
-    if media is None or media.ndim not in (4, 5) or media.shape[-3] != 3:
-        given = "none" if media is None else list(media.shape)
-        raise WireError(f"media should be [N, 3, H, W] or [N, F, 3, H, W], given {given}")
+    if media is None:
+        raise WireError("media should be [N, 3, H, W] or [N, F, 3, H, W], given none")
     lengths = {"prompts": len(message.prompts), "media": len(media), **{name: len(a) for name, a in arrays.items()}}
     lengths |= {name: len(value) for name in ("group", "metadata") if (value := getattr(message, name)) is not None}
     if len(set(lengths.values())) > 1:
         raise WireError(f"the request should hold as many of each, given {lengths}")
     inputs = {**arrays, **({} if message.metadata is None else {"metadata": message.metadata})}
-    group = None if message.group is None else torch.tensor(message.group)
+    group = None if message.group is None else torch.tensor(message.group, dtype=torch.int64)
     return Request(media, message.prompts, group, inputs, message.id)
 
 
@@ -150,22 +168,6 @@ def _npz(arrays: dict[str, np.ndarray]) -> str:
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return base64.b64encode(file.getbuffer()).decode()
-
-
-def _from_npz(text: str, limit: int) -> dict[str, Tensor]:
-    try:
-        content = io.BytesIO(base64.b64decode(text, validate=True))
-        with zipfile.ZipFile(content) as names:
-            if (size := sum(entry.file_size for entry in names.infolist())) > limit:
-                raise WireError(f"the npz unpacks to {size} bytes, more than the {limit} this server takes")
-        with np.load(content, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise error if isinstance(error, WireError) else WireError(f"the npz cannot be read: {error}") from None
-    for name, array in found.items():
-        if name not in ARRAYS or array.dtype != np.float32:
-            raise WireError(f"the npz should hold float32 {', '.join(ARRAYS)}; it holds {array.dtype} {name!r}")
-    return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
 def _pngs(array: np.ndarray) -> list[Any]:
@@ -182,35 +184,6 @@ def _png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getbuffer()).decode()
 
 
-def _from_pngs(name: str, pictures: list[str | list[str]], limit: int) -> Tensor:
-    if name not in ARRAYS:
-        raise WireError(f"pictures should be called {', '.join(ARRAYS)}, given {name!r}")
-    lists = [[item] if isinstance(item, str) else item for item in pictures]
-    count = sum(map(len, lists))
-    decoded = [[_from_png(text, name, limit // max(count, 1)) for text in frames] for frames in lists]
-    sizes = [(len(frames), *{f"{p.shape[0]} x {p.shape[1]}" for p in frames}) for frames in decoded]
-    for index, size in enumerate(sizes):
-        if size != sizes[0] or len(size) != 2 or isinstance(pictures[index], str) != isinstance(pictures[0], str):
-            said = [" and ".join(map(str, one[1:])) + (f", {one[0]} frames" if one[0] != 1 else "") for one in sizes]
-            raise WireError(
-                f"{name} of one request should be of one size: number 0 is {said[0]}, number {index} is {said[index]}; "
-                "send each size in a request of its own"
-            )
-    stacked = torch.from_numpy(np.stack([np.stack(frames) for frames in decoded])).movedim(-1, -3).float() / 255
-    return stacked if decoded and isinstance(pictures[0], list) else stacked.squeeze(1)
-
-
-def _from_png(text: str, name: str, limit: int) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["png"]) as picture:
-            if picture.width * picture.height * 12 > limit:
-                raise WireError(f"{name} of {picture.width} x {picture.height} are more than this server takes")
-            pixels = np.asarray(picture.convert("L" if name == "mask" else "RGB"))
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
-        raise error if isinstance(error, WireError) else WireError(f"{name}: no readable PNG: {error}") from None
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
 # -- replies ------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +194,7 @@ def pack_scores(scores: Scores, request_id: str, fingerprint: str) -> bytes:
         "id": request_id,
         "fingerprint": fingerprint,
         "values": _numbers(scores.values),
-        "reasons": {str(index): why for index, why in scores.reasons.items()},
+        "reasons": {str(index): printable(why) for index, why in scores.reasons.items()},
         "parts": {name: _numbers(values) for name, values in scores.parts.items()},
     }
     return json.dumps(message, allow_nan=False).encode()
@@ -241,6 +214,8 @@ def unpack_scores(body: bytes, request: Request, fingerprint: str) -> Scores:
         raise WireError("the server holds another reward now, or other weights, than when this run asked first")
     if any(len(column) != count for column in (reply.values, *reply.parts.values())):
         raise WireError(f"the reply should hold {count} scores, and holds {len(reply.values)}")
+    if bad := [index for index in reply.reasons if not 0 <= index < count]:
+        raise WireError(f"the reply gives a reason for sample {bad[0]} of {count}")
     values = _tensor(reply.values)
     return Scores(values, reply.reasons, {name: _tensor(column) for name, column in reply.parts.items()})
 
@@ -261,19 +236,19 @@ def read_description(body: bytes) -> Description:
 
 
 def _read(cls: Any, body: bytes, what: str) -> Any:
+    if sum(body.count(mark) for mark in b",:[{") > LARGEST_TREE:  # base64 holds none of these
+        raise WireError(f"{what} holds more than {LARGEST_TREE} items")
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"{what} is not JSON: {error}") from None
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise WireError(f"{what} should be of schema {SCHEMA}, and is of {found!r}; run the same version at both ends")
-    try:
-        return cls.model_validate(data)
+        return cls.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise WireError(f"{what} is not of schema {SCHEMA}: {place}: {first['msg']}") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        raise WireError(f"{what} is not JSON: {printable(first['msg'], 200)}")
+    place = printable(".".join(map(str, first["loc"])), 100)
+    if place == "schema":
+        found = printable(repr(from_json(body).get("schema")), 80)
+        raise WireError(f"{what} should be of schema {SCHEMA}, and is of {found}; run the same version at both ends")
+    raise WireError(f"{what} is not of schema {SCHEMA}: {place}: {printable(first['msg'], 200)}")
 
 
 def _numbers(values: Tensor) -> list[float | None]:
