@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from align.check import trackers
+from align.check import master_weights, trackers
 from align.devices import require
 from align.errors import ConfigError, Problem
 
@@ -33,8 +33,8 @@ def accelerator_of(config: Config) -> Accelerator:
     wanted = config.generator.device
     if wanted != "auto":
         require(wanted)
-    if missing := trackers(config):
-        raise ConfigError(missing, config.name)
+    if wrong := [*trackers(config), *master_weights(config)]:
+        raise ConfigError(wrong, config.name)
     AcceleratorState._reset_state()  # a second run in one process may use another precision
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()  # or another device

@@ -111,7 +111,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _clips, _policy, trackers, memory.missing)
+    parts = (_prompts, _stored, _clips, _policy, trackers, master_weights, memory.missing)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     if problems:
         raise ConfigError(problems, config.name)
@@ -206,6 +206,16 @@ def _path_problems(generator: GeneratorConfig) -> list[Problem]:
         return []  # a hub id: whether it is there is asked when it is loaded
     message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"
     return [Problem("generator.path", message)]
+
+
+def master_weights(config: Config) -> list[Problem]:
+    """Weights trained in half precision, which round away every update below a 256th of their size."""
+    dtype = config.generator.dtype
+    if config.policy.kind != "full" or dtype == "float32":
+        return []
+    precision = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    message = f"policy full loses small updates of {dtype} weights: use float32, and train.precision {precision}"
+    return [Problem("generator.dtype", message)]
 
 
 def trackers(config: Config) -> list[Problem]:
