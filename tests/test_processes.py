@@ -45,9 +45,9 @@ def run(count: int, tmp_path: Path, model: Path, recipe: str, sections: dict[str
 
 
 def rows(config: Config) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl without times, without what rank 0 measures on its own part, and counts of rounding."""
+    """Rows of metrics.jsonl without times, without what each process measures on its own part, and counts of rounding."""
     found = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    own = ("seconds", "time", "images_per_second", "kl_velocity", "contrast", "ratio", "clipped")
+    own = ("seconds", "time", "images_per_second", "kl_velocity", "contrast", "ratio", "clipped", "network_calls")
     return [{key: value for key, value in row.items() if key not in own} for row in found]
 
 
@@ -73,9 +73,6 @@ def assert_same(one: Config, two: Config) -> None:
     weights, others = final_tensors(one), final_tensors(two)
     gap = max(float((weights[name] - others[name]).abs().max()) for name in weights)
     assert gap < 2e-3, gap  # of a learning rate of 1e-2: AdamW's signs turn where a gradient is near 0
-    assert json.loads((one.run_dir / "summary.json").read_text())["network_calls"] == pytest.approx(
-        json.loads((two.run_dir / "summary.json").read_text())["network_calls"]
-    )
 
 
 @pytest.fixture
