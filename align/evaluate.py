@@ -179,7 +179,7 @@ def _scores(
 
 def _shown(kept: dict[int, Tensor], show: int, count: int, processes: Processes) -> dict[int, Tensor]:
     """The shown samples of all processes, sent one by one as pixels: clips are large."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for place in range(show):
         mine = kept.get(place)
         pixels = None if mine is None else (mine.clamp(0, 1) * 255).round().byte()

@@ -67,9 +67,9 @@ class Processes:
                 found[0] = work()
             except Exception as error:
                 found[1] = error
-        value, error = broadcast_object_list(found, from_process=0)
-        if error is not None:
-            raise error
+        value, failure = broadcast_object_list(found, from_process=0)
+        if failure is not None:
+            raise failure
         return value
 
     def gather(self, values: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ class Processes:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def sums(self, values: dict[str, float]) -> dict[str, float]:
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sums of numbers by name; a name that a process lacks counts as 0 there."""
         if self.share.world == 1:
-            return values
+            return dict(values)
         found: dict[str, float] = {}
         for one in self.objects([values]):
             for name, value in one.items():

@@ -45,7 +45,7 @@ def run(count: int, tmp_path: Path, model: Path, recipe: str, sections: dict[str
 
 
 def rows(config: Config) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl without times, without what each process measures on its own part, and counts of rounding."""
+    """Rows of metrics.jsonl without times, what a process measures on its own part, and counts of rounding."""
     found = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     own = ("seconds", "time", "images_per_second", "kl_velocity", "contrast", "ratio", "clipped", "network_calls")
     return [{key: value for key, value in row.items() if key not in own} for row in found]
