@@ -26,6 +26,8 @@ GUIDED_FROM_ZERO = ("z_image",)
 """Adapters whose pipelines add ``guidance_scale`` times the difference: 0 is our 1."""
 MERGED = '"."'
 """A merged pipeline is loaded from the folder that its card lies in."""
+OPTIONAL = {"sd3": ("text_encoder_3", "tokenizer_3")}
+"""Adapter -> components that diffusers wants to be told are missing."""
 GUIDER = ("hunyuan_video15",)
 """Adapters whose pipelines take their guidance from a component."""
 
@@ -91,12 +93,14 @@ def _loads(config: Tree, weights: Weights | None, embedded: bool) -> list[str]:
     generator = _part(config, "generator")
     base = f"weights({_quoted(generator.get('kind'))})" if embedded else _quoted(generator.get("path") or "BASE MODEL")
     dtype = generator.get("dtype") or "float32"
-    kept = "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
+    kept = "".join(f", {name}=None" for name in _left_out(generator))
+    typed = "" if dtype == "float32" else f", torch_dtype=torch.{dtype}"
+    kept += typed
     if weights is None:
         lines = [f"pipeline = DiffusionPipeline.from_pretrained({MERGED}{kept})"]
     elif weights.networks:
         lines = [
-            f"{name} = AutoModel.from_pretrained({_quoted(weights.folder)}, subfolder={_quoted(name)}{kept})"
+            f"{name} = AutoModel.from_pretrained({_quoted(weights.folder)}, subfolder={_quoted(name)}{typed})"
             for name in weights.networks
         ]
         trained = "".join(f", {name}={name}" for name in weights.networks)
@@ -169,6 +173,9 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
         found.append(
             f"The run drew its samples with {kind}, which adds noise at every step; diffusers has no such steps."
         )
+    elif generator.get("kind") == "sana_sprint":
+        if (sampler_of(config).get("steps") or 0) > 1:
+            found.append("This pipeline adds fresh noise between its steps; the run took plain steps of the flow.")
     elif scheduler and scheduler != SOLVERS.get(kind, scheduler):
         found.append(f"The run drew its samples with {kind} steps, and this pipeline's scheduler is {scheduler}.")
     elif scheduler is None and kind != "ode":
@@ -204,6 +211,16 @@ def scheduler_of(path: Any, kind: Any = None) -> str | None:
         return str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _left_out(generator: Tree) -> list[str]:
+    """Components that an adapter draws without and the pipeline's folder does not name."""
+    index = Path(str(generator.get("path"))) / "model_index.json"
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in OPTIONAL.get(str(generator.get("kind")), ()) if not any(named.get(name) or ())]
 
 
 def sampler_of(config: Tree) -> Tree:

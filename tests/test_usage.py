@@ -1,0 +1,127 @@
+"""The code that a page and a model card print draws the page's own first sample; where it cannot, the page says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_image
+from adapter_cases import CASES, Case
+from adapter_cases_video import CASES as CLIPS
+from image_cases import CASES as PICTURES
+from PIL import Image
+from tiny_run import settings
+
+from align.config import load_config, settings_of
+from align.evaluate import sample_media
+from align.report.reading import read_run
+from align.report.using import snippet
+from align.sampling import Sampler
+from align.seeds import derive
+from align.trainer import train
+from align.usage import Shot, Weights, code, differences, scheduler_of
+from generators.load import adapter
+
+EVERY = [case for case in (*CASES, *CLIPS, *PICTURES) if not case.inputs and case.kind != "cogvideox"]
+
+
+def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Path:
+    """A finished run of two steps whose LoRA has moved."""
+    if base == "shapes":
+        config = load_config(
+            Path(__file__).parents[1] / "configs" / "quickstart.yaml",
+            ["train.steps=1", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=2", "evaluate.rewards={}"]
+            + ["evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.01", f"out={tmp_path / 'run'}"],
+        )
+    else:
+        build = {"sd3": lambda: tiny.sd3_pipeline(t5=False), "flux": tiny_image.flux}[base]
+        build().save_pretrained(tmp_path / base)
+        size = [32, 32] if base == "sd3" else [64, 64]
+        generator = {"kind": base, "path": str(tmp_path / base), "device": "cpu", "size": size}
+        evaluate = {"every": 1, "prompts": 2, "sampler": {"steps": 3, "guidance": 1.0 if base == "flux" else 2.5}}
+        parts: dict[str, Any] = {"generator": generator, "evaluate": evaluate, "train": {"steps": 2, "lr": 0.05}}
+        config = settings(tmp_path, Path(), **{**parts, **sections})
+    train(config)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("base", ["sd3", "flux", "shapes"])
+def test_the_page_s_code_draws_the_page_s_picture(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path, base, monkeypatch)
+    found = snippet(read_run(folder))
+    assert found is not None
+    assert found.differences == []
+    exec(found.code, space := {})
+    drawn = np.asarray(space["image"], np.float32) / 255
+    last = sorted((folder / "samples").glob("step-*"))[-1]
+    with Image.open(last / "000.png") as image:
+        shown = np.asarray(image.convert("RGB"), np.float32) / 255
+    with Image.open(last.parent / "step-000000" / "000.png") as image:
+        before = np.asarray(image.convert("RGB"), np.float32) / 255
+    assert np.abs(drawn - shown).max() <= 0.01
+    assert np.abs(before - shown).max() > 0.01  # what training changed is seen
+    assert f"# run/samples/{last.name}/000.png" in found.code
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_every_adapter_s_call(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments, whichever way a pipeline takes guidance, draw what our own sampler draws."""
+    generator = adapter(case.kind)(case.build(), case.options)
+    sampler = Sampler(kind=case.solver, steps=case.steps, guidance=case.guidance)
+    ours = sample_media(generator, ["a red circle"], [5], sampler)[0]
+    options = case.options
+    tree = {
+        "generator": {
+            "kind": case.kind, "path": "nowhere", "device": "cpu", "size": options.size, "frames": options.frames,
+            "text_length": options.text_length, "embedded_guidance": options.embedded_guidance,
+            "negative_prompt": options.negative_prompt, "guidance_rescale": options.guidance_rescale,
+            "frame_rate": options.frame_rate,
+        },
+        "evaluate": {"sampler": sampler.model_dump()},
+    }  # fmt: skip
+    shot = Shot("a red circle", derive(5, "start"), "000.png")
+    text = code(tree, None, shot, clip=ours.ndim == 4)
+    pipeline = case.build()
+    pipeline.set_progress_bar_config(disable=True)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pipeline)
+    scheduler = type(pipeline.scheduler).__name__
+    exec(text, space := {})
+    result = space["clip"] if ours.ndim == 4 else space["image"]
+    theirs = np.asarray([np.asarray(one) for one in result] if ours.ndim == 4 else result, np.float32)
+    theirs = theirs / 255 if theirs.max() > 1 else theirs
+    expected = ours.permute(0, 2, 3, 1).numpy() if ours.ndim == 4 else ours.permute(1, 2, 0).numpy()
+    assert differences(tree, scheduler) == []
+    assert np.abs(theirs - expected).max() <= 0.01
+
+
+def test_what_the_code_cannot_repeat_is_said(tmp_path: Path) -> None:
+    config = settings(tmp_path, tmp_path)
+    tree = settings_of(config)
+    euler = "FlowMatchEulerDiscreteScheduler"
+    assert differences(tree, euler) == []
+    tree["evaluate"]["sampler"]["kind"] = "flow_sde"
+    assert "adds noise at every step" in differences(tree, euler)[0]
+    tree["evaluate"]["sampler"]["kind"] = "ode"
+    assert "scheduler is UniPCMultistepScheduler" in differences(tree, "UniPCMultistepScheduler")[0]
+    tree["evaluate"]["sampler"]["guidance"] = 0.5
+    assert differences(tree, euler) == ["diffusers applies no guidance below 1."]
+    assert scheduler_of("shapes", "sd3") == euler
+    assert scheduler_of("owner/nobody-has-this") is None
+
+
+def test_code_of_whole_networks_and_of_a_merged_pipeline() -> None:
+    tree = {"generator": {"kind": "sd3", "path": "owner/name", "dtype": "bfloat16"}}
+    whole = code(tree, Weights("run", None, ["transformer"]), None)
+    assert 'transformer = AutoModel.from_pretrained("run", subfolder="transformer", torch_dtype=torch.bfloat16)' in whole
+    assert 'from_pretrained("owner/name", transformer=transformer, torch_dtype=torch.bfloat16)' in whole
+    assert 'from_pretrained(".", torch_dtype=torch.bfloat16)' in code(tree, None, None)
+    for text in (whole, code(tree, None, None)):
+        compile(text, "code", "exec")
+
+
