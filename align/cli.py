@@ -202,7 +202,10 @@ def sample(
     from align.evaluate import sample_to_folder
 
     prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
-    echo(sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora))
+    folder = sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        echo(file)
+    echo(folder)
 
 
 @app.command(epilog="Example: alignflow score samples --reward shapes --out scores.csv")

@@ -298,6 +298,8 @@ def sample_to_folder(
 ) -> Path:
     """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
 
+    The contact sheet, and the sources of edits, go into ``sheet/`` inside: every picture in ``out`` is a sample.
+
     Args:
         prompts: the config's first held-out ones by default.
         policy: what was trained, put onto the base, see :func:`align.policy.load_policy`.
@@ -317,7 +319,10 @@ def sample_to_folder(
     texts, how = [prompt.text for prompt in repeated], config.samples
     inputs = read_inputs(repeated, generator.inputs, generator.size)
     sources = to_pixels(source_of(inputs)) if "image" in inputs else None
-    return save_samples(out, to_pixels(media), texts, seeds, sources=sources, fps=how.fps, clips=how.clips)
+    return save_samples(
+        out, to_pixels(media), texts, seeds,
+        sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
+    )  # fmt: skip
 
 
 def device_of(config: Config) -> torch.device:
@@ -346,5 +351,10 @@ def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
     sources = None if result.sources is None else to_pixels(result.sources[first])
     save_samples(
         folder, pixels, result.prompts[first], result.seeds[first], scores,
-        sources=sources, fps=how.fps, clips=how.clips, replaces=True,
+        sources=sources, fps=how.fps, clips=how.clips, replaces=True, noise=_noise(result.seeds[first]),
     )  # fmt: skip
+
+
+def _noise(seeds: Sequence[int]) -> list[int]:
+    """Seeds of the initial noise of samples, as :func:`align.rollout.draw` derives them."""
+    return [derive(seed, "start") for seed in seeds]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from align.files import new_folder, write_json
 from align.media import encode
@@ -18,6 +20,10 @@ SMALLEST, LARGEST = 128, 512
 LOSSLESS = 96
 """Clips up to this side are written without loss; larger ones would take megabytes and seconds each."""
 PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
+"""Fonts of systems, for prompts that Pillow's own cannot draw."""
+SHEET, GRID = "sheet", "grid.png"
+"""Folder inside a folder of samples for what is not a sample, and name of the contact sheet."""
 SOURCE = "-source.png"
 """What the file of a source ends in, after the number of its sample."""
 
@@ -34,7 +40,9 @@ def save_samples(
     sources: Sequence[Any] | None = None,
     fps: float = 16,
     clips: str = "webp",
+    noise: Sequence[int] | None = None,
     replaces: bool = False,
+    apart: bool = False,
 ) -> Path:
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
@@ -50,7 +58,9 @@ def save_samples(
         sources: N pictures that the samples were made from, where prompts come with one.
         fps: frames per second of the clips.
         clips: what clips are written as; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
+        noise: N seeds of the samples' initial noise, as ``torch.Generator().manual_seed`` takes them.
         replaces: whether an existing folder goes, one of a run.
+        apart: put the grid and the sources into :data:`SHEET` inside, so that the folder's pictures are the samples.
 
     Raises:
         RunFolderError: the folder exists, holds something and is not to be replaced.
@@ -64,18 +74,23 @@ def save_samples(
     pictures, before = [_picture(still(image)) for image in images], [_picture(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder, replaces=replaces) as staging:
+        beside = staging / SHEET if apart else staging
+        beside.mkdir(exist_ok=True)
         for index, picture in enumerate(pictures):
             picture.save(staging / f"{index:03d}.png")
         for index, picture in enumerate(before):
-            picture.save(staging / f"{index:03d}{SOURCE}")
+            picture.save(beside / f"{index:03d}{SOURCE}")
         for index, clip in moving.items():
             quality = None if max(clip.shape[1:3]) <= LOSSLESS else 90
             (staging / f"{index:03d}.{clips}").write_bytes(encode(clip, f".{clips}", fps, quality=quality))
         if pictures:
-            labels = [_label(prompt, table, row) for row, prompt in enumerate(prompts)]
+            font = font_of(prompts)
+            labels = [_label(_legible(prompt, row, font), table, row) for row, prompt in enumerate(prompts)]
             cells = [_beside(*pair) for pair in zip(before, pictures, strict=True)] if before else pictures
-            draw_grid(cells, labels).save(staging / "grid.png")
+            draw_grid(cells, labels, font).save(beside / GRID)
         content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
+        if noise is not None:
+            content["noise_seeds"] = [int(seed) for seed in noise]
         content |= {"clips": clips, "fps": fps} if moving else {}
         content |= {"sources": True} if before else {}
         write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
@@ -87,9 +102,9 @@ def still(image: Any) -> Any:
     return image[len(image) // 2] if np.ndim(image) == 4 else image
 
 
-def draw_grid(images: Sequence[Any], labels: Sequence[str]) -> Image.Image:
+def draw_grid(images: Sequence[Any], labels: Sequence[str], font: Font | None = None) -> Image.Image:
     """Images (PIL or arrays) in a near-square grid, each with its label wrapped below (newlines start a new line)."""
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = font or font_of(labels)
     cells = [_fit(_picture(image)) for image in images]
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
     texts = [_wrap(label, font, width) for label in labels]
@@ -125,6 +140,45 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), 6)
 
 
+@cache
+def _fonts() -> list[Font]:
+    """Pillow's own font, which knows little but ASCII, then those of :data:`FONTS` that this machine has."""
+    found: list[Font] = [ImageFont.load_default(size=FONT_SIZE)]
+    for name in FONTS:
+        try:
+            found.append(ImageFont.truetype(name, FONT_SIZE))
+        except OSError:
+            continue
+    return found
+
+
+def font_of(texts: Sequence[str]) -> Font:
+    """The first font that has a glyph for every character of the texts, else Pillow's own."""
+    return next((font for font in _fonts() if all(_drawn(font, text) for text in texts)), _fonts()[0])
+
+
+def _drawn(font: Font, text: str) -> bool:
+    """Whether a font draws a text as it is read; letters that join or run leftwards need a layout engine."""
+    shaped = any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+    if shaped and not features.check("raqm"):
+        return False
+    return all(character.isspace() or _has_glyph(font, character) for character in text)
+
+
+def _legible(prompt: str, row: int, font: Font) -> str:
+    """The prompt, or where to read it if the font cannot draw it."""
+    return prompt if _drawn(font, prompt) else f"{row:03d}.png, text in prompts.json"
+
+
+def _has_glyph(font: Font, character: str) -> bool:
+    """Whether a character looks different from the box that stands for every unknown one."""
+    try:
+        drawn, unknown = (font.getmask(one) for one in (character, "\uffff"))
+    except UnicodeEncodeError:
+        return False
+    return (drawn.size, bytes(drawn)) != (unknown.size, bytes(unknown))
+
+
 def _label(prompt: str, scores: Mapping[str, Sequence[float | None]], row: int) -> str:
     values = "  ".join(
         f"{name} {'-' if column[row] is None else f'{column[row]:.3g}'}" for name, column in scores.items()
@@ -142,21 +196,29 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _wrap(label: str, font: Font, width: int) -> list[str]:
-    """Greedy lines no wider than ``width``; the prompt takes at most :data:`MAX_LINES`, scores keep their own line."""
+    """Lines no wider than ``width``; the prompt takes at most :data:`MAX_LINES`, scores as many as they need."""
     prompt, *rest = label.split("\n")
-    lines = [""]
-    for word in prompt.split():
-        candidate = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(candidate) > width:
-            lines.append(word)
-        else:
-            lines[-1] = candidate
+    lines = _lines(prompt.split(" "), " ", font, width)
     if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1]} ..."]
-    return [_clip(line, font, width) for line in [*lines, *rest]]
+        last = lines[MAX_LINES - 1]
+        while last and font.getlength(f"{last} ...") > width:
+            last = last[:-1]
+        lines = [*lines[: MAX_LINES - 1], f"{last} ..."]
+    return [*lines, *(line for scores in rest for line in _lines(scores.split("  "), "  ", font, width))]
 
 
-def _clip(line: str, font: Font, width: int) -> str:
-    while line and font.getlength(line) > width:
-        line = line[:-1]
-    return line
+def _lines(words: Sequence[str], gap: str, font: Font, width: int) -> list[str]:
+    """Greedy lines of words; a word wider than a line is broken wherever it must be."""
+    lines = [""]
+    for word in words:
+        candidate = f"{lines[-1]}{gap}{word}" if lines[-1] else word
+        if font.getlength(candidate) <= width:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines

@@ -25,6 +25,7 @@ from align.inputs import read_sample
 from align.media import encode, read_pixels
 from align.prompts import Prompt
 from align.report import write_report
+from align.seeds import derive
 from align.settings import Config, Samples
 from align.trainer import train
 
@@ -89,7 +90,8 @@ def test_settings_say_how_samples_are_written(tmp_path):
         "000.gif", "000.png", "grid.png", "prompts.json",
     ]  # fmt: skip
     index = json.loads((tmp_path / "samples/prompts.json").read_text())
-    assert index == {"prompts": ["a"], "seeds": [1], "clips": "gif", "fps": 8, "scores": {"gold": [0.5]}}
+    noise = {"noise_seeds": [derive(1, "start")]}
+    assert index == {"prompts": ["a"], "seeds": [1], **noise, "clips": "gif", "fps": 8, "scores": {"gold": [0.5]}}
 
 
 def test_large_clips_are_written_small(tmp_path):

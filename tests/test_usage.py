@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sec
     if base == "shapes":
         config = load_config(
             Path(__file__).parents[1] / "configs" / "quickstart.yaml",
-            ["train.steps=1", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=2", "evaluate.rewards={}"]
-            + ["evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.01", f"out={tmp_path / 'run'}"],
+            [
+                *("train.steps=1", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=2", "evaluate.rewards={}"),
+                *("evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.01", f"out={tmp_path / 'run'}"),
+            ],
         )
     else:
         build = {"sd3": lambda: tiny.sd3_pipeline(t5=False), "flux": tiny_image.flux}[base]
@@ -50,9 +53,7 @@ def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sec
 
 
 @pytest.mark.parametrize("base", ["sd3", "flux", "shapes"])
-def test_the_page_s_code_draws_the_page_s_picture(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_s_code_draws_the_page_s_picture(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_folder(tmp_path, base, monkeypatch)
     found = snippet(read_run(folder))
     assert found is not None
@@ -118,10 +119,49 @@ def test_what_the_code_cannot_repeat_is_said(tmp_path: Path) -> None:
 def test_code_of_whole_networks_and_of_a_merged_pipeline() -> None:
     tree = {"generator": {"kind": "sd3", "path": "owner/name", "dtype": "bfloat16"}}
     whole = code(tree, Weights("run", None, ["transformer"]), None)
-    assert 'transformer = AutoModel.from_pretrained("run", subfolder="transformer", torch_dtype=torch.bfloat16)' in whole
+    assert (
+        'transformer = AutoModel.from_pretrained("run", subfolder="transformer", torch_dtype=torch.bfloat16)' in whole
+    )
     assert 'from_pretrained("owner/name", transformer=transformer, torch_dtype=torch.bfloat16)' in whole
     assert 'from_pretrained(".", torch_dtype=torch.bfloat16)' in code(tree, None, None)
     for text in (whole, code(tree, None, None)):
         compile(text, "code", "exec")
 
 
+def test_the_samples_of_a_command_are_all_of_its_folder_s_pictures(tmp_path: Path) -> None:
+    from align.grids import save_samples
+
+    grey = [np.full((32, 32, 3), value, np.uint8) for value in (10, 200)]
+    noise = [derive(seed, "start") for seed in (1, 2)]
+    folder = save_samples(tmp_path / "out", grey, ["a", "b"], [1, 2], sources=grey, noise=noise, apart=True)
+    assert sorted(path.name for path in folder.glob("*.png")) == ["000.png", "001.png"]
+    assert sorted(path.name for path in (folder / "sheet").iterdir()) == [
+        "000-source.png",
+        "001-source.png",
+        "grid.png",
+    ]
+    assert json.loads((folder / "prompts.json").read_text())["noise_seeds"] == noise
+
+
+@pytest.mark.parametrize("text", ["a" * 90, "word " * 60, "short", "reward 0.333  gold 0.333  strict 0.125  clip 0.25"])
+def test_captions_of_the_grid_are_not_cut(text: str) -> None:
+    from PIL import ImageFont
+
+    from align.grids import FONT_SIZE, MAX_LINES, _wrap
+
+    font = ImageFont.load_default(size=FONT_SIZE)
+    prompt, scores = _wrap(text, font, 128), _wrap(f"a\n{text}", font, 128)[1:]
+    assert all(font.getlength(line) <= 128 for line in [*prompt, *scores])
+    assert "".join(scores).replace(" ", "") == text.replace(" ", "")
+    assert len(prompt) <= MAX_LINES
+    assert prompt[-1].endswith("...") or "".join(prompt).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_caption_whose_letters_no_font_has_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from align import grids
+
+    pillow = grids._fonts()[0]
+    monkeypatch.setattr(grids, "_fonts", lambda: [pillow])
+    assert grids._legible("a red circle", 3, grids.font_of(["a red circle"])) == "a red circle"
+    for text in ("一只红色的猫", "قطة حمراء", "a cat \N{CAT FACE}"):
+        assert grids._legible(text, 3, grids.font_of([text, "a cat"])) == "003.png, text in prompts.json"
