@@ -34,6 +34,7 @@ SourceArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
+Best = Annotated[bool, typer.Option("--best", help="the checkpoint that checkpoint.best kept")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
 PromptsFile = Annotated[
@@ -240,6 +241,7 @@ def score(
 def evaluate(
     source: SourceArgument,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
+    best: Best = False,
     lora: Annotated[
         Path | None, typer.Option(help="LoRA file or folder on the base, in place of a run's policy")
     ] = None,
@@ -250,6 +252,7 @@ def evaluate(
     settings, run_dir = _settings_of(source, overrides)
     from align.evaluate import evaluate_run
 
+    checkpoint = _best(source) if best else checkpoint
     row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint, lora=lora)
     if as_json:
         echo(json.dumps(without_nan(row), indent=2))
@@ -272,10 +275,11 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; float32 by default, merged: as in the run")
     ] = None,
+    best: Best = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained policy for other programs, reload it, and compare before it counts as done."""
-    trained = _trained(source)
+    trained = _trained(_best(source) if best else source)
     from align.export import export as write
     from align.export import sentence
 
@@ -353,6 +357,12 @@ def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Pa
     if not (source / "config.yaml").is_file():
         raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
     return load_config(source / "config.yaml", overrides or []), source
+
+
+def _best(source: Path) -> Path:
+    from align.best import best_of
+
+    return best_of(source)
 
 
 def _trained(source: Path) -> Any:

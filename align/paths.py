@@ -8,7 +8,7 @@ from typing import Any
 
 PLACES = frozenset(
     ("path", "train", "heldout", "source", "file", "lora", "folder", "template", "references", "model",
-     "latent_reward", "reference", "processor", "weights", "tokenizer", "med_config", "clip")
+     "latent_reward", "reference", "init", "processor", "weights", "tokenizer", "med_config", "clip")
 )  # fmt: skip
 """Names of settings that may hold a file or folder; what is no such thing at present stays as it is."""
 

@@ -1,0 +1,227 @@
+"""A checkpoint is whole and of this run, or it is refused before anything is changed; the best one stays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import final_tensors, policy_gap, settings
+
+from align import checkpoint, manifest
+from align.best import Best, best_of
+from align.config import load_config
+from align.errors import CheckpointError, ConfigError, RunFolderError
+from align.roles import Roles
+from align.schedule import lr_at, new_course
+from align.settings import Config, Train
+from align.trainer import train
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished run of two steps."""
+    config = settings(tmp_path_factory.mktemp("whole"), model, train={"steps": 2})
+    train(config)
+    return config
+
+
+def copied(run: Config, folder: Path) -> Path:
+    shutil.copytree(run.run_dir, folder / "run")
+    shutil.copy(run.run_dir.parent / "prompts.txt", folder / "prompts.txt")
+    return folder / "run"
+
+
+class Written:
+    """An optimizer whose state is a number."""
+
+    updates = 0
+
+    def __init__(self) -> None:
+        self.state = {"optimizer": {"n": 1}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = {"optimizer": dict(state["optimizer"])}
+
+
+def written(folder: Path, step: int = 1) -> tuple[Path, Roles]:
+    """A small checkpoint and the roles that it is of."""
+    roles = Roles([("w", torch.nn.Parameter(torch.ones(3)))], ["ema"])
+    counters = {"step": step, "updates": step, "seconds": 1.25, "skipped": 0}
+    optimizer: Any = Written()
+    path = checkpoint.save(folder, step, roles, optimizer, counters, identity={"run": "a", "settings": {"seed": 1}})
+    return path, roles
+
+
+def test_every_flipped_bit_of_the_manifest_is_refused(tmp_path: Path) -> None:
+    path, roles = written(tmp_path)
+    file = path / "manifest.json"
+    whole = file.read_bytes()
+    assert checkpoint.load(path, roles)["updates"] == 1
+    for place in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            checkpoint.verify(path)
+    file.write_bytes(whole)
+    checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("text", [
+    b"", b"[1]", b"\xff", b"null", b"{}", b"[" * 100_000, b'{"format": 2}', b'{"format": [2]}', b'{"format": 1}',
+    b'{"format": 1, "step": 1, "files": {}, "counters": {}, "roles": {}}', b'{"format": ' + b"9" * 5000 + b"}",
+])  # fmt: skip
+def test_no_manifest_is_a_traceback(text: bytes, tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    (path / "manifest.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        checkpoint.verify(path)
+
+
+def test_a_manifest_of_before_is_read(tmp_path: Path) -> None:
+    path, roles = written(tmp_path)
+    found = manifest.read(path)
+    old = {**found, "format": 1}
+    del old["identity"]
+    (path / "manifest.json").write_text(json.dumps(old))
+    assert checkpoint.load(path, roles, identity={"run": "b", "settings": {"seed": 2}})["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "state", [[], {}, {"optimizer": {}}, {"optimizer": {}, "rng": {}}, {"optimizer": 1, "rng": 2}, b"junk"]
+)
+def test_nothing_is_changed_by_a_checkpoint_that_does_not_fit(state: Any, tmp_path: Path) -> None:
+    path, roles = written(tmp_path)
+    with torch.no_grad():
+        roles.parameters[0][1].zero_()
+    (path / "optimizer.pt").write_bytes(b"junk") if isinstance(state, bytes) else torch.save(
+        state, path / "optimizer.pt"
+    )
+    found = manifest.read(path)
+    (path / "manifest.json").unlink()
+    manifest.write(path, {key: found[key] for key in ("step", "counters", "roles", "identity")})
+    optimizer: Any = Written()
+    before = torch.get_rng_state()
+    with pytest.raises(CheckpointError):
+        checkpoint.load(path, roles, optimizer)
+    assert roles.parameters[0][1].tolist() == [0, 0, 0]
+    assert optimizer.state == Written().state
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_intact_checkpoint_before_a_damaged_one_is_named(tmp_path: Path) -> None:
+    paths = [written(tmp_path, step)[0] for step in (1, 2, 3)]
+    for path in paths[1:]:
+        (path / "roles.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"roles\.safetensors is damaged.*delete step-000003.*step-000001"):
+        checkpoint.verify(paths[2])
+    shutil.rmtree(paths[0])
+    with pytest.raises(CheckpointError, match="no checkpoint before it is intact"):
+        checkpoint.verify(paths[2])
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"recipe": {"kind": "flow_rwr", "times": 2}}, {"train": {"steps": 2, "lr": 0.5}}]
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    other: dict[str, Any], run: Config, model: Path, tmp_path: Path
+) -> None:
+    mine = copied(run, tmp_path)
+    (tmp_path / "other").mkdir()
+    theirs = settings(tmp_path / "other", model, **{"train": {"steps": 2}, **other})
+    train(theirs)
+    shutil.rmtree(mine / "checkpoints" / "step-000002")
+    shutil.copytree(theirs.run_dir / "checkpoints" / "step-000002", mine / "checkpoints" / "step-000002")
+    with pytest.raises(CheckpointError, match=r"another run.*delete step-000002.*step-000001"):
+        train(settings(tmp_path, model, train={"steps": 3}), resume=True)
+
+
+def test_other_prompts_under_the_same_name_are_refused_and_the_same_elsewhere_are_not(
+    run: Config, model: Path, tmp_path: Path
+) -> None:
+    copied(run, tmp_path)
+    config = settings(tmp_path, model, train={"steps": 3})
+    (tmp_path / "prompts.txt").write_text("something else\nand more\n")
+    with pytest.raises(CheckpointError, match="made with other prompts"):
+        train(config, resume=True)
+    settings(tmp_path, model)  # writes the prompts again
+    (tmp_path / "prompts.txt").rename(tmp_path / "moved.txt")
+    moved = config.prompts.model_copy(
+        update={"train": str(tmp_path / "moved.txt"), "heldout": str(tmp_path / "moved.txt")}
+    )
+    assert train(config.model_copy(update={"prompts": moved}), resume=True)["steps"] == 3
+
+
+def test_what_a_resumed_run_changes_is_said_and_kept(
+    run: Config, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = copied(run, tmp_path)
+    part = settings(tmp_path, model, train={"steps": 3, "lr": 0.002, "schedule": "cosine"}, evaluate={"every": 0})
+    train(part, resume=True)
+    said = capsys.readouterr()
+    assert "train.lr 0.01 -> 0.002" in said.out + said.err
+    assert "leaves the curve that was planned: the next update has 0.0005 instead of 0.01" in said.out + said.err
+    rows = [json.loads(line) for line in (mine / "metrics.jsonl").read_text().splitlines()]
+    (changed,) = [row for row in rows if row["event"] == "resumed"]
+    assert changed["step"] == 2
+    assert changed["changed"]["train.lr"] == [0.01, 0.002]
+    assert [row["lr"] for row in rows if row["event"] == "train"] == pytest.approx([0.01, 0.01, 0.0005])
+    assert load_config(mine / "config.yaml").train.lr == 0.002
+    with pytest.raises(RunFolderError, match=r"seed: 0 then, 1 now \(all that is drawn follows from it\)"):
+        train(settings(tmp_path, model, seed=1), resume=True)
+
+
+def test_a_longer_cosine_says_how_it_goes_on() -> None:
+    before, now = (Train(steps=steps, lr=1.0, schedule="cosine") for steps in (4, 8))
+    assert lr_at(before, 4) == lr_at(before, 9) == 0.0
+    assert "has 0.5 instead of 0," in str(new_course(before, now, 4))
+    assert new_course(before, before, 2) is None
+    assert new_course(Train(steps=4), Train(steps=8), 4) is None
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiny_run
+
+    scores = iter([0.9, 0.1, 0.5, 0.3, 0.2])  # of the base first, which does not count
+    monkeypatch.setattr(tiny_run, "brightness", lambda media, prompts: torch.full((len(media),), next(scores)))
+    config = settings(
+        tmp_path, model, train={"steps": 4},
+        evaluate={"every": 1, "rewards": {"gold": {"kind": "tiny_run:brightness"}}},
+        checkpoint={"every": 0, "keep": 1, "best": "gold"},
+    )  # fmt: skip
+    train(config)
+    folder = config.run_dir / "checkpoints"
+    assert checkpoint.list_steps(folder) == [2, 4]
+    assert best_of(config.run_dir) == folder / "step-000002"
+    with pytest.raises(ConfigError, match=r"checkpoint\.best .*no score of held-out prompts has this name"):
+        load_config(config.run_dir / "config.yaml", ["checkpoint.best=silver"])
+
+
+def test_what_counts_as_best() -> None:
+    best = Best("gold")
+    seen = [best.see(step, {"gold": score}) for step, score in enumerate((9.0, 0.1, None, float("nan"), 0.3, 0.3))]
+    assert seen == [False, True, False, False, True, False]
+    again, other = Best("gold"), Best("silver")
+    again.load(best.state())
+    other.load(best.state())
+    assert (again.step, again.score, other.step) == (4, 0.3, None)
+    assert not Best(None).see(1, {"gold": 1.0})
+
+
+def test_a_finished_run_and_a_resumed_one_have_equal_files(run: Config, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    first = settings(tmp_path / "a", model, train={"steps": 1})
+    train(first)
+    train(settings(tmp_path / "a", model, train={"steps": 2}), resume=True)
+    lora = "lora/pytorch_lora_weights.safetensors"
+    assert (first.run_dir / lora).read_bytes() == (run.run_dir / lora).read_bytes()
+    assert policy_gap(final_tensors(first), final_tensors(run)) == 0
