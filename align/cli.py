@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from align import reward_cli
-from align.errors import AlignflowError, RunFolderError
+from align.errors import AlignflowError, ConfigError, RunFolderError
 from align.files import without_nan
 from alignflow.terminal import echo
 
@@ -35,6 +36,7 @@ SourceArgument = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
 Best = Annotated[bool, typer.Option("--best", help="the checkpoint that checkpoint.best kept")]
+MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an override too")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
 PromptsFile = Annotated[
@@ -48,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    for word, following in zip(given, [*given[1:], ""], strict=True):
+        if option := re.fullmatch(r"--(\w+(?:\.\w+)+)(?:=(.*))?", word, re.DOTALL):
+            meant = f"{option[1]}={option[2] or following or 'VALUE'}"
+            echo(f"error: settings are written without dashes: {meant}, not {word}", err=True)
+            sys.exit(2)
     try:
         app([word for word in given if word != "--debug"])
     except Exception as error:
@@ -97,11 +104,13 @@ def _options(show_version: Annotated[bool, typer.Option("--version", help="print
 def train(
     config: ConfigArgument,
     overrides: Overrides = None,
+    more: MoreOverrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a generator; writes a run folder."""
+    overrides = [*(overrides or []), *(more or [])]
     from align.config import load_config
 
     settings = load_config(config, _with_out(overrides, out))
@@ -121,10 +130,33 @@ def train(
             echo(f"{headline(settings.run_dir)}\nreport: {page}")
 
 
+@app.command(
+    epilog="Example: alignflow launch --processes 2 train configs/shapes/nft.yaml --out runs/two",
+    context_settings={"allow_interspersed_args": False},
+)
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND ...", help="as without launch", show_default=False)],
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="on this machine; one per card")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="where they meet; 0 = a free one")] = 0,
+    host: Annotated[str, typer.Option(help="address of the first machine")] = "127.0.0.1",
+    nodes: Annotated[int, typer.Option(min=1, help="machines; each runs this with its own --node")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="number of this machine")] = 0,
+) -> None:
+    """Run a command as several processes, on CPUs or one per card."""
+    from alignflow.launch import launch as start
+
+    if nodes > 1 and not port:
+        raise ConfigError("--nodes needs a --port that every machine is given")
+    if node >= nodes:
+        raise ConfigError(f"--node {node}: machines are numbered from 0 to {nodes - 1}")
+    raise typer.Exit(start(command, processes, port=port, host=host, nodes=nodes, node=node))
+
+
 @app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")
 def search(
     source: SourceArgument,
     overrides: Overrides = None,
+    more: MoreOverrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the prompts not yet searched")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
@@ -133,6 +165,7 @@ def search(
     ] = None,
 ) -> None:
     """Search better samples without training at a counted budget; of a finished search, write its results as data."""
+    overrides = [*(overrides or []), *(more or [])]
     run_dir = source
     if not source.is_dir():
         from align.search.settings import load_search
@@ -164,6 +197,7 @@ def search(
 def check(
     config: ConfigArgument,
     overrides: Overrides = None,
+    more: MoreOverrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
     card: Annotated[
         str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
@@ -173,6 +207,7 @@ def check(
     ] = False,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
+    overrides = [*(overrides or []), *(more or [])]
     from align.commands import examine
 
     for line in examine(config, overrides or [], memory or card is not None, card, run_code):
@@ -182,6 +217,7 @@ def check(
 @app.command(epilog='Example: alignflow sample runs/nft --prompt "a red circle" --count 4 --out samples')
 def sample(
     source: SourceArgument,
+    more: Overrides = None,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
@@ -197,6 +233,7 @@ def sample(
     ] = None,
 ) -> None:
     """Draw samples from a config's generator or a run's policy into a folder."""
+    overrides = [*(more or []), *(overrides or [])]
     settings, run_dir = _settings_of(source, overrides)
     if run_dir is not None and lora is None:
         lora = _trained(run_dir).folder
@@ -240,6 +277,7 @@ def score(
 @app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")
 def evaluate(
     source: SourceArgument,
+    more: Overrides = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
     best: Best = False,
     lora: Annotated[
@@ -249,6 +287,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Held-out scores of a config's base, a run's policy or a LoRA."""
+    overrides = [*(more or []), *(overrides or [])]
     settings, run_dir = _settings_of(source, overrides)
     from align.evaluate import evaluate_run
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -23,7 +24,7 @@ from align.problems import explain
 from align.sampling import Sampler
 from align.settings import Config, RewardOnly
 from align.tree import RunSettings
-from align.variants import OneOf, child, child_options, class_of, mapping
+from align.variants import OneOf, child, child_options, class_of, flatten, mapping
 from align.yaml_text import Limits, Places
 from alignflow.paths import exists, expanded, is_dir, is_file, names
 from alignflow.text import first_line
@@ -75,7 +76,7 @@ def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) 
     for layer in layers:
         below = with_preset(data, layer) if root is Config else data  # presets are for training
         data = merge(below, layer.data, [root])
-    data.setdefault("name", path.stem)
+    data.setdefault("name", default_name(path))
     try:
         return root.model_validate(data)
     except ValidationError as error:
@@ -87,6 +88,16 @@ def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) 
                 said = f"{path} is a config for alignflow {meant[0]}, not for alignflow {root.command}"
                 raise ConfigError(said) from None
         raise ConfigError(explain(error, root, data, places), str(path)) from None
+
+
+def default_name(path: Path) -> str:
+    """A run's name from its config's folder and file: ``configs/flux-dev/nft.yaml`` is ``flux-dev-nft``.
+
+    The file alone where it lies in the working folder or in one called ``configs``.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    words = [path.stem] if folder == Path.cwd() or folder.name in ("", "configs") else [folder.name, path.stem]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(words)).strip(".-")[:200] or "run"
 
 
 def load_reward(text: str) -> RewardSettings:
@@ -219,7 +230,7 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
     try:
         size = path.stat().st_size
         if size > 4 * limits.size:  # bytes; characters are counted when it is read
-            said = f"{size:,} bytes are no config; ALIGNFLOW_CONFIG_SIZE sets how many characters are read"
+            said = f"{size:,} bytes are too many; ALIGNFLOW_CONFIG_SIZE sets another number"
             raise ConfigError([Problem("", said, str(path))])
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -244,7 +255,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
         dotted, equals, value = text.partition("=")
         keys, place = tuple(dotted.strip().split(".")), f"override {text!r:.300}"
         if not equals or not all(keys):
-            hint = f", not {text.partition('=')[0]!r:.80}" if text.startswith("-") else ""
+            hint = ""
             problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
             continue
         if len(keys) > limits.depth:
@@ -297,12 +308,24 @@ def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
     """
     if any(isinstance(option, OneOf) for option in options):
         base, layer = mapping(base), mapping(layer)
-    if not (isinstance(base, Mapping) and isinstance(layer, Mapping)):
+    if not isinstance(layer, Mapping):
         return layer
+    named = _holds_settings(options)
+    base = base if isinstance(base, Mapping) else {}
     merged = dict(_kept(base, layer, options))
     for key, value in layer.items():
+        if named and value is None:  # takes away what stands below
+            merged.pop(key, None)
+            continue
         merged[key] = merge(merged.get(key), value, child_options(options, {**merged, **layer}, key))
     return merged
+
+
+def _holds_settings(options: Sequence[Any]) -> bool:
+    """Whether what may stand here is a mapping of names to settings, such as rewards or parts of a mixture."""
+    maps = [option for option in options if get_origin(option) in (dict, Mapping)]
+    inside = [one for option in maps for one in flatten(get_args(option)[-1])]
+    return any(isinstance(one, OneOf) or class_of(one, None) is not None for one in inside)
 
 
 def _kept(base: Mapping[str, Any], layer: Mapping[str, Any], options: Sequence[Any]) -> Mapping[str, Any]:

@@ -77,6 +77,9 @@ def _given(value: Any) -> str:
 
 def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
     """What to say of a key that its settings do not have: another kind's, misspelt, or just not there."""
+    rewards = any(isinstance(option, OneOf) and option.what == "reward" for option in options)
+    if rewards and ":" in str(child(siblings, "kind")):
+        return f"no such setting; arguments of a reward of your own go under options: {{{key:.80}: ...}}"
     for option in options:
         cls = class_of(option, siblings)
         if cls is None:

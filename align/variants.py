@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from alignflow.words import close
+from alignflow.words import KINDS, close
 from alignflow.words import listing as listing
 
 Settings = type[BaseModel]
@@ -52,7 +52,9 @@ class OneOf:
         value = mapping(value)
         if not isinstance(value, Mapping):
             raise PydanticCustomError(
-                "not_settings", "should be a kind ({kinds}) or a mapping with one", {"kinds": listing(self.choices())}
+                "not_settings",
+                "should be a kind ({kinds}) or a mapping with one",
+                {"kinds": self._kinds()},
             )
         kind = self.kind_of(value)
         if isinstance(kind, str) and ":" in kind and self.outside is not None:
@@ -62,11 +64,14 @@ class OneOf:
             raise problem_at("kind", self._unknown(kind), kind)
         return cls.model_validate(dict(value))
 
+    def _kinds(self, given: Any = None) -> str:
+        return listing(self.choices(), given, KINDS)
+
     def _unknown(self, kind: Any) -> str:
         if kind is None:
-            return f"is missing; {self.what} kinds: {listing(self.choices())}"
+            return f"is missing; {self.what} kinds: {self._kinds()}"
         also = ", or package.module:name" if self.outside is not None else ""
-        return f"no such {self.what}{nearest(kind, self.choices())}; there are {listing(self.choices(), kind)}{also}"
+        return f"no such {self.what}{nearest(kind, self.choices())}; there are {self._kinds(kind)}{also}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -132,8 +137,8 @@ def child_options(options: Iterable[Any], value: Any, key: str | int) -> list[An
             if field is not None:
                 marks = [mark for mark in field.metadata if isinstance(mark, OneOf)]
                 return marks or flatten(field.annotation)
-        elif get_origin(option) is not None:
-            return flatten(get_args(option)[-1 if issubclass(get_origin(option), Mapping) else 0])
+        elif isinstance(origin := get_origin(option), type):
+            return flatten(get_args(option)[-1 if issubclass(origin, Mapping) else 0])
     return []
 
 

@@ -69,7 +69,7 @@ def remember(value: str | None) -> None:
 def redact(text: object) -> str:
     """``text`` with ``***`` for credentials in addresses, values of secret names, known tokens and those remembered."""
     shown = str(text)
-    known = {value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name)}
+    known = {value for name, value in os.environ.items() if _is_secret(name, value)}
     for value in sorted(_remembered | known, key=len, reverse=True):
         shown = shown.replace(value, HIDDEN)
     shown = _USER.sub(_keeping_references, shown)
@@ -116,6 +116,11 @@ def resolve(value: T) -> T:
     if isinstance(value, list | tuple):
         return type(value)(map(resolve, value))  # type: ignore[call-arg, return-value]
     return value
+
+
+def _is_secret(variable: str, value: str) -> bool:
+    """Whether an environment variable holds a secret; paths, PWD above all, are none."""
+    return len(value) >= SHORTEST and not value.startswith("/") and names_secret(variable)
 
 
 def _in_text(text: str) -> bool:

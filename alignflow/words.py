@@ -10,6 +10,7 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxother = 80
 
+KINDS = ", which alignflow recipes lists"
 MOST = 12  # names that are listed whole
 
 
@@ -18,13 +19,17 @@ def close(given: object, known: Iterable[str], count: int = 1) -> list[str]:
     return difflib.get_close_matches(str(given)[:100], list(known), n=count, cutoff=0.6)
 
 
-def listing(names: Iterable[str], given: object = None) -> str:
-    """Names with commas between; of many, those nearest to what was ``given`` and the first, and how many more."""
+def listing(names: Iterable[str], given: object = None, more: str = "") -> str:
+    """Names with commas between; of many, those nearest to what was ``given`` and the first, and how many more.
+
+    Args:
+        more: said behind that number, where the others are listed.
+    """
     known = list(names)
     if len(known) <= MOST:
         return ", ".join(known)
     first = list(dict.fromkeys([*close(given, known, 3), *known]))[: MOST - 4]
-    return f"{', '.join(first)} and {len(known) - len(first)} more, which alignflow recipes lists"
+    return f"{', '.join(first)} and {len(known) - len(first)} more{more}"
 
 
 def brief(value: object, limit: int = 80) -> str:

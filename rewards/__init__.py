@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from alignflow.words import close, listing
+from alignflow.words import KINDS, close, listing
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 __all__ = ["AnyReward", "Reward", "RewardError", "RewardSettings", "Scores", "kinds", "parse"]
@@ -66,7 +66,8 @@ def parse(data: Any) -> RewardSettings:
         near = close(kind, kinds())
         hint = f"; did you mean {near[0]!r}?" if near else ""
         said = "is missing" if kind is None else f"no such reward {kind!r:.80}{hint}"
-        raise _problem(("kind",), f"{said}; there are {listing(kinds(), kind)}, or package.module:name", kind)
+        there = listing(kinds(), kind, KINDS)
+        raise _problem(("kind",), f"{said}; there are {there}, or package.module:name", kind)
     return kinds()[kind].model_validate(dict(data))
 
 

@@ -1,0 +1,87 @@
+"""Several processes of one command: started, told of every signal, ended together, with one exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+PATIENCE = 30.0
+"""Seconds that the other processes have to end by themselves after one failed."""
+_START = "import sys; sys.argv[0] = 'alignflow'; from align.cli import main; main()"
+
+
+def launch(
+    words: Sequence[str], processes: int, *, port: int = 0, host: str = "127.0.0.1", nodes: int = 1, node: int = 0
+) -> int:
+    """Run ``alignflow WORDS`` as ``processes`` processes on this machine, as torch.distributed expects them.
+
+    They do not import from the working folder (``python -P``), so a file of the user's hides no package.
+
+    Args:
+        port: of the first machine, where the processes meet; 0 = a free one, for one machine.
+        host: the first machine's address.
+        nodes: machines that start as many processes each; ``node`` is this one's number.
+
+    Returns:
+        0 where every process ended with 0, else the code of the first that did not; 128 + N for signal N.
+    """
+    shared = {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port or _free_port()),
+        "WORLD_SIZE": str(processes * nodes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1" if processes > 1 else ""),
+    }
+    environment = {**os.environ, **{name: value for name, value in shared.items() if value}}
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, forward) for number in known}
+    try:
+        for rank in range(processes):
+            ranks = {"RANK": str(node * processes + rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-P", "-c", _START, *words]
+            children.append(subprocess.Popen(command, env={**environment, **ranks}, start_new_session=True))
+        return _wait(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; after a failure the others are asked to end, and ended when they do not."""
+    code, asked = 0, 0.0
+    while None in (codes := [child.poll() for child in children]):
+        time.sleep(0.1)
+        failed = [found for found in codes if found]
+        if failed and not asked:
+            code, asked = failed[0], time.monotonic()
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        if asked and time.monotonic() > asked + PATIENCE:
+            for child in children:
+                child.kill()
+    code = code or next((child.returncode for child in children if child.returncode), 0)
+    return code if code >= 0 else 128 - code
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
