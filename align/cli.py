@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    for word, following in zip(given, [*given[1:], ""], strict=True):
+    for word, following in zip(given, [*given, ""][1:], strict=True):
         if option := re.fullmatch(r"--(\w+(?:\.\w+)+)(?:=(.*))?", word, re.DOTALL):
             meant = f"{option[1]}={option[2] or following or 'VALUE'}"
             echo(f"error: settings are written without dashes: {meant}, not {word}", err=True)
@@ -214,7 +214,7 @@ def check(
         echo(line)
 
 
-@app.command(epilog='Example: alignflow sample runs/nft --prompt "a red circle" --count 4 --out samples')
+@app.command(epilog='Example: alignflow sample runs/shapes-nft --prompt "a red circle" --count 4 --out samples')
 def sample(
     source: SourceArgument,
     more: Overrides = None,
@@ -274,7 +274,7 @@ def score(
         raise typer.Exit(code)
 
 
-@app.command(epilog="Example: alignflow evaluate runs/nft --set evaluate.prompts=1024")
+@app.command(epilog="Example: alignflow evaluate runs/shapes-nft --set evaluate.prompts=1024")
 def evaluate(
     source: SourceArgument,
     more: Overrides = None,
@@ -304,7 +304,7 @@ def evaluate(
     echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
-@app.command(epilog="Example: alignflow export runs/nft --to comfyui --out nft-comfyui")
+@app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
     to: Annotated[
@@ -332,7 +332,7 @@ def export(
         echo(f"warning: {found['warning']}", err=True)
 
 
-@app.command(epilog="Example: alignflow report runs/nft")
+@app.command(epilog="Example: alignflow report runs/shapes-nft")
 def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
     """Write a run folder as one HTML page."""
     from align.report import write_report
