@@ -30,17 +30,22 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from align.losses import column, mse, precise, x0_from
 from align.seeds import derive
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    Time = float | Tensor
+else:
+    torch = lazy("torch")
 
 KINDS = ("ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact")
 STOCHASTIC = KINDS[2:]
-
-Time = float | Tensor
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ ALSO_CALLED = {
     "num_inference_steps": "steps",
     "r": "rank",
     "type": "kind",
+    "weight": "strength",
 }
 """What other tools call a setting -> what it is called here."""
 

@@ -73,8 +73,8 @@ def test_every_network_call_is_counted(generator, asked, steps, guidance, calls)
 @pytest.mark.parametrize("decode_chunk", [16, 3])
 def test_its_gradient_is_that_of_the_loss(generator, decode_chunk):
     """Beside automatic differentiation from the LoRA through shift, both steps, decoder and reward at once."""
-    task = task_of(generator, hyper(2, weight=3.0, regularise=0.25), decode_chunk=decode_chunk)
-    shifter = Shifter(task, HyperNoise.model_validate(hyper(2, weight=3.0, regularise=0.25)))
+    task = task_of(generator, hyper(2, strength=3.0, regularise=0.25), decode_chunk=decode_chunk)
+    shifter = Shifter(task, HyperNoise.model_validate(hyper(2, strength=3.0, regularise=0.25)))
     with torch.no_grad():
         for value in shifter.parameters:
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(value))))
@@ -82,7 +82,8 @@ def test_its_gradient_is_that_of_the_loss(generator, decode_chunk):
     shifter.learn(2)
     learnt = [value.grad.clone() for value in shifter.parameters]
 
-    x, row, _, _ = again.begin(2)
+    begun = again.begin(2)
+    x, row = begun.x, begun.row
     shift = shifter.shift(x, row)
     data = [value.detach() for value in shifter.parameters]
 
@@ -117,7 +118,7 @@ def test_what_is_learnt_darkens_other_prompts_and_noises(generator, asked, tmp_p
     """At two network calls more than a plain sample; the folder goes on from batch to batch."""
     folder = str(tmp_path / "noise")
     search(
-        generator, DARK, PROMPTS, hyper(folder=folder, lr=2e-2, weight=1e3, regularise=0.1), {"decodes": 80}, batch=1
+        generator, DARK, PROMPTS, hyper(folder=folder, lr=2e-2, strength=1e3, regularise=0.1), {"decodes": 80}, batch=1
     )
     assert (tmp_path / "noise" / FILE).is_file()
     others = ["d", "e f"]

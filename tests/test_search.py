@@ -240,8 +240,7 @@ def test_what_a_budget_interrupts_keeps_the_best_so_far():
     class Greedy:
         def search(self, task):
             for _ in range(10**6):
-                x, row, number, lineage = task.begin(1)
-                task.score(task.sample(x, row, "sample", number=number), row, lineage)
+                task.score(task.sample(task.begin(1), "sample"))
 
     found = spend(Greedy(), task)
     assert [len(one.rewards) for one in found] == [2, 2, 2]

@@ -10,7 +10,7 @@ import torch
 from toy_search import PROMPTS, SHAPE, SLOPE, SPREAD, Gaussian, Linear, law, task_of
 
 from align import samplers
-from align.search import interpolant, particles
+from align.search import interpolant, smc
 from align.search.noises import add_noise, as_long_as, neighbour, renew, surprise
 from generators.base import Conditioning
 
@@ -22,12 +22,13 @@ def clouds(monkeypatch):
     """Every cloud of particles that a method makes."""
     made = []
 
-    class Watched(particles.Cloud):
-        def run(self, *purpose):
-            made.append(self)
-            super().run(*purpose)
+    run = smc.Cloud.run
 
-    monkeypatch.setattr(particles, "Cloud", Watched)
+    def watched(cloud, *purpose):
+        made.append(cloud)
+        run(cloud, *purpose)
+
+    monkeypatch.setattr(smc.Cloud, "run", watched)
     return made
 
 
@@ -36,8 +37,8 @@ def tilted_error(clouds, kind, steps, level) -> tuple[float, float]:
     errors, variances = [], []
     direction = SLOPE / SLOPE.norm()
     for cloud in clouds:
-        table = particles.weights(cloud.log_weight.view(cloud.task.prompts, -1))
-        place = (cloud.x * direction).flatten(1).sum(1).view_as(table)
+        table = smc.weights(cloud.now.log_weight.view(cloud.task.prompts, -1))
+        place = (cloud.now.x * direction).flatten(1).sum(1).view_as(table)
         for b, text in enumerate(PROMPTS):
             mean, variance = law(kind, steps, level, 0.1 * len(text))
             wanted = float((mean * direction).sum() + STRENGTH * variance * SLOPE.norm())
@@ -102,8 +103,8 @@ def test_potentials_multiply_to_the_tilt_whatever_is_resampled(clouds):
         once(task)
         settings_of(settings).search(task)
         cloud = clouds[-1]
-        rewards = (cloud.x * SLOPE).flatten(1).sum(1)
-        assert torch.allclose(cloud.log_weight, STRENGTH * rewards.double(), atol=1e-5)
+        rewards = (cloud.now.x * SLOPE).flatten(1).sum(1)
+        assert torch.allclose(cloud.now.log_weight, STRENGTH * rewards.double(), atol=1e-5)
 
 
 def test_every_line_of_ancestors_pays_the_whole_tilt(clouds):
@@ -113,9 +114,9 @@ def test_every_line_of_ancestors_pays_the_whole_tilt(clouds):
     once(task)
     settings_of(settings).search(task)
     cloud = clouds[-1]
-    rewards = (cloud.x * SLOPE).flatten(1).sum(1).double()
-    assert torch.allclose(cloud.log_weight + cloud.paid, STRENGTH * rewards, atol=1e-5)
-    assert any("of particle" in word for line in cloud.lineage for word in line)
+    rewards = (cloud.now.x * SLOPE).flatten(1).sum(1).double()
+    assert torch.allclose(cloud.now.log_weight + cloud.now.charged, STRENGTH * rewards, atol=1e-5)
+    assert any("of particle" in word for line in cloud.now.lineage for word in line)
 
 
 def test_copies_part_at_the_next_step(clouds):
@@ -124,21 +125,21 @@ def test_copies_part_at_the_next_step(clouds):
     task = task_of(settings, PLENTY)
     once(task)
     settings_of(settings).search(task)
-    ends = clouds[-1].x.flatten(1)
+    ends = clouds[-1].now.x.flatten(1)
     assert len(torch.unique(ends, dim=0)) == len(ends)
 
 
 def test_systematic_resampling_keeps_the_expected_number_of_copies():
     log_weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]], dtype=torch.double).log()
     for offset in torch.linspace(0, 0.999, 23, dtype=torch.double):
-        ancestors = particles.systematic(log_weights, torch.stack([offset, offset]))
+        ancestors = smc.systematic(log_weights, torch.stack([offset, offset]))
         copies = torch.stack([row.bincount(minlength=4) for row in ancestors])
         expected = 4 * log_weights.exp()
         assert bool((copies >= expected.floor() - 1e-9).all())
         assert bool((copies <= expected.ceil() + 1e-9).all())
-    assert torch.allclose(particles.effective_size(log_weights), torch.tensor([1 / 0.3, 1.0], dtype=torch.double))
+    assert torch.allclose(smc.effective_size(log_weights), torch.tensor([1 / 0.3, 1.0], dtype=torch.double))
     dead = torch.full((1, 5), -torch.inf, dtype=torch.double)
-    assert torch.equal(particles.systematic(dead, torch.full((1,), 0.5, dtype=torch.double)), torch.arange(5)[None])
+    assert torch.equal(smc.systematic(dead, torch.full((1,), 0.5, dtype=torch.double)), torch.arange(5)[None])
 
 
 # -- noises -----------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def posterior_mean_reward(x, t, texts):
     "settings",
     [
         {"kind": "guidance", "scale": "score", "strength": STRENGTH, "latest": 1.0},
-        {"kind": "nrg", "weight": STRENGTH, "latest": 0.999},
+        {"kind": "nrg", "strength": STRENGTH, "latest": 0.999},
     ],
     ids=["guidance", "nrg"],
 )
@@ -256,11 +257,11 @@ def test_guidance_by_score_samples_the_tilted_law(settings):
 def test_noise_ascent_follows_the_exact_gradient():
     """Gradients through checkpointed steps are those of the affine map from noise to sample."""
     task = task_of({"kind": "reno", "sampler": {"steps": 5}}, PLENTY, decode_chunk=2)
-    x, row, _, lineage = task.begin(2)
-    slope = task.climb(x, row, lineage)
+    begun = task.begin(2)
+    grad = task.reward_grad_through_ode(begun)
     _, variance = law("ode", 5, 0.0, 0.3)
-    assert torch.allclose(slope, variance**0.5 * SLOPE.expand_as(slope), atol=1e-9)
-    assert task.generator.network_calls == sum(task.meter.counts["network_calls"]) == 2 * 5 * len(x)
+    assert torch.allclose(grad, variance**0.5 * SLOPE.expand_as(grad), atol=1e-9)
+    assert task.generator.network_calls == sum(task.meter.counts["network_calls"]) == 2 * 5 * len(begun)
 
 
 def test_ascent_without_regulariser_climbs_and_regulariser_holds_the_length():

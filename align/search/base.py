@@ -1,7 +1,7 @@
 """What a search method is: settings and :meth:`Method.search`, which spends a budget on one batch of prompts.
 
-A file of this folder with a class that has ``kind: Literal["name"]`` is a method. Its module imports torch only inside
-functions, so that settings are read without it.
+A file of this folder with a class that has ``kind: Literal["name"]`` is a method. Its module imports
+torch through :mod:`alignflow.lazy`, so that settings are read without it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Method(Strict):
 
 
 class Weighted(Method):
-    """What the methods with weighted particles share (:mod:`align.search.particles`)."""
+    """What the methods with weighted particles share (:mod:`align.search.smc`)."""
 
     stochastic = True
     default_sampler = "ddim"

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from align import samplers
 from align.search.base import Method
+from align.search.budget import Cost
+from align.search.particles import Particles
+from align.search.rows import top
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from align.search.budget import Cost
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 class Beam(Method):
@@ -35,50 +42,38 @@ class Beam(Method):
         """One beam search after another while the budget lasts; with fewer children where it pays for fewer."""
         sizes = [self.model_copy(update={"children": count}) for count in range(self.children, 1, -1)]
         fits = next((one for one in sizes if task.meter.affordable(one.cost(task), 1)), sizes[-1])
-        for number, count in task.rounds(fits.cost(task), self.beams):
-            fits.descend(task, number, count)
+        for trial, count in task.rounds(fits.cost(task), self.beams):
+            fits.descend(task, trial, count)
 
     def cost(self, task: Task) -> Cost:
-        """Of one beam."""
-        from align.search.budget import Cost, together
+        """What one beam costs."""
+        velocity = task.cost.velocity
+        judged = self.lookahead * velocity + task.cost.value
+        finished = velocity + task.cost.score
+        return velocity + self.children * (task.steps - 2) * judged + self.children * finished
 
-        judged = together(Cost(self.lookahead * task.calls), (task.glance, 1))
-        finished = Cost(task.calls, 1, 1)
-        return together(Cost(task.calls), (judged, self.children * (task.steps - 2)), (finished, self.children))
-
-    def descend(self, task: Task, number: int, count: int) -> None:
+    def descend(self, task: Task, trial: int, count: int) -> None:
         """From noise to scored samples with ``count`` beams per prompt."""
-        x, row, _, lineage = task.begin(count)
-        v = task.velocity(x, task.times[0], row)
-        wide = task.rows(count * self.children)
+        beams = task.begin(count)
+        beams = beams.moved(beams.x, task.velocity(beams, task.times[0]))
         for i in range(task.steps - 1):
-            x, v = (z.repeat_interleave(self.children, 0) for z in (x, v))
-            x = task.step(x, v, i, wide, number).x
-            v = task.velocity(x, task.times[i + 1], wide)
-            lineage = [(*line, f"step {i}: child {k}") for line in lineage for k in range(self.children)]
+            children = beams.repeat(self.children)
+            children = children.named(f"step {i}: child", children.number % self.children)
+            children = children.moved(task.step(children, i, trial).x)
+            children = children.moved(children.x, task.velocity(children, task.times[i + 1]))
             if i == task.steps - 2:
-                task.score(task.step(x, v, i + 1, wide).x, wide, lineage)
+                task.score(children.moved(task.step(children, i + 1).x))
                 return
-            kept = self.choose(task, self.values(task, x, v, i + 1, wide), count, i, number)
-            there = kept.to(x.device)
-            x, v, lineage = x[there], v[there], [lineage[n] for n in kept.tolist()]
+            beams = children[self.choose(task, self.values(task, children, i + 1), count, i, trial)]
 
-    def values(self, task: Task, x: Tensor, v: Tensor, i: int, row: Tensor) -> Tensor:
-        """Rewards ``[N]`` of what ``lookahead`` ODE steps make of ``x`` before step ``i``."""
-        import torch
-
-        from align import samplers
-
+    def values(self, task: Task, children: Particles, i: int) -> Tensor:
+        """Rewards ``[N]`` of the samples that ``lookahead`` ODE steps make of children before step ``i``."""
         times = torch.linspace(float(task.times[i]), 0.0, self.lookahead + 1, dtype=task.times.dtype)
         for t, t_next in pairwise(times[:-1]):
-            x = samplers.step("ode", x, v, t, t_next).x
-            v = task.velocity(x, t_next, row)
-        return task.value(x, v, times[-2], row)
+            ahead = children.moved(samplers.step("ode", children.x, children.v, t, t_next).x)
+            children = ahead.moved(ahead.x, task.velocity(ahead, t_next))
+        return task.value(children, times[-2])
 
-    def choose(self, task: Task, values: Tensor, count: int, i: int, number: int) -> Tensor:
+    def choose(self, task: Task, values: Tensor, count: int, i: int, trial: int) -> Tensor:
         """Rows ``[B * count]`` of the best children of each prompt."""
-        import torch
-
-        table = values.nan_to_num(nan=-torch.inf).view(task.prompts, -1)
-        chosen = table.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return (chosen + table.shape[1] * torch.arange(task.prompts)[:, None]).flatten()
+        return top(values, task.prompts, count)

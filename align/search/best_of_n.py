@@ -21,11 +21,9 @@ class BestOfN(Method):
     def search(self, task: Task) -> None:
         """Sample and score. A sample is the same whatever it is drawn with, and the first is the plain sample."""
         made, at_once = 0, max(1, task.chunk // task.prompts)
-        for _, fits in task.rounds(task.plain, at_once):
+        for _, fits in task.rounds(task.cost.sample, at_once):
             count = fits if self.n is None else min(fits, self.n - made)
             if count < 1:
                 return
-            x, row, number, lineage = task.begin(count)
-            latents = task.sample(x, row, "sample", number=number)
-            task.score(latents, row, lineage, alone=True)
+            task.score(task.sample(task.begin(count), "sample"), alone=True)
             made += count

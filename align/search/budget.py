@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from align.tree import Settings
 from align.variants import problem_at
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+else:
+    torch = lazy("torch")
 
 COUNTS = ("network_calls", "decodes", "reward_calls", "backward_calls")
 """What is counted by samples; seconds come beside."""
@@ -42,8 +47,12 @@ class Budget(Settings):
         return ", ".join(_words(name, value) for name, value in given if value is not None)
 
 
-class Cost(NamedTuple):
-    """What one particle of a method costs. A network call counts as the generator counts it: two with guidance."""
+@dataclass(frozen=True)
+class Cost:
+    """What one particle of a method costs. A network call counts as the generator counts it: two with guidance.
+
+    Costs are added, subtracted and multiplied by whole numbers: ``task.cost.sample + 3 * task.cost.value``.
+    """
 
     network_calls: int = 0
     decodes: int = 0
@@ -51,7 +60,23 @@ class Cost(NamedTuple):
     backward_calls: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(_words(name, value) for name, value in self._asdict().items() if value)
+        return ", ".join(_words(name, value) for name, value in self.items() if value)
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """(name, count) of everything that is counted."""
+        return iter(vars(self).items())
+
+    def __add__(self, other: Cost) -> Cost:
+        mine = vars(self)
+        return Cost(**{name: mine[name] + value for name, value in other.items()})
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + -1 * other
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(**{name: value * times for name, value in self.items()})
+
+    __rmul__ = __mul__
 
 
 def _words(name: str, value: float) -> str:
@@ -62,11 +87,59 @@ def _words(name: str, value: float) -> str:
 NOTHING = Cost()
 
 
-def together(cost: Cost, *parts: tuple[Cost, int]) -> Cost:
-    """``cost`` and several times each of ``parts``."""
-    for part, times in parts:
-        cost = Cost(*(a + times * b for a, b in zip(cost, part, strict=True)))
-    return cost
+@dataclass(frozen=True)
+class Costs:
+    """What each operation of a task costs for one particle.
+
+    Args:
+        steps: of the sampler.
+        calls: network calls of one velocity.
+        latent: unfinished samples are judged by a latent reward, without a decode.
+    """
+
+    steps: int
+    calls: int
+    latent: bool = False
+
+    @property
+    def velocity(self) -> Cost:
+        """One velocity."""
+        return Cost(self.calls)
+
+    @property
+    def score(self) -> Cost:
+        """Decode and score."""
+        return Cost(decodes=1, reward_calls=1)
+
+    @property
+    def sample(self) -> Cost:
+        """From noise to a scored sample."""
+        return self.sample_from(0)
+
+    def sample_from(self, step: int) -> Cost:
+        """From before ``step`` to a scored sample."""
+        return (self.steps - step) * self.velocity + self.score
+
+    @property
+    def latent_reward(self) -> Cost:
+        """One call of the latent reward."""
+        return Cost(reward_calls=1)
+
+    @property
+    def value(self) -> Cost:
+        """The value of an unfinished sample whose velocity is known."""
+        return self.latent_reward if self.latent else self.score
+
+    @property
+    def value_and_grad(self) -> Cost:
+        """Velocity, value and gradient at an unfinished sample."""
+        return self.velocity + self.score + Cost(backward_calls=self.calls)
+
+    @property
+    def reward_grad_through_ode(self) -> Cost:
+        """A sample with the gradient to its noise; of several steps each network call is made again going back."""
+        calls = self.steps * self.calls
+        return Cost(calls if self.steps == 1 else 2 * calls, 1, 1, calls)
 
 
 class BudgetSpent(Exception):  # noqa: N818
@@ -106,7 +179,7 @@ class Meter:
         if limit is not None and self.seconds >= limit * self.prompts:
             raise BudgetSpent
         samples = row.bincount(minlength=self.prompts).tolist()
-        for name, each in cost._asdict().items():
+        for name, each in cost.items():
             most = getattr(self.budget, name, None)
             if most is None or not each:
                 continue
@@ -121,8 +194,6 @@ class Meter:
         before = self._clock()
         yield
         if row.is_cuda:
-            import torch
-
             torch.cuda.synchronize()
         self.busy[name] += self._clock() - before
         for prompt, count in enumerate(row.bincount(minlength=self.prompts).tolist()):
@@ -134,22 +205,22 @@ class Meter:
         Args:
             prompt: ask for one alone.
         """
-        for name, each in cost._asdict().items():
+        for name, each in cost.items():
             most = getattr(self.budget, name, None)
             if most is not None and each:
                 kept = getattr(reserve, name)
                 spent = max(self.counts[name]) if prompt is None else self.counts[name][prompt]
                 wanted = min(wanted, (most - spent - kept) // each)
         if self.budget.seconds is not None:
+            seconds = self._duration(cost) * self.prompts
             left = self.budget.seconds * self.prompts - self.seconds - self._duration(reserve) * self.prompts
-            each = self._duration(cost) * self.prompts
-            wanted = min(wanted, int(left // each) if each else 1) if left > 0 else 0
+            wanted = min(wanted, int(left // seconds) if seconds else 1) if left > 0 else 0
         return max(wanted, 0)
 
     def _duration(self, cost: Cost) -> float:
         """Seconds of ``cost`` at the pace so far."""
         total = 0.0
-        for name, each in cost._asdict().items():
+        for name, each in cost.items():
             done = sum(self.counts[name])
             total += each * self.busy[name] / done if done else 0.0
         return total

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.base import Weighted
+from align.search.smc import Cloud, Plan
 
 if TYPE_CHECKING:
     from align.search.task import Task
@@ -30,16 +31,12 @@ class DAS(Weighted):
 
     def search(self, task: Task) -> None:
         """One population after another while the budget lasts."""
-        from align.search.budget import together
-        from align.search.particles import Cloud, Plan
-
         strengths = [self.strength * share for share in tempers(task.steps, self.gamma)]
         valued = frozenset(range(task.steps - 1))
         plan = Plan(strengths, valued, guided=True, resample_below=self.resample_below, cap=self.cap)
-        cost = together(task.plain, (task.looking._replace(network_calls=0), len(valued)))
-        for number, count in task.rounds(cost, self.particles):
-            start = task.begin(count)
-            Cloud(task, plan, start.x, start.lineage).run(number)
+        judged = task.cost.value_and_grad - task.cost.velocity
+        for trial, count in task.rounds(task.cost.sample + len(valued) * judged, self.particles):
+            Cloud(task, plan, task.begin(count)).run(trial)
 
 
 def tempers(steps: int, gamma: float | None) -> list[float]:

@@ -105,7 +105,7 @@ def make(
         generator, reward, cond, texts, numbers, {name: inputs[name] for name in reward.wants}, sampler,
         settings.budget, seed, **options,
     )  # fmt: skip
-    task.check(task.plain)
+    task.check(task.cost.sample)
     return task
 
 
@@ -124,5 +124,4 @@ def spend(method: Method, task: Task) -> list[Found]:
 
 def calibrate(task: Task) -> None:
     """A plain sample: how long things take must be known where time is the limit."""
-    x, row, number, lineage = task.begin(1)
-    task.score(task.sample(x, row, "sample", number=number), row, lineage, alone=True)
+    task.score(task.sample(task.begin(1), "sample"), alone=True)

@@ -8,31 +8,34 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.base import Method
+from align.search.noises import renew
+from align.search.particles import Particles, cat
+from align.search.rows import by_prompt, rows_of, top
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Scored samples: values ``[N]``, lineages, and step -> (latents, velocity) ``[N, ...]`` before it."""
+    """Scored samples with their values, and step -> the same particles before it, with their velocity."""
 
-    values: Tensor
-    names: list[tuple[str, ...]]
-    states: dict[int, tuple[Tensor, Tensor]]
+    samples: Particles
+    states: dict[int, Particles]
 
-    def joined(self, other: Generation, rows: Tensor) -> Generation:
-        """Rows of this one and the other behind it, with the states that both have."""
-        import torch
+    def __getitem__(self, rows: Tensor) -> Generation:
+        return Generation(self.samples[rows], {i: state[rows] for i, state in self.states.items()})
 
-        names, there = [*self.names, *other.names], rows.to(next(iter(other.states.values()))[0].device)
-        states = {
-            i: (torch.cat([self.states[i][0], x])[there], torch.cat([self.states[i][1], v])[there])
-            for i, (x, v) in other.states.items()
-        }
-        return Generation(torch.cat([self.values, other.values])[rows], [names[n] for n in rows.tolist()], states)
+    def joined(self, other: Generation) -> Generation:
+        """This one and the other behind it in each prompt, with the states that the other has."""
+        states = {i: cat([self.states[i], state]).by_prompt() for i, state in other.states.items()}
+        return Generation(cat([self.samples, other.samples]).by_prompt(), states)
 
 
 class Evo(Method):
@@ -50,64 +53,40 @@ class Evo(Method):
 
     def search(self, task: Task) -> None:
         """One evolution after another while the budget lasts."""
-        from align.search.budget import together
-
         steps = sorted({min(int(share * task.steps), task.steps - 1) for share in self.schedule})
-        later = [(task.plain._replace(network_calls=(task.steps - i) * task.calls), 1) for i in steps]
-        for number, count in task.rounds(together(task.plain, *later), self.population):
-            self.evolve(task, steps, number, count)
+        cost = sum((task.cost.sample_from(i) for i in steps), start=task.cost.sample)
+        for trial, count in task.rounds(cost, self.population):
+            self.evolve(task, steps, trial, count)
 
-    def evolve(self, task: Task, steps: list[int], number: int, count: int) -> None:
+    def evolve(self, task: Task, steps: list[int], trial: int, count: int) -> None:
         """A generation from noise, then one bred at each of ``steps``."""
-        import torch
-
-        from align.search.noises import renew
-
-        x, row, _, names = task.begin(count)
-        now = self.grow(task, x, row, names, steps, number, 0)
+        now = self.grow(task, task.begin(count).numbered(), steps, trial, 0)
         elders = min(round(self.elites * count), count - 1)
         for i in steps:
-            table = now.values.nan_to_num(nan=-torch.inf).view(task.prompts, -1)
-            parents = self.parents(task, table, count, i, number)
-            x, v = (z[parents.to(z.device)] for z in now.states[i])
-            t = task.times[i]
-            mutants = renew(x, x + (1 - t) * v, task.noise(row, "mutation", number, i), t, self.mutation)
-            names = [(*now.names[p], f"step {i}: mutant {n % count}") for n, p in enumerate(parents.tolist())]
-            bred = self.grow(task, mutants, row, names, steps, number, i)
-            elite = table.sort(dim=1, descending=True, stable=True).indices[:, :elders]
-            elite = elite + table.shape[1] * torch.arange(task.prompts)[:, None]
-            young = len(now.values) + torch.arange(len(bred.values)).view(task.prompts, count)
-            now = now.joined(bred, torch.cat([elite, young], 1).flatten())
+            values, t = now.samples.value, task.times[i]
+            parents = now.states[i][self.parents(task, values, count, i, trial)].numbered()
+            eps, noise = parents.x + (1 - t) * parents.v, task.noise(parents, "mutation", trial, i)
+            mutants = parents.moved(renew(parents.x, eps, noise, t, self.mutation))
+            bred = self.grow(task, mutants.named(f"step {i}: mutant", mutants.number), steps, trial, i)
+            now = now[top(values, task.prompts, elders)].joined(bred)
 
-    def grow(
-        self,
-        task: Task,
-        x: Tensor,
-        row: Tensor,
-        names: list[tuple[str, ...]],
-        steps: list[int],
-        number: int,
-        i: int,
-    ) -> Generation:
-        """Samples from ``x`` before step ``i``, scored, with their states on the way."""
-        states: dict[int, tuple[Tensor, Tensor]] = {}
+    def grow(self, task: Task, particles: Particles, steps: list[int], trial: int, i: int) -> Generation:
+        """Samples of particles before step ``i``, scored, with their states on the way."""
+        states: dict[int, Particles] = {}
 
-        def remember(at: int, x: Tensor, v: Tensor) -> None:
-            if at in steps:
-                states[at] = (x, v)
+        def remember(step: int, now: Particles) -> None:
+            if step in steps:
+                states[step] = now
 
-        latents = task.sample(x, row, "sample", number, i, first=i, on_step=remember)
-        return Generation(task.score(latents, row, names), names, states)
+        samples = task.sample(particles, "sample", trial, i, first=i, on_step=remember)
+        return Generation(samples.valued(task.score(samples)), states)
 
-    def parents(self, task: Task, table: Tensor, count: int, i: int, number: int) -> Tensor:
-        """Rows ``[B * count]``: each the best of a random part of its prompt's generation ``table [B, K]``."""
-        import torch
-
-        held = table.shape[1]
-        size = max(1, round(self.tournament * held))
+    def parents(self, task: Task, values: Tensor, count: int, i: int, trial: int) -> Tensor:
+        """Rows ``[B * count]``: each the best of a random part of its prompt's generation, values ``[B * K]``."""
+        table = by_prompt(values, task.prompts)
+        size = max(1, round(self.tournament * table.shape[1]))
         chosen = []
-        for b, draw in enumerate(task.uniform("tournament", number, i).tolist()):
-            generator = torch.Generator().manual_seed(int(draw * 2**53))
-            entered = torch.rand(count, held, generator=generator).argsort(1)[:, :size]
-            chosen.append(entered.gather(1, table[b][entered].argmax(1, keepdim=True)).flatten() + b * held)
-        return torch.cat(chosen)
+        for mine, random in zip(table, task.random("tournament", trial, i), strict=True):
+            entered = torch.rand(count, len(mine), generator=random).argsort(1)[:, :size]
+            chosen.append(entered.gather(1, mine[entered].argmax(1, keepdim=True)).flatten())
+        return rows_of(torch.stack(chosen), table.shape[1])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.base import Weighted
+from align.search.smc import Cloud, Plan
 
 if TYPE_CHECKING:
     from align.search.task import Task
@@ -27,13 +28,8 @@ class FK(Weighted):
 
     def search(self, task: Task) -> None:
         """One population after another while the budget lasts."""
-        from align.search.budget import together
-        from align.search.particles import Cloud, Plan
-
         first, last = round(self.start * task.steps), min(round(self.stop * task.steps), task.steps - 2)
         valued = frozenset(range(first, last + 1, self.every))
         plan = Plan([self.strength] * (task.steps + 1), valued, self.potential, resample_below=self.resample_below)
-        cost = together(task.plain, (task.glance, len(valued)))
-        for number, count in task.rounds(cost, self.particles):
-            start = task.begin(count)
-            Cloud(task, plan, start.x, start.lineage).run(number)
+        for trial, count in task.rounds(task.cost.sample + len(valued) * task.cost.value, self.particles):
+            Cloud(task, plan, task.begin(count)).run(trial)

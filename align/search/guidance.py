@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from align.losses import column, x0_from
 from align.search.base import Method
+from align.search.budget import Cost
+from align.search.noises import add_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.search.budget import Cost
+    from align.search.particles import Particles
     from align.search.task import Task
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -54,59 +57,52 @@ class Guidance(Method):
 
     def search(self, task: Task) -> None:
         """Guided samples while the budget lasts."""
-        for number, count in task.rounds(self.cost(task), self.particles):
-            self.draw(task, number, count)
+        for trial, count in task.rounds(self.cost(task), self.particles):
+            self.draw(task, trial, count)
 
     def cost(self, task: Task) -> Cost:
-        """Of one guided sample."""
-        from align.search.budget import Cost, together
+        """What one guided sample costs."""
+        guided = sum(float(t) <= self.latest for t in task.times[:-1])
+        each = task.cost.value_and_grad if self.through else task.cost.velocity
+        if self.direct:
+            each += self.iterate * task.cost.score
+        return task.cost.sample_from(guided) + guided * self.recur * each
 
-        guided = sum(float(t) <= self.latest for t in task.times[:-1]) * self.recur
-        turn = task.looking if self.through else Cost(task.calls)
-        plain = Cost((task.steps - guided // self.recur) * task.calls, 1, 1)
-        return together(plain, (turn, guided), (Cost(0, 1, 1), guided * self.iterate if self.direct else 0))
-
-    def draw(self, task: Task, number: int, count: int) -> None:
+    def draw(self, task: Task, trial: int, count: int) -> None:
         """``count`` samples per prompt."""
-        from align.search.noises import add_noise
-
-        x, row, _, lineage = task.begin(count)
+        now = task.begin(count).numbered()
         for i in range(task.steps):
             t, t_next = float(task.times[i]), float(task.times[i + 1])
             if t > self.latest:
-                x = task.step(x, task.velocity(x, t, row), i, row, number, 0).x
+                now = now.moved(task.step(now.moved(now.x, task.velocity(now, t)), i, trial, 0).x)
                 continue
             for turn in range(self.recur):
-                v = self.guided(task, x, t, row, number, i, turn)
-                later = task.step(x, v, i, row, number, turn).x
+                v = self.guided(task, now, t, trial, i, turn)
+                later = task.step(now.moved(now.x, v), i, trial, turn).x
                 if turn < self.recur - 1:
-                    x = add_noise(later, task.noise(row, "back", number, i, turn), t_next, t)
-            x = later
-        task.score(x, row, lineage)
+                    now = now.moved(add_noise(later, task.noise(now, "back", trial, i, turn), t_next, t))
+            now = now.moved(later)
+        task.score(now)
 
-    def guided(self, task: Task, x: Tensor, t: float, row: Tensor, number: int, i: int, turn: int) -> Tensor:
+    def guided(self, task: Task, now: Particles, t: float, trial: int, i: int, turn: int) -> Tensor:
         """The velocity, bent."""
-        from align.losses import x0_from
-        from align.search.budget import Cost
-
         if self.through:
-            plain, _, slope = task.look(x, t, row)
-            v = plain - self.through * self.sized(slope, plain, t / (1 - t) if t < 1 else 0.0)
+            judged = task.value_and_grad(now, t)
+            plain = judged.v
+            v = plain - self.through * self.sized(judged.grad, plain, t / (1 - t) if t < 1 else 0.0)
         else:
-            v = plain = task.velocity(x, t, row)
+            v = plain = task.velocity(now, t)
         for k in range(self.iterate if self.direct else 0):
-            here = x0_from(x, v, task.times[i])
+            x0 = x0_from(now.x, v, task.times[i])
             if self.smooth:
-                here = here + self.smooth * task.noise(row, "smooth", number, i, turn, k)
-            slope = task.slope(here, row, lambda z, _: (z, z), Cost()).slope
-            v = v - self.direct * self.sized(slope, plain, t) / self.iterate
+                x0 = x0 + self.smooth * task.noise(now, "smooth", trial, i, turn, k)
+            grad = task.reward_grad(now.moved(x0)).grad
+            v = v - self.direct * self.sized(grad, plain, t) / self.iterate
         return v
 
-    def sized(self, slope: Tensor, v: Tensor, factor: float) -> Tensor:
-        """The change of the velocity that a gradient asks for."""
-        from align.losses import column
-
+    def sized(self, grad: Tensor, v: Tensor, factor: float) -> Tensor:
+        """The change of the velocity that follows from a gradient."""
         if self.scale == "score":
-            return self.strength * factor * slope
-        size, wanted = (z.flatten(1).square().mean(1).sqrt() for z in (slope, v))
-        return slope * column(self.strength * wanted / size.clamp_min(1e-12), slope)
+            return self.strength * factor * grad
+        size, wanted = (z.flatten(1).square().mean(1).sqrt() for z in (grad, v))
+        return grad * column(self.strength * wanted / size.clamp_min(1e-12), grad)

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from align.files import new_folder
+from align.owned import NOISE, check_out, mark
 from align.search.base import Method
+from align.search.budget import Cost
+from align.search.rows import slices
 from align.variants import problem_at
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from align import lora
     from align.search.task import Task
+else:
+    torch, lora = lazy("torch"), lazy("align.lora")
 
 NAME = "noise"
 
@@ -37,7 +46,7 @@ class HyperNoise(Method):
     lr: float = Field(2e-5, ge=0, description="of AdamW; 0 = only use what is in folder")
     rank: int = Field(128, ge=1, description="of the LoRA")
     alpha: float = Field(256.0, gt=0, description="of the LoRA")
-    weight: float = Field(1.0, gt=0, description="of the reward in the loss")
+    strength: float = Field(1.0, gt=0, description="of the reward in the loss")
     regularise: float = Field(0.5, ge=0, description="weight of the shift's mean square in the loss")
     max_norm: float = Field(1.0, gt=0, description="longest gradient of all weights")
     folder: str | None = Field(
@@ -52,16 +61,12 @@ class HyperNoise(Method):
 
     def search(self, task: Task) -> None:
         """Update after update, each on new noises; without a learning rate samples of shifted noises."""
-        import torch
-
-        from align.search.budget import Cost, together
-
-        there = Cost(2 * task.calls)
-        each = together(task.climbing, (there._replace(backward_calls=task.calls), 1))
+        shifted = task.cost.sample + 2 * task.cost.velocity
+        learnt = task.cost.reward_grad_through_ode + 2 * task.cost.velocity + Cost(backward_calls=task.cost.calls)
         shifter = Shifter(task, self)
         optimizer = torch.optim.AdamW(shifter.parameters, lr=self.lr, weight_decay=0.0)
         try:
-            for _, count in task.rounds(each if self.lr else together(task.plain, (there, 1)), self.noises):
+            for _, count in task.rounds(learnt if self.lr else shifted, self.noises):
                 if not self.lr:
                     shifter.sample(count)
                     continue
@@ -87,67 +92,53 @@ class Shifter:
     """
 
     def __init__(self, task: Task, settings: HyperNoise) -> None:
-        import torch
-
-        from align.lora import add_lora, continue_lora
-        from align.owned import NOISE, check_out
-
         self.task, self.settings, folder = task, settings, settings.folder
         if folder is not None and settings.lr:
             check_out(Path(folder), NOISE, overwrite=True)
         if folder is not None and (holds_lora(Path(folder)) or not settings.lr):
-            made = continue_lora(task.generator, folder, NAME)
+            made = lora.continue_lora(task.generator, folder, NAME)
         else:
-            made = add_lora(task.generator, settings.rank, settings.alpha, seed=task.seed, name=NAME)
+            made = lora.add_lora(task.generator, settings.rank, settings.alpha, seed=task.seed, name=NAME)
         self.parameters = [value for _, value in made]
         self.learnt = False
         self.silent = [torch.zeros_like(value) for value in self.parameters]
 
     def shift(self, x: Tensor, row: Tensor) -> Tensor:
         """``[n, ...]`` what is added to noise ``x``, with graph to the parameters where gradients are on."""
-        import torch
-
         task, t = self.task, self.task.times[0].expand(len(x))
 
         def velocity() -> Tensor:
             return task.generator.velocity(x, t, task.cond[row], task.sampler.guidance)
 
-        with task.meter.measured("network_calls", row, 2 * task.calls):
+        with task.meter.measured("network_calls", row, 2 * task.cost.calls):
             with torch.no_grad(), self.off():
                 plain = velocity()
             return velocity() - plain
 
     def sample(self, count: int) -> None:
         """``count`` samples per prompt from shifted noise."""
-        import torch
-
-        from align.search.rows import slices
-
         task = self.task
-        x, row, number, lineage = task.begin(count)
+        now = task.begin(count)
         with torch.no_grad():
-            moved = torch.cat([x[some] + self.shift(x[some], row[some]) for some in slices(len(x), task.chunk)])
+            chunks = [now[some] for some in slices(len(now), task.chunk)]
+            moved = now.moved(torch.cat([chunk.x + self.shift(chunk.x, chunk.row) for chunk in chunks]))
         with self.off():
-            latents = task.sample(moved, row, "sample", number=number)
-        task.score(latents, row, lineage, alone=True)
+            samples = task.sample(moved, "sample")
+        task.score(samples, alone=True)
 
     def learn(self, count: int) -> None:
         """Gradient of the loss over ``count`` new noises per prompt; their samples become candidates."""
-        import torch
-
-        from align.search.rows import slices
-
         task, settings = self.task, self.settings
-        x, row, _, lineage = task.begin(count)
-        for some in slices(len(x), task.decode_chunk):
+        now = task.begin(count)
+        for chunk in (now[some] for some in slices(len(now), task.decode_chunk)):
             with torch.enable_grad():
-                shift = self.shift(x[some], row[some])
+                shift = self.shift(chunk.x, chunk.row)
                 with self.off():
-                    slope = task.climb(x[some] + shift.detach(), row[some], lineage[some])
-                gain = (slope * shift).flatten(1).sum(1)
-                loss = settings.regularise * shift.square().flatten(1).mean(1) - settings.weight * gain
-                with task.meter.measured("backward_calls", row[some], task.calls):
-                    (loss.sum() / len(x)).backward()
+                    grad = task.reward_grad_through_ode(chunk.moved(chunk.x + shift.detach()))
+                gain = (grad * shift).flatten(1).sum(1)
+                loss = settings.regularise * shift.square().flatten(1).mean(1) - settings.strength * gain
+                with task.meter.measured("backward_calls", chunk.row, task.cost.calls):
+                    (loss.sum() / len(now)).backward()
         self.learnt = True
 
     @contextmanager
@@ -166,12 +157,8 @@ class Shifter:
 
     def close(self) -> None:
         """Write what was learnt, and leave the generator as it was."""
-        from align.files import new_folder
-        from align.lora import drop_lora, save_lora
-        from align.owned import NOISE, mark
-
         if self.learnt and self.settings.folder is not None:
             with new_folder(Path(self.settings.folder), replaces=True) as staging:
                 mark(staging, NOISE)
-                save_lora(self.task.generator, staging, NAME)
-        drop_lora(self.task.generator, NAME)
+                lora.save_lora(self.task.generator, staging, NAME)
+        lora.drop_lora(self.task.generator, NAME)

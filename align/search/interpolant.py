@@ -10,8 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import numpy as np
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = lazy("numpy")
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 """Of the variance-preserving path, ``a = exp(-(BETA_MAX - BETA_MIN) r^2 / 4 - BETA_MIN r / 2)`` (arXiv 2011.13456)."""

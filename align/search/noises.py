@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from align.losses import column
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def neighbour(x: Tensor, noise: Tensor, cosine: float) -> Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NRG(Method):
-    """Flow-NRG: the velocity bent by a reward on noised latents, v - weight t / (1 - t) grad (arXiv 2501.13918)
+    """Flow-NRG: the velocity bent by a reward on noised latents, v - strength t / (1 - t) grad (arXiv 2501.13918)
 
     Needs a latent reward that was trained on noised latents; one of clean latents fails here. A reward of several
     objectives is the weighted sum of theirs.
@@ -23,18 +23,17 @@ class NRG(Method):
 
     kind: Literal["nrg"] = Field("nrg", description="noisy reward guidance")
     particles: int = Field(1, ge=1, description="samples per prompt at a time")
-    weight: float = Field(10.0, gt=0, description="of the latent reward: samples lean to p exp(weight * reward)")
+    strength: float = Field(10.0, gt=0, description="of the reward in the target p(x) exp(strength * reward)")
     latest: float = Field(0.98, gt=0, lt=1, description="t above which the factor t / (1 - t) grows no more")
 
     def search(self, task: Task) -> None:
         """Guided samples while the budget lasts."""
-        from align.search.budget import Cost, together
-
-        for number, count in task.rounds(together(task.plain, (Cost(0, 0, 1), task.steps)), self.particles):
-            x, row, _, lineage = task.begin(count)
+        cost = task.cost.sample + task.steps * task.cost.latent_reward
+        for trial, count in task.rounds(cost, self.particles):
+            now = task.begin(count).numbered()
             for i in range(task.steps):
                 t = float(task.times[i])
                 factor = min(t, self.latest) / (1 - min(t, self.latest))
-                v = task.velocity(x, t, row) - self.weight * factor * task.latent_slope(x, t, row)
-                x = task.step(x, v, i, row, number).x
-            task.score(x, row, lineage)
+                v = task.velocity(now, t) - self.strength * factor * task.latent_reward_grad(now, t)
+                now = now.moved(task.step(now.moved(now.x, v), i, trial).x)
+            task.score(now)

@@ -1,170 +1,153 @@
-"""Particles with weights: sequential Monte Carlo towards ``p(x) exp(strength * reward)``, what FK, DAS and Psi share.
-
-Weights live in the log domain and go on where resampling is skipped. Along any line of ancestors the potentials
-multiply to ``exp(strength * reward)`` of the finished sample: the last one is what the others left over.
-"""
+"""The noun of every search method: particles, whose tensors and lineage move together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import torch
-from torch import Tensor
-
-from align.losses import column
+from align.search.rows import places, top
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
-    from align.search.task import Task
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+Lineage = tuple[tuple[str, ...], ...]
+UNKNOWN: Any = None
+"""Stands for a field that is not known; reading it before it is, is a mistake of the method's."""
 
 
-def weights(log_weights: Tensor) -> Tensor:
-    """Normalised weights of ``[B, K]``; equal ones where all are minus infinity."""
-    dead = log_weights.isneginf().all(1, keepdim=True)
-    return torch.where(dead, 0.0, log_weights).softmax(1)
+@dataclass(frozen=True, eq=False)
+class Particles:
+    """N unfinished samples of a batch of prompts, those of a prompt side by side.
 
-
-def effective_size(log_weights: Tensor) -> Tensor:
-    """``1 / sum w^2`` of each prompt, ``[B]`` from 1 to K."""
-    return 1 / weights(log_weights).square().sum(1)
-
-
-def systematic(log_weights: Tensor, offset: Tensor) -> Tensor:
-    """Ancestors ``[B, K]`` by systematic resampling: particle k has ``K w_k`` descendants, rounded up or down.
-
-    Args:
-        log_weights: ``[B, K]``, float64.
-        offset: ``[B]`` in [0, 1).
-    """
-    count = log_weights.shape[1]
-    edges = weights(log_weights).cumsum(1)
-    points = (torch.arange(count, dtype=edges.dtype) + offset[:, None]) / count
-    return torch.searchsorted(edges / edges[:, -1:], points, right=True).clamp_max(count - 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a particle method does differently.
+    Every operation returns new particles and treats all fields alike, also those that a subclass adds. Indices and
+    masks may be on any device. The last three are None until something computes them.
 
     Args:
-        strengths: ``[S + 1]`` strength of the potential before every step; the last is the target's.
-        valued: steps before which particles are judged.
-        potential: of values r before steps i: ``diff`` = s_i r - s_j r_j since the last, ``max`` = s_i times the
-            highest so far, ``sum`` = s_i times the sum so far.
-        guided: follow the gradient of the value in the step's noise.
-        resample_below: share of K that the effective size must fall below; 1 = always.
-        cap: longest root mean square of the gradient's shift, in standard deviations of the step.
+        x: ``[N, ...]`` latents.
+        row: ``[N]`` the prompt of each, on the device of ``x``.
+        number: ``[N]`` int64 on the CPU; with the prompt it decides a particle's noise.
+        lineage: N histories, first things first.
+        v: ``[N, ...]`` velocity at ``x``.
+        value: ``[N]`` float64 on the CPU, NaN where missing.
+        grad: ``[N, ...]`` gradient of the value to ``x``.
     """
 
-    strengths: Sequence[float]
-    valued: frozenset[int]
-    potential: Literal["diff", "max", "sum"] = "diff"
-    guided: bool = False
-    resample_below: float = 0.5
-    cap: float | None = None
+    x: Tensor
+    row: Tensor
+    number: Tensor
+    lineage: Lineage
+    v: Tensor = UNKNOWN
+    value: Tensor = UNKNOWN
+    grad: Tensor = UNKNOWN
 
+    def __len__(self) -> int:
+        return len(self.x)
 
-class Cloud:
-    """K weighted particles for each of B prompts, on their way.
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """Those at row numbers ``[M]``, where a mask ``[N]`` is true, or in a slice."""
+        if isinstance(index, slice):
+            return self._map(lambda one: one[index], lambda one: one[index])
+        where = _numbers(index).tolist()
+        return self._map(lambda one: one[index.to(one.device)], lambda one: tuple(one[n] for n in where))
 
-    Args:
-        x: ``[B * K, ...]`` at the first step.
-        tilted: whether they were drawn from the law already tilted by their value, not from noise.
-    """
+    def repeat(self, count: int) -> Self:
+        """Every particle ``count`` times, copies side by side, numbered anew."""
+        copies = self._map(
+            lambda one: one.repeat_interleave(count, 0), lambda one: tuple(a for a in one for _ in range(count))
+        )
+        return copies.numbered()
 
-    def __init__(self, task: Task, plan: Plan, x: Tensor, lineage: list[tuple[str, ...]], tilted: bool = False) -> None:
-        self.task, self.plan, self.x, self.lineage, self.tilted = task, plan, x, lineage, tilted
-        self.count = len(x) // task.prompts
-        self.row = task.rows(self.count)
-        self.log_weight = torch.zeros(len(x), dtype=torch.float64)
-        self.paid = torch.zeros(len(x), dtype=torch.float64)
-        self.memory = torch.full((len(x),), -torch.inf if plan.potential == "max" else 0.0, dtype=torch.float64)
-        self.v = self.slope = torch.empty(0)
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """These where ``mask [N]`` is true, the N others elsewhere.
 
-    def run(self, *purpose: int | str) -> None:
-        """From the first step to scored samples."""
-        task = self.task
-        for i in range(task.steps):
-            if i in self.plan.valued:
-                self._judge(i)
-                if task.noisy(i):
-                    self._resample(i, *purpose)
-            else:
-                self.v, self.slope = task.velocity(self.x, task.times[i], self.row), torch.empty(0)
-            self._step(i, *purpose)
-        task.score(self.x, self.row, self.lineage, self._last_weight)
-
-    def _judge(self, i: int) -> None:
-        """Velocity, value and potential before step ``i``."""
-        task, t = self.task, self.task.times[i]
-        if self.plan.guided:
-            self.v, value, self.slope = task.look(self.x, t, self.row)
-        else:
-            self.v = task.velocity(self.x, t, self.row)
-            value = task.value(self.x, self.v, t, self.row)
-        strength, known = self.plan.strengths[i], value.nan_to_num(0.0)
-        if self.plan.potential == "diff":
-            paid = strength * known
-            gain = paid - self.paid
-        else:
-            highest = torch.maximum(self.memory, value.nan_to_num(-torch.inf))
-            self.memory = highest if self.plan.potential == "max" else self.memory + known
-            gain = strength * self.memory
-            paid = self.paid + gain
-        if i == 0 and self.tilted:
-            gain = torch.zeros_like(gain)
-        self.log_weight = self.log_weight + self._without_missing(gain, value)
-        self.paid = torch.where(value.isnan(), self.paid, paid)
-
-    def _without_missing(self, gain: Tensor, value: Tensor) -> Tensor:
-        """A particle without a value is never an ancestor; where none has one, nothing changes."""
-        missing = value.isnan().view(-1, self.count)
-        none = missing.all(1, keepdim=True).expand_as(missing)
-        return torch.where(none, 0.0, torch.where(missing, -torch.inf, gain.view_as(missing))).flatten()
-
-    def _last_weight(self, reward: Tensor) -> Tensor:
-        gain = self.plan.strengths[-1] * reward.nan_to_num(0.0) - self.paid
-        self.log_weight = self.log_weight + self._without_missing(gain, reward)
-        return self.log_weight
-
-    def _resample(self, i: int, *purpose: int | str) -> None:
-        """Copies of the heavy in place of the light, for the prompts whose weights have become too unequal.
-
-        Step ``i`` adds noise, so copies do not stay equal.
+        Raises:
+            ValueError: one has a field that the other lacks.
         """
-        table = self.log_weight.view(-1, self.count)
-        offset = self.task.uniform(*purpose, "resample", i)
-        chosen = systematic(table, offset)
-        needed = (effective_size(table) < self.plan.resample_below * self.count) | (self.plan.resample_below >= 1)
-        needed &= (table != table[:, :1]).any(1)
-        if not bool(needed.any()):
-            return
-        ancestors = torch.where(needed[:, None], chosen, torch.arange(self.count))
-        index = (ancestors + self.count * torch.arange(len(table))[:, None]).flatten()
-        self.lineage = [
-            (*self.lineage[j], f"step {i}: of particle {j % self.count}")
-            if needed[j // self.count]
-            else self.lineage[j]
-            for j in index.tolist()
-        ]
-        kept = torch.where(needed[:, None], 0.0, table).flatten()
-        self.log_weight, self.paid, self.memory = kept, self.paid[index], self.memory[index]
-        there = index.to(self.x.device)
-        self.x, self.v = self.x[there], self.v[there]
-        self.slope = self.slope[there] if len(self.slope) else self.slope
+        chosen = mask.tolist()
+        return self._map(
+            lambda one, two: torch.where(_column(mask, one), one, two),
+            lambda one, two: tuple(a if yes else b for yes, a, b in zip(chosen, one, two, strict=True)),
+            other,
+        )
 
-    def _step(self, i: int, *purpose: int | str) -> None:
-        taken = self.task.step(self.x, self.v, i, self.row, *purpose)
-        self.x = taken.x
-        if not (self.plan.guided and len(self.slope) and self.task.noisy(i)):
-            return
-        shift = self.plan.strengths[i + 1] * column(taken.std, self.x) * self.slope  # in standard deviations
-        if self.plan.cap is not None:
-            size = shift.flatten(1).square().mean(1).sqrt()
-            shift = shift * column((self.plan.cap / size).clamp_max(1.0), shift)
-        width = column(torch.where(taken.std > 0, taken.std, 1.0), self.x)
-        drawn = (taken.x - taken.mean) / width
-        self.x = taken.x + column(taken.std, self.x) * shift
-        change = (shift.square() / 2 + shift * drawn).flatten(1).to(torch.float64).sum(1)
-        self.log_weight = self.log_weight - torch.where(taken.std > 0, change, 0.0).cpu()
+    def put(self, index: Tensor, other: Self) -> Self:
+        """These with the rows ``index [M]``, or where a mask is true, replaced by the M others.
+
+        Raises:
+            ValueError: as :meth:`where`.
+        """
+        where = _numbers(index).tolist()
+
+        def texts(one: Lineage, two: Lineage) -> Lineage:
+            new = dict(zip(where, two, strict=True))
+            return tuple(new.get(n, line) for n, line in enumerate(one))
+
+        return self._map(lambda one, two: _put(one, _numbers(index).to(one.device), two), texts, other)
+
+    def moved(self, x: Tensor, v: Tensor = UNKNOWN) -> Self:
+        """At other latents ``[N, ...]``; velocity, value and gradient belonged to the old ones and are dropped."""
+        return replace(self, x=x, v=v, value=UNKNOWN, grad=UNKNOWN)
+
+    def valued(self, value: Tensor) -> Self:
+        """With values ``[N]``."""
+        return replace(self, value=value)
+
+    def numbered(self, number: int | None = None) -> Self:
+        """Numbered from 0 within each prompt, or all by one number."""
+        numbers = places(self.row) if number is None else [number] * len(self)
+        return replace(self, number=torch.tensor(numbers, dtype=torch.int64))
+
+    def named(self, word: str, number: Tensor | None = None) -> Self:
+        """With a word more in each lineage, followed by a number of ``[N]`` if they are given."""
+        words = [word] * len(self) if number is None else [f"{word} {k}" for k in number.tolist()]
+        return replace(self, lineage=tuple((*line, more) for line, more in zip(self.lineage, words, strict=True)))
+
+    def by_prompt(self) -> Self:
+        """Those of a prompt side by side, otherwise in the same order."""
+        return self[self.row.cpu().argsort(stable=True)]
+
+    def best(self, prompts: int, count: int = 1) -> Self:
+        """The ``count`` of highest value of each prompt, best first, the first of equals; missing values come last.
+
+        Every prompt must have equally many.
+        """
+        return self[top(self.value, prompts, count)]
+
+    def _map(self, tensors: Callable[..., Tensor], texts: Callable[..., Lineage], *others: Self) -> Self:
+        """Every field through ``tensors``, the lineage through ``texts``."""
+        changed: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            parts = [getattr(one, name) for one in (self, *others)]
+            missing = [part is None for part in parts]
+            if any(missing) and not all(missing):
+                raise ValueError(f"some particles have {name!r} and some have not")
+            if not any(missing):
+                changed[name] = texts(*parts) if name == "lineage" else tensors(*parts)
+        return replace(self, **changed)
+
+
+P = TypeVar("P", bound=Particles)
+
+
+def cat(parts: Sequence[P]) -> P:
+    """All of them, one part behind the other; raises ValueError as :meth:`Particles.where`."""
+    first, *others = parts
+    return first._map(lambda *all_of: torch.cat(all_of), lambda *all_of: sum(all_of, ()), *others)
+
+
+def _numbers(index: Tensor) -> Tensor:
+    return index.nonzero().flatten() if index.dtype == torch.bool else index
+
+
+def _put(one: Tensor, index: Tensor, two: Tensor) -> Tensor:
+    dtype = torch.promote_types(one.dtype, two.dtype)
+    return one.to(dtype).index_copy(0, index, two.to(dtype))
+
+
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.base import Method
+from align.search.budget import Cost
+from align.search.noises import add_noise
 
 if TYPE_CHECKING:
-    from align.search.budget import Cost
     from align.search.task import Task
 
 
@@ -29,8 +30,8 @@ class Paths(Method):
     def search(self, task: Task) -> None:
         """One set of paths after another while the budget lasts."""
         stages = self.stages(task.steps)
-        for number, count in task.rounds(self.cost(task, stages), self.paths):
-            self.follow(task, stages, number, count)
+        for trial, count in task.rounds(self.cost(task, stages), self.paths):
+            self.follow(task, stages, trial, count)
 
     def stages(self, steps: int) -> list[tuple[int, int, int]]:
         """(step reached, step noised back to, step then taken to) of every stage; the last ends with the sample."""
@@ -43,40 +44,22 @@ class Paths(Method):
         return found or [(0, 0, steps)]
 
     def cost(self, task: Task, stages: list[tuple[int, int, int]]) -> Cost:
-        """Of one path."""
-        from align.search.budget import Cost, together
+        """What one path costs."""
+        moved = sum(there - low for _, low, there in stages) * task.cost.velocity
+        judged = (len(stages) - 1) * task.cost.value + task.cost.score
+        return stages[0][0] * task.cost.velocity + self.copies * (moved + judged)
 
-        parts = [(Cost((there - low) * task.calls), self.copies) for _, low, there in stages]
-        judged = [(task.glance, self.copies * (len(stages) - 1)), (Cost(0, 1, 1), self.copies)]
-        return together(Cost(stages[0][0] * task.calls), *parts, *judged)
-
-    def follow(self, task: Task, stages: list[tuple[int, int, int]], number: int, count: int) -> None:
+    def follow(self, task: Task, stages: list[tuple[int, int, int]], trial: int, count: int) -> None:
         """From noise to scored samples with ``count`` paths per prompt."""
-        import torch
-
-        from align.search.noises import add_noise
-
-        x, row, _, lineage = task.begin(count)
-        x = task.sample(x, row, "path", number, last=stages[0][0])
-        wide = task.rows(count * self.copies)
-        at: tuple[int, torch.Tensor, torch.Tensor] = (0, x, x)
-
-        def remember(i: int, x: torch.Tensor, v: torch.Tensor) -> None:
-            nonlocal at
-            at = (i, x, v)
-
+        paths = task.sample(task.begin(count).numbered(), "path", trial, last=stages[0][0])
         for here, low, there in stages:
-            noise = task.noise(wide, "copy", number, here)
+            copies = paths.repeat(self.copies)
+            copies = copies.named(f"step {here}: copy", copies.number % self.copies)
+            noise = task.noise(copies, "copy", trial, here)
             t, t_back = float(task.times[here]), float(task.times[low])
-            copies = x.repeat_interleave(self.copies, 0)
-            copies = noise if low == 0 else add_noise(copies, noise, t, t_back)
-            lineage = [(*line, f"step {here}: copy {k}") for line in lineage for k in range(self.copies)]
-            x = task.sample(copies, wide, "path", number, here, first=low, last=there, on_step=remember)
+            copies = copies.moved(noise if low == 0 else add_noise(copies.x, noise, t, t_back))
             if there == task.steps:
-                task.score(x, wide, lineage)
+                task.score(task.sample(copies, "path", trial, here, first=low))
                 return
-            i, before, v = at
-            table = task.value(before, v, task.times[i], wide).nan_to_num(nan=-torch.inf).view(task.prompts, -1)
-            chosen = table.sort(dim=1, descending=True, stable=True).indices[:, :count]
-            kept = (chosen + table.shape[1] * torch.arange(task.prompts)[:, None]).flatten()
-            x, lineage = x[kept.to(x.device)], [lineage[n] for n in kept.tolist()]
+            reached = task.sample_and_value(copies, "path", trial, here, first=low, last=there)
+            paths = reached.best(task.prompts, count)

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.base import Method
+from align.search.smc import weights
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from align.search.particles import Particles
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 class Prune(Method):
@@ -29,63 +35,53 @@ class Prune(Method):
 
     def search(self, task: Task) -> None:
         """Family after family for the prompts that can pay for one; what dropping saves pays for more of them."""
-        from align.search.budget import together
-
         steps = sorted({min(int(share * task.steps), task.steps - 1) for share in self.at})
-        cost, number = together(task.plain, (task.glance, len(steps))), 0
+        cost, trial = task.cost.sample + len(steps) * task.cost.value, 0
         task.check(cost)
         while any(counts := [task.meter.affordable(cost, self.particles, prompt=b) for b in range(task.prompts)]):
-            self.follow(task, steps, number, counts)
-            number += 1
+            self.follow(task, steps, trial, torch.tensor(counts))
+            trial += 1
 
-    def follow(self, task: Task, steps: list[int], number: int, counts: list[int]) -> None:
+    def follow(self, task: Task, steps: list[int], trial: int, counts: Tensor) -> None:
         """From ``counts [B]`` noises to the one sample that is left of each prompt; one with none is left out."""
-        import torch
-
-        parent, _, _, names = task.begin(1)
-        row = task.rows(1).repeat_interleave(torch.tensor(counts, device=parent.device))
-        ids = [k for count in counts for k in range(count)]
-        near = (1 - self.spread**2) ** 0.5 * parent[row] + self.spread * task.noise(row, "near", number)
-        first = torch.tensor(ids, device=row.device).view(-1, *[1] * (near.ndim - 1)) == 0
-        x = torch.where(first, parent[row], near)
-        lineage = [(*names[b], f"neighbour {k}") if k else names[b] for b, k in zip(row.tolist(), ids, strict=True)]
-        total, here = torch.zeros(len(row), dtype=torch.float64), 0
-        at: tuple[int, Tensor, Tensor] = (0, x, x)
-
-        def remember(i: int, x: Tensor, v: Tensor) -> None:
-            nonlocal at
-            at = (i, x, v)
-
+        alive = self.family(task, trial, counts)
+        total, here = torch.zeros(len(alive), dtype=torch.float64), 0
         for i in steps:
-            x = task.sample(x, row, "sample", number, number=ids, first=here, last=i + 1, on_step=remember)
-            here = i + 1
-            values = task.value(at[1], at[2], task.times[i], row)
-            total, kept = self.survivors(task, values, total, row, number, i, i == steps[-1])
-            there = kept.to(x.device)
-            x, row, total = x[there], row[there], total[kept]
-            ids, lineage = [ids[n] for n in kept.tolist()], [lineage[n] for n in kept.tolist()]
-        if here < task.steps:
-            x = task.sample(x, row, "sample", number, number=ids, first=here)
-        task.score(x, row, lineage)
+            alive = task.sample_and_value(alive, "sample", trial, first=here, last=i + 1)
+            share = self.shares(task, alive)
+            total += share
+            drawn = self.drawn(task, alive, share, trial, i) if i < steps[-1] else self.heaviest(task, alive, total)
+            alive, total, here = alive[drawn], total[drawn], i + 1
+        task.score(task.sample(alive, "sample", trial, first=here))
 
-    def survivors(
-        self, task: Task, values: Tensor, total: Tensor, row: Tensor, number: int, i: int, last: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Weights summed over the judgements so far, and the rows that go on: at the last step one of each prompt."""
-        import torch
+    def family(self, task: Task, trial: int, counts: Tensor) -> Particles:
+        """A noise and its neighbours, ``counts [B]`` of each prompt."""
+        parents = task.begin(1)[torch.arange(task.prompts).repeat_interleave(counts)].numbered()
+        near = (1 - self.spread**2) ** 0.5 * parents.x + self.spread * task.noise(parents, "near", trial)
+        return parents.where(parents.number == 0, parents.moved(near).named("neighbour", parents.number))
 
-        from align.search.particles import weights
+    def shares(self, task: Task, alive: Particles) -> Tensor:
+        """Probabilities ``[N]`` of being drawn, which add up to 1 in each prompt."""
+        scaled = (alive.value / self.temperature).nan_to_num(nan=-torch.inf)
+        share = torch.zeros_like(scaled)
+        for mine in self.by_prompt(task, alive):
+            share[mine] = weights(scaled[mine][None])[0]
+        return share
 
-        total, kept, draws = total.clone(), [], task.uniform("prune", number, i).tolist()
-        for b in range(task.prompts):
-            mine = (row.cpu() == b).nonzero().flatten()
-            if not len(mine):
-                continue
-            share = weights((values[mine] / self.temperature).nan_to_num(nan=-torch.inf)[None])[0]
-            total[mine] += share
-            if last:
-                kept.append(mine[total[mine].argmax()][None])
-                continue
-            generator = torch.Generator().manual_seed(int(draws[b] * 2**53))
-            kept.append(mine[torch.multinomial(share, len(mine), replacement=True, generator=generator).unique()])
-        return total, torch.cat(kept)
+    def drawn(self, task: Task, alive: Particles, share: Tensor, trial: int, i: int) -> Tensor:
+        """Rows of those that are drawn at least once in as many draws as there are particles of the prompt."""
+        kept, random = [], task.random("prune", trial, i)
+        for b, mine in enumerate(self.by_prompt(task, alive)):
+            if len(mine):
+                draws = torch.multinomial(share[mine], len(mine), replacement=True, generator=random[b])
+                kept.append(mine[draws.unique()])
+        return torch.cat(kept)
+
+    def heaviest(self, task: Task, alive: Particles, total: Tensor) -> Tensor:
+        """The row of each prompt with the highest ``total [N]``."""
+        return torch.stack([mine[total[mine].argmax()] for mine in self.by_prompt(task, alive) if len(mine)])
+
+    def by_prompt(self, task: Task, alive: Particles) -> list[Tensor]:
+        """Rows of each prompt's particles, B of them, some with none."""
+        row = alive.row.cpu()
+        return [(row == b).nonzero().flatten() for b in range(task.prompts)]

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from align import samplers
+from align.search import interpolant
 from align.search.base import Method
+from align.search.particles import Particles
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from align.search.task import Task
 
-
-class State(NamedTuple):
-    """One particle per prompt: latents, velocity ``[B, ...]``, value ``[B]``, names."""
-
-    x: Tensor
-    v: Tensor
-    value: Tensor
-    names: list[tuple[str, ...]]
+    Child = Callable[[Particles, int], Tensor]
+else:
+    torch = lazy("torch")
 
 
 class RBF(Method):
@@ -43,83 +44,63 @@ class RBF(Method):
 
     def search(self, task: Task) -> None:
         """Search after search for the prompts that can pay another."""
-        import torch
-
-        from align.search.budget import Cost, together
-
-        judged, last = together(Cost(task.calls), (task.glance, 1)), Cost(0, 1, 1)
-        task.check(together(last, (judged, task.steps)))
-        number = 0
+        judged, last = task.cost.velocity + task.cost.value, task.cost.score
+        task.check(task.steps * judged + last)
+        trial = 0
         while True:
             afforded = [task.meter.affordable(judged, 2**20, last, prompt=b) for b in range(task.prompts)]
             quota = torch.tensor([count if count >= task.steps else 0 for count in afforded])
             if not bool(quota.any()):
                 return
-            self.descend(task, number, quota)
-            number += 1
+            self.descend(task, trial, quota)
+            trial += 1
 
-    def descend(self, task: Task, number: int, quota: Tensor) -> None:
+    def descend(self, task: Task, trial: int, quota: Tensor) -> None:
         """From noise to scored samples with ``quota [B]`` judgements on the way; prompts with none are left out."""
-        import torch
-
-        from align import samplers
-        from align.search import interpolant
-
         own = self.grid == "generator"
         times = task.times.tolist() if own else interpolant.slow_start(task.steps, self.interpolant)
         levels = interpolant.levels(times, self.interpolant, self.diffusion)
 
-        def start(row: Tensor, k: int) -> Tensor:
-            return task.noise(row, "start", number=[number * self.first + k] * len(row))
+        def start(parents: Particles, k: int) -> Tensor:
+            return task.noise(parents.numbered(trial * self.first + k), "start")
 
+        blank = task.begin(1)
+        blank = replace(blank.moved(blank.x, blank.x), lineage=((),) * task.prompts)
         allowed = (quota // task.steps).clamp_max(self.first)
-        blank = State(start(task.rows(1), 0), start(task.rows(1), 0), torch.zeros(task.prompts), [()] * task.prompts)
         never = torch.full((task.prompts,), torch.inf, dtype=torch.float64)
         now, used = self.draw(task, start, times[0], allowed, never, blank, "noise")
-        height, left, saved = now.value, quota - used, torch.zeros_like(quota)
+        best_so_far, left, saved = now.value, quota - used, torch.zeros_like(quota)
         for i in range(task.steps - 1):
             more = task.steps - 1 - i
             allowed = torch.minimum(saved + (left - saved) // more, left - (more - 1)).clamp_min(0)
 
-            def child(row: Tensor, k: int, i: int = i, now: State = now) -> Tensor:
-                noise = task.noise(row, "child", number, i, number=[k] * len(row))
-                x, v, level = now.x[row], now.v[row], levels[i]
+            def child(parents: Particles, k: int, i: int = i) -> Tensor:
+                noise = task.noise(parents.numbered(k), "child", trial, i)
+                x, v, level = parents.x, parents.v, levels[i]
                 return samplers.step("cps", x, v, times[i], times[i + 1], level=level, noise=noise).x
 
-            now, used = self.draw(task, child, times[i + 1], allowed, height, now, f"step {i}: child")
-            height, left, saved = torch.fmax(height, now.value), left - used, allowed - used
-        row = quota.nonzero().flatten().to(now.x.device)
-        finished = samplers.step("ode", now.x[row], now.v[row], times[-2], times[-1]).x
-        task.score(finished, row, [now.names[b] for b in row.tolist()])
+            now, used = self.draw(task, child, times[i + 1], allowed, best_so_far, now, f"step {i}: child")
+            best_so_far, left, saved = torch.fmax(best_so_far, now.value), left - used, allowed - used
+        ends = now[quota.nonzero().flatten()]
+        task.score(ends.moved(samplers.step("ode", ends.x, ends.v, times[-2], times[-1]).x))
 
     def draw(
-        self,
-        task: Task,
-        child: Callable[[Tensor, int], Tensor],
-        t: float,
-        allowed: Tensor,
-        height: Tensor,
-        before: State,
-        label: str,
-    ) -> tuple[State, Tensor]:
-        """Children at time ``t``: the first above ``height [B]``, or the best of ``allowed [B]``; and their number."""
-        import torch
+        self, task: Task, child: Child, t: float, allowed: Tensor, best_so_far: Tensor, parents: Particles, label: str
+    ) -> tuple[Particles, Tensor]:
+        """Children of B parents at time ``t``, with their values, and how many were drawn, ``[B]``.
 
-        x, v, names = before.x.clone(), before.v.clone(), list(before.names)
-        value = torch.full((task.prompts,), -torch.inf, dtype=torch.float64)
-        spent, waiting = torch.zeros_like(allowed), allowed > 0
+        Of each prompt the first above ``best_so_far [B]``, or the best of ``allowed [B]``.
+        """
+        found = parents.valued(torch.full((task.prompts,), -torch.inf, dtype=torch.float64))
+        drawn, waiting = torch.zeros_like(allowed), allowed > 0
         while bool(waiting.any()):
-            row, k = waiting.nonzero().flatten(), int(spent.max())
-            there = row.to(x.device)
-            tried = child(there, k)
-            speed = task.velocity(tried, t, there)
-            found = task.value(tried, speed, t, there).nan_to_num(nan=-torch.inf)
-            up = (found > value[row]) | (k == 0)
-            better, source = row[up], up.to(x.device)
-            value[better] = found[up]
-            x[better.to(x.device)], v[better.to(x.device)] = tried[source], speed[source]
-            for b in better.tolist():
-                names[b] = (*before.names[b], f"{label} {k}")
-            spent[row] += 1
-            waiting[row] = (found <= height[row]) & (spent[row] < allowed[row])
-        return State(x, v, value, names), spent
+            rows, k = waiting.nonzero().flatten(), int(drawn.max())
+            mine = parents[rows]
+            tried = mine.moved(child(mine, k)).named(f"{label} {k}")
+            tried = tried.moved(tried.x, task.velocity(tried, t))
+            tried = tried.valued(task.value(tried, t).nan_to_num(nan=-torch.inf))
+            better = (tried.value > found.value[rows]) | (k == 0)
+            found = found.put(rows[better], tried[better])
+            drawn[rows] += 1
+            waiting[rows] = (tried.value <= best_so_far[rows]) & (drawn[rows] < allowed[rows])
+        return found, drawn

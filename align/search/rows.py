@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
@@ -23,10 +29,24 @@ def places(row: Tensor) -> list[int]:
     return out
 
 
-def best(values: Tensor, prompts: int) -> Tensor:
-    """Row of the highest value of each prompt, ``[B]``, the first of equals; missing ones never, unless all are."""
-    table = values.nan_to_num(nan=-torch.inf).view(prompts, -1)
-    return table.argmax(1) + torch.arange(prompts) * table.shape[1]
+def by_prompt(values: Tensor, prompts: int) -> Tensor:
+    """``[N]`` -> ``[B, N / B]``, minus infinity where missing."""
+    return values.nan_to_num(nan=-torch.inf).view(prompts, -1)
+
+
+def rows_of(chosen: Tensor, each: int) -> Tensor:
+    """Rows ``[B * K]`` of the places ``chosen [B, K]`` among each prompt's ``each`` particles."""
+    return (chosen + each * torch.arange(len(chosen))[:, None]).flatten()
+
+
+def top(values: Tensor, prompts: int, count: int) -> Tensor:
+    """Rows ``[B * count]`` of the highest values of each prompt, best first, the first of equals, missing ones last.
+
+    Args:
+        values: ``[N]`` on the CPU, equally many for every prompt.
+    """
+    table = by_prompt(values, prompts)
+    return rows_of(table.sort(dim=1, descending=True, stable=True).indices[:, :count], table.shape[1])
 
 
 def finite(values: Tensor) -> Tensor:

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.search.beam import Beam
+from align.search.rows import by_prompt, rows_of
+from align.search.smc import weights
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 class SVDD(Beam):
@@ -27,18 +33,13 @@ class SVDD(Beam):
         None, gt=0, description="a child is drawn with probability ~ exp(strength * value); null = the best is taken"
     )
 
-    def choose(self, task: Task, values: Tensor, count: int, i: int, number: int) -> Tensor:
+    def choose(self, task: Task, values: Tensor, count: int, i: int, trial: int) -> Tensor:
         """Rows ``[B * count]``, one child of every beam."""
-        import torch
-
-        table = values.nan_to_num(nan=-torch.inf).view(-1, self.children)
+        table = by_prompt(values, task.prompts * count)
         if self.strength is None:
-            chosen = table.argmax(1)
+            chosen = table.argmax(1, keepdim=True)
         else:
-            from align.search.particles import weights
-
-            draws = [task.uniform(number, "choose", i, beam) for beam in range(count)]
             edges = weights(self.strength * table).cumsum(1)
-            chosen = torch.searchsorted(edges, torch.stack(draws, 1).flatten()[:, None]).flatten()
-            chosen = chosen.clamp_max(self.children - 1)
-        return chosen + self.children * torch.arange(len(table))
+            draws = task.uniform(trial, "choose", i, each=count)
+            chosen = torch.searchsorted(edges, draws[:, None]).clamp_max(self.children - 1)
+        return rows_of(chosen, self.children)

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from align.losses import column
 from align.search.base import Method
+from align.search.noises import as_long_as
+from align.search.particles import Particles, cat
+from align.search.rows import rows_of
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 class TrustRegion(Method):
@@ -33,71 +41,48 @@ class TrustRegion(Method):
 
     def search(self, task: Task) -> None:
         """Warm up, then iterate."""
-        import torch
-
-        from align.search.rows import best
-
-        total = task.meter.affordable(task.plain, 2**20)
-        centre, value, names = self.warm_up(task, max(1, min(round(self.warmup * total), total - 1)))
-        regions = value.shape[1]
-        length, wins, losses = (torch.full_like(value, start) for start in (self.length, 0.0, 0.0))
-        turn = 0
-        for number, count in task.rounds(task.plain, self.batch):
-            region = (turn + torch.arange(count)) % regions
+        total = task.meter.affordable(task.cost.sample, 2**20)
+        centres = self.warm_up(task, max(1, min(round(self.warmup * total), total - 1)))
+        shape, turn = (task.prompts, len(centres) // task.prompts), 0
+        length, wins, losses = (torch.full(shape, start, dtype=torch.float64) for start in (self.length, 0.0, 0.0))
+        for iteration, count in task.rounds(task.cost.sample, self.batch):
+            region = (turn + torch.arange(count)) % shape[1]
             turn += count
-            row = task.rows(count)
-            which = row.cpu() * regions + region.repeat(task.prompts)
-            tried = self.near(task, centre[which.to(centre.device)], length.flatten()[which], row, number)
-            lineage = [(*names[w], f"iteration {number}: sample {n % count}") for n, w in enumerate(which.tolist())]
-            found = task.score(task.sample(tried, row, "sample", number), row, lineage)
+            which = rows_of(region.expand(task.prompts, -1), shape[1])
+            tried = self.near(task, centres[which].numbered(), length.flatten()[which], iteration)
+            tried = tried.valued(task.score(task.sample(tried, "sample", iteration)))
             for r in region.unique().tolist():  # the best of each region's samples decides
                 mine = (region == r).nonzero().flatten()
-                table = found.view(task.prompts, count)[:, mine]
-                top = best(table.flatten(), task.prompts) % len(mine)
-                source = torch.arange(task.prompts) * count + mine[top]
-                up = found[source].nan_to_num(-torch.inf) > value[:, r]
-                for b in up.nonzero().flatten().tolist():
-                    slot, n = b * regions + r, int(source[b])
-                    centre[slot], names[slot], value[b, r] = tried[n], lineage[n], found[n]
-                wins[:, r], losses[:, r] = torch.where(up, wins[:, r] + 1, 0), torch.where(up, 0, losses[:, r] + 1)
+                best = tried[rows_of(mine.expand(task.prompts, -1), count)].best(task.prompts)
+                slots = rows_of(torch.full((task.prompts, 1), r), shape[1])
+                better = best.value > centres.value[slots]
+                centres = centres.put(slots[better], best[better])
+                wins[:, r] = torch.where(better, wins[:, r] + 1, 0)
+                losses[:, r] = torch.where(better, 0, losses[:, r] + 1)
             self.resize(length, wins, losses)
 
-    def warm_up(self, task: Task, count: int) -> tuple[Tensor, Tensor, list[tuple[str, ...]]]:
-        """Centres ``[B * R, ...]``, their values ``[B, R]`` and names: the best of ``count`` noises."""
-        import torch
-
-        parts: list[tuple[Tensor, Tensor, list[tuple[str, ...]]]] = []
+    def warm_up(self, task: Task, count: int) -> Particles:
+        """The centres ``[B * R, ...]`` with their values: the best of ``count`` noises."""
+        parts: list[Particles] = []
         made = 0
-        for _, fits in task.rounds(task.plain, max(1, task.chunk // task.prompts)):
+        for _, fits in task.rounds(task.cost.sample, max(1, task.chunk // task.prompts)):
             more = min(fits, count - made)
             if more < 1:
                 break
-            x, row, number, lineage = task.begin(more)
-            found = task.score(task.sample(x, row, "sample", number=number), row, lineage, alone=True)
-            parts.append((x.unflatten(0, (task.prompts, more)), found.view(task.prompts, more), lineage))
+            begun = task.begin(more)
+            parts.append(begun.valued(task.score(task.sample(begun, "sample"), alone=True)))
             made += more
-        x, values = torch.cat([x for x, _, _ in parts], 1), torch.cat([found for _, found, _ in parts], 1)
-        table = [[name for _, found, line in parts for name in line[: found.shape[1]]]] * task.prompts
-        order = values.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True).indices[:, : self.regions]
-        chosen = torch.stack([x[b][order[b].to(x.device)] for b in range(task.prompts)])
-        names = [table[b][n] for b in range(task.prompts) for n in order[b].tolist()]
-        return chosen.flatten(0, 1), values.gather(1, order).nan_to_num(nan=-torch.inf), names
+        best = cat(parts).by_prompt().best(task.prompts, self.regions)
+        return best.valued(best.value.nan_to_num(nan=-torch.inf))
 
-    def near(self, task: Task, centre: Tensor, length: Tensor, row: Tensor, number: int) -> Tensor:
-        """A point in the box around each centre ``[N, ...]``, as long as the centre."""
-        import torch
-
-        from align.losses import column
-        from align.search.noises import as_long_as
-
-        def uniform(what: str) -> Tensor:
-            return torch.special.ndtr(task.noise(row, what, number))
-
-        least, most = self.coordinates
-        share = least + (most - least) * torch.special.ndtr(task.noise(row, "share", number).flatten(1)[:, 0])
-        moved = uniform("which") < column(share, centre)
-        offset = (uniform("where") - 0.5) * column(length, centre)
-        return as_long_as(torch.where(moved, centre + offset, centre), centre)
+    def near(self, task: Task, centre: Particles, length: Tensor, iteration: int) -> Particles:
+        """A point in the box around each centre, as long as the centre; ``length [N]`` of the boxes."""
+        x, (least, most), uniform = centre.x, self.coordinates, torch.special.ndtr
+        share, which, where = (task.noise(centre, what, iteration) for what in ("share", "which", "where"))
+        changed = uniform(which) < column(least + (most - least) * uniform(share.flatten(1)[:, 0]), x)
+        offset = (uniform(where) - 0.5) * column(length, x)
+        near = centre.moved(as_long_as(torch.where(changed, x + offset, x), x))
+        return near.named(f"iteration {iteration}: sample", near.number)
 
     def resize(self, length: Tensor, wins: Tensor, losses: Tensor) -> None:
         """Grow and shrink the boxes in place; one too short begins anew."""

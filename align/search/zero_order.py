@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from align.search.base import Method
+from align.search.noises import neighbour
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from align.search.particles import Particles
     from align.search.task import Task
+else:
+    torch = lazy("torch")
 
 
 class ZeroOrder(Method):
@@ -25,32 +34,25 @@ class ZeroOrder(Method):
 
     def search(self, task: Task) -> None:
         """Round after round; the noise itself is the first sample of its first round."""
-        import torch
-
-        from align.search.noises import neighbour
-        from align.search.rows import best
-
-        centre, _, _, names = task.begin(1)
-        height = torch.full((task.prompts,), -torch.inf, dtype=torch.float64)
+        unscored = torch.full((task.prompts,), -torch.inf, dtype=torch.float64)
+        centre = task.begin(1).valued(unscored)
         fresh = torch.ones(task.prompts, dtype=torch.bool)
-        for number, count in task.rounds(task.plain, self.neighbours):
-            row = task.rows(count)
-            tried = neighbour(centre[row], task.noise(row, "neighbour", number), self.cosine)
-            lineage = [(*names[b], f"round {number}: neighbour {n % count}") for n, b in enumerate(row.tolist())]
-            for b in fresh.nonzero().flatten().tolist():
-                tried[b * count], lineage[b * count] = centre[b], names[b]
-            values = task.score(task.sample(tried, row, "sample", number), row, lineage)
-            top = best(values, task.prompts)
-            better = values[top].nan_to_num(-torch.inf) > height
-            moved = better.to(centre.device)
-            centre = torch.where(moved.view(-1, *[1] * (centre.ndim - 1)), tried[top.to(centre.device)], centre)
-            names = [lineage[n] if up else name for n, up, name in zip(top.tolist(), better, names, strict=True)]
-            height = torch.where(better, values[top], height)
-            fresh = ~better if self.restart else torch.zeros_like(better)
+        for trial, count in task.rounds(task.cost.sample, self.neighbours):
+            tried = self.around(task, centre, fresh, trial, count)
+            tried = tried.valued(task.score(task.sample(tried, "sample", trial)))
+            best = tried.best(task.prompts)
+            better = best.value > centre.value
+            centre = best.where(better, centre)
+            fresh = ~better & self.restart
             if bool(fresh.any()):
-                begun, where = task.noise(task.rows(1), "restart", number), fresh.to(centre.device)
-                centre = torch.where(where.view(-1, *[1] * (centre.ndim - 1)), begun, centre)
-                names = [
-                    (f"noise after round {number}",) if new else name for new, name in zip(fresh, names, strict=True)
-                ]
-                height = height.masked_fill(fresh, -torch.inf)
+                begun = centre.numbered()
+                begun = replace(begun, lineage=((f"noise after round {trial}",),) * task.prompts)
+                begun = begun.moved(task.noise(begun, "restart", trial)).valued(unscored)
+                centre = begun.where(fresh, centre)
+
+    def around(self, task: Task, centre: Particles, fresh: Tensor, trial: int, count: int) -> Particles:
+        """``count`` neighbours of each centre ``[B]``; the first is the centre itself where that is ``fresh [B]``."""
+        copies = centre.repeat(count)
+        moved = copies.moved(neighbour(copies.x, task.noise(copies, "neighbour", trial), self.cosine))
+        itself = fresh.repeat_interleave(count) & (copies.number == 0)
+        return copies.moved(copies.x).where(itself, moved.named(f"round {trial}: neighbour", moved.number))
