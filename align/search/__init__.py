@@ -61,9 +61,9 @@ def search(
         ConfigError: settings that cannot be.
         DataError: a prompt that lacks what generator or reward needs.
     """
-    from align.search.driver import run
+    from align.search.driver import parse, run
 
     return run(
-        generator, reward, prompts, method, budget, seed=seed, batch=batch, chunk=chunk, decode_chunk=decode_chunk,
-        keep=keep, latent_reward=latent_reward, done=done, on_found=on_found,
+        generator, reward, prompts, parse(method, budget), seed=seed, batch=batch, chunk=chunk,
+        decode_chunk=decode_chunk, keep=keep, latent_reward=latent_reward, done=done, on_found=on_found,
     )  # fmt: skip

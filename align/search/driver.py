@@ -13,7 +13,7 @@ from align.inputs import encode
 from align.problems import explain
 from align.prompts import Prompt
 from align.search.base import Method
-from align.search.budget import Budget, BudgetSpent
+from align.search.budget import BudgetSpent
 from align.search.results import Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward, Task
@@ -25,8 +25,7 @@ def run(
     generator: Generator,
     reward: Reward,
     prompts: Sequence[Prompt | str],
-    method: Method | str | dict[str, Any],
-    budget: Budget | dict[str, Any],
+    settings: SearchOnly,
     *,
     seed: int,
     batch: int,
@@ -34,8 +33,7 @@ def run(
     on_found: Callable[[Found], None] | None,
     **options: Any,
 ) -> list[Found]:
-    """See :func:`align.search.search`."""
-    settings = parse(method, budget)
+    """What :func:`align.search.search` does with a method and a budget that are parsed."""
     check_reward(settings.search, reward, options.get("latent_reward"))
     asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     check_needs(asked, generator, {"reward": reward})
