@@ -135,7 +135,7 @@ def test_nothing_to_use_is_said(generator, tmp_path):
         ConfigError, match=r"search\.folder: name the one that holds the LoRA: with lr 0 none is learnt"
     ):
         search(generator, DARK, PROMPTS, hyper(lr=0.0), {"decodes": 4})
-    with pytest.raises(LoraError, match=r"no LoRA at .*nowhere"):
+    with pytest.raises(LoraError, match=r"no file or folder .*nowhere"):
         search(generator, DARK, PROMPTS, hyper(lr=0.0, folder=str(tmp_path / "nowhere")), {"decodes": 4})
     (tmp_path / FILE).write_bytes(b"broken")
     with pytest.raises(LoraError, match="not a whole safetensors file"):
