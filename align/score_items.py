@@ -67,7 +67,7 @@ def items_of(
         return [Item(str(file), file, Prompt(str(text))) for file, text in zip(files, found, strict=True)]
     if len(prompts) not in (1, len(files)):
         raise DataError(f"{len(files)} files and {len(prompts)} prompts: give one prompt for all, or one each")
-    asked = prompts * len(files) if len(prompts) == 1 else prompts
+    asked = list(prompts) * len(files) if len(prompts) == 1 else prompts
     return [Item(str(file), file, prompt) for file, prompt in zip(files, asked, strict=True)]
 
 

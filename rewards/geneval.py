@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from alignflow.paths import expanded
-from alignflow.pictures import PictureError, read_picture
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.clip import weights
 from rewards.geneval_rules import COLORS, MOST, THRESHOLD, Task, judge, read_task
@@ -146,6 +145,8 @@ def _crop(image: Tensor, one: Found) -> Tensor:
 def _try_on(detector: Detector, file: str, name: str) -> None:
     """Raise RewardError unless the detector sees ``name`` in the picture."""
     import torch
+
+    from alignflow.pictures import PictureError, read_picture
 
     if detector.known(name) is None:
         raise RewardError(f"probe: the detector has no class {name!r}")
