@@ -157,3 +157,43 @@ def test_find_reads_every_depth():
     tree = {"a": {"b": [{"secret": "x"}]}, "c": "http://u:p@h", "d": {"token": "${T}"}, "e": {"token": None}}
     assert list(find(tree)) == [("a", "b", "0", "secret"), ("c",)]
     assert shown("\x1b[31mx") == "x"
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_and_no_output_holds_a_secret(write, run, monkeypatch, tmp_path):
+    """Secrets planted in the environment, in a reward's options, reasons and exceptions, and on the command line."""
+    monkeypatch.setenv("REWARD_TOKEN", "PLANTED-in-the-environment")
+    monkeypatch.setenv("OWN_KEY", "PLANTED-in-options")
+    write(
+        "import os, torch\nfrom rewards.base import Scores\n"
+        "def red(media, prompts, api_key):\n"
+        "    assert api_key == 'PLANTED-in-options'\n"
+        "    values = media.mean(dim=(1, 2, 3))\n    values[0] = float('nan')\n"
+        "    said = f'\\x1b[31mno {api_key} {os.environ[\"REWARD_TOKEN\"]} http://me:PLANTED-user@h'\n"
+        "    return Scores(values, {0: said})\n",
+        "own.py",
+    )
+    write(
+        "generator: {path: shapes}\nprompts: {train: 'shapes:train', heldout: 'shapes:heldout'}\nrecipe: nft\n"
+        "rollout: {prompts: 2, group: 3, sampler: {steps: 2}}\ntrain: {steps: 2, threads: 1}\n"
+        "evaluate: {prompts: 3, sampler: {steps: 2}}\nsamples: {count: 2}\n"
+        "reward: {kind: 'own.py:red', options: {api_key: '${OWN_KEY}'}}\n"
+    )
+    monkeypatch.setattr("sys.argv", ["alignflow", "train", "run.yaml", "x.password=PLANTED-in-words"])
+    said = []
+    for words in (
+        ("check", "run.yaml", "--import"),
+        ("train", "run.yaml"),
+        ("report", "runs/run"),
+        ("export", "runs/run", "--to", "diffusers"),
+        ("train", "run.yaml", "--overwrite", "reward.options.api_key=PLANTED-override"),
+    ):
+        code, out, err = run(*words)
+        said += [out, err]
+        assert code == (2 if "PLANTED" in words[-1] else 0), err
+    assert not any("PLANTED" in text or "\x1b[31m" in text for text in said)
+    files = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
+    assert {"config.yaml", "metrics.jsonl", "report.html", "README.md", "environment.json"} <= {f.name for f in files}
+    assert [file for file in files if b"PLANTED" in file.read_bytes()] == []
+    assert "${OWN_KEY}" in (tmp_path / "runs/run/config.yaml").read_text()
+    assert HIDDEN in (tmp_path / "runs/run/metrics.jsonl").read_text()
