@@ -168,9 +168,9 @@ def test_references_are_read_with_their_prompts(table):
     ("text", "said"),
     [
         ('{"prompt": "a"}', "line 1 should have a prompt and an image"),
-        ('{"prompt": "a", "image": "0.png"}\nred', "line 2 is not JSON"),
+        ('{"prompt": "a", "image": "0.png"}\nred', "line 2: not JSON"),
         ('{"prompt": "a", "image": "none.png"}', "none.png cannot be read"),
-        ("[1]", "line 1 should have"),
+        ("[1]", "line 1: expected an object"),
         ("\n", "has no rows"),
     ],
 )
