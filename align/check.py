@@ -71,7 +71,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
         ),
         *([("scheduler", line)] if (line := scheduler_line(generator)) else []),
         ("policy", one_line(config.policy.shown())),
-        ("prompts", config.prompts.train),
+        ("prompts", config.prompts.train + ("" if config.prompts.bad == "stop" else ", unusable rows left out")),
         ("rollout", source),
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
@@ -124,7 +124,7 @@ def _prompts(config: Config) -> list[Problem]:
         if source is None:
             continue
         drawn = name == "heldout" or isinstance(config.rollout, OnlineRollout)
-        read = partial(_drawable, config=config) if drawn else _read
+        read = partial(_drawable, config=config) if drawn and config.prompts.bad == "stop" else _reader(config)
         problems += table_problems(f"prompts.{name}", source, read)
     return problems
 
@@ -133,9 +133,14 @@ def _drawable(source: str, config: Config) -> None:
     _check_inputs(_read(source), config)
 
 
-def _read(source: str) -> list[Prompt]:
+def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
     """Prompts of a file; of an embedded world, whose are drawn and come with the same, one that stands for all."""
-    return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None)
+    return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None, skipped=skipped)
+
+
+def _reader(config: Config) -> Callable[[str], object]:
+    """Reads prompts as training does; rows that cannot be used are left out where the config says so."""
+    return partial(_read, skipped={} if config.prompts.bad == "skip" else None)
 
 
 def _stored(config: Config) -> list[Problem]:
@@ -143,6 +148,8 @@ def _stored(config: Config) -> list[Problem]:
     if isinstance(rollout, OnlineRollout):
         return []
     columns = rollout.columns
+    if config.prompts.bad == "skip":
+        return table_problems("rollout.file", rollout.file, lambda file: read_stored(file, columns, {}))
     return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), config))
 
 

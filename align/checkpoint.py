@@ -60,7 +60,7 @@ def save(
         tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
         try:
             tensor_files.save(staging / "roles.safetensors", tensors)
-            state = {**optimizer.state_dict(), "rng": _rng_state()}
+            state = {**optimizer.state_dict(), "rng": rng_state()}
             if refreshed is not None:
                 state["reward"] = refreshed.state_dict()
             torch.save(state, staging / "optimizer.pt")
@@ -116,7 +116,7 @@ def load(
         raise CheckpointError(f"checkpoint {path} holds {what}; use the config it was made with")
     try:
         if optimizer is not None:
-            _restore_rng(state["rng"])
+            restore_rng(state["rng"])
             optimizer.load_state_dict(state)
         if refreshed is not None:
             refreshed.load_state_dict(state["reward"])
@@ -204,7 +204,7 @@ def _check_same_model(path: Path, tensors: dict[str, torch.Tensor], roles: Roles
         )
 
 
-def _rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -217,7 +217,7 @@ def _rng_state() -> dict[str, Any]:
     return state
 
 
-def _restore_rng(state: dict[str, Any]) -> None:
+def restore_rng(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -203,15 +203,22 @@ def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for reward in rewards.values() for name in reward.wants))
 
 
-def held_out(config: Config, generator: Generator, rewards: Mapping[str, Reward]) -> list[Prompt]:
+def held_out(
+    config: Config, generator: Generator, rewards: Mapping[str, Reward], skipped: dict[str, str] | None = None
+) -> list[Prompt]:
     """The prompts a config evaluates on.
+
+    Args:
+        skipped: takes place -> why of the rows that are left out, where ``prompts.bad`` says so.
 
     Raises:
         DataError: they cannot be read, or come without what generator or rewards need.
     """
     assert config.prompts.heldout is not None
-    prompts = read_prompts(config.prompts.heldout, config.evaluate.prompts, config.evaluate.seed)
-    check_needs(prompts, generator, rewards)
+    skipped = (skipped if skipped is not None else {}) if config.prompts.bad == "skip" else None
+    prompts = read_prompts(config.prompts.heldout, config.evaluate.prompts, config.evaluate.seed, skipped=skipped)
+    if skipped is None:
+        check_needs(prompts, generator, rewards)
     return prompts
 
 

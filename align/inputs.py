@@ -66,7 +66,7 @@ def read_inputs(prompts: Sequence[Prompt], names: Iterable[str], size: tuple[int
     """Inputs of the prompts at ``size``: see :data:`Inputs`."""
     wanted = set(names)
     found: Inputs = {"metadata": [dict(prompt.metadata) for prompt in prompts]} if "metadata" in wanted else {}
-    pictures = [_pictures(prompt, sorted(wanted - {"metadata"})) for prompt in prompts]
+    pictures = [pictures_of(prompt, sorted(wanted - {"metadata"})) for prompt in prompts]
     for name in wanted - {"metadata"}:
         stacked = torch.stack([to_tensor(fit(one[name], size)) for one in pictures])
         found[name] = stacked.mean(1, keepdim=True) if name == "mask" else stacked
@@ -96,7 +96,7 @@ def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | 
     return to_tensor(fit(pixels, size))
 
 
-def _pictures(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
+def pictures_of(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named media of one prompt at their own size; they are cropped alike, so they must be of one size."""
     found = {name: pixels_of(prompt, name) for name in names}
     for name, pixels in found.items():

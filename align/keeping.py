@@ -29,23 +29,36 @@ def identity_of(trainer: Trainer) -> dict[str, Any]:
 
 def save(trainer: Trainer, step: int) -> None:
     """Write a checkpoint, and drop those that are neither among the newest nor the best."""
-    calls = trainer.calls()
-    if trainer.run.writes:
-        counters = {
-            "step": step,
-            "seconds": trainer.seconds,
-            **trainer.stepper.counters,
-            "all_network_calls": calls,
-            "drawn": trainer.drawing.in_hand is not None,
-            "best": trainer.best.state(),
-        }
-        trainer.run.sync()
-        checkpoint.save(
-            trainer.run.checkpoints, step, trainer.roles, trainer.stepper, counters,
-            trainer.export, trainer.refreshed, {**trainer.identity, "moved": []},
-        )  # fmt: skip
-        checkpoint.rotate(trainer.run.checkpoints, trainer.config.checkpoint.keep, trainer.best.step)
+    write(trainer, step, counters(trainer) | {"all_network_calls": trainer.calls()})
     trainer.accelerator.wait_for_everyone()
+
+
+def counters(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint counts; network calls as if every process had made as many as this one."""
+    return {
+        "seconds": trainer.seconds,
+        **trainer.stepper.counters,
+        "all_network_calls": trainer.calls_before + trainer.generator.network_calls * trainer.share.world,
+        "drawn": trainer.drawing.in_hand is not None,
+        "best": trainer.best.state(),
+    }
+
+
+def write(trainer: Trainer, step: int, counted: dict[str, Any], *, any_data: bool = False) -> None:
+    """Write a checkpoint in the process that writes; no process waits for another.
+
+    Args:
+        any_data: the run may go on from it with other prompts: those it has are to be mended.
+    """
+    if not trainer.run.writes:
+        return
+    trainer.run.sync()
+    whose = {**trainer.identity, "moved": []} | ({"data": ""} if any_data else {})
+    checkpoint.save(
+        trainer.run.checkpoints, step, trainer.roles, trainer.stepper, {"step": step, **counted},
+        trainer.export, trainer.refreshed, whose,
+    )  # fmt: skip
+    checkpoint.rotate(trainer.run.checkpoints, trainer.config.checkpoint.keep, trainer.best.step)
 
 
 def resume(trainer: Trainer) -> tuple[int, list[str]]:

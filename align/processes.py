@@ -16,6 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from align.errors import TrainingError
+
+T = TypeVar("T")
+
 BATCH = 2**24
 """Gradients added up over the processes at a time."""
 
@@ -135,6 +139,21 @@ class Processes:
     def mean(self, values: Tensor) -> float:
         """Mean of the finite values of all processes, NaN where there is none."""
         return mean(self.gather(values.detach().float()))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which exchanges nothing. Where it fails in one process, it fails in all.
+
+        Raises:
+            TrainingError: it failed in another process.
+        """
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as failed:
+            error = failed
+        if self.any(error is not None):
+            raise error or TrainingError("another process stopped in this step; it says why")
+        return found
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so: a signal may reach one of them first."""

@@ -59,7 +59,9 @@ class Prompt:
         return self.place or repr(self.text)
 
 
-def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+def read_prompts(
+    source: str, count: int | None = None, seed: int = 0, *, skipped: dict[str, str] | None = None
+) -> list[Prompt]:
     """Prompts of an embedded world (``shapes:train``, ``shapes-edit:heldout``), a file or a dataset, in their order.
 
     Those of ``shapes-edit`` come with an image, those of ``shapes-fill`` with an image and a mask, drawn when they are
@@ -69,36 +71,47 @@ def read_prompts(source: str, count: int | None = None, seed: int = 0) -> list[P
 
     Args:
         count: at most so many; a file's first ones, the world's by ``seed``.
+        skipped: takes place -> why of rows that cannot be used, which are then left out; None = they are errors.
 
     Raises:
         DataError: missing, empty or unreadable; names file, line and key, and what to do.
     """
     if re.match(r"shapes[\w-]*:", source):
         return _embedded_prompts(source, count or TRAIN_COUNT, seed)
-    found = list(islice(_text_prompts(source) if source.lower().endswith(".txt") else read_table(source), count))
+    found = list(
+        islice(_text_prompts(source) if source.lower().endswith(".txt") else read_table(source, (), skipped), count)
+    )
     if not found:
         raise DataError(f"{printable(source, 300)} holds no prompts")
     return found
 
 
-def read_table(source: str, needed: Sequence[str] = ()) -> Iterator[Prompt]:
+def read_table(source: str, needed: Sequence[str] = (), skipped: dict[str, str] | None = None) -> Iterator[Prompt]:
     """Prompts of the rows of a table, one by one.
 
     Args:
         needed: media every row must name.
+        skipped: see :func:`read_prompts`.
     """
     folder = Path() if source.startswith(HUB) else table_path(source).parent
     for place, row in read_rows(source):
-        yield prompt_of_row(row, place, folder, {*MEDIA, *needed}, needed)
+        try:
+            prompt = prompt_of_row(row, place, folder, {*MEDIA, *needed}, needed)
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped[place] = str(error)
+        else:
+            yield prompt
 
 
-def read_stored(source: str, columns: Sequence[str]) -> list[Prompt]:
+def read_stored(source: str, columns: Sequence[str], skipped: dict[str, str] | None = None) -> list[Prompt]:
     """Prompts with a file in each of ``columns`` of every row; every file is checked to exist.
 
     Raises:
         DataError: names the line of what is missing.
     """
-    rows = list(read_table(source, needed=columns))
+    rows = list(read_table(source, columns, skipped))
     if not rows:
         raise DataError(f"{source} holds no rows: each has prompt, {', '.join(columns)}")
     return rows
@@ -119,7 +132,7 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     from generators.shapes.edits import TASKS
 
     tasks = list(islice(TASKS[world](split, seed), count))
-    drawings = _Drawings(tasks)
+    drawings = Drawings(tasks)
     names = MEDIA if tasks[0].hole else MEDIA[:1]
     return [
         Prompt(task.text, {name: Cell(drawings, row, name) for name in names}, task.to_dict(), source)
@@ -127,7 +140,7 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     ]
 
 
-class _Drawings:
+class Drawings:
     """The pictures of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -198,14 +211,21 @@ def _file(value: Any, name: str, place: str, folder: Path) -> Path | Cell:
 
 def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> None:
     """Raise DataError for the first prompt without the pictures ``who`` needs; metadata every prompt has."""
-    wanted = [name for name in names if name != "metadata"]
+    names = list(names)
     for prompt in prompts:
-        for name in wanted:
-            if name not in prompt.media:
-                raise DataError(
-                    f"{prompt.where}: {who} needs {name!r} with every prompt; "
-                    f'name a file under "{name}" in a .jsonl, .csv or .parquet'
-                )
+        if said := lacking(prompt, names, who):
+            raise DataError(said)
+
+
+def lacking(prompt: Prompt, names: Iterable[str], who: str) -> str:
+    """That a prompt comes without a picture which ``who`` needs; '' where it has all."""
+    for name in names:
+        if name != "metadata" and name not in prompt.media:
+            return (
+                f"{prompt.where}: {who} needs {name!r} with every prompt; "
+                f'name a file under "{name}" in a .jsonl, .csv or .parquet'
+            )
+    return ""
 
 
 def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:

@@ -109,6 +109,9 @@ class Prompts(Settings):
     train: str = Field(description="prompts to learn from")
     heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")
     limit: int | None = Field(None, ge=1, description="use only the first so many training prompts")
+    bad: Literal["stop", "skip"] = Field(
+        "stop", description="rows that cannot be used (too long, pictures missing or damaged): stop, or leave them out"
+    )
 
 
 # -- where samples come from ------------------------------------------------------------------------------------------

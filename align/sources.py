@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from align.inputs import Inputs, encode, read_sample, take
 from align.processes import Share
 from align.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
 from align.rollout import Rollout, decode, draw, join, none_drawn, stochastic_steps
+from align.screening import Needs
 from align.seeds import derive
 from align.timing import Phases
 from generators.base import Generator
@@ -42,11 +42,23 @@ class OnlineSource:
     ) -> None:
         assert config.rollout.kind == "online"
         self.settings: OnlineRollout = config.rollout
-        self.prompts = read_prompts(config.prompts.train, config.prompts.limit)
+        self.skipped: dict[str, str] = {}
+        skip = config.prompts.bad == "skip"
+        self.prompts = read_prompts(config.prompts.train, config.prompts.limit, skipped=self.skipped if skip else None)
         self.generator, self.share, self.keep, self.seed = generator, share, keep, config.seed
         self.wants = wants
-        check_media(self.prompts, generator.inputs, generator.pipeline_class)
-        check_media(self.prompts, wants, "the reward")
+        if not skip:
+            check_media(self.prompts, generator.inputs, generator.pipeline_class)
+            check_media(self.prompts, wants, "the reward")
+
+    @property
+    def needs(self) -> Needs:
+        """What is read of every prompt."""
+        return Needs(tuple(dict.fromkeys((*self.generator.inputs, *self.wants))), ())
+
+    def leave_out(self, places: Collection[str]) -> None:
+        """Use no prompt that stands at one of ``places``."""
+        self.prompts = [prompt for prompt in self.prompts if prompt.place not in places]
 
     def __call__(
         self,
@@ -122,9 +134,30 @@ class StoredSource:
         self.settings: PairsRollout | SamplesRollout = config.rollout
         self.generator, self.share, self.seed = generator, share, config.seed
         self.by_reward = self.settings.kind == "samples" and self.settings.by_reward
-        self.prompts = read_stored(self.settings.file, self.settings.columns)
-        self.rewards = [self._rewards(prompt) for prompt in self.prompts]
-        check_media(self.prompts, generator.inputs, generator.pipeline_class)
+        self.skipped: dict[str, str] = {}
+        skip = config.prompts.bad == "skip"
+        self.prompts, self.rewards = [], []
+        for prompt in read_stored(self.settings.file, self.settings.columns, self.skipped if skip else None):
+            try:
+                self.rewards.append(self._rewards(prompt))
+            except DataError as error:
+                if not skip:
+                    raise
+                self.skipped[prompt.place] = str(error)
+            else:
+                self.prompts.append(prompt)
+        if not skip:
+            check_media(self.prompts, generator.inputs, generator.pipeline_class)
+
+    @property
+    def needs(self) -> Needs:
+        """What is read of every row."""
+        return Needs(tuple(self.generator.inputs), tuple(self.settings.columns))
+
+    def leave_out(self, places: Collection[str]) -> None:
+        """Use no row that stands at one of ``places``."""
+        kept = [number for number, prompt in enumerate(self.prompts) if prompt.place not in places]
+        self.prompts, self.rewards = ([column[i] for i in kept] for column in (self.prompts, self.rewards))
 
     def __call__(
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
@@ -141,7 +174,8 @@ class StoredSource:
         if not self.by_reward:
             return [1.0]
         value = prompt.metadata.get("reward")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not -1e308 < value < 1e308:  # an int may have any number of digits
             raise DataError(f'{prompt.where}: rollout.by_reward needs a number under "reward", given {value!r:.80}')
         return [float(value)]
 

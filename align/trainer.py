@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from align import advantages, alone, keeping
+from align import advantages, alone, checkpoint, keeping
 from align.accelerating import accelerator_of
 from align.best import Best
 from align.build import build_generator, build_optimizer, build_rewards, trainable
@@ -32,10 +32,12 @@ from align.progress import Progress, said
 from align.prompts import Prompt
 from align.remedies import explained
 from align.report import write_report
+from align.rescue import Rescue
 from align.roles import Roles, ema_decay
 from align.rollout import Rollout, spreads
 from align.run_folder import RunFolder, flatten
 from align.schedule import due
+from align.screening import Needs, recorded, usable
 from align.sources import OnlineSource, StoredSource
 from align.stepping import Stepper
 from align.stopping import GracefulStop
@@ -107,6 +109,7 @@ class Trainer:
             raise TrainingError(
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
             )
+        self.held_out_skipped: dict[str, str] = {}
         self.held_out, self.eval_rewards = self._evaluation()
         source = OnlineSource if config.rollout.kind == "online" else StoredSource
         wants = wanted({"reward": self.reward} if self.reward else {})
@@ -127,13 +130,15 @@ class Trainer:
         trained = {"reward": self.reward} if self.reward else {}
         known = {**trained, **{name: reward for name, reward in rewards.items() if reward}}
         known = alone.scored_alone(known, settings)
-        return held_out(self.config, self.generator, known), known
+        return held_out(self.config, self.generator, known, self.held_out_skipped), known
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, Any]:
         """From the newest checkpoint, if there is one, to the last step."""
         config = self.config
+        progress = Progress(config.train.steps, 0, quiet=not self.run.writes)
+        self._screen(progress.say)
         self.identity = keeping.identity_of(self)
         done, notes = keeping.resume(self)
         if config.memory.cache_prompts != "none":
@@ -153,13 +158,16 @@ class Trainer:
         clock = time.perf_counter()
         self.phases.entered = progress.doing
         self.phases.take()
-        with GracefulStop(progress.say) as stop:
+        self.rescue = Rescue(self, done, progress.say)
+        with GracefulStop(progress.say) as stop, self.rescue:
+            self.rescue.mark(done)
             if done == 0 and config.evaluate.at_start:
                 self._look(0, progress)
             for step in range(done, config.train.steps):
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
+                self.rescue.mark(step + 1)
                 progress.update(step + 1, _shown(row))
                 better = self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
@@ -167,6 +175,7 @@ class Trainer:
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
                 if stopping or better or due(step + 1, config.checkpoint.every, config.train.steps):
                     keeping.save(self, step + 1)
+                    self.rescue.stored = step + 1
                 if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
                     raise self.missing.too_many or KeyboardInterrupt
@@ -183,7 +192,8 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
         calls = self.generator.network_calls
-        rollout, scoring = self.drawing.next(step)
+        self.rescue.moved = self.drawing.ahead
+        rollout, scoring = self.processes.together(lambda: self.drawing.next(step))
         with self.phases.phase("reward"):
             row = self._score(rollout, scoring)
             row |= self._refresh(rollout)
@@ -207,7 +217,7 @@ class Trainer:
         self.reasons: list[str] = []
         if rollout.rewards is None:
             assert scoring is not None
-            scores = scoring.scores()
+            scores = self.processes.together(scoring.scores)
             rollout.rewards = scores.values
             self.reasons = self.processes.objects(list(scores.reasons.values()))
             self.missing.count(int(self.processes.gather(scores.values).isfinite().sum()), self.reasons)
@@ -229,6 +239,7 @@ class Trainer:
         """The reward's step on everyone's samples, the same in every process."""
         if self.refreshed is None:
             return {}
+        self.rescue.moved = True
         found = self.refreshed.fit(self.processes.gather(rollout.media), self.processes.objects(rollout.prompts))
         return {f"refresh/{name}": value for name, value in found.items()}
 
@@ -320,6 +331,24 @@ class Trainer:
                 self.generator, prompts, self.eval_rewards, self.config.evaluate,
                 show=self.config.samples.count, processes=self.processes,
             )  # fmt: skip
+
+    def _screen(self, say: Callable[[str], None]) -> None:
+        """Read what prompts come with, once for all processes, and leave out what cannot be used."""
+        skip = self.config.prompts.bad == "skip"
+        needs = Needs(tuple(dict.fromkeys((*self.generator.inputs, *wanted(self.eval_rewards)))))
+        both = {
+            "train": (self.source.prompts, self.source.skipped, self.source.needs),
+            "heldout": (self.held_out, self.held_out_skipped, needs),
+        }
+
+        def found() -> dict[str, dict[str, str]]:
+            bad = {name: usable(*rows, self.generator, wants, skip, say) for name, (*rows, wants) in both.items()}
+            on = checkpoint.latest(self.run.checkpoints) is not None
+            return {name: recorded(self.run.path, name, one, on) for name, one in bad.items()} if skip else bad
+
+        bad = self.processes.settled(found)
+        self.source.leave_out(bad["train"])
+        self.held_out = [prompt for prompt in self.held_out if prompt.place not in bad["heldout"]]
 
     # -- keeping ------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,13 @@ class Options:
     frame_rate: int | None = None
 
 
+class _LengthsKnown(Exception):  # noqa: N818 - no error: how a walk through encode_text ends
+    """Ends :meth:`Generator.encode_text` once the prompts' lengths are known."""
+
+    def __init__(self, found: dict[int, str]) -> None:
+        self.found = found
+
+
 class Generator(ABC):
     """Velocity, text encoding and latent coding of one diffusers pipeline.
 
@@ -210,6 +217,32 @@ class Generator(ABC):
             if count > limit:
                 start = " ".join(prompt.split()[:8])[:60]
                 raise GeneratorError(f"prompt {index} ({start!r} ...) has {count} tokens, the model reads {limit}")
+
+    def too_long(self, prompts: Sequence[str]) -> dict[int, str]:
+        """Index -> why of the prompts that :meth:`encode` would refuse for their length; asks tokenizers alone.
+
+        Empty where the adapter has no limit of its own, or needs a picture to know it.
+        """
+
+        def measure(texts: Sequence[str], tokenizer: Any, limit: int) -> None:
+            found = {}
+            for index, text in enumerate(texts):
+                try:
+                    type(self).check_length([text], tokenizer, limit)
+                except GeneratorError as error:
+                    found[index] = str(error).replace("prompt 0", "the prompt", 1)
+            raise _LengthsKnown(found)
+
+        self.check_length = measure  # type: ignore[method-assign]  # adapters call it before anything is encoded
+        try:
+            self.encode_text(prompts, {})
+        except _LengthsKnown as measured:
+            return measured.found
+        except (KeyError, IndexError):  # of a picture that the text is read with
+            return {}
+        finally:
+            del self.check_length
+        return {}
 
     def encode(self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> Conditioning:
         """Prompts and the media they come with -> conditioning with ``B = len(prompts)`` rows.

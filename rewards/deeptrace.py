@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.rate import frame_rate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,11 @@ class Deeptrace(JudgeRewardSettings):
     needs: ClassVar[Needs] = "reply"
     kind: Literal["deeptrace"] = Field("deeptrace", description="a judge that says where a clip gives itself away")
     template: str = Field(TEMPLATE, description="the question, with {medium}, {width} and {height}")
-    frame_rate: float = Field(16.0, gt=0, description="frames a second of the clips, whose times the judge is told")
+    frame_rate: float | None = Field(
+        None,
+        gt=0,
+        description="frames a second of the clips, whose times the judge is told; null = the file's, else 16",
+    )
     longest: int = Field(512, ge=1, description="most tokens of a reply")
 
     def score(
@@ -46,7 +51,7 @@ class Deeptrace(JudgeRewardSettings):
 
         clips = media if media.ndim == 5 else media[:, None]
         asked = [self._ask(clip, media.ndim == 5) for clip in clips]
-        seconds, (height, width) = clips.shape[1] / self.frame_rate, clips.shape[-2:]
+        seconds, (height, width) = clips.shape[1] / frame_rate(self.frame_rate), clips.shape[-2:]
         found = written(judge, asked, self.longest, lambda reply: read(reply, width, height, seconds))
         rows = found.values.view(len(asked), -1).expand(-1, 1 + len(PARTS))  # one column where no reply could be read
         parts = dict(zip(PARTS, rows[:, 1:].unbind(1), strict=True))
@@ -60,7 +65,7 @@ class Deeptrace(JudgeRewardSettings):
         content = [
             part
             for index in middles(len(clip), self.frames)
-            for part in ((f"{index / self.frame_rate:.2f} s: ", clip[index]) if moves else (clip[index],))
+            for part in ((f"{index / frame_rate(self.frame_rate):.2f} s: ", clip[index]) if moves else (clip[index],))
         ]
         height, width = clip.shape[-2:]
         medium = "video" if moves else "image"

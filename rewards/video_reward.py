@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.rate import frame_rate
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,9 @@ class VideoReward(RewardSettings):
         "overall", description="overall = the sum of the three. All three are logged"
     )
     normalise: bool = Field(True, description="(score - mean) / deviation of each, by the authors' constants")
-    frame_rate: float = Field(16.0, gt=0, description="frames a second of the clips; two of a second are looked at")
+    frame_rate: float | None = Field(
+        None, gt=0, description="frames a second of the clips, two of which are looked at; null = the file's, else 16"
+    )
     frames: int | None = Field(None, ge=2, description="looked at instead of two a second; brought to an even number")
     weights: str = Field(
         "KwaiVGI/VideoReward/checkpoint-11352/model.pth", description="file of weights, or owner/name/file of the hub"
@@ -70,7 +73,7 @@ class VideoReward(RewardSettings):
             import torch
 
             clips = media if media.ndim == 5 else media[:, None]
-            clips = clips[:, frames_at(clips.shape[1], self.frame_rate, self.frames)]
+            clips = clips[:, frames_at(clips.shape[1], frame_rate(self.frame_rate), self.frames)]
             rows, reasons = [], {}
             for index, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
                 if any(token in prompt for token in control):

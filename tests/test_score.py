@@ -11,6 +11,8 @@ import torch
 import written
 from PIL import Image
 
+from align.media import encode
+
 run = written.run
 ROOT = Path(__file__).parent.parent
 
@@ -212,3 +214,21 @@ def test_memory_does_not_grow_with_the_number_of_files(levels):
         assert row["scores"]["light"] == pytest.approx(0.2 * (number % 5))
     assert number == 999
     assert most == 8
+
+
+def rate(media, prompts):
+    """The frames a second that rewards are told."""
+    from rewards.rate import frame_rate
+
+    return [frame_rate(None)] * len(media)
+
+
+def test_rewards_are_told_the_rate_of_a_file(run, pictures, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    clip = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    for name in ("a.mp4", "a.webp", "a.gif"):
+        Path(name).write_bytes(encode(clip, Path(name).suffix, 30))
+    files = ["a.mp4", "a.webp", "a.gif", "a.png"]
+    code, out, _ = run("score", *files, "--prompt", "a", "--reward", "tests.test_score:rate", "--json")
+    assert code == 0
+    assert [next(iter(row["scores"].values())) for row in json.loads(out)] == pytest.approx([30, 30, 30, 16])

@@ -18,7 +18,6 @@ from align.settings import Config
 from align.sources import Share, StoredSource
 from align.trainer import train
 from align.weights import softmax_weight
-from generators.base import GeneratorError
 from generators.load import load
 from rewards.base import RewardError
 
@@ -145,7 +144,7 @@ def test_bad_prompts_are_said_before_any_work(model: Path, tmp_path: Path) -> No
         train(settings(tmp_path, model, prompts={"train": str(broken)}))
     long = tmp_path / "long.txt"
     long.write_text("word " * 500 + "\n")
-    with pytest.raises(GeneratorError, match="tokens"):
+    with pytest.raises(DataError, match=r"long.txt line 1: the prompt .* tokens, the model reads 77"):
         train(settings(tmp_path, model, prompts={"train": str(long)}))
     assert issubclass(DataError, AlignflowError)
 

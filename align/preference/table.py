@@ -56,7 +56,7 @@ def _score(prompt: Prompt) -> float:
     given: Any = prompt.metadata.get("score")
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise DataError(f'{prompt.where}: "score" should be a number, given {given!r:.40}')

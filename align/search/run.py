@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ from align.problems import explain
 from align.progress import Progress, said
 from align.prompts import Prompt, read_prompts
 from align.run_folder import RunFolder
+from align.screening import Needs, recorded, usable
 from align.search.best_of_n import BestOfN
 from align.search.budget import Budget
 from align.search.driver import check_alone, check_reward, make, spend
@@ -59,11 +61,19 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
     run, resolved = RunFolder(config.run_dir, kind=SEARCH), dump_config(config)
     try:
         run.enter(resolved, resume=resume, overwrite=overwrite)
-        prompts = read_prompts(config.prompts.source, config.prompts.limit, config.prompts.seed)
+        skip, skipped = config.prompts.bad == "skip", dict[str, str]()
+        prompts = read_prompts(
+            config.prompts.source, config.prompts.limit, config.prompts.seed, skipped=skipped if skip else None
+        )
         data, model = data_digest(prompts), model_digest(config.generator.path)
         run.check_content(data=data, model=model)
         generator, rewards = load(config, prompts)
+        needs = Needs(tuple(dict.fromkeys((*generator.inputs, *wanted(rewards)))))
+        bad = usable(prompts, skipped, generator, needs, skip, lambda said: print(said, file=sys.stderr))
         run.create(resolved, environment(torch_too=True), data=data, model=model)
+        if skip:
+            bad = recorded(config.run_dir, "source", bad, run.before is not None)
+        prompts = [prompt for prompt in prompts if prompt.place not in bad]
         return _search(config, run, generator, rewards, prompts)
     finally:
         run.leave()
@@ -101,7 +111,8 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     if config.lora is not None:
         folder = Path(config.lora)
         load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
-    check_needs(prompts, generator, rewards)
+    if config.prompts.bad == "stop":
+        check_needs(prompts, generator, rewards)
     return generator, rewards
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,6 +41,9 @@ class SearchPrompts(Settings):
     source: str = Field(description="shapes:heldout, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
     limit: int | None = Field(8, ge=1, description="use only the first so many; null = all")
     seed: int = Field(0, ge=0, lt=2**32, description="which prompts of the embedded world")
+    bad: Literal["stop", "skip"] = Field(
+        "stop", description="rows that cannot be used (too long, pictures missing or damaged): stop, or leave them out"
+    )
 
 
 class SearchConfig(RunSettings):
@@ -114,9 +118,10 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
 
 def check_files(config: SearchConfig) -> None:
     """Raise ConfigError for a generator, prompts or a LoRA that are not there; the hub is not asked."""
+    skipped: dict[str, str] | None = {} if config.prompts.bad == "skip" else None
     problems = [
         *generator_problems(config.generator),
-        *table_problems("prompts.source", config.prompts.source, lambda source: read_prompts(source, 1)),
+        *table_problems("prompts.source", config.prompts.source, partial(read_prompts, count=1, skipped=skipped)),
     ]
     if config.lora is not None:
         problems += lora_problems(config.lora, "lora")
