@@ -157,7 +157,7 @@ def test_any_error_leaves_the_last_whole_step(model, tmp_path, monkeypatch):
 CODE = """
 import sys
 from pathlib import Path
-import test_screening, torch
+import torch
 from align.trainer import Trainer, train
 from accelerate import PartialState
 from tiny_run import settings
