@@ -72,7 +72,7 @@ def test_overflow_lowers_the_scale_and_the_run_goes_on(scaled: Any, model: Path,
 
 def test_a_run_without_a_finite_gradient_at_any_scale_ends(scaled: Any, model: Path, tmp_path: Path) -> None:
     scaled(largest=-1, init_scale=4.0)
-    with pytest.raises(TrainingError, match=r"not finite at any loss scale down to 1 \(update 3\)"):
+    with pytest.raises(TrainingError, match=r"not finite at any loss scale down to 1 \(optimizer step 3\)"):
         train(small(tmp_path, model))
 
 
