@@ -184,6 +184,10 @@ def search(
         reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
         costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
         _print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+        if (page := run_dir / "report.html").is_file():
+            from align.report.search import headline
+
+            echo(f"{headline(run_dir)}\nreport: {page}")
     elif write_as is None:
         raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
     if write_as is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tiny_run import settings
 
 from align.config import load_config, settings_of
 from align.evaluate import sample_media
+from align.export import export
+from align.policy import find_policy
 from align.report.reading import read_run
 from align.report.using import snippet
 from align.sampling import Sampler
@@ -68,6 +71,28 @@ def test_the_page_s_code_draws_the_page_s_picture(base: str, tmp_path: Path, mon
     assert np.abs(drawn - shown).max() <= 0.01
     assert np.abs(before - shown).max() > 0.01  # what training changed is seen
     assert f"# run/samples/{last.name}/000.png" in found.code
+
+
+def test_a_card_s_code_draws_the_page_s_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_folder(tmp_path, "sd3", monkeypatch)
+    export(find_policy(folder), "diffusers", tmp_path / "exported")
+    monkeypatch.chdir(tmp_path / "exported")
+    text = Path("README.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], space := {})
+    last = sorted((folder / "samples").glob("step-*"))[-1]
+    with Image.open(last / "000.png") as image:
+        shown = np.asarray(image.convert("RGB"), np.float32) / 255
+    assert np.abs(np.asarray(space["image"], np.float32) / 255 - shown).max() <= 0.01
+    assert f"it draws the run's first sample of step {int(last.name[5:])}.\n" in text
+
+
+def test_weights_without_samples_of_their_own_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest samples were drawn before the last step: what the code draws is not what the page shows."""
+    folder = run_folder(tmp_path, "sd3", monkeypatch)
+    shutil.rmtree(sorted((folder / "samples").glob("step-*"))[-1])
+    found = snippet(read_run(folder))
+    assert found is not None
+    assert found.differences == ["The weights are those of step 2, the newest samples those of step 1."]
 
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -12,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCardData
 
 from align.files import write_text
+from align.report.changes import relation
 from align.report.facts import duration
 from align.report.reading import Run, read_run
+from align.report.using import shot, visit_of
+from align.usage import Weights, code, differences, scheduler_of
 
 if TYPE_CHECKING:
     from align.policy import Trained
     from align.settings import Config
 
+TRAINED = {"trained": " (trained on)", "part": " (a part of the trained reward)"}
 PROMPTS = 4  # shown in the hub's gallery
 TAGS = {
     "diffusers": ["template:diffusion-lora", "lora"],
@@ -42,7 +45,7 @@ def write_card(folder: Path, config: Config, trained: Trained, to: str, found: M
         _about(config, trained, to),
         _numbers(run, trained.step),
         "\n".join(f"![{when}]({name})" for when, name in grids.items()),
-        "## Use\n\n" + _use(config, to, list(found["files"]), run),
+        "## Use\n\n" + _use(config, to, list(found["files"]), run, trained.step),
         "## Checked\n\n" + _checked(found),
         "## Settings\n\n```yaml\n" + re.sub(r"(?m)^out: .*\n", "", run.config_text).strip() + "\n```",
     ]
@@ -87,7 +90,7 @@ def _numbers(run: Run, step: int) -> str:
         lines = [f"## Held-out scores\n\n{last.get('prompts')} prompts.\n\n| score | base | step {last['step']} |"]
         lines += ["|---|---|---|"]
         for name in last.get("scores", {}):
-            shown = name + (" (trained on)" if name == "reward" else "")
+            shown = name + TRAINED.get(relation(run, name), "")
             lines.append(f"| {shown} | {_score(before, name)} | {_score(last, name)} |")
     cost = {
         "training time": duration(run.summary["seconds"]) if run.summary.get("seconds") else None,
@@ -115,25 +118,22 @@ def _grids(folder: Path, run: Run, step: int) -> dict[str, str]:
     return copied
 
 
-def _use(config: Config, to: str, files: Iterable[str], run: Run) -> str:
-    """How it is loaded."""
+def _use(config: Config, to: str, files: Iterable[str], run: Run, step: int) -> str:
+    """How it is loaded, and drawn as the run drew it."""
     weights = [file for file in files if file.endswith(".safetensors")]
     listed = " and ".join(f"`{file}`" for file in weights)
     if to == "comfyui":
         return f"Put {listed} into `ComfyUI/models/loras` and load with *Load LoRA*."
     if to == "kohya":
         return f"{listed}: for programs that read a LoRA of sd-scripts or musubi-tuner."
-    if to == "merged":
-        load = "pipeline = DiffusionPipeline.from_pretrained(FOLDER)"
-    else:
-        base = config.generator.path
-        start = "from generators.shapes import weights\n" if base == "shapes" else ""
-        name = f"weights({json.dumps(config.generator.kind)})" if base == "shapes" else json.dumps(base)
-        load = f"{start}pipeline = DiffusionPipeline.from_pretrained({name})\npipeline.load_lora_weights(FOLDER)"
-        for file in weights[1:]:
-            load += f'\npipeline.load_lora_weights(FOLDER, weight_name="{file}", load_into_transformer_2=True)'
-    prompt = json.dumps(run.samples[-1].prompts[0] if run.samples else "a prompt", ensure_ascii=False)
-    return f"```python\nfrom diffusers import DiffusionPipeline\n\n{load}\nresult = pipeline(prompt={prompt})\n```"
+    visit, stale = visit_of(run, step)
+    place = None if to == "merged" else Weights(".", weights[1] if len(weights) > 1 else None)
+    lines = code(run.config, place, shot(run, visit), bool(visit and visit.clips))
+    differs = [*stale, *differences(run.config, scheduler_of(config.generator.path, config.generator.kind))]
+    said = f"In this folder, in plain diffusers; it draws the run's first sample of step {visit.step}" if visit else ""
+    text = f"{said}{', but not the same picture' if differs else ''}.\n\n" if said else ""
+    reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")
+    return f"{text}{reasons}```python\n{lines}\n```"
 
 
 def _checked(found: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder,
         config_text=text,
-        config=_parse_yaml(text),
+        config=read_yaml(text),
         environment=_read_object(folder / "environment.json"),
         summary=_summary(folder / "summary.json", train),
         train=train,
@@ -211,7 +211,8 @@ def _read_object(path: Path) -> Row:
     return _parse_object(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else {}
 
 
-def _parse_yaml(text: str) -> Row:
+def read_yaml(text: str) -> Row:
+    """The mapping that a config's text holds; empty where it holds none."""
     try:
         value = YAML(typ="safe").load(text)
     except YAMLError:

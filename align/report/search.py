@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 from align.errors import RunFolderError
 from align.files import write_text
+from align.report.changes import Change
 from align.report.charts import Chart, Series, short
 from align.report.facts import duration, listing
 from align.report.figures import Figure
+from align.report.intervals import mean, standard_error
 from align.report.page import fill
 from align.report.pictures import PAIR_SIDE, STRIP_SIDE, Picture, embed, embed_clip
+from align.report.reading import read_yaml
 
 AXES = {"network_calls": "network calls", "reward_calls": "reward calls", "decodes": "decodes", "seconds": "seconds"}
 MAX_PROMPTS, POINTS = 12, 48
@@ -46,19 +50,91 @@ def write_search_report(run_dir: Path) -> Path:
     rows = summary.pop("found")
     config = run_dir / "config.yaml"
     known = [row for row in rows if row["kept"]]
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    compared = changes(summary, rows)
     page = {
         "run": summary,
         "name": summary["name"],
         "facts": facts(summary),
+        "verdict": verdict(compared),
+        "notes": notes(summary, rows),
+        "changes": [(one, label(one, read_yaml(text))) for one in compared],
         "figures": figures(known),
         "shown": [show(run_dir, row) for row in known[:MAX_PROMPTS]],
         "total": len(known),
         "listing": [entry for entry in listing(run_dir) if entry[0] != "report.html"],
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": text,
+        "again": shlex.join(["alignflow", "search", "config.yaml", "--out", f"../{run_dir.resolve().name}-again"]),
     }
     path = run_dir / "report.html"
     write_text(path, fill("search.html", what="search", **page))
     return path
+
+
+def changes(summary: Row, rows: Sequence[Row]) -> list[Change]:
+    """Plain sample against best one, by prompt: each gold, then the reward that was optimised."""
+    pairs = {
+        name: [(row["gold"][name]["plain"], row["gold"][name]["best"]) for row in rows] for name in summary["gold"]
+    }
+    found = [_change("gold", name, both) for name, both in pairs.items()]
+    return [
+        one for one in [*found, _change("reward", "reward", [(row["plain"], row["reward"]) for row in rows])] if one
+    ]
+
+
+def _change(role: str, name: str, pairs: Sequence[tuple[float | None, float | None]]) -> Change | None:
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if not known:
+        return None
+    before, after = (mean([pair[side] for pair in known]) for side in (0, 1))
+    error = standard_error([b - a for a, b in known])
+    return Change(role, name, before, after, error, len(known), freedom=len(known) - 1)
+
+
+def verdict(compared: Sequence[Change]) -> tuple[str, str]:
+    """Tone and sentence: by gold where there is one, else by the reward itself."""
+    if not compared:
+        return "calm", "No prompt has a score both before and after the search."
+    one = compared[0]
+    ends = f"{one.value(one.before)} (plain) to {one.value(one.after)} (best)"
+    name = f"Gold {one.name}" if one.role == "gold" else "The optimised reward"
+    if one.direction == "same":
+        return "calm", f"{name} did not change: {one.value(one.after)}."
+    verb = {"up": "rose from", "down": "fell from"}.get(one.direction, "shows no clear change:")
+    return {"up": "good", "down": "bad"}.get(one.direction, "calm"), f"{name} {verb} {ends}."
+
+
+def notes(summary: Row, rows: Sequence[Row]) -> list[str]:
+    """What a reader must know to trust the numbers, a sentence each."""
+    told = ["The plain sample is drawn from the prompt's first noise without a search; its cost is not in the budget."]
+    stays = summary.get("plain_kept")
+    if stays:
+        of = f"{stays:,} of {len(rows):,} prompts" if len(rows) > 1 else "this prompt"
+        told.append(
+            f"For {of} nothing that the search found scored higher than the plain sample, which is kept as best."
+        )
+    elif stays is None and any(_below(row) for row in rows):
+        count = sum(map(_below, rows))
+        told.append(f"For {count:,} of {len(rows):,} prompts the best sample found scores below the plain one.")
+    return told
+
+
+def _below(row: Row) -> bool:
+    return row["plain"] is not None and row["reward"] is not None and row["reward"] < row["plain"]
+
+
+def label(one: Change, config: Row) -> str:
+    """What a score was to the search."""
+    if one.role == "reward":
+        return "Optimised reward"
+    gold = (config.get("gold") or {}).get(one.name)
+    return "Gold, the optimised reward itself" if gold and gold == config.get("reward") else "Gold, not optimised"
+
+
+def headline(run_dir: Path) -> str:
+    """The verdict on a search in one line."""
+    summary = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    return " ".join([verdict(changes(summary, summary["found"]))[1], *notes(summary, summary["found"])[1:]])
 
 
 def facts(summary: Row) -> list[tuple[str, str]]:
@@ -85,8 +161,10 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     for name, label in AXES.items():
         x, y = mean_curve([row["curve"] for row in rows], name)
         if len(x) > 1 and (made or name == "network_calls"):
-            note = "Best reward so far, mean over prompts."
-            chart = Chart(f"Reward against {label}", note, [Series("reward", x, y, tone="reward")], axis=label)
+            note = "Best reward so far among the samples of the search, mean over prompts."
+            chart = Chart(
+                f"Reward against {label}", note, [Series("reward", x, y, tone="reward")], axis=label, unit="reward"
+            )
             made.append(Figure(chart.title, note, [chart], lead=not made))
     return made
 

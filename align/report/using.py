@@ -27,16 +27,11 @@ def snippet(run: Run) -> Snippet | None:
     if found is None:
         return None
     folder, step = found
-    visit = _visit(run, step)
-    differs = differences(run.config, scheduler_of(run.section("generator").get("path"), run.kind_of("generator")))
-    if visit is None:
-        draws = "It draws with the run's settings"
-    else:
-        draws = f"It draws the first sample of step {visit.step}"
-        if visit.step != step:
-            differs.insert(0, f"The weights are those of step {step}, the newest samples those of step {visit.step}.")
-    clip = bool(visit and visit.clips)
-    return Snippet(code(run.config, _weights(run, folder), shot(run, visit), clip), draws, differs)
+    visit, stale = visit_of(run, step)
+    scheduler = scheduler_of(run.section("generator").get("path"), run.kind_of("generator"))
+    draws = f"It draws the first sample of step {visit.step}" if visit else "It draws with the run's settings"
+    lines = code(run.config, _weights(run, folder), shot(run, visit), bool(visit and visit.clips))
+    return Snippet(lines, draws, [*stale, *differences(run.config, scheduler)])
 
 
 def _newest(run: Run) -> tuple[Path, int] | None:
@@ -50,10 +45,15 @@ def _newest(run: Run) -> tuple[Path, int] | None:
     )
 
 
-def _visit(run: Run, step: int) -> Samples | None:
-    """The samples that the weights of a step drew, else the newest."""
+def visit_of(run: Run, step: int) -> tuple[Samples | None, list[str]]:
+    """The samples that the weights of a step drew, else the newest, and a sentence that says so."""
     visits = [visit for visit in run.samples if visit.prompts]
-    return next((visit for visit in visits if visit.step == step), visits[-1] if visits else None)
+    if not visits:
+        return None, []
+    found = next((visit for visit in visits if visit.step == step), None)
+    if found is not None:
+        return found, []
+    return visits[-1], [f"The weights are those of step {step}, the newest samples those of step {visits[-1].step}."]
 
 
 def _weights(run: Run, folder: Path) -> Weights:

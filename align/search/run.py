@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from align.search.settings import SearchConfig
 
 
+PLAIN = "plain sample"
+"""Lineage of a best sample that the search did not find: nothing it found scored higher."""
+
+
 def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Search every prompt of a config; returns what ``results.json`` holds, without its rows.
 
@@ -176,13 +180,18 @@ def search_batch(
     busy = {name: seconds / len(numbers) for name, seconds in meter.busy.items()}
     for place, (before, found) in enumerate(zip(both[0][0], both[1][0], strict=True)):
         given = {name: value[place : place + 1] for name, value in inputs.items()}
-        shown = {"plain": before.best, "best": found.best}
+        shown = {"plain": before.best, "best": before.best if plain_wins(before, found) else found.best}
         golds = {
             name: {which: _score(reward, one, found.prompt, given) for which, one in shown.items()}
             for name, reward in rewards.items()
             if name != "reward"
         }
         store.write(found, before, golds, busy)
+
+
+def plain_wins(plain: Found, found: Found) -> bool:
+    """Whether the plain sample scores higher than everything the search found, so that it is the best there is."""
+    return plain.best is not None and not found.reward >= plain.reward
 
 
 def _score(reward: Reward, one: Candidate | None, prompt: str, inputs: dict[str, Any]) -> float:
@@ -219,6 +228,10 @@ class Store:
                 entry["file"] = self._picture(staging, f"{one.number:04d}", one)
             if plain.best is not None:
                 row["plain_file"] = self._picture(staging, "plain", plain.best)
+            if plain_wins(plain, found):
+                kept = {"reward": plain.reward, "number": None, "lineage": [PLAIN], "file": row["plain_file"]}
+                row |= {"kept": [kept, *row["kept"]], "reward": plain.reward, "lineage": [PLAIN]}
+                row["searched"] = found.reward
             write_json(staging / "found.json", row)
 
     def _picture(self, folder: Path, name: str, one: Candidate) -> str:
@@ -235,7 +248,7 @@ class Store:
         return read_rows(self.config.run_dir)
 
     def summary(self, status: str) -> dict[str, Any]:
-        """Means over the prompts that have a result."""
+        """Means over the prompts that have a result; ``plain_kept`` counts those whose plain sample nothing beat."""
         rows = self.rows()
         spent = [row["spent"] for row in rows]
         busy = sum(sum(row["busy"].values()) for row in rows)
@@ -249,7 +262,8 @@ class Store:
             "budget": self.config.budget.model_dump(exclude_none=True),
             "prompts": len(rows),
             "missing": sum(row["reward"] is None for row in rows),
-            "reward": {"plain": _mean(rows, "plain"), "best": _mean(rows, "reward")},
+            "plain_kept": sum(row["lineage"] == [PLAIN] for row in rows),
+            "reward": _compared([(row["plain"], row["reward"]) for row in rows]),
             "gold": {
                 name: _compared([(row["gold"][name]["plain"], row["gold"][name]["best"]) for row in rows])
                 for name in self.config.gold
@@ -322,10 +336,6 @@ def _open(file: Path) -> Any:
 
     with Image.open(file) as image:
         return image.convert("RGB")
-
-
-def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
-    return mean(torch.tensor([row[key] for row in rows if row[key] is not None]))
 
 
 def _compared(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, float]:
