@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from align.errors import TrainingError
 
-T = TypeVar("T")
-
 BATCH = 2**24
 """Gradients added up over the processes at a time."""
 

@@ -157,7 +157,8 @@ class StoredSource:
     def leave_out(self, places: Collection[str]) -> None:
         """Use no row that stands at one of ``places``."""
         kept = [number for number, prompt in enumerate(self.prompts) if prompt.place not in places]
-        self.prompts, self.rewards = ([column[i] for i in kept] for column in (self.prompts, self.rewards))
+        self.prompts = [self.prompts[number] for number in kept]
+        self.rewards = [self.rewards[number] for number in kept]
 
     def __call__(
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
@@ -174,8 +175,8 @@ class StoredSource:
         if not self.by_reward:
             return [1.0]
         value = prompt.metadata.get("reward")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not -1e308 < value < 1e308:  # an int may have any number of digits
+        # an int may have any number of digits
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e308 < value < 1e308:
             raise DataError(f'{prompt.where}: rollout.by_reward needs a number under "reward", given {value!r:.80}')
         return [float(value)]
 

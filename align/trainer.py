@@ -336,13 +336,13 @@ class Trainer:
         """Read what prompts come with, once for all processes, and leave out what cannot be used."""
         skip = self.config.prompts.bad == "skip"
         needs = Needs(tuple(dict.fromkeys((*self.generator.inputs, *wanted(self.eval_rewards)))))
-        both = {
-            "train": (self.source.prompts, self.source.skipped, self.source.needs),
-            "heldout": (self.held_out, self.held_out_skipped, needs),
-        }
+        source = self.source
 
         def found() -> dict[str, dict[str, str]]:
-            bad = {name: usable(*rows, self.generator, wants, skip, say) for name, (*rows, wants) in both.items()}
+            bad = {
+                "train": usable(source.prompts, source.skipped, self.generator, source.needs, skip, say),
+                "heldout": usable(self.held_out, self.held_out_skipped, self.generator, needs, skip, say),
+            }
             on = checkpoint.latest(self.run.checkpoints) is not None
             return {name: recorded(self.run.path, name, one, on) for name, one in bad.items()} if skip else bad
 

@@ -204,7 +204,8 @@ def _with_key(picture: Image.Image) -> Image.Image:
 
 def _depth(picture: Image.Image) -> int:
     """Bits a channel of a PNG that is not decoded yet; 8 of any other file."""
-    form = str(picture.tile[0].args) if picture.format == "PNG" and getattr(picture, "tile", None) else ""
+    tiles: Any = getattr(picture, "tile", None)
+    form = str(tiles[0].args) if picture.format == "PNG" and tiles else ""
     found = re.fullmatch(r"[A-Z]+;(\d+)[A-Z]?", form)
     return int(found[1]) if found else 8
 

@@ -233,7 +233,7 @@ class Generator(ABC):
                     found[index] = str(error).replace("prompt 0", "the prompt", 1)
             raise _LengthsKnown(found)
 
-        self.check_length = measure  # type: ignore[method-assign]  # adapters call it before anything is encoded
+        self.check_length = measure  # type: ignore[method-assign, assignment]  # adapters call it before anything is encoded
         try:
             self.encode_text(prompts, {})
         except _LengthsKnown as measured:
