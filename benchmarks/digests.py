@@ -84,7 +84,7 @@ def digest(folder: Path) -> dict[str, str]:
             with Image.open(file) as picture:
                 for frame in ImageSequence.Iterator(picture):
                     pixels.update(np.asarray(frame.convert("RGB")).tobytes())
-        elif file.name in ("metrics.jsonl", "prompts.json", "result.json"):
+        elif file.name in ("metrics.jsonl", "prompts.json", "results.json", "results.jsonl"):
             lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
             for line in lines:
                 for number in numbers(json.loads(line)):
