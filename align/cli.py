@@ -125,7 +125,9 @@ def train(
     if int(os.environ.get("RANK", "0")) == 0:
         from align.report import headline
 
-        _print_values({**summary, "folder": str(settings.run_dir)})
+        parts = {f"reward/{name}": ends for name, ends in (summary.pop("reward_parts", None) or {}).items()}
+        told = {name: f"{_cell(ends['before'])} -> {_cell(ends['after'])}" for name, ends in parts.items()}
+        _print_values({**summary, **told, "folder": str(settings.run_dir)})
         if (page := settings.run_dir / "report.html").is_file():
             echo(f"{headline(settings.run_dir)}\nreport: {page}")
 

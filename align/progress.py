@@ -58,7 +58,7 @@ class Progress:
 
 def said(value: float) -> str:
     """A score as the line shows it."""
-    return f"{value:.3f}" if math.isfinite(value) else "no score"
+    return f"{round(value, 3) or 0.0:.3f}" if math.isfinite(value) else "no score"
 
 
 def clock(seconds: float) -> str:

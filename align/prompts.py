@@ -127,15 +127,21 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
         from generators.shapes import motion
         from generators.shapes import world as pictures
 
-        prompts = (pictures if world == "shapes" else motion).prompts
-        return [Prompt(text, place=source) for text in prompts(split, count, seed)]
+        drawn = pictures if world == "shapes" else motion
+        texts, specs = drawn.prompts(split, count, seed), drawn.sample_specs(split, count, seed)
+        return [Prompt(text, {}, {"kind": spec.task}, source) for text, spec in zip(texts, specs, strict=True)]
     from generators.shapes.edits import TASKS
 
     tasks = list(islice(TASKS[world](split, seed), count))
     drawings = Drawings(tasks)
     names = MEDIA if tasks[0].hole else MEDIA[:1]
     return [
-        Prompt(task.text, {name: Cell(drawings, row, name) for name in names}, task.to_dict(), source)
+        Prompt(
+            task.text,
+            {name: Cell(drawings, row, name) for name in names},
+            {"kind": task.edit.kind, **task.to_dict()},
+            source,
+        )
         for row, task in enumerate(tasks)
     ]
 

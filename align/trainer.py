@@ -168,7 +168,7 @@ class Trainer:
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 self.rescue.mark(step + 1)
-                progress.update(step + 1, _shown(row))
+                progress.update(step + 1, _shown(row, self.reward))
                 better = self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
                     progress.say(f"step {step + 1}: {news}")
@@ -394,7 +394,9 @@ class Trainer:
             self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress line shows of a training step's row."""
-    shown = {"reward": said(row["reward"]), "": f"{row['images_per_second']:.3g} samples/s"}
+def _shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:
+    """What the progress line shows of a training step's row; of a reward that compares samples its parts."""
+    compares = reward is not None and reward.scope in ("group", "batch")
+    parts = {name: said(value) for name, value in row.items() if compares and name.startswith("reward/")}
+    shown = (parts or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}
     return shown | ({"missing": f"{row['missing']} of {row['samples']}"} if row["missing"] else {})

@@ -110,8 +110,16 @@ def trained_on_gold(run: Run) -> bool:
 
 
 def members(run: Run) -> list[str]:
-    """Held-out scores that the trained reward is made of."""
-    return [name for name in run.score_names() if relation(run, name) == "part"]
+    """Held-out scores that the trained reward is made of; of several with the same numbers, gold or the first."""
+    parts = [name for name in run.score_names() if relation(run, name) == "part"]
+    gold = score_name(run, "gold")
+    seen, found = [run.held_out(gold)] if gold else [], []
+    for name in sorted(parts, key=lambda name: not name.startswith(PARTS)):
+        curve = run.held_out(name)
+        if name == gold or curve not in seen:
+            seen.append(curve)
+            found.append(name)
+    return found
 
 
 def comparable(run: Run) -> bool:
@@ -119,6 +127,9 @@ def comparable(run: Run) -> bool:
 
     A reward whose samples are normalised against each other has mean 0 whatever the policy does.
     """
+    names = run.score_names()
+    if "reward" not in names and any(name.startswith(PARTS) for name in names):
+        return False
     return not any(one.get("normalise") in ("group", "batch") for one in _mappings(run.config.get("reward")))
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from align.report.changes import comparable, members, relation, score_name, trained_on_gold
+from align.report.changes import PARTS, comparable, members, relation, score_name, trained_on_gold
 from align.report.charts import Chart, Series, Value, thin
 from align.report.intervals import t95
 from align.report.reading import Run, number
@@ -100,7 +100,8 @@ def _held_out(run: Run) -> list[Figure]:
     if reward and comparable(run) and not trained_on_gold(run):
         named[reward] = ("trained reward", "reward")
     if not comparable(run):
-        named |= {name: (name, f"c{i % 5}") for i, name in enumerate(members(run)) if name not in named}
+        found = [name for name in members(run) if name not in named]
+        named |= {name: (_weighted(run, name.removeprefix(PARTS)), f"c{i % 5}") for i, name in enumerate(found)}
     series = [_score(run, name, tone, label) for name, (label, tone) in named.items()]
     series = [one for one in series if one.last is not None]
     if not series:
@@ -166,7 +167,7 @@ def _parts(run: Run) -> list[Figure]:
     ]
     note = "Other values that the reward reports for each sample, as means."
     if run.kind_of("reward") == "mixture":
-        note = "Means of the mixture's members, before they are normalised and weighted."
+        note = "Means of the mixture's members and of what they report, before they are normalised and weighted."
     return _figure(Chart("Parts of the reward", note, series, unit="score")) if len(series) > 1 else []
 
 
