@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.files import write_text
+from align.report.changes import repeated
 from align.report.facts import environment, facts, listing
 from align.report.figures import sections
 from align.report.page import fill
@@ -47,6 +48,7 @@ def render(run: Run) -> str:
         "name": str(run.summary.get("name") or run.config.get("name") or run.folder.resolve().name),
         "verdict": judge(run),
         "changes": compared,
+        "repeated": repeated(run),
         "by_prompt": by_prompt(run, next(iter(compared), None)),
         "facts": facts(run),
         "gallery": gallery(run),

@@ -109,6 +109,14 @@ def trained_on_gold(run: Run) -> bool:
     return gold is not None and relation(run, gold) == "trained"
 
 
+def repeated(run: Run) -> set[str]:
+    """Held-out scores whose numbers another one has already, which a caption leaves out."""
+    gold, names = score_name(run, "gold"), run.score_names()
+    ordered = [*([gold] if gold else []), *(name for name in names if name != gold)]
+    curves = [run.held_out(name) for name in ordered]
+    return {name for place, name in enumerate(ordered) if curves[place] in curves[:place]}
+
+
 def members(run: Run) -> list[str]:
     """Held-out scores that the trained reward is made of; of several with the same numbers, gold or the first."""
     parts = [name for name in run.score_names() if relation(run, name) == "part"]

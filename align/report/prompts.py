@@ -91,8 +91,8 @@ def _moved(run: Run, pair: Both, change: Change) -> Moved:
         thumbnail(visits[step], (one.prompt, one.seed), STRIP_SIDE) if step in visits else None
         for step in map(int, change.steps)
     )
-    values = [change.value(_known(end, change)) for end in pair]
-    return Moved(one.prompt, one.kind, *values, change.value(_delta(pair, change), True), (before, after))
+    start, end = (change.value(_known(side, change)) for side in pair)
+    return Moved(one.prompt, one.kind, start, end, change.value(_delta(pair, change), True), (before, after))
 
 
 def _kinds(both: Sequence[Both], change: Change) -> list[Kind]:
@@ -104,7 +104,7 @@ def _kinds(both: Sequence[Both], change: Change) -> list[Kind]:
 
 
 def _change(both: Sequence[Both], change: Change) -> Change:
-    ends = [mean([_known(pair[side], change) for pair in both]) for side in (0, 1)]
+    before, after = (mean([_known(pair[side], change) for pair in both]) for side in (0, 1))
     error = standard_error([_delta(pair, change) for pair in both])
     count = len(both)
-    return Change(change.role, change.name, *ends, error, count, change.steps, change.limits, count - 1)
+    return Change(change.role, change.name, before, after, error, count, change.steps, change.limits, count - 1)

@@ -97,7 +97,8 @@ def verdict(compared: Sequence[Change]) -> tuple[str, str]:
         return "calm", "No prompt has a score both before and after the search."
     one = compared[0]
     ends = f"{one.value(one.before)} (plain) to {one.value(one.after)} (best)"
-    name = f"Gold {one.name}" if one.role == "gold" else "The optimised reward"
+    gold = "Gold" if one.name == "gold" else f"Gold {one.name}"
+    name = gold if one.role == "gold" else "The optimised reward"
     if one.direction == "same":
         return "calm", f"{name} did not change: {one.value(one.after)}."
     verb = {"up": "rose from", "down": "fell from"}.get(one.direction, "shows no clear change:")
