@@ -20,6 +20,7 @@ from align.errors import CheckpointError, ConfigError
 from align.files import check_free, without_nan
 from align.grids import save_samples, still
 from align.inputs import Inputs, encode, read_inputs
+from align.lock import locked
 from align.media import to_pixels
 from align.per_prompt import PromptScores, kind_of
 from align.policy import load_policy
@@ -326,10 +327,11 @@ def sample_to_folder(
     texts, how = [prompt.text for prompt in repeated], config.samples
     inputs = read_inputs(repeated, generator.inputs, generator.size)
     sources = to_pixels(source_of(inputs)) if "image" in inputs else None
-    return save_samples(
-        out, to_pixels(media), texts, seeds,
-        sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
-    )  # fmt: skip
+    with locked(out):
+        return save_samples(
+            out, to_pixels(media), texts, seeds,
+            sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
+        )  # fmt: skip
 
 
 def device_of(config: Config) -> torch.device:

@@ -52,7 +52,7 @@ search: {kind: best_of_n, sampler: {steps: 2}}
 budget: {network_calls: 8}
 batch: 1
 """
-REWARD = "data: {train: pairs.jsonl}\nfit: {steps: 2, batch: 4}\nhead: {kind: linear}\n"
+REWARD = "data: {train: pairs.jsonl}\nfit: {steps: 2, batch: 4}\nhead: {kind: mlp, hidden: 8}\n"
 
 
 def red(media: Any, prompts: list[str]) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_run import final_tensors, policy_gap, settings
 
-from align import checkpoint, manifest
+from align import checkpoint, manifest, owned
 from align.best import Best, best_of
 from align.config import load_config
 from align.errors import CheckpointError, ConfigError, RunFolderError
@@ -225,3 +225,9 @@ def test_a_finished_run_and_a_resumed_one_have_equal_files(run: Config, model: P
     lora = "lora/pytorch_lora_weights.safetensors"
     assert (first.run_dir / lora).read_bytes() == (run.run_dir / lora).read_bytes()
     assert policy_gap(final_tensors(first), final_tensors(run)) == 0
+
+
+def test_all_that_a_run_writes_is_known_as_its_own(run: Config) -> None:
+    """What --overwrite may remove: a file that is not in the list is taken for a stranger's."""
+    assert owned.entries(run.run_dir) <= set(owned.NAMES[owned.TRAINING])
+    owned.check_removable(run.run_dir, owned.TRAINING)

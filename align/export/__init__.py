@@ -17,6 +17,7 @@ from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
 from align.files import check_free, new_folder
+from align.lock import locked
 from align.lora import Lora, as_diffusers, file_of, linear_layers
 from align.policy import Trained, load_policy
 from alignflow import tensor_files
@@ -92,7 +93,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     base = check.answers(generator, decode=to == "merged")
     load_policy(generator, trained.folder)
     policy = check.answers(generator, decode=to == "merged")
-    with new_folder(out) as staging:
+    with locked(out), new_folder(out) as staging:
         again = _write_and_reload(job, generator, staging)
         scale, difference = float(policy.velocities.abs().max()), again.difference(policy)
         if not difference <= job.tolerance * max(1.0, scale):

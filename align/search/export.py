@@ -10,6 +10,7 @@ from typing import Any
 
 from align.errors import ConfigError, DataError
 from align.files import check_free, new_folder
+from align.lock import locked
 
 Row = dict[str, Any]
 
@@ -65,7 +66,7 @@ def _write(
 
     check_free(folder, "--as")
     lines = []
-    with new_folder(folder) as staging:
+    with locked(folder), new_folder(folder) as staging:
         for row in read_rows(run_dir):
             source = run_dir / "candidates" / f"{row['number']:04d}"
 

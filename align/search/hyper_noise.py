@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from align.files import new_folder
+from align.lock import locked
 from align.owned import NOISE, check_out, mark
 from align.search.base import Method
 from align.search.budget import Cost
@@ -158,7 +159,8 @@ class Shifter:
     def close(self) -> None:
         """Write what was learnt, and leave the generator as it was."""
         if self.learnt and self.settings.folder is not None:
-            with new_folder(Path(self.settings.folder), replaces=True) as staging:
+            folder = Path(self.settings.folder)
+            with locked(folder), new_folder(folder, replaces=True) as staging:
                 mark(staging, NOISE)
                 lora.save_lora(self.task.generator, staging, NAME)
         lora.drop_lora(self.task.generator, NAME)
