@@ -18,7 +18,7 @@ from alignflow.tensor_files import permissions
 
 _REMEDIES = {
     errno.ENOSPC: "what was written before is intact: make room, then go on with --resume",
-    errno.ENOENT: "the folder was moved or deleted while it was in use",
+    errno.ENOENT: "no folder can be made there, or it was moved or deleted while it was in use",
     errno.EROFS: "choose a folder that can be written to, with --out",
     errno.ENOTDIR: "a part of this path is a file: choose another folder with --out",
     errno.ENAMETOOLONG: "choose a shorter name with --out",
