@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from align.overlap import Scoring
+from align.processes import Processes
 from align.rollout import Rollout
 from align.sources import Acting, OnlineSource, StoredSource
 from align.timing import Phases
@@ -31,14 +32,22 @@ class Drawing:
         source: what draws.
         reward: what scores; None where rollouts come with their rewards.
         net: generator, roles and precision.
+        processes: those that share a rollout.
     """
 
     def __init__(
-        self, config: Config, source: OnlineSource | StoredSource, reward: Reward | None, net: Networks, phases: Phases
+        self,
+        config: Config,
+        source: OnlineSource | StoredSource,
+        reward: Reward | None,
+        net: Networks,
+        phases: Phases,
+        processes: Processes | None = None,
     ) -> None:
         overlap = getattr(config.rollout, "overlap", "none")
         self.recipe, self.steps = config.recipe, config.train.steps
         self.source, self.reward, self.net, self.phases = source, reward, net, phases
+        self.processes = processes
         self.thread = None if overlap == "none" else ThreadPoolExecutor(1, "scoring")
         self.ahead = overlap == "next"
         self.in_hand: Drawn | None = None
@@ -82,7 +91,7 @@ class Drawing:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
     def _draw(self, step: int, role: str) -> Drawn:
-        scoring = Scoring(self.reward, self.thread) if self.reward is not None else None
+        scoring = Scoring(self.reward, self.thread, self.processes) if self.reward is not None else None
         return self.source(step, self._acting(role), self.phases, scoring.add if scoring else None), scoring
 
     def _acting(self, role: str) -> Acting:

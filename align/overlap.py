@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from align.inputs import take
+from align.processes import Processes
 from rewards.base import Reward, Scores
 from rewards.serving.dispatch import Part, joined
 
@@ -23,10 +24,14 @@ class Scoring:
     Args:
         reward: what scores; its scope says what must be scored together.
         thread: where it does; None = when the scores are asked for.
+        processes: those that share the rollout, for a reward that compares all samples of a batch.
     """
 
-    def __init__(self, reward: Reward, thread: ThreadPoolExecutor | None = None) -> None:
+    def __init__(
+        self, reward: Reward, thread: ThreadPoolExecutor | None = None, processes: Processes | None = None
+    ) -> None:
         self.reward, self.thread = reward, thread
+        self.processes = processes if reward.scope == "batch" and processes and processes.share.world > 1 else None
         self.parts: list[Part] = []
         self.futures: list[Future[Scores]] = []
         self.waiting: list[Part] = []
@@ -49,6 +54,8 @@ class Scoring:
 
     def scores(self) -> Scores:
         """Scores of all samples, when they are there; raises what the reward raised."""
+        if self.processes is not None:
+            return self._among(self.processes)
         self._start(self.waiting)
         self.waiting = []
         return joined(self.parts, [future.result() for future in self.futures] or [self._score(p) for p in self.parts])
@@ -57,6 +64,23 @@ class Scoring:
         """Until nothing is being scored."""
         for future in self.futures:
             future.exception()
+
+    def _among(self, processes: Processes) -> Scores:
+        """This process's scores in the batch of all processes, which the main process scores as one."""
+        mine = (
+            _merge(self.waiting) if self.waiting else Part([], torch.empty(0), [], torch.empty(0, dtype=torch.long), {})
+        )
+        assert mine.group is not None
+        media, group = processes.gather(mine.media), processes.gather(mine.group)
+        prompts, counts = processes.objects(mine.prompts), processes.objects([len(mine.prompts)])
+        shared = processes.objects([mine.inputs])
+        names = dict.fromkeys(name for inputs in shared for name in inputs)
+        inputs = {name: _cat([one[name] for one in shared if name in one]) for name in names}
+        device = mine.media.device
+        whole = Part(list(range(len(prompts))), media.to(device), prompts, group, inputs)
+        scores = processes.settled(lambda: self._score(whole))
+        start = sum(counts[: processes.share.rank])
+        return _rows_of(scores, range(start, start + counts[processes.share.rank]))
 
     def _start(self, parts: Sequence[Part]) -> None:
         if not any(part.rows for part in parts):
@@ -68,6 +92,13 @@ class Scoring:
 
     def _score(self, part: Part) -> Scores:
         return self.reward(part.media, part.prompts, part.group, part.inputs)
+
+
+def _rows_of(scores: Scores, rows: range) -> Scores:
+    """Scores of a stretch of the samples."""
+    some = slice(rows.start, rows.stop)
+    reasons = {index - rows.start: why for index, why in scores.reasons.items() if index in rows}
+    return Scores(scores.values[some], reasons, {name: values[some] for name, values in scores.parts.items()})
 
 
 def _merge(parts: Sequence[Part]) -> Part:

@@ -116,7 +116,7 @@ class Trainer:
         self.source = source(config, self.generator, self.share, self.recipe.keeps_trajectory, wants)
         self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
-        self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases)
+        self.drawing = Drawing(config, self.source, self.reward, self.net, self.phases, self.processes)
         self.seconds, self.calls_before = 0.0, 0
         self.best = Best(config.checkpoint.best)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import flaky as flaky_module
 import pytest
 import torch
+from launched import launch
 from safetensors.torch import load_file
 from tiny import sd3_pipeline
 from tiny_run import final_tensors, policy_gap, settings
@@ -246,3 +249,53 @@ def test_patience_ends_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"2 rollouts in a row"):
         train(run, resume=True)
     assert [row["missing"] for row in rows(run)] == [0, 8, 8, 0, 8, 8]
+
+
+BATCH = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from align.overlap import Scoring
+from align.processes import Processes
+from rewards.base import Reward, Scores
+
+def function(media, prompts, group, metadata):
+    values = media.mean(dim=(1, 2, 3)) * torch.tensor([row["weight"] for row in metadata])
+    values = (values - values.mean()) / values.std()  # depends on every sample
+    values[prompts.index("p3")] = float("nan")
+    return Scores(values, {prompts.index("p3"): "no score for p3"}, {"raw": media.mean(dim=(1, 2, 3))})
+
+processes = Processes(Accelerator(cpu=True))
+reward = Reward("batch", function, scope="batch", wants=("metadata",))
+scoring = Scoring(reward, None, processes)
+mine = processes.share.of(5) if sys.argv[2] == "spread" else range(5) if processes.share.rank == 0 else range(0)
+media = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+for i in mine:
+    scoring.add(media[i:i + 1], [f"p{i}"], torch.tensor([i]), {"metadata": [{"weight": i + 1.0}]})
+scores = scoring.scores()
+assert len(scores.values) == len(mine)
+values = [round(float(value), 6) for value in scores.values]
+found = processes.objects([values, dict(scores.reasons), scores.parts["raw"].tolist()])
+if processes.share.rank == 0:
+    Path(sys.argv[1]).write_text(repr([found[0::3], found[1::3], found[2::3]]))
+if processes.share.world > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["spread", "one has all"])
+def test_two_processes_compare_all_samples_of_a_batch(how, tmp_path):
+    """As on one process; a process may have none, and reasons stay with their samples."""
+    found = []
+    for count in (1, 2, 3):
+        launch(count, tmp_path, BATCH, str(tmp_path / f"{count}.txt"), how.split()[0])
+        values, reasons, raw = ast.literal_eval((tmp_path / f"{count}.txt").read_text().replace("nan", "None"))
+        starts = [sum(map(len, values[:rank])) for rank in range(count)]
+        whole = {start + i: why for start, known in zip(starts, reasons, strict=True) for i, why in known.items()}
+        found.append(([*chain(*values)], whole, [*chain(*raw)]))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == {3: "no score for p3"}
+    assert found[0][0][3] is None
+    assert len(set(found[0][0])) == 5
