@@ -13,7 +13,7 @@ import tiny_image
 import tiny_video
 import torch
 from adapter_cases import PROMPTS, Case
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, SD3Transformer2DModel
 from diffusers.models import attention_dispatch
 from memory_cases import EVERY, SD3, generator_of, velocity
 from tiny_run import final_tensors, settings
@@ -118,21 +118,21 @@ def test_a_backend_that_is_wrong_or_missing_is_refused(
 def test_what_from_pretrained_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def recorded(folder: Path, **told: Any) -> Any:
-        seen.update(told)
-        return tiny.sd3_pipeline(t5=False)
+    whole = SD3Transformer2DModel.from_pretrained
 
-    monkeypatch.setattr("generators.load.DiffusionPipeline.from_pretrained", recorded)
+    def recorded(folder: Path, **told: Any) -> Any:
+        seen["transformer"] = told.pop("quantization_config", None)  # which needs a card
+        return whole(folder, **told)
+
+    monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", recorded)
     monkeypatch.setattr("diffusers.quantizers.quantization_config.is_torchao_version", lambda *_: False)
     monkeypatch.setattr("diffusers.quantizers.quantization_config.BitsAndBytesConfig.post_init", lambda self: None)
     load("sd3", str(model), dtype="bfloat16", memory=Memory(quantise="nf4"))
-    mapping = seen["quantization_config"].quant_mapping
-    assert list(mapping) == ["transformer"]
-    config = mapping["transformer"]
+    config = seen["transformer"]
     assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
     load("sd3", str(model), memory=Memory(quantise="int8"))
-    assert seen["quantization_config"].quant_mapping["transformer"].load_in_8bit
+    assert seen["transformer"].load_in_8bit
 
 
 def test_both_experts_are_stored_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_a_config_trains_an_editor_from_a_table(kind, edits, tmp_path):
     assert summary["gold_before"] < 0
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert all(row["missing"] == 0 for row in rows if row["event"] == "train")
-    assert next(row for row in rows if row["event"] == "eval")["missing"] == {"reward": 0, "gold": 0}
+    assert next(row for row in rows if row["event"] == "eval")["missing"] == {"gold": 0}  # inside compares a group
     lora = load_file(config.run_dir / "lora" / FILE)
     assert max(float(value.abs().max()) for name, value in lora.items() if "lora_B" in name) > 0  # it starts at 0
 
@@ -150,8 +150,8 @@ def test_score_gives_rewards_what_they_want(edits, tmp_path, run):
     assert code == 0
     assert [row["scores"][kind] for row in json.loads(out)] == [0.0, 0.0]  # each is its own source
     code, _, err = run("score", *files, "--prompt", "a", "--reward", kind)
-    assert code == 2
-    assert "--prompt 'a': reward 'likeness' needs 'image' with every prompt" in err
+    assert code == 1
+    assert "likeness score: --prompt 'a': reward 'likeness' needs 'image' with every prompt" in err
 
 
 def test_evaluate_reads_a_table(edits, tmp_path):
@@ -266,7 +266,7 @@ def test_pictures_that_do_not_serve_name_their_row(edits, tmp_path, generator):
     ("missing", "kind", "says"),
     [
         ("mask", "flux_fill", "edits.jsonl line 2: FluxFillPipeline needs 'mask' with every prompt"),
-        ("mask", "flux_kontext", "edits.jsonl line 2: reward 'inside' needs 'mask' with every prompt"),
+        ("mask", "flux_kontext", "edits.jsonl line 2: the reward needs 'mask' with every prompt"),
         ("image", "flux_kontext", "edits.jsonl line 2: FluxKontextPipeline needs 'image' with every prompt"),
     ],
 )
@@ -278,7 +278,7 @@ def test_training_refuses_prompts_without_pictures_before_any_work(edits, tmp_pa
         train(config)
     assert not config.run_dir.exists()
     without = config.model_copy(update={"prompts": config.prompts.model_copy(update={"heldout": None})})
-    with pytest.raises(DataError, match=says.replace("reward 'inside'", "the reward")):
+    with pytest.raises(DataError, match=says):
         train(without)
 
 

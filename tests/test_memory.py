@@ -97,9 +97,13 @@ def test_a_resumed_run_reads_what_it_kept(model: Path, tmp_path: Path, monkeypat
     (config.run_dir / "prompts" / "cut.safetensors").write_bytes(b"12345678")
     asked: list[list[str]] = []
     reads = adapter("sd3").encode_text
-    monkeypatch.setattr(
-        adapter("sd3"), "encode_text", lambda self, *given: asked.append(given[0]) or reads(self, *given)
-    )
+
+    def encoded(self: Any, *given: Any) -> Any:
+        found = reads(self, *given)  # only the lengths are read before the run, which stops here
+        asked.append(given[0])
+        return found
+
+    monkeypatch.setattr(adapter("sd3"), "encode_text", encoded)
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
     train(longer, resume=True)
     assert asked == [[""]]  # the negative prompt

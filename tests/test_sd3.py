@@ -246,7 +246,7 @@ def test_embedded_worlds_are_found_by_name():
     [
         ("sd4", "x", r"no generator 'sd4'; there are .*sd3"),
         ("nowhere:X", "x", r"No module named 'nowhere'"),
-        ("generators.sd3:Nope", "x", r"defines no such subclass"),
+        ("generators.sd3:Nope", "x", r"has no 'Nope'; it has .*SD3"),
         ("sd3", "/no/such/folder", r"no folder /no/such/folder"),
         ("sd3", "somewhere", r"no folder somewhere"),
         ("sd3", "owner/name", r"no folder 'owner/name', not in the local hub cache.*HF_HUB_OFFLINE"),

@@ -91,8 +91,8 @@ def test_a_config_may_not_hold_a_secret(write, reward, path):
     message = refused(write(), [rollout, f"reward={reward}"])
     assert "PLANTED" not in message
     assert f"{path} (override" in message
-    assert "write ${NAME} here" in message
-    with pytest.raises(ConfigError, match="holds a secret") as caught:
+    assert "write ${NAME} here" in message or "token_env" in message
+    with pytest.raises(ConfigError, match=r"holds a secret|token_env") as caught:
         load_reward(reward)
     assert "PLANTED" not in str(caught.value)
 

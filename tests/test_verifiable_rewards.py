@@ -100,7 +100,7 @@ def test_text_asked_for_is_the_column_or_the_quotation():
 
 def test_ocr_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rapidocr", None)
-    with pytest.raises(RewardError, match=r"alignflow\[ocr\]"):
+    with pytest.raises(RewardError, match=r"needs the package rapidocr, .*pip install 'rapidocr>=3'"):
         build("ocr")
 
 
