@@ -1,7 +1,6 @@
 """Align image and video generators with rewards.
 
-Submodules load on first use (``align.losses`` imports torch only when touched), so that settings and commands that
-need no tensors stay instant.
+Submodules load on first use, so that settings and commands without tensors start at once.
 """
 
 from __future__ import annotations

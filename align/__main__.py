@@ -1,5 +1,5 @@
 """``python -m align``, for launchers: ``accelerate launch -m align train config.yaml``."""
 
-from align.cli import main
+from align.cli.app import main
 
 main()

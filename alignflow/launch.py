@@ -14,7 +14,7 @@ from types import FrameType
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 PATIENCE = 30.0
 """Seconds that the other processes have to end by themselves after one failed."""
-_START = "import sys; sys.argv[0] = 'alignflow'; from align.cli import main; main()"
+_START = "import sys; sys.argv[0] = 'alignflow'; from align.cli.app import main; main()"
 
 
 def launch(

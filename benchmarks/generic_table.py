@@ -23,8 +23,8 @@ import diffusers
 import torch
 import transformers
 
+from generators.adapters.generic import Generic
 from generators.base import GeneratorError, Options
-from generators.generic import Generic
 
 SECONDS = 120  # for one pipeline
 SCHEDULERS = ("FlowMatch", "UniPC", "DPMSolver")  # those a flow pipeline may come with

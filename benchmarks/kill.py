@@ -81,8 +81,8 @@ class Job:
 
 
 def _train(folder: Path, again: bool, *, overwrite: bool = False) -> None:
-    from align.config import load_config
-    from align.trainer import train
+    from align.config.load import load_config
+    from align.training.trainer import train
 
     config = load_config(folder / "train.yaml", [f"out={folder / 'run'}"])
     train(config, resume=again and not overwrite, overwrite=overwrite)
@@ -109,7 +109,7 @@ def _reward(folder: Path, again: bool) -> None:
 
 def _export(folder: Path, again: bool) -> None:
     from align.export import export
-    from align.policy import find_policy
+    from align.policy.trained import find_policy
 
     if not (folder / "out").exists():
         export(find_policy(folder / "run"), "diffusers", folder / "out")
@@ -362,11 +362,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import align.export
-    import align.policy
+    import align.policy.trained
     import align.preference.train
     import align.report
     import align.search.run
-    import align.trainer  # noqa: F401  # so that the forked processes have it
+    import align.training.trainer  # noqa: F401  # so that the forked processes have it
 
     rng = random.Random(options.seed)
     pairs = [

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from align.config import load_config
-from align.trainer import train
+from align.config.load import load_config
+from align.training.trainer import train
 
 
 def learn(path: Path, seed: int, overrides: list[str]) -> dict[str, Any]:

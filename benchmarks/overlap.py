@@ -21,10 +21,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from align.config import load_config, settings_of
-from align.run_folder import RunFolder
-from align.settings import Config
-from align.trainer import Trainer
+from align.config.load import load_config, settings_of
+from align.config.settings import Config
+from align.runs.run_folder import RunFolder
+from align.training.trainer import Trainer
 
 
 class Slow:

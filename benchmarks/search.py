@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from align import registry
-from align.build import build_rewards, hush
-from align.errors import SearchError
-from align.evaluate import mean, standard_error
-from align.prompts import Prompt, read_prompts
-from align.rollout import diversity
+from align.config import registry
+from align.data.prompts import Prompt, read_prompts
+from align.evaluation.evaluate import mean, standard_error
+from align.policy.build import build_rewards, hush
+from align.rollout.rollout import diversity
 from align.search.driver import make, parse, spend
 from align.search.task import LatentReward
+from alignflow.errors import SearchError
 from generators.base import Generator, Options
 from generators.load import load
 from rewards import parse as reward_settings

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from align.build import build_generator, build_rewards, trainable
-from align.config import load_config
-from align.networks import Networks
-from align.roles import Roles
-from align.settings import Config
-from align.sources import OnlineSource, Share
+from align.config.load import load_config
+from align.config.settings import Config
+from align.policy.build import build_generator, build_rewards, trainable
+from align.policy.roles import Roles
+from align.policy.velocities import Networks
+from align.rollout.sources import OnlineSource, Share
 
 
 def share_of_signal(gradients: list[Tensor]) -> float:

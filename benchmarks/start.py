@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 BARE = "import pydantic, ruamel.yaml, typer.main, numpy"
-COMMAND = "from align.cli import main\ntry:\n    main({!r})\nexcept SystemExit:\n    pass"
+COMMAND = "from align.cli.app import main\ntry:\n    main({!r})\nexcept SystemExit:\n    pass"
 MEASURE = "import resource as r\nused = r.getrusage(r.RUSAGE_SELF)\nprint('\\ncpu', used.ru_utime + used.ru_stime)"
 BODIES = {
     "its libraries alone": BARE,

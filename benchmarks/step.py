@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from align.config import load_config
-from align.run_folder import RunFolder
-from align.settings import Config
-from align.trainer import Trainer
+from align.config.load import load_config
+from align.config.settings import Config
+from align.runs.run_folder import RunFolder
+from align.training.trainer import Trainer
 
 Call = Callable[[], None]
 

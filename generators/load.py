@@ -18,11 +18,11 @@ from alignflow import plugins
 from alignflow.paths import expanded
 from alignflow.text import first_line
 from alignflow.words import listing
+from alignflow.worlds.shapes import pipelines
 from generators.base import Generator, GeneratorError, Options
 from generators.folder import check_parts, components, read_index, single_file
 from generators.memory import Memory, place, quantisation, set_attention, thrifty_vae
 from generators.parts import check_finite, networks
-from generators.shapes import pipelines
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one
@@ -39,7 +39,7 @@ def adapter(kind: str) -> type[Generator]:
         except plugins.PluginError as error:
             raise GeneratorError(f"generator {kind!r:.200}: {error}") from error
     elif kind in generators.kinds():
-        module = import_module(f"generators.{kind}")
+        module = import_module(f"generators.adapters.{kind}")
         found = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
     else:
         known = listing(generators.kinds(), kind)
@@ -63,8 +63,8 @@ def load(
 
     Args:
         kind: adapter, see :func:`adapter`.
-        path: an embedded world of :data:`generators.shapes.WORLDS`, a folder written by ``save_pretrained``, or a hub
-            id ``owner/name``.
+        path: an embedded world of :data:`alignflow.worlds.shapes.WORLDS`, a folder written by ``save_pretrained``, or
+            a hub id ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
         options: what the user chose about the pipeline.
         device: where the networks go.

@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignflow import weights
+from alignflow.files import weights
 from alignflow.text import first_line
 from generators.errors import GeneratorError
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from alignflow import tensor_files
+from alignflow.files import tensor_files
 from generators.errors import GeneratorError
 
 Rows = dict[str, Tensor]

@@ -1,48 +1,42 @@
-"""Rewards: media and prompts in, scores out. A file here with a subclass of ``RewardSettings`` is a reward.
+"""Rewards: media and prompts in, scores out. Each file in its rooms is a reward.
 
 Importing this package, and reading the settings of every reward, imports no torch.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from alignflow.folders import classes_in
 from alignflow.words import KINDS, close, listing
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 __all__ = ["AnyReward", "Reward", "RewardError", "RewardSettings", "Scores", "kinds", "parse"]
 
-_HOLDS_SETTINGS = re.compile(r"^class \w+\(\w*RewardSettings\)", re.MULTILINE)
+ROOMS = ("encoders", "questions", "verifiers", "video", "wrappers", "learned")
+"""Folders whose every file is a reward."""
 
 
 @cache
 def kinds() -> dict[str, type[RewardSettings]]:
-    """Kind -> settings class, from the files of this folder; other files are not imported."""
+    """Kind -> settings class, from the files of :data:`ROOMS`.
+
+    Raises:
+        ImportError: a file there defines no reward, or two rewards have one kind.
+    """
     found: dict[str, type[RewardSettings]] = {}
-    for file in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        if not _HOLDS_SETTINGS.search(file.read_text(encoding="utf-8")):
-            continue
-        module = import_module(f"rewards.{file.stem}")
-        for value in vars(module).values():
-            if not (
-                isinstance(value, type) and issubclass(value, RewardSettings) and value.__module__ == module.__name__
-            ):
-                continue
-            if "kind" not in value.model_fields:  # what several rewards share
-                continue
-            kind = value.model_fields["kind"].annotation
-            for name in get_args(kind) if get_origin(kind) is Literal else ():
-                assert name not in found, f"two rewards are called {name!r}: {found[name]} and {value}"
-                found[name] = value
-    return found
+    for room in ROOMS:
+        for kind, cls in classes_in(import_module(f"rewards.{room}"), RewardSettings).items():
+            if kind in found:
+                raise ImportError(f"two rewards are called {kind!r}: {found[kind]} and {cls}")
+            found[kind] = cls
+    return dict(sorted(found.items()))
 
 
 def parse(data: Any) -> RewardSettings:

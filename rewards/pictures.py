@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignflow.files.pictures import PictureError, named, read_picture
+from alignflow.files.rows import RowError, json_rows
 from alignflow.paths import expanded, is_file
-from alignflow.pictures import PictureError, named, read_picture
-from alignflow.rows import RowError, json_rows
 from rewards.base import RewardError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read_table(table: str) -> dict[str, list[Tensor]]:
 
 
 def _renders(count: int) -> tuple[np.ndarray, list[str]]:
-    from generators.shapes.world import dataset
+    from alignflow.worlds.shapes.world import dataset
 
     return dataset("train", count, seed=0)
 

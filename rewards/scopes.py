@@ -12,8 +12,8 @@ def known_scope(settings: RewardSettings) -> Scope:
 
 def has_parts(settings: RewardSettings) -> bool:
     """Whether a reward that compares samples also scores them one by one, in parts of its scores."""
-    from rewards.consistent import Consistent
-    from rewards.mixture import Mixture
+    from rewards.wrappers.consistent import Consistent
+    from rewards.wrappers.mixture import Mixture
 
     if isinstance(settings, Mixture):
         rewards = [member.reward for member in settings.parts.values()]

@@ -14,7 +14,7 @@ import tiny_video
 import torch
 from torch import Tensor
 
-from align.lora import add_lora
+from align.policy.lora import add_lora
 from generators.base import Generator, Options
 from generators.codec import pack
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from align.grids import save_samples
+from align.data.grids import save_samples
 
 PROMPTS = [
     "a red circle above a blue square",

@@ -19,10 +19,10 @@ from image_cases import pil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align import samplers
-from align.evaluate import pictures
-from align.lora import FILE, file_of, save_lora
-from align.trainer import train
+from align.evaluation.evaluate import pictures
+from align.maths import samplers
+from align.policy.lora import FILE, file_of, save_lora
+from align.training.trainer import train
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter, load
 

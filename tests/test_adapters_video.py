@@ -11,9 +11,9 @@ from adapter_cases import PROMPTS, moved
 from adapter_cases_video import bytes_of
 from safetensors.torch import load_file
 
-from align import samplers
-from align.lora import add_lora, file_of, load_lora, save_lora
-from align.trainer import train
+from align.maths import samplers
+from align.policy.lora import add_lora, file_of, load_lora, save_lora
+from align.training.trainer import train
 from generators.base import Generator, GeneratorError, Options
 from generators.load import adapter
 

@@ -15,10 +15,10 @@ from PIL import Image
 from tiny_run import settings
 
 import rewards
-from align.config import load_config
-from align.errors import CheckpointError, TrainingError
-from align.evaluate import evaluate_run
-from align.trainer import train
+from align.config.load import load_config
+from align.evaluation.evaluate import evaluate_run
+from align.training.trainer import train
+from alignflow.errors import CheckpointError, TrainingError
 from rewards.base import RewardError
 from rewards.networks.vision_features import VisionFeatures
 from rewards.pictures import RENDERS, read_folder

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_run import final_tensors, policy_gap, settings
 
 import rewards
-from align.trainer import train
+from align.training.trainer import train
 from rewards.base import RewardError
-from rewards.clip import weights
+from rewards.encoders.clip import weights
 from rewards.networks.clip import Clip
 from rewards.pictures import RENDERS, read_table
 from rewards.training.tuned_clip import TunedClip

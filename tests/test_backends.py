@@ -19,10 +19,10 @@ from memory_cases import EVERY, SD3, generator_of, velocity
 from tiny_run import final_tensors, settings
 from torch import nn
 
-from align import build
-from align.lora import add_lora
-from align.roles import Roles
-from align.trainer import train
+from align.policy import build
+from align.policy.lora import add_lora
+from align.policy.roles import Roles
+from align.training.trainer import train
 from generators import memory
 from generators.base import GeneratorError
 from generators.load import load

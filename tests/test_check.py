@@ -8,7 +8,7 @@ import pytest
 import written
 from PIL import Image
 
-from align.commands import CONFIGS
+from align.checking.commands import CONFIGS
 
 run = written.run
 SHIPPED = Path(__file__).parent.parent / "configs"

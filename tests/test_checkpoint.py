@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_run import final_tensors, policy_gap, settings
 
-from align import checkpoint, manifest, owned
-from align.best import Best, best_of
-from align.config import load_config
-from align.errors import CheckpointError, ConfigError, RunFolderError
-from align.roles import Roles
-from align.schedule import lr_at, new_course
-from align.settings import Config, Train
-from align.trainer import train
+from align.config.load import load_config
+from align.config.settings import Config, Train
+from align.policy.roles import Roles
+from align.runs import checkpoint, manifest, owned
+from align.runs.best import Best, best_of
+from align.training.lr import lr_at, new_course
+from align.training.trainer import train
+from alignflow.errors import CheckpointError, ConfigError, RunFolderError
 
 
 @pytest.fixture(scope="module")

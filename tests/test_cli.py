@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import written
 
-from align.config import read_layers
-from align.errors import CheckpointError, RunFolderError, TrainingError
+from align.config.load import read_layers
+from alignflow.errors import CheckpointError, RunFolderError, TrainingError
 from rewards.base import RewardError
 
 run = written.run
@@ -78,14 +78,14 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "scipy", "p
 def test_light_commands_import_little(folder, arguments):
     """What a command costs before it does anything is what it imports; ``benchmarks/start.py`` has the seconds."""
     code = (
-        "import sys\nfrom align.cli import main\n"
+        "import sys\nfrom align.cli.app import main\n"
         f"try:\n    main({arguments!r})\nexcept SystemExit as end:\n    print('exit', end.code)\n"
         "print('\\nmodules', *sys.modules)"
     )
     done = fresh(code)
     assert done.stderr == "" or "error:" in done.stderr, done.stderr
     modules = set(done.stdout.rsplit("\nmodules ", 1)[1].split())
-    assert "align.cli" in modules
+    assert "align.cli.app" in modules
     assert not HEAVY & modules
     assert len(modules) < 600, f"{len(modules)} modules"
 
@@ -256,7 +256,7 @@ def test_errors_of_commands(run, monkeypatch, raised, code):
     def fail(*_args, **_kwargs):
         raise raised
 
-    monkeypatch.setattr("align.registry.summary", fail)
+    monkeypatch.setattr("align.config.registry.summary", fail)
     found, _, err = run("recipes")
     assert found == code
     known = not isinstance(raised, KeyError)
@@ -278,7 +278,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
         def fail(raised=raised):
             raise raised
 
-        monkeypatch.setattr("align.registry.summary", fail)
+        monkeypatch.setattr("align.config.registry.summary", fail)
         code, _, err = run("recipes")
         assert code == 1
         assert says in err
@@ -291,7 +291,7 @@ def test_generator_errors_and_out_of_memory(run, monkeypatch):
 @pytest.fixture
 def trained(monkeypatch):
     """Replace training by a function that notes how it was called, and may raise."""
-    import align.trainer
+    import align.training.trainer
 
     calls: list = []
 
@@ -301,7 +301,7 @@ def trained(monkeypatch):
             raise KeyboardInterrupt
         return {"gold_before": 0.25, "gold_after": 0.5, "status": "done", "reward_after": None}
 
-    monkeypatch.setattr(align.trainer, "train", train)
+    monkeypatch.setattr(align.training.trainer, "train", train)
     return calls
 
 
@@ -333,7 +333,7 @@ def test_interrupted_training_says_how_to_go_on(folder, run, trained):
 @pytest.fixture
 def evaluated(monkeypatch):
     """Replace sampling and evaluation by functions that note how they were called."""
-    import align.evaluate
+    import align.evaluation.evaluate
 
     calls: list = []
 
@@ -346,8 +346,8 @@ def evaluated(monkeypatch):
         scores = {"scores": {"gold": 0.25}, "stderr": {"gold": float("nan")}, "missing": {"gold": 1}}
         return {**scores, "prompts": 4, "seconds": 1.5}
 
-    monkeypatch.setattr(align.evaluate, "sample_to_folder", sample_to_folder)
-    monkeypatch.setattr(align.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(align.evaluation.evaluate, "sample_to_folder", sample_to_folder)
+    monkeypatch.setattr(align.evaluation.evaluate, "evaluate_run", evaluate_run)
     return calls
 
 

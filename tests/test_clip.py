@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rewards.base import RewardError
-from rewards.clip import ClipReward
+from rewards.encoders.clip import ClipReward
 
 PROMPTS = ["a", "b", "b"]
 

@@ -17,17 +17,17 @@ import written
 from PIL import Image
 from report_run import build_run
 
-from align import video
-from align.errors import DataError
-from align.evaluate import Evaluation, save_grid
-from align.grids import save_samples
-from align.inputs import read_sample
-from align.media import encode, read_pixels
-from align.prompts import Prompt
+from align.config.settings import Config, Samples
+from align.data import video
+from align.data.grids import save_samples
+from align.data.inputs import read_sample
+from align.data.media import encode, read_pixels
+from align.data.prompts import Prompt
+from align.evaluation.evaluate import Evaluation, save_grid
+from align.maths.seeds import derive
 from align.report import write_report
-from align.seeds import derive
-from align.settings import Config, Samples
-from align.trainer import train
+from align.training.trainer import train
+from alignflow.errors import DataError
 
 run = written.run
 REWARD = "tests.test_clips:motion"

@@ -6,7 +6,7 @@ import pytest
 import written
 from written import refused
 
-from align.config import load_config
+from align.config.load import load_config
 
 write, run = written.write, written.run
 

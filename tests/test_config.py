@@ -10,12 +10,12 @@ import written
 from pydantic import BaseModel, ValidationError
 from written import BASE, refused
 
-from align import registry
-from align.config import Config, dump_config, json_schema, load_config, load_reward, read_yaml, settings_of
-from align.errors import ConfigError
+from align.config import registry
+from align.config.load import Config, dump_config, json_schema, load_config, load_reward, read_yaml, settings_of
+from align.config.sampling import LEVELS, Sampler
+from align.config.settings import FullPolicy, LoRAPolicy
 from align.recipes.base import Recipe
-from align.sampling import LEVELS, Sampler
-from align.settings import FullPolicy, LoRAPolicy
+from alignflow.errors import ConfigError
 
 write = written.write
 
@@ -261,7 +261,7 @@ def test_shipped_configs_are_valid_and_resolve(path, write, validator):
 
 def settings_or_none(path: Path) -> dict:
     """What a shipped file and its bases say, unvalidated."""
-    from align.config import merge, read_layers
+    from align.config.load import merge, read_layers
 
     data: dict = {}
     for layer in read_layers(path):

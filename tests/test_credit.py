@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.advantages import group_advantage, zero_variance
-from align.pairs import all_pairs, best_worst, top_k_pairs
-from align.weights import nft_probability, softmax_weight
+from align.maths.advantages import group_advantage, zero_variance
+from align.maths.pairs import all_pairs, best_worst, top_k_pairs
+from align.maths.weights import nft_probability, softmax_weight
 
 NAN = float("nan")
 KINDS = ("group", "global", "centred", "none")

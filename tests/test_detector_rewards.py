@@ -257,7 +257,7 @@ def test_geneval_from_rows_to_scores(painted):
 
 
 def test_colors_are_of_the_object_on_grey(painted, monkeypatch):
-    import rewards.geneval as geneval
+    import rewards.verifiers.geneval as geneval
 
     seen = []
     monkeypatch.setattr(
@@ -297,8 +297,8 @@ def test_layout_is_iou_in_shares_of_the_picture(painted):
 
 
 def test_genevals_file_is_a_prompt_file(painted, tmp_path):
-    from align.inputs import read_inputs
-    from align.prompts import read_prompts
+    from align.data.inputs import read_inputs
+    from align.data.prompts import read_prompts
 
     row = {"tag": "two_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
     (tmp_path / "evaluation_metadata.jsonl").write_text(json.dumps(row) + "\n")
@@ -309,7 +309,7 @@ def test_genevals_file_is_a_prompt_file(painted, tmp_path):
 
 
 def test_boxes_are_matched_where_they_overlap_most():
-    from rewards.layout import iou, mean_iou
+    from rewards.verifiers.layout import iou, mean_iou
 
     left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
     assert mean_iou({"dog": [left, right]}, {"dog": [right, left]}) == 1

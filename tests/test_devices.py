@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_run import settings
 
-from align import devices as named
-from align.accelerating import accelerator_of
-from align.cli import main
-from align.errors import ConfigError
-from align.trainer import train
+from align.cli.app import main
+from align.runs import devices as named
+from align.training.accelerating import accelerator_of
+from align.training.trainer import train
 from alignflow import devices
+from alignflow.errors import ConfigError
 from rewards import parse
 from rewards.base import RewardError
 
@@ -46,7 +46,7 @@ def test_auto_is_for_generators() -> None:
 def test_every_command_refuses_a_card_that_is_not_there(
     name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from align.config import dump_config
+    from align.config.load import dump_config
 
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
@@ -101,7 +101,7 @@ def test_what_shows_only_when_it_runs_is_said_to(monkeypatch: pytest.MonkeyPatch
 def test_a_card_by_its_number_is_the_one_of_the_accelerator(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.accelerating.require", lambda name: torch.device(name))
+    monkeypatch.setattr("align.training.accelerating.require", lambda name: torch.device(name))
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: None)
     accelerator = accelerator_of(settings(tmp_path, model, generator={"device": "cuda:1"}))
     assert accelerator.device == torch.device("cuda:1")
@@ -109,7 +109,7 @@ def test_a_card_by_its_number_is_the_one_of_the_accelerator(
 
 
 def test_accelerate_may_not_choose_another(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.accelerating.require", lambda name: torch.device(name))
+    monkeypatch.setattr("align.training.accelerating.require", lambda name: torch.device(name))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(ConfigError, match="cuda is asked for, and accelerate chose cpu"):
         accelerator_of(settings(tmp_path, model, generator={"device": "cuda"}))
@@ -124,7 +124,7 @@ def test_fp16_on_a_cpu_is_refused(model: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_tracker_that_is_not_installed_is_refused_by_train_as_by_check(model: Path, tmp_path: Path) -> None:
-    from align.check import check_files
+    from align.checking.check import check_files
 
     config = settings(tmp_path, model, trackers=["swanlab"])
     for refuses in (check_files, train):

@@ -15,19 +15,19 @@ import written
 from PIL import Image
 from safetensors.torch import load_file
 
-from align.errors import DataError
-from align.evaluate import evaluate, evaluate_run, sample_media
-from align.inputs import encode, read_inputs
-from align.lora import FILE
-from align.media import fit, read_pixels, to_tensor
-from align.prompts import Prompt, read_prompts
-from align.settings import Evaluate
-from align.trainer import train
+from align.config.settings import Evaluate
+from align.data.inputs import encode, read_inputs
+from align.data.media import fit, read_pixels, to_tensor
+from align.data.prompts import Prompt, read_prompts
+from align.evaluation.evaluate import evaluate, evaluate_run, sample_media
+from align.policy.lora import FILE
+from align.training.trainer import train
+from alignflow.errors import DataError
 from generators.base import Options
 from generators.load import adapter
 from rewards.base import Reward, RewardError
 from rewards.call import CallableReward
-from rewards.mixture import Mixture
+from rewards.wrappers.mixture import Mixture
 
 run = written.run
 KINDS = {
@@ -127,7 +127,7 @@ def test_an_editor_learns_from_stored_pairs(edits, tmp_path):
 def test_sample_takes_pictures_by_name_or_from_a_table(edits, tmp_path, run):
     config = config_of(tmp_path, "flux_fill")
     file = tmp_path / "run.yaml"
-    from align.config import dump_config
+    from align.config.load import dump_config
 
     file.write_text(dump_config(config))
     pictures = ["--image", str(tmp_path / edits[4]["image"]), "--mask", str(tmp_path / edits[4]["mask"])]

@@ -18,14 +18,16 @@ from diffusers import (
 from live import Live, saved_bytes
 from tiny_run import settings
 
-from align import build, estimate, memory, remedies
-from align.architectures import KNOWN, count, parts_of
-from align.config import json_schema, load_config, overridden
-from align.errors import ConfigError, TrainingError
-from align.lora import add_lora
-from align.rollout import Rollout
-from align.sources import OnlineSource, Share
-from align.trainer import train
+from align.checking import estimate, remedies
+from align.checking.architectures import KNOWN, count, parts_of
+from align.config import memory
+from align.config.load import json_schema, load_config, overridden
+from align.policy import build
+from align.policy.lora import add_lora
+from align.rollout.rollout import Rollout
+from align.rollout.sources import OnlineSource, Share
+from align.training.trainer import train
+from alignflow.errors import ConfigError, TrainingError
 from generators.load import load
 
 run, write = written.run, written.write
@@ -314,7 +316,7 @@ def test_what_does_not_go_together_is_said(overrides: list[str], said: str, writ
 
 
 def test_check_names_missing_packages(large: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.memory.find_spec", lambda package: None)
+    monkeypatch.setattr("align.config.memory.find_spec", lambda package: None)
     config = str(ROOT / "configs/flux-dev/nft.yaml")
     code, _, err = run("check", config, "memory=16gb", "memory.attention=sage")
     assert code == 2
@@ -349,7 +351,7 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
             raise error
         return velocity(self, *given)
 
-    monkeypatch.setattr("generators.sd3.SD3.velocity", full)
+    monkeypatch.setattr("generators.adapters.sd3.SD3.velocity", full)
     with pytest.raises(TrainingError) as caught:
         train(config)
     text = str(caught.value)
@@ -391,7 +393,7 @@ def test_remedies_change_something(tmp_path: Path, model: Path) -> None:
     assert "train.micro_batch" not in {one.path for one in remedies.remedies(config, "evaluate")}
 
 
-@pytest.mark.parametrize("place", ["generators.sd3.SD3.velocity", "align.trainer.build_generator"])
+@pytest.mark.parametrize("place", ["generators.adapters.sd3.SD3.velocity", "align.training.trainer.build_generator"])
 def test_out_of_memory_before_the_first_checkpoint(
     place: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

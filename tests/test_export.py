@@ -17,12 +17,12 @@ from image_cases import CASES as PICTURES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from align import manifest
-from align.errors import CheckpointError, RunFolderError
 from align.export import check, export, layouts, sentence
 from align.export.layouts import ExportError
-from align.lora import FILE, LoraError, save_lora
-from align.policy import find_policy, load_policy
+from align.policy.lora import FILE, LoraError, save_lora
+from align.policy.trained import find_policy, load_policy
+from align.runs import manifest
+from alignflow.errors import CheckpointError, RunFolderError
 from generators.base import Generator, Options
 from generators.load import adapter, load
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import DataError
+from alignflow.errors import DataError
 from alignflow.extras import EXTRAS, optional, remedy
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align.losses import weighted_fm
+from align.maths.losses import weighted_fm
 from align.recipes.flow_rwr import FlowRWR
 
 DOUBLE = torch.float64

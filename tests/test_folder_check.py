@@ -15,10 +15,10 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from align.check import check_files, essentials
-from align.config import load_config
-from align.errors import ConfigError
-from align.folder_check import _unit
+from align.checking.check import check_files, essentials
+from align.checking.folder_check import _unit
+from align.config.load import load_config
+from alignflow.errors import ConfigError
 from generators.folder import read_index
 from generators.load import adapter
 
@@ -141,11 +141,12 @@ def test_the_lora_that_training_starts_from(config, folder, tmp_path):
 def test_no_torch(config, folder):
     made = config(folder, "policy.targets=[to_q]", "generator.size=[48,48]")
     code = (
-        "import sys; from align.check import check_files, essentials; from align.config import load_config\n"
+        "import sys\nfrom align.checking.check import check_files, essentials\n"
+        "from align.config.load import load_config\n"
         f"made = load_config({str(folder.parent / 'x.yaml')!r}, [])\n"
         "essentials(made); check_files(made); assert 'torch' not in sys.modules"
     )
-    from align.config import dump_config
+    from align.config.load import dump_config
 
     (folder.parent / "x.yaml").write_text(dump_config(made))
     subprocess.run([sys.executable, "-c", code], check=True)

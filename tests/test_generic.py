@@ -10,11 +10,11 @@ from adapter_cases import CASES, PROMPTS, Case
 from adapter_cases_video import CASES as VIDEO_CASES
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
-from align import samplers
-from align.lora import add_lora
+from align.maths import samplers
+from align.policy.lora import add_lora
 from benchmarks.generic_table import told
+from generators.adapters.generic import Generic
 from generators.base import GeneratorError, Options
-from generators.generic import Generic
 from generators.load import adapter
 
 STEPS = 3

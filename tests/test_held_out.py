@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_run import RECIPES, settings
 
-from align import checkpoint
-from align.errors import RunFolderError
-from align.evaluate import evaluate_run
-from align.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
-from align.rollout import diversity
-from align.spread import Spread
-from align.trainer import train
+from align.evaluation.evaluate import evaluate_run
+from align.evaluation.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
+from align.evaluation.spread import Spread
+from align.rollout.rollout import diversity
+from align.runs import checkpoint
+from align.training.trainer import train
+from alignflow.errors import RunFolderError
 from rewards import parse
 from rewards.base import RewardError
 from rewards.scopes import has_parts, known_scope

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 import rewards
 from rewards.base import RewardError
-from rewards.hpsv3 import PIXELS, TOKEN
+from rewards.encoders.hpsv3 import PIXELS, TOKEN
 from rewards.networks.qwen2_vl import fitting, patched
 
 TEMPLATE = "judge: {text_prompt} so <|Reward|> END"

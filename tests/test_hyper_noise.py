@@ -9,14 +9,14 @@ import pytest
 import tiny
 import torch
 
-from align.errors import ConfigError, RunFolderError, SearchError
-from align.lora import FILE, LoraError, add_lora
-from align.prompts import Prompt
+from align.data.prompts import Prompt
+from align.policy.lora import FILE, LoraError, add_lora
 from align.search import search
 from align.search.driver import make, parse
-from align.search.hyper_noise import NAME, HyperNoise, Shifter
+from align.search.methods.hyper_noise import NAME, HyperNoise, Shifter
+from alignflow.errors import ConfigError, RunFolderError, SearchError
+from generators.adapters.sd3 import SD3
 from generators.base import Options
-from generators.sd3 import SD3
 from rewards.base import Reward
 
 PROMPTS = ["a", "b c"]

@@ -9,7 +9,7 @@ import tiny_sana
 import torch
 from image_cases import pil, shades
 
-from align import samplers
+from align.maths import samplers
 from generators.base import GeneratorError, Options
 from generators.codec import pack
 from generators.load import adapter

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from align.cli import app
-from align.config import load_reward
-from align.errors import ConfigError, DataError, RunFolderError
+from align.cli.app import app
+from align.config.load import load_reward
 from align.preference.judge import Lesson, learn, lessons_of, train_judge
 from align.preference.settings import JudgeLora, Steps, load_judge_training
 from align.preference.table import read_judged
+from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.judges.lora import FILE
 from rewards.judges.settings import Local

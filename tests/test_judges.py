@@ -11,7 +11,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 import rewards
 from rewards.base import RewardError
-from rewards.clip import weights
+from rewards.encoders.clip import weights
 from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
 from rewards.judges.pixels import Patches

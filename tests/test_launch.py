@@ -19,7 +19,7 @@ SHAPES = ROOT / "configs" / "shapes" / "nft.yaml"
 SHORT = ("train.steps=1", "rollout.prompts=2", "rollout.group=2", "evaluate.every=0", "evaluate.prompts=3",
          "samples.count=0", "evaluate.at_start=false", "evaluate.rewards={}", "evaluate.gold=null")  # fmt: skip
 WITH_ROOT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-COMMAND = (sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'alignflow'; from align.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'alignflow'; from align.cli.app import main; main()")
 
 
 @pytest.mark.parametrize("own", [(), ("rewards.py", "align.py", "generators.py", "alignflow.py")])

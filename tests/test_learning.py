@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from align.config import load_config
-from align.trainer import train
+from align.config.load import load_config
+from align.training.trainer import train
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "shapes"
 

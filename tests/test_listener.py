@@ -11,9 +11,9 @@ from tiny_vlm import endpoint, said, save
 
 import rewards
 from rewards.base import RewardError
-from rewards.deeptrace import read
 from rewards.judges.replies import ReplyError, read_fakeness, read_reasons
 from rewards.judges.verdicts import listener_shaped
+from rewards.questions.deeptrace import read
 
 
 def listened(probability):

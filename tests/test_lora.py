@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from align.errors import RunFolderError
-from align.lora import FILE, LoraError, add_lora, load_lora, save_lora
+from align.policy.lora import FILE, LoraError, add_lora, load_lora, save_lora
+from alignflow.errors import RunFolderError
+from generators.adapters.sd3 import SD3
 from generators.base import Options
-from generators.sd3 import SD3
 
 SIZE = (32, 32)
 

@@ -15,12 +15,12 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save, save_file
 
 from align.export import layouts
-from align.lora import FILE, LoraError, add_lora, as_diffusers, linear_layers, load_lora, lora_of, save_lora
-from alignflow import lora_files
-from alignflow.lora_files import LoraFileError
+from align.policy.lora import FILE, LoraError, add_lora, as_diffusers, linear_layers, load_lora, lora_of, save_lora
+from alignflow.files import lora_files
+from alignflow.files.lora_files import LoraFileError
+from generators.adapters.sd3 import SD3
 from generators.base import Options
 from generators.load import adapter
-from generators.sd3 import SD3
 
 CASES = {case.name: case for module in (adapter_cases, adapter_cases_video, image_cases) for case in module.CASES}
 SINGLE = r"single_transformer_blocks\.\d\.(attn\.to_[qkv]|proj_mlp|proj_out)"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.losses import (
+from align.maths.losses import (
     Guard,
     clipped_pg,
     dmd,
@@ -23,8 +23,8 @@ from align.losses import (
     x0_from,
     x_at,
 )
-from align.samplers import step
-from align.weights import softmax_weight
+from align.maths.samplers import step
+from align.maths.weights import softmax_weight
 
 SHAPES = [(6, 3, 4, 4), (6, 3, 5, 2, 2)]
 SOME = settings(max_examples=40, deadline=None)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from align import video
-from align.errors import DataError, RunFolderError
-from align.media import encode, fit, read_media, read_pixels, to_pixels, write_media
+from align.data import video
+from align.data.media import encode, fit, read_media, read_pixels, to_pixels, write_media
+from alignflow.errors import DataError, RunFolderError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 CLIP = np.random.default_rng(1).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)

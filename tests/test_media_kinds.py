@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from align.errors import DataError
-from align.media import encode, read_media, read_pixels, read_recording
-from alignflow.pictures import CLIP_LIMIT, PICTURE_LIMIT
+from align.data.media import encode, read_media, read_pixels, read_recording
+from alignflow.errors import DataError
+from alignflow.files.pictures import CLIP_LIMIT, PICTURE_LIMIT
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

@@ -15,9 +15,9 @@ from memory_cases import EVERY, SD3, generator_of, velocity
 from tiny_run import final_tensors, policy_gap, settings
 from torch import nn
 
-from align import build
-from align.errors import ConfigError
-from align.trainer import train
+from align.policy import build
+from align.training.trainer import train
+from alignflow.errors import ConfigError
 from generators import memory
 from generators.base import Conditioning, Generator, GeneratorError
 from generators.load import adapter, load
@@ -184,7 +184,7 @@ def test_recomputed_activations_give_the_same_run(model: Path, tmp_path: Path) -
 
 
 def test_a_machine_without_card_or_package_is_told(model: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("align.memory.find_spec", lambda package: None)
+    monkeypatch.setattr("align.config.memory.find_spec", lambda package: None)
     config = settings(
         tmp_path, model, generator={"path": str(model), "device": "auto"}, train={"optimizer": "paged_adamw8bit"},
         memory={"quantise": "nf4", "attention": "xformers"},

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.combine import geometric, harmonic, knn_smooth, log_tame, lower_bound, product, standardised, weighted
-from rewards.mixture import Mixture
 from rewards.reference import measure
+from rewards.wrappers.mixture import Mixture
 
 
 class Fixed(RewardSettings):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.config import load_config
+from align.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
 OURS = {"prompts", "rewards", "shapes", "shapes-edit", "shapes-fill", "shapes-video", "shared"}

@@ -14,10 +14,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import rewards
-from rewards.goal_baseline import projected
+from rewards.encoders.goal_baseline import projected
+from rewards.encoders.pick_score import among
 from rewards.networks.clip import mended
 from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD
-from rewards.pick_score import among
 
 PROMPTS = ["a red circle", "", "Füße 東京 &amp; “its”", "word " * 10_000, "a red circle"]
 
@@ -277,8 +277,8 @@ def test_no_pixels(folder):
 
 def test_files_of_every_kind_are_scored(folder, tmp_path):
     """Other sizes, grey, with transparency, a clip of one frame: the score of the same pixels on white in RGB."""
-    from align.prompts import Prompt
-    from align.scoring import score_files
+    from align.data.prompts import Prompt
+    from align.evaluation.files import score_files
 
     draw = np.random.default_rng(0)
     colours = Image.fromarray(draw.integers(0, 256, (40, 50, 4), dtype=np.uint8), "RGBA")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from align.config import load_config
-from align.errors import ConfigError
+from align.config.load import load_config
+from alignflow.errors import ConfigError
 
 SHAPES = Path(__file__).resolve().parent.parent / "configs" / "shapes" / "nft.yaml"
 BIG = "1" + "0" * 23

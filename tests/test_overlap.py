@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from tiny import sd3_pipeline
 from tiny_run import final_tensors, policy_gap, settings
 
-from align.evaluate import evaluate_run
-from align.missing import Missing
-from align.overlap import Scoring
-from align.settings import Config
-from align.trainer import train
+from align.config.settings import Config
+from align.evaluation.evaluate import evaluate_run
+from align.rollout.scoring import Scoring
+from align.training.missing import Missing
+from align.training.trainer import train
 from rewards.base import Reward, RewardError, Scores
 
 MEDIA = torch.arange(12.0).view(12, 1, 1, 1).expand(12, 3, 2, 2) / 12
@@ -188,7 +188,7 @@ def test_a_slow_reward_is_hidden(model: Path, tmp_path: Path) -> None:
         slow = {"sampler": {"kind": "ode", "steps": 2}, "chunk": 256, "overlap": overlap}
         run = config(tmp_path / overlap, model, overlap, rollout=slow, reward={"kind": "flaky:slow"})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("align.sources.decode", _takes(0.6))
+            patch.setattr("align.rollout.sources.decode", _takes(0.6))
             train(run)
         waited[overlap] = [row["time"]["reward"] for row in rows(run)][:-1]  # the last has no next to hide behind
     assert min(waited["none"]) >= 0.4
@@ -196,7 +196,7 @@ def test_a_slow_reward_is_hidden(model: Path, tmp_path: Path) -> None:
 
 
 def _takes(seconds: float):
-    from align.rollout import decode
+    from align.rollout.rollout import decode
 
     def slowly(*arguments):
         time.sleep(seconds)
@@ -256,8 +256,8 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from align.overlap import Scoring
-from align.processes import Processes
+from align.rollout.scoring import Scoring
+from align.training.processes import Processes
 from rewards.base import Reward, Scores
 
 def function(media, prompts, group, metadata):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from align import lock as locks
-from align import metrics, owned
-from align.errors import RunFolderError
-from align.files import new_folder, write_text
-from align.lock import Lock, locked
-from align.run_folder import RunFolder
-from alignflow.disk import aside
+from align.data.files import new_folder, write_text
+from align.runs import lock as locks
+from align.runs import metrics, owned
+from align.runs.lock import Lock, locked
+from align.runs.run_folder import RunFolder
+from alignflow.errors import RunFolderError
+from alignflow.files.disk import aside
 
 CONFIG = "name: a\nseed: 0\n"
 
@@ -159,7 +159,7 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
     first.release()
     assert list(tmp_path.iterdir()) == []
     code = (
-        "import sys, time; from pathlib import Path; from align.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from align.runs.lock import Lock\n"
         "Lock(Path(sys.argv[1]), Path('run')).take(); print('taken', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)

@@ -15,9 +15,9 @@ import tiny_video
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.errors import DataError
-from align.media import to_pixels
-from alignflow import weights
+from align.data.media import to_pixels
+from alignflow.errors import DataError
+from alignflow.files import weights
 from generators.base import GeneratorError, Options
 from generators.load import load
 

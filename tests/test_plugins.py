@@ -7,8 +7,8 @@ import sys
 import pytest
 import written
 
-from align.config import load_config
-from align.errors import ConfigError
+from align.config.load import load_config
+from alignflow.errors import ConfigError
 from alignflow.plugins import PluginError, find, load
 from generators.errors import GeneratorError
 from rewards import RewardError, parse

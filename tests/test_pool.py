@@ -17,7 +17,7 @@ from test_overlap import config, flaky, folder_of_flaws, model, rows  # noqa: F4
 from tiny_run import final_tensors, policy_gap
 
 import rewards
-from align.trainer import train
+from align.training.trainer import train
 from rewards.base import RewardError
 
 MEDIA = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))

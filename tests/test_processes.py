@@ -13,16 +13,16 @@ from launched import launch
 from test_adapters import CASES
 from tiny_run import final_tensors, settings
 
-from align.checkpoint import latest
-from align.per_prompt import read_scores, scored_steps
-from align.processes import Share
-from align.settings import Config
-from align.trainer import train
+from align.config.settings import Config
+from align.evaluation.per_prompt import read_scores, scored_steps
+from align.runs.checkpoint import latest
+from align.training.processes import Share
+from align.training.trainer import train
 
 RUN = """
 import json, sys
 from pathlib import Path
-from align.trainer import train
+from align.training.trainer import train
 from tiny_run import settings
 folder, model, recipe, sections = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 train(settings(folder, model, recipe, **sections))
@@ -108,7 +108,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 import tiny_run
-from align.trainer import train
+from align.training.trainer import train
 from test_adapters import CASES
 folder, model, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 case = next(case for case in CASES if case.kind == kind)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align import prompts, registry, tables
-from align.config import load_config
-from align.errors import ConfigError, DataError
-from align.prompts import PAIR, check_media, indices_at, read_prompts, read_stored
-from align.seeds import derive
-from align.tables import Cell
+from align.config import registry
+from align.config.load import load_config
+from align.data import prompts, tables
+from align.data.prompts import PAIR, check_media, indices_at, read_prompts, read_stored
+from align.data.tables import Cell
+from align.maths.seeds import derive
+from alignflow.errors import ConfigError, DataError
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra 'data' (datasets)")
 
@@ -375,7 +376,7 @@ def test_what_adapters_ask_for_is_known_without_loading_them():
 
 
 def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
-    from align import check
+    from align.checking import check
 
     write("set/p.jsonl", '{"prompt": "a", "image": "gone.png"}')
     text = "generator: {path: owner/name}\nrecipe: nft\nreward: {kind: clip}\nprompts: {train: %s}\n"

@@ -24,7 +24,7 @@ from test_overlap import config, flaky, folder_of_flaws, model, rows  # noqa: F4
 from tiny_run import final_tensors, policy_gap
 
 import rewards
-from align.trainer import train
+from align.training.trainer import train
 from rewards.base import RewardError
 from rewards.serving import wire
 from rewards.serving.limits import Limits
@@ -311,7 +311,7 @@ def test_serving_needs_neither_diffusers_nor_transformers(tmp_path):
     code = (
         "import sys\n"
         "for name in ('diffusers', 'transformers', 'peft', 'accelerate'): sys.modules[name] = None\n"
-        "from align.cli import main\n"
+        "from align.cli.app import main\n"
         "main(['reward', 'serve', 'shapes', '--port', '0'])\n"
     )
     root = Path(__file__).parent.parent

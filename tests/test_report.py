@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 from report_run import ENDS, build_run
 
-from align.errors import RunFolderError
-from align.grids import save_samples
+from align.data.grids import save_samples
 from align.report import write_report
 from align.report.changes import change
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
@@ -27,6 +26,7 @@ from align.report.pictures import gallery
 from align.report.reading import read_run
 from align.report.using import snippet
 from align.report.verdict import judge
+from alignflow.errors import RunFolderError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -314,7 +314,7 @@ def test_edits_are_shown_beside_their_sources(tmp_path: Path) -> None:
 
 
 def test_report_imports_no_torch() -> None:
-    code = "import sys, align.report, align.grids; assert 'torch' not in sys.modules"
+    code = "import sys, align.report, align.data.grids; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny_run import final_tensors, policy_gap, settings
 
-from align import checkpoint
-from align.errors import CheckpointError, RunFolderError
-from align.trainer import train
+from align.runs import checkpoint
+from align.training.trainer import train
+from alignflow.errors import CheckpointError, RunFolderError
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +75,8 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(model: Path, t
     train(whole)
     killed = settings(tmp_path / "killed", model, train={"steps": 6})
     code = (
-        "import sys; from pathlib import Path; from align.trainer import train; from tiny_run import settings\n"
+        "import sys; from pathlib import Path\nfrom align.training.trainer import train\n"
+        "from tiny_run import settings\n"
         "train(settings(Path(sys.argv[1]), Path(sys.argv[2]), train={'steps': 6}), resume=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -175,7 +176,7 @@ def test_full_disk_keeps_the_last_checkpoint(model: Path, tmp_path: Path) -> Non
     config = settings(tmp_path, model, train={"steps": 1}, prompts={"heldout": None})
     train(config)
     code = (
-        "import resource, sys; from pathlib import Path; from align.trainer import train; "
+        "import resource, sys; from pathlib import Path; from align.training.trainer import train; "
         "from tiny_run import settings\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "train(settings(Path(sys.argv[1]), Path(sys.argv[2]), train={'steps': 2}, prompts={'heldout': None}), "

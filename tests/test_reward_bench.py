@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from align.errors import DataError
+from align.cli.reward import FORMATS as LISTED
+from align.preference import agreement as bench
 from align.preference.bench import measure
 from align.preference.formats import FORMATS, read_set
-from align.reward_cli import FORMATS as LISTED
-from rewards import bench
+from alignflow.errors import DataError
 from rewards.base import Reward
 
 BRIGHTNESS = Reward("brightness", lambda media, prompts, group: media.flatten(1).mean(1))
@@ -218,7 +218,7 @@ def test_missing_scores_are_counted_and_not_judged(shades):
 
 
 def test_bench_as_a_command(shades, capsys):
-    from align import cli
+    from align.cli import app as cli
 
     code = shades / "judge.py"
     code.write_text("def bright(media, prompts):\n    return media.flatten(1).mean(1)\n")

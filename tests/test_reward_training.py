@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from align.config import load_reward
-from align.errors import ConfigError, DataError, RunFolderError
-from align.media import read_media
+from align.config.load import load_reward
+from align.data.media import read_media
 from align.preference.settings import load_latent_training, load_reward_training
 from align.preference.train import train_reward
+from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.training import heads, latent
 from rewards.training.scorer import load_backbone

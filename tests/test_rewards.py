@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 import rewards
 from rewards.base import Reward, RewardError, Scores
 from rewards.call import CallableReward
-from rewards.clip import ClipReward
+from rewards.encoders.clip import ClipReward
 
 MEDIA = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "b"]
@@ -294,7 +294,7 @@ def test_mixture_keeps_the_gradient():
 
 
 def test_verifier_prefers_the_right_picture():
-    from generators.shapes import world
+    from alignflow.worlds.shapes import world
 
     rng = np.random.default_rng(0)
     specs = world.sample_specs("train", 4, seed=0)

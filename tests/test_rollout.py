@@ -9,8 +9,8 @@ import torch
 from tiny import sd3_pipeline
 from tiny_run import settings
 
-from align.build import build_generator
-from align.sources import OnlineSource, Share
+from align.policy.build import build_generator
+from align.rollout.sources import OnlineSource, Share
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal
 
-from align.losses import x0_from
-from align.samplers import KINDS, STOCHASTIC, sample, step
+from align.maths.losses import x0_from
+from align.maths.samplers import KINDS, STOCHASTIC, sample, step
 
 IMAGE, VIDEO = (4, 3, 4, 4), (4, 3, 5, 2, 2)
 M, S = 0.5, 2.0  # the toy data set is N(M, S^2) in every dimension

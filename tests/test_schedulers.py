@@ -10,13 +10,13 @@ import tiny
 import tiny_video
 import torch
 
-from align.build import build_generator
-from align.config import load_config
-from align.solver import remark
+from align.config.load import load_config
+from align.policy.build import build_generator
+from align.rollout.solver import remark
+from generators.adapters.cogvideox import CogVideoX
+from generators.adapters.mochi import Mochi
+from generators.adapters.sd3 import SD3
 from generators.base import GeneratorError, Options
-from generators.cogvideox import CogVideoX
-from generators.mochi import Mochi
-from generators.sd3 import SD3
 from generators.spacing import spaced
 
 EULER = "FlowMatchEulerDiscreteScheduler"

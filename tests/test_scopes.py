@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import rewards
-from align.errors import SearchError
 from align.search.driver import check_alone
+from alignflow.errors import SearchError
 from rewards.base import Reward
 
 GROUPED = {"kind": "mixture", "parts": {"a": {"reward": "shapes", "normalise": "group"}}}

@@ -11,7 +11,7 @@ import torch
 import written
 from PIL import Image
 
-from align.media import encode
+from align.data.media import encode
 
 run = written.run
 ROOT = Path(__file__).parent.parent
@@ -161,7 +161,7 @@ def test_tables_bring_their_prompts(run, levels):
 
 
 def test_sample_folders_bring_their_prompts_and_no_contact_sheet(run, levels):
-    from align.grids import save_samples
+    from align.data.grids import save_samples
 
     clip = np.full((3, 16, 16, 3), 102, np.uint8)
     save_samples(Path("ours"), [np.full((16, 16, 3), 51, np.uint8), clip], ["a", "b"], [0, 1])
@@ -194,9 +194,9 @@ def test_columns_have_names(run, levels):
 
 def test_memory_does_not_grow_with_the_number_of_files(levels):
     """Pixels of no more than a batch are alive at a time."""
-    from align.prompts import Prompt
-    from align.score_items import Item
-    from align.scoring import score_items
+    from align.data.prompts import Prompt
+    from align.evaluation.files import score_items
+    from align.evaluation.score_items import Item
     from rewards.base import Reward
 
     most = 0

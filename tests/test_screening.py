@@ -14,11 +14,11 @@ from launched import launch
 from PIL import Image
 from tiny_run import final_tensors, policy_gap, settings
 
-from align import screening
-from align.errors import DataError
-from align.prompts import read_prompts
-from align.screening import Needs, screen
-from align.trainer import train
+from align.data import screening
+from align.data.prompts import read_prompts
+from align.data.screening import Needs, screen
+from align.training.trainer import train
+from alignflow.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_any_error_leaves_the_last_whole_step(model, tmp_path, monkeypatch):
     whole = settings(tmp_path, model, reward=reward, out="whole", train={"steps": 4}, **rare)
     train(whole)
     part = settings(tmp_path, model, reward=reward, out="part", train={"steps": 4}, **rare)
-    from align.trainer import Trainer
+    from align.training.trainer import Trainer
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, n: (Path("broken").touch() if n == 2 else None, step(self, n))[1])
@@ -158,7 +158,7 @@ CODE = """
 import sys
 from pathlib import Path
 import torch
-from align.trainer import Trainer, train
+from align.training.trainer import Trainer, train
 from accelerate import PartialState
 from tiny_run import settings
 folder, model, broken = map(Path, sys.argv[1:])

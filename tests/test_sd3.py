@@ -10,10 +10,10 @@ import tiny
 import torch
 
 import generators
+from alignflow.worlds.shapes import weights
+from generators.adapters.sd3 import SD3
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.load import adapter, find, load
-from generators.sd3 import SD3
-from generators.shapes import weights
 
 PROMPTS = ["a red cube", "two blue circles left of a star", "x"]
 
@@ -229,7 +229,7 @@ def test_load_a_folder(folder):
         mine = generator.velocity(noise, torch.tensor(0.5), generator.encode(["x"]))
         same = fresh.velocity(noise, torch.tensor(0.5), fresh.encode(["x"]))
     torch.testing.assert_close(mine, same, atol=1e-5, rtol=0)
-    assert load("generators.sd3:SD3", str(folder), dtype="bfloat16").dtype == torch.bfloat16
+    assert load("generators.adapters.sd3:SD3", str(folder), dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_embedded_worlds_are_found_by_name():
@@ -246,7 +246,7 @@ def test_embedded_worlds_are_found_by_name():
     [
         ("sd4", "x", r"no generator 'sd4'; there are .*sd3"),
         ("nowhere:X", "x", r"No module named 'nowhere'"),
-        ("generators.sd3:Nope", "x", r"has no 'Nope'; it has .*SD3"),
+        ("generators.adapters.sd3:Nope", "x", r"has no 'Nope'; it has .*SD3"),
         ("sd3", "/no/such/folder", r"no folder /no/such/folder"),
         ("sd3", "somewhere", r"no folder somewhere"),
         ("sd3", "owner/name", r"no folder 'owner/name', not in the local hub cache.*HF_HUB_OFFLINE"),

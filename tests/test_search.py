@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_search import PROMPTS, SLOPE, Gaussian, Linear, task_of
 
-from align import registry
-from align.errors import ConfigError, SearchError
+from align.config import registry
 from align.search import search
 from align.search.budget import LIMITS, Budget, BudgetSpent, Cost, Meter
 from align.search.driver import spend
+from alignflow.errors import ConfigError, SearchError
 
 METHODS = {
     kind: {"kind": kind, "sampler": {"steps": 3}, **{"reno": {"iterations": 3}, "svdd": {"children": 3}}.get(kind, {})}

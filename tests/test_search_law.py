@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_search import PROMPTS, SHAPE, SLOPE, SPREAD, Gaussian, Linear, law, task_of
 
-from align import samplers
+from align.maths import samplers
 from align.search import interpolant, smc
 from align.search.noises import add_noise, as_long_as, neighbour, renew, surprise
 from generators.base import Conditioning

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from toy_search import PROMPTS, Gaussian, Linear, task_of
 
-from align import registry
-from align.errors import ConfigError
+from align.config import registry
 from align.search import search
 from align.search.budget import Cost
 from align.search.driver import spend
+from alignflow.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from align.config.settings import Samples
 from align.report.search import changes, label, notes, verdict
 from align.search.results import Candidate, Found
 from align.search.run import PLAIN, Store
-from align.settings import Samples
 
 Row = dict[str, Any]
 UNCLEAR = "Gold judge shows no clear change:"

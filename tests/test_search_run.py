@@ -10,15 +10,15 @@ import tiny_video
 import torch
 import written
 
-from align import registry
-from align.errors import ConfigError, DataError, RunFolderError
-from align.inputs import read_sample
-from align.media import read_media
-from align.prompts import PAIR, read_stored
+from align.config import registry
+from align.data.inputs import read_sample
+from align.data.media import read_media
+from align.data.prompts import PAIR, read_stored
 from align.report.search import mean_curve, write_search_report
 from align.search import run as runs
 from align.search.export import write_as
 from align.search.settings import SearchConfig, load_search
+from alignflow.errors import ConfigError, DataError, RunFolderError
 
 run = written.run
 
@@ -193,8 +193,8 @@ def test_mean_curve_is_the_mean_of_the_best_so_far():
 
 
 def test_a_lora_goes_onto_the_generator(folder, model):
-    from align.build import build_generator
-    from align.lora import add_lora, save_lora
+    from align.policy.build import build_generator
+    from align.policy.lora import add_lora, save_lora
 
     config = load_search(Path("search.yaml"))
     trained = build_generator(runs.as_training(config), "cpu")

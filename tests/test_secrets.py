@@ -9,9 +9,9 @@ import torch
 import written
 from written import refused
 
-from align.config import dump_config, load_config, load_reward
-from align.environment import environment
-from align.errors import ConfigError, DataError
+from align.config.load import dump_config, load_config, load_reward
+from align.runs.environment import environment
+from alignflow.errors import ConfigError, DataError
 from alignflow.secrets import HIDDEN, find, names_secret, redact, resolve, shown
 from generators.errors import GeneratorError
 from rewards.base import Reward, RewardError

@@ -29,7 +29,7 @@ import served
 from pydantic import ValidationError
 
 import rewards
-from align.stopping import GracefulStop
+from align.runs.stopping import GracefulStop
 from alignflow import waiting
 from rewards.base import Reward, RewardError
 from rewards.judges.settings import Endpoint
@@ -114,7 +114,7 @@ def test_a_server_may_ask_for_more_patience_and_4xx_is_final() -> None:
         (b"HTTP/1.1 413 Large\r\n", False, 0.0),
         (b"HTTP/1.1 500 No\r\n", True, 0.0),
     ):
-        from rewards.remote import Client, Remote
+        from rewards.wrappers.remote import Client, Remote
 
         with served.answering(head + length) as url, pytest.raises(UnansweredError, match="busy") as found:
             Client(Remote(url=url)).call("GET", "/reward")

@@ -13,20 +13,21 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from align.config import load_config
-from align.evaluate import sample_media
-from align.inputs import read_inputs
-from align.prompts import read_prompts
-from align.sampling import Sampler
-from align.seeds import derive
+from align.config.load import load_config
+from align.config.sampling import Sampler
+from align.data.inputs import read_inputs
+from align.data.prompts import read_prompts
+from align.evaluation.evaluate import sample_media
+from align.maths.seeds import derive
+from align.worlds import train_flux
+from align.worlds.measure import score_tasks
+from align.worlds.train_common import Log, Plan
+from align.worlds.train_vae import new_vae
+from alignflow.worlds.shapes import WORLDS, edits, weights
 from generators.base import Options
 from generators.codec import pack
 from generators.load import load
-from generators.shapes import WORLDS, edits, train_flux, weights
-from generators.shapes.measure import score_tasks
-from generators.shapes.train_common import Log, Plan
-from generators.shapes.train_vae import new_vae
-from rewards.shapes_edit import score_edits
+from rewards.worlds.shapes_edit import score_edits
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EDITORS = {world: kind for world, (kind, *_) in WORLDS.items() if world in edits.TASKS}

@@ -12,17 +12,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from align.errors import DataError
-from align.inputs import read_inputs
-from align.prompts import read_prompts
-from generators.shapes import edits, weights
-from generators.shapes.edits import Edit, apply, change, fill, instruction, is_possible, parse_instruction
-from generators.shapes.measure import score_tasks
-from generators.shapes.parse import parse_image
-from generators.shapes.train_vae import decode, encode
-from generators.shapes.world import HELD_OUT_PAIRS, Obj, Scene, apart, parse_caption, render
+from align.data.inputs import read_inputs
+from align.data.prompts import read_prompts
+from align.worlds.measure import score_tasks
+from align.worlds.train_vae import decode, encode
+from alignflow.errors import DataError
+from alignflow.worlds.shapes import edits, weights
+from alignflow.worlds.shapes.edits import Edit, apply, change, fill, instruction, is_possible, parse_instruction
+from alignflow.worlds.shapes.parse import parse_image
+from alignflow.worlds.shapes.world import HELD_OUT_PAIRS, Obj, Scene, apart, parse_caption, render
 from rewards import parse
-from rewards.shapes_edit import judge_edit, score_edits, score_fills
+from rewards.worlds.shapes_edit import judge_edit, score_edits, score_fills
 
 RED = Obj("circle", "red", "medium", edits.box_at(edits.LATTICE["left"], 16))
 BLUE = Obj("square", "blue", "medium", edits.box_at(edits.LATTICE["top right"], 16))
@@ -223,5 +223,5 @@ def test_unknown_worlds_and_splits_name_those_there_are():
 
 
 def test_the_world_needs_no_torch():
-    code = "import sys, rewards.shapes_edit, align.prompts as p; p.read_prompts('shapes-edit:train', 1)"
+    code = "import sys, rewards.worlds.shapes_edit, align.data.prompts as p; p.read_prompts('shapes-edit:train', 1)"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 import rewards
-from generators.shapes import judge_data, measure, weights, world
-from generators.shapes.judge_data import digit, draw_pairs, first_wrong, judged_words
-from generators.shapes.tokenizer import words
-from generators.shapes.train_judge import FEATURES, Pupil, cell_labels, new_judge
+from align.worlds import judge_data, measure
+from align.worlds.judge_data import digit, draw_pairs, first_wrong, judged_words
+from align.worlds.tokenizer import words
+from align.worlds.train_judge import FEATURES, Pupil, cell_labels, new_judge
+from alignflow.worlds.shapes import weights, world
 from rewards.base import RewardError
 from rewards.judges.local import LocalJudge
 from rewards.judges.settings import Local
-from rewards.shapes import judge as gold
-from rewards.shapes import score_batch
+from rewards.worlds.shapes import judge as gold
+from rewards.worlds.shapes import score_batch
 
 EXACT = {"model": "shapes", "dtype": "float32", "batch": 64}
 

@@ -13,13 +13,14 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from align.worlds import build, measure
+from align.worlds.tokenizer import MAX_LENGTH, clip_tokenizer, words
+from align.worlds.train_common import Log
+from align.worlds.train_sd3 import Model, new_pipeline
+from align.worlds.train_vae import decode, encode, new_clip_vae, new_vae, raw_latents, train_vae
+from alignflow.worlds.shapes import motion, weights, world
 from generators.sd3_attention import fold_null_tokens
-from generators.shapes import build, measure, motion, weights, world
-from generators.shapes.tokenizer import MAX_LENGTH, clip_tokenizer, words
-from generators.shapes.train_common import Log
-from generators.shapes.train_sd3 import Model, new_pipeline
-from generators.shapes.train_vae import decode, encode, new_clip_vae, new_vae, raw_latents, train_vae
-from rewards.shapes import judge, score_batch
+from rewards.worlds.shapes import judge, score_batch
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,13 +14,14 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import rewards
-from align.errors import DataError
-from align.prompts import read_prompts
-from generators.shapes import motion, train_wan, weights
-from generators.shapes.motion import Motion
-from generators.shapes.parse import parse_image
-from generators.shapes.train_vae import CLIPS, PICTURES, decode, encode, new_clip_vae, unclamped
-from rewards.shapes_video import PARTS, follow, motion_of, score_batch
+from align.data.prompts import read_prompts
+from align.worlds import train_wan
+from align.worlds.train_vae import CLIPS, PICTURES, decode, encode, new_clip_vae, unclamped
+from alignflow.errors import DataError
+from alignflow.worlds.shapes import motion, weights
+from alignflow.worlds.shapes.motion import Motion
+from alignflow.worlds.shapes.parse import parse_image
+from rewards.worlds.shapes_video import PARTS, follow, motion_of, score_batch
 
 
 def chw(clips: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from generators.shapes import weights, world
-from generators.shapes.parse import UNKNOWN, parse_image
-from generators.shapes.world import Obj, Scene, Spec, Want
-from rewards.shapes import judge, score, score_batch
+from alignflow.worlds.shapes import weights, world
+from alignflow.worlds.shapes.parse import UNKNOWN, parse_image
+from alignflow.worlds.shapes.world import Obj, Scene, Spec, Want
+from rewards.worlds.shapes import judge, score, score_batch
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_a_caption_without_room_is_an_error():
 
 
 def test_world_and_verifier_need_no_torch():
-    code = "import sys, rewards.shapes, generators.shapes; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import sys, rewards.worlds.shapes, alignflow.worlds.shapes; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

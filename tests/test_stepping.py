@@ -12,12 +12,13 @@ import torch
 from accelerate import Accelerator
 from tiny_run import final_tensors, policy_gap, settings
 
-from align import accelerating, checkpoint
-from align.check import check_files
-from align.errors import ConfigError, TrainingError
-from align.processes import Processes
-from align.settings import Config
-from align.trainer import train
+from align.checking.check import check_files
+from align.config.settings import Config
+from align.runs import checkpoint
+from align.training import accelerating
+from align.training.processes import Processes
+from align.training.trainer import train
+from alignflow.errors import ConfigError, TrainingError
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from launched import launch
 from PIL import Image
 from tiny_run import RECIPES, final_tensors, settings
 
-from align import checkpoint
-from align.errors import AlignflowError, DataError
-from align.settings import Config
-from align.sources import Share, StoredSource
-from align.trainer import train
-from align.weights import softmax_weight
+from align.config.settings import Config
+from align.maths.weights import softmax_weight
+from align.rollout.sources import Share, StoredSource
+from align.runs import checkpoint
+from align.training.trainer import train
+from alignflow.errors import AlignflowError, DataError
 from generators.load import load
 from rewards.base import RewardError
 
@@ -87,7 +87,7 @@ def run_processes(count: int, folder: Path, model: Path, recipe: str) -> None:
     """One update on ``count`` processes."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from align.trainer import train; from tiny_run import settings\n"
+        "from align.training.trainer import train; from tiny_run import settings\n"
         "folder, model, recipe = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
         "train(settings(folder, model, recipe, train={'steps': 1, 'max_grad_norm': 1e6}, evaluate={'every': 0},"
         " reward={'kind': 'tiny_run:missing_by_content'}))\n"
@@ -261,7 +261,7 @@ def test_on_policy_shortcuts_save_the_calls_of_old_and_ref(model: Path, tmp_path
 def test_checkpoint_lora_loads_in_an_untouched_pipeline(model: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusion3Pipeline
 
-    from align.evaluate import sample_media
+    from align.evaluation.evaluate import sample_media
     from generators.load import load
 
     config = settings(tmp_path, model, policy={"kind": "lora", "rank": 4, "alpha": 16}, generator={"size": [64, 64]})
@@ -271,11 +271,11 @@ def test_checkpoint_lora_loads_in_an_untouched_pipeline(model: Path, tmp_path: P
     untouched = StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None)
     untouched.load_lora_weights(path)
     ours = load("sd3", str(model))
-    from align.lora import load_lora
+    from align.policy.lora import load_lora
 
     load_lora(ours, path)
     media = sample_media(ours, ["a cat"], [7], config.evaluate.sampler)
-    from align.seeds import derive
+    from align.maths.seeds import derive
 
     latents = ours.noise([derive(7, "start")])
     theirs = untouched(

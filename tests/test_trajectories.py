@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.samplers import STOCHASTIC, sample, step, window_steps
+from align.maths.samplers import STOCHASTIC, sample, step, window_steps
 
 IMAGE, VIDEO = (4, 3, 4, 4), (4, 3, 5, 2, 2)
 M = 0.5

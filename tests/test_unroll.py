@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from align.unroll import unroll
+from align.rollout.unroll import unroll
 
 TIMES = torch.tensor([1.0, 0.7, 0.5, 0.1, 0.0], dtype=torch.float64)
 

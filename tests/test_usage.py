@@ -17,16 +17,16 @@ from image_cases import CASES as PICTURES
 from PIL import Image
 from tiny_run import settings
 
-from align.config import load_config, settings_of
-from align.evaluate import sample_media
+from align.config.load import load_config, settings_of
+from align.config.sampling import Sampler
+from align.evaluation.evaluate import sample_media
 from align.export import export
-from align.policy import find_policy
+from align.maths.seeds import derive
+from align.policy.trained import find_policy
 from align.report.reading import read_run
+from align.report.usage import Shot, Weights, code, differences, scheduler_of
 from align.report.using import snippet
-from align.sampling import Sampler
-from align.seeds import derive
-from align.trainer import train
-from align.usage import Shot, Weights, code, differences, scheduler_of
+from align.training.trainer import train
 from generators.load import adapter
 
 EVERY = [case for case in (*CASES, *CLIPS, *PICTURES) if not case.inputs and case.kind != "cogvideox"]
@@ -154,7 +154,7 @@ def test_code_of_whole_networks_and_of_a_merged_pipeline() -> None:
 
 
 def test_the_samples_of_a_command_are_all_of_its_folder_s_pictures(tmp_path: Path) -> None:
-    from align.grids import save_samples
+    from align.data.grids import save_samples
 
     grey = [np.full((32, 32, 3), value, np.uint8) for value in (10, 200)]
     noise = [derive(seed, "start") for seed in (1, 2)]
@@ -172,7 +172,7 @@ def test_the_samples_of_a_command_are_all_of_its_folder_s_pictures(tmp_path: Pat
 def test_captions_of_the_grid_are_not_cut(text: str) -> None:
     from PIL import ImageFont
 
-    from align.grids import FONT_SIZE, MAX_LINES, _wrap
+    from align.data.grids import FONT_SIZE, MAX_LINES, _wrap
 
     font = ImageFont.load_default(size=FONT_SIZE)
     prompt, scores = _wrap(text, font, 128), _wrap(f"a\n{text}", font, 128)[1:]
@@ -183,7 +183,7 @@ def test_captions_of_the_grid_are_not_cut(text: str) -> None:
 
 
 def test_a_caption_whose_letters_no_font_has_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from align import grids
+    from align.data import grids
 
     pillow = grids._fonts()[0]
     monkeypatch.setattr(grids, "_fonts", lambda: [pillow])

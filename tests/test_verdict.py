@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align.per_prompt import PromptScores, write_scores
+from align.evaluation.per_prompt import PromptScores, write_scores
 from align.report import headline, write_report
 from align.report.changes import change, comparable, relation
 from align.report.facts import facts

@@ -75,7 +75,7 @@ def test_ssim_of_clips_leads_to_the_picture():
 
 
 def test_text_asked_for_is_the_column_or_the_quotation():
-    from rewards.ocr import closeness, edit_distance, wanted_text
+    from rewards.verifiers.ocr import closeness, edit_distance, wanted_text
 
     assert wanted_text('a sign says "STOP" or "GO"', {}) == "STOP"
     assert wanted_text('a sign says "STOP"', {"text": "WAIT"}) == "WAIT"

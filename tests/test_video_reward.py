@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 import rewards
 from rewards.base import RewardError
 from rewards.networks.qwen2_vl import LARGEST, SMALLEST, fitting, frames_at, patched
-from rewards.video_reward import DEVIATIONS, MEANS, TOKENS
+from rewards.video.video_reward import DEVIATIONS, MEANS, TOKENS
 
 TEMPLATE = "judge: <|VQ_reward|> and <|MQ_reward|> of {text_prompt} so <|TA_reward|> END"
 MEDIA = torch.rand(2, 5, 3, 40, 40, generator=torch.Generator().manual_seed(0))

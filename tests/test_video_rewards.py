@@ -21,9 +21,9 @@ from transformers import (
 
 import rewards
 from rewards.base import RewardError
-from rewards.kinetic_residual import jerk
-from rewards.motion_degree import fastest
 from rewards.networks.optical_flow import optical_flow
+from rewards.video.kinetic_residual import jerk
+from rewards.video.motion_degree import fastest
 
 GENERATOR = torch.Generator().manual_seed(0)
 WAVES, SHIFTS = torch.randn(24, 2, generator=GENERATOR) * 0.22, torch.rand(24, generator=GENERATOR) * math.tau

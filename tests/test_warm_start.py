@@ -10,13 +10,13 @@ import tiny_run
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.build import build_generator, trainable
-from align.config import dump_config, load_config
-from align.errors import ConfigError
-from align.evaluate import evaluate_run, sample_to_folder
+from align.config.load import dump_config, load_config
+from align.evaluation.evaluate import evaluate_run, sample_to_folder
 from align.export import layouts
-from align.lora import FILE, LoraError, as_diffusers, linear_layers, lora_of
-from align.trainer import train
+from align.policy.build import build_generator, trainable
+from align.policy.lora import FILE, LoraError, as_diffusers, linear_layers, lora_of
+from align.training.trainer import train
+from alignflow.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def as_kohya(made, tmp_path):
     """The run's LoRA as a kohya file."""
     _, first = made
     generator = build_generator(first, "cpu")
-    from align.lora import load_lora
+    from align.policy.lora import load_lora
 
     load_lora(generator, first.run_dir / "lora")
     network = generator.backbone

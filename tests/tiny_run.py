@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.settings import Config
+from align.config.settings import Config
 
 
 def redness(media: Tensor, prompts: list[str]) -> Tensor:
@@ -97,7 +97,7 @@ def final_tensors(config: Config) -> dict[str, Tensor]:
     """All roles as the run's last checkpoint holds them."""
     from safetensors.torch import load_file
 
-    from align import checkpoint
+    from align.runs import checkpoint
 
     path = checkpoint.latest(config.run_dir / "checkpoints")
     assert path is not None

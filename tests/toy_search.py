@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from align.prompts import Prompt
-from align.samplers import step
+from align.data.prompts import Prompt
+from align.maths.samplers import step
 from align.search.driver import make, parse
 from align.search.task import Task
 from generators.base import Conditioning

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from align import cli
-from align.config import load_config
-from align.errors import ConfigError
+from align.cli import app as cli
+from align.config.load import load_config
+from alignflow.errors import ConfigError
 
 BASE = """\
 generator: {path: some/folder}

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from align import checkpoint
-from align.build import build_generator
-from align.config import load_config
-from align.evaluate import device_of
+from align.config.load import load_config
+from align.data.files import check_free, new_folder
+from align.evaluation.evaluate import device_of
 from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
-from align.files import check_free, new_folder
-from align.lock import locked
-from align.lora import Lora, as_diffusers, file_of, linear_layers
-from align.policy import Trained, load_policy
-from alignflow import tensor_files
+from align.policy.build import build_generator
+from align.policy.lora import Lora, as_diffusers, file_of, linear_layers
+from align.policy.trained import Trained, load_policy
+from align.runs import checkpoint
+from align.runs.lock import locked
+from alignflow.files import tensor_files
 from generators.base import Generator
 from generators.load import DTYPES
 
 if TYPE_CHECKING:
-    from align.settings import Config
+    from align.config.settings import Config
 
 NOTICED, LOST = 0.1, 0.5
 """Shares of the trained effect that rounding may take before it is said, and before the export fails."""
@@ -67,7 +67,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     """Write a policy as ``to`` and check it by reloading; all of the folder or nothing.
 
     Args:
-        trained: from :func:`align.policy.find_policy`.
+        trained: from :func:`align.policy.trained.find_policy`.
         to: ``diffusers``, ``comfyui``, ``kohya`` (LoRA files) or ``merged`` (the whole pipeline).
         out: a new folder; ``export/<to>`` in the run folder by default.
         dtype: of the written tensors; float32 for a LoRA and the run's own for a pipeline by default.

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
-from align.files import write_text
+from align.data.files import write_text
 from align.report.changes import relation
 from align.report.facts import duration
 from align.report.reading import Run, read_run
+from align.report.usage import Weights, code, differences, scheduler_of
 from align.report.using import shot, visit_of
-from align.usage import Weights, code, differences, scheduler_of
 
 if TYPE_CHECKING:
-    from align.policy import Trained
-    from align.settings import Config
+    from align.config.settings import Config
+    from align.policy.trained import Trained
 
 TRAINED = {"trained": " (trained on)", "part": " (a part of the trained reward)"}
 PROMPTS = 4  # shown in the hub's gallery

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align.export.layouts import ExportError, Layout, published
-from align.lora import Lora, linear_layers, lora_of
+from align.policy.lora import Lora, linear_layers, lora_of
 from generators.base import Generator
 
 TIMES = (0.95, 0.5, 0.05)  # flow times at which velocities are compared; experts by time are all asked

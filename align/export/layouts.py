@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.errors import AlignflowError
-from align.lora import Lora
+from align.policy.lora import Lora
+from alignflow.errors import AlignflowError
 
 FORMATS = ("diffusers", "comfyui", "kohya", "merged")
 

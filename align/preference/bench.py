@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from align.errors import DataError
-from align.inputs import read_inputs
-from align.media import read_media
+from align.data.inputs import read_inputs
+from align.data.media import read_media
+from align.data.prompts import Prompt, check_media
+from align.preference import agreement as bench
 from align.preference.formats import Media, Pair
-from align.prompts import Prompt, check_media
-from rewards import bench
+from alignflow.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,10 +9,10 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
-from align.errors import DataError
+from align.data.prompts import Prompt
+from align.data.tables import HUB, Cell, Row, read_rows
 from align.preference.table import is_tie
-from align.prompts import Prompt
-from align.tables import HUB, Cell, Row, read_rows
+from alignflow.errors import DataError
 
 Media = Path | Cell
 

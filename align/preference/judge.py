@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.config import dump_config
-from align.devices import require
-from align.errors import DataError, RunFolderError
-from align.files import new_folder, without_nan, write_json, write_text
-from align.inputs import pixels_of
-from align.lock import locked
-from align.media import to_tensor
-from align.owned import JUDGE, check_out, mark
+from align.config.load import dump_config
+from align.data.files import new_folder, without_nan, write_json, write_text
+from align.data.inputs import pixels_of
+from align.data.media import to_tensor
+from align.data.prompts import PAIR
+from align.maths.seeds import derive
 from align.preference.bench import measure
 from align.preference.formats import read_set
 from align.preference.settings import JudgeTrainConfig
 from align.preference.table import Judged, read_judged
-from align.prompts import PAIR
-from align.seeds import derive
+from align.runs.devices import require
+from align.runs.lock import locked
+from align.runs.owned import JUDGE, check_out, mark
+from alignflow.errors import DataError, RunFolderError
 from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import add_lora, save_lora

@@ -10,22 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.build import build_generator, build_rewards
-from align.config import dump_config
-from align.errors import DataError, RunFolderError
-from align.evaluate import check_needs, device_of
-from align.files import new_folder, write_json, write_text
-from align.inputs import encode, take
-from align.lock import locked
-from align.losses import x_at
-from align.owned import LATENT, check_out, mark
+from align.config.load import dump_config
+from align.data.files import new_folder, write_json, write_text
+from align.data.inputs import encode, take
+from align.data.prompts import Prompt, read_prompts
+from align.evaluation.evaluate import check_needs, device_of
+from align.maths.losses import x_at
+from align.maths.seeds import derive
+from align.policy.build import build_generator, build_rewards
+from align.preference import agreement as bench
 from align.preference.settings import LatentTrainConfig
-from align.prompts import Prompt, read_prompts
-from align.rollout import decode, draw
+from align.rollout.rollout import decode, draw
+from align.runs.lock import locked
+from align.runs.owned import LATENT, check_out, mark
 from align.search.run import training_config
-from align.seeds import derive
+from alignflow.errors import DataError, RunFolderError
 from generators.base import Generator
-from rewards import bench
 from rewards.base import Reward
 from rewards.training import latent
 from rewards.training.losses import bradley_terry, regression

@@ -9,18 +9,19 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from align import devices, registry
-from align.check import generator_problems, one_line, table_problems
-from align.config import load_settings
-from align.errors import ConfigError, Problem
-from align.memory import Memory
+from align.checking.check import generator_problems, one_line, table_problems
+from align.config import registry
+from align.config.load import load_settings
+from align.config.memory import Memory
+from align.config.sampling import Sampler
+from align.config.settings import REWARD, GeneratorConfig
+from align.data.prompts import read_prompts
 from align.preference.table import read_judged
-from align.prompts import read_prompts
-from align.sampling import Sampler
-from align.settings import REWARD, GeneratorConfig
-from align.tree import RunSettings, Settings
-from align.variants import OneOf, listing, problems_at
+from align.runs import devices
 from alignflow.devices import NAMES, malformed
+from alignflow.errors import ConfigError, Problem
+from alignflow.kinds import OneOf, listing, problems_at
+from alignflow.settings import RunSettings, Settings
 from rewards.base import RewardSettings
 from rewards.judges.settings import JudgeRewardSettings, Local
 from rewards.training.objectives import OBJECTIVES, Objective
@@ -92,7 +93,7 @@ class RewardTrainConfig(RunSettings):
 
 
 def load_reward_training(path: Path, overrides: Sequence[str] = ()) -> RewardTrainConfig:
-    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, RewardTrainConfig)
 
 
@@ -180,12 +181,12 @@ class JudgeTrainConfig(RunSettings):
 
 
 def load_judge_training(path: Path, overrides: Sequence[str] = ()) -> JudgeTrainConfig:
-    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, JudgeTrainConfig)
 
 
 def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTrainConfig:
-    """Read a config, as :func:`align.config.load_config` reads that of a training run."""
+    """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, LatentTrainConfig)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from align.errors import DataError
-from align.prompts import PAIR, Prompt, read_table
+from align.data.prompts import PAIR, Prompt, read_table
+from alignflow.errors import DataError
 
 TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
 

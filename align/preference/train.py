@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.config import dump_config
-from align.devices import require
-from align.errors import DataError, RunFolderError
-from align.files import new_folder, without_nan, write_json, write_text
-from align.inputs import pixels_of
-from align.lock import locked
-from align.media import to_tensor
-from align.owned import REWARD, check_out, mark
+from align.config.load import dump_config
+from align.data.files import new_folder, without_nan, write_json, write_text
+from align.data.inputs import pixels_of
+from align.data.media import to_tensor
+from align.data.prompts import PAIR
+from align.maths.seeds import derive
+from align.preference import agreement as bench
 from align.preference.settings import RewardTrainConfig
 from align.preference.table import Judged, numbered, read_judged
-from align.prompts import PAIR
-from align.seeds import derive
-from rewards import bench
+from align.runs.devices import require
+from align.runs.lock import locked
+from align.runs.owned import REWARD, check_out, mark
+from alignflow.errors import DataError, RunFolderError
 from rewards.training import folder as reward_folder
 from rewards.training.heads import Variational, joint
 from rewards.training.scorer import Scorer, load_backbone, open_backbone, plain_state

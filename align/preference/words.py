@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.bench import Interval, Report
+from align.preference.agreement import Interval, Report
 
 SOURCES = {
     "zero": "not tuned",

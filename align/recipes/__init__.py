@@ -1,1 +1,1 @@
-"""One short file per algorithm; :mod:`align.registry` finds them by listing this folder."""
+"""One short file per algorithm; :mod:`align.config.registry` finds them by listing this folder."""

@@ -1,6 +1,6 @@
 """What an algorithm is: settings, credit from rewards, terms of the loss, the loss. The trainer owns everything else.
 
-Modules here import torch only inside functions: ``import align`` and write ``align.losses.nft(...)``.
+The formulas are in :mod:`align.maths`; torch is imported on first use.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-import align
+from align.maths import losses
+from align.maths.seeds import derive
+from alignflow.lazy import lazy
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from align.losses import Loss
-    from align.networks import Networks
-    from align.rollout import Rollout
+    from align.maths.losses import Loss
+    from align.policy.velocities import Networks
+    from align.rollout.rollout import Rollout
+else:
+    torch = lazy("torch")
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,6 @@ class ForwardRecipe(Recipe):
 
     def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
         """Every sample at :attr:`times` stratified times."""
-        import torch
-
         count = len(credit)
         sample = torch.arange(count).repeat_interleave(self.times)
         slot = torch.arange(self.times).repeat(count)
@@ -127,14 +130,14 @@ class ForwardRecipe(Recipe):
         x0 = rollout.latents[terms.sample]
         eps = rollout.noise(terms.sample, terms.slot)
         t = terms.values["t"].to(x0.device)
-        return x0, eps, align.losses.x_at(x0, eps, t), t
+        return x0, eps, losses.x_at(x0, eps, t), t
 
     def anchored(self, loss: Loss, v: Tensor, v_ref: Tensor | None) -> Loss:
         """Add ``kl * mean (v - v_ref)^2``; ``v_ref`` is None where the weight is 0."""
         if v_ref is None:
             return loss
-        drift = align.losses.mse(v, v_ref)
-        return align.losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
+        drift = losses.mse(v, v_ref)
+        return losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
 
 
 def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) -> Tensor:
@@ -143,12 +146,10 @@ def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) ->
     The draws of row i depend on ``seeds[i]`` alone. Stratifying removes most of the variance that the choice of time
     adds to a loss (MMaDA, arXiv 2505.15809, uses one shared offset for the same end).
     """
-    import torch
-
     low, high = span
     rows = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(align.seeds.derive(seed, "times"))
+        generator = torch.Generator().manual_seed(derive(seed, "times"))
         rows.append(torch.rand(count, generator=generator))
     u = (torch.arange(count) + torch.stack(rows)) / count
     return low + (high - low) * u

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-import align
+from align.maths import losses, pairs
 from align.recipes.base import ForwardRecipe, Terms, stratified_times
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from align.losses import Loss
-    from align.networks import Networks
-    from align.rollout import Rollout
+    from align.maths.losses import Loss
+    from align.policy.velocities import Networks
+    from align.rollout.rollout import Rollout
+else:
+    torch = lazy("torch")
 
 
 class FlowDPO(ForwardRecipe):
@@ -50,20 +54,16 @@ class FlowDPO(ForwardRecipe):
 
     def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
         """Every pair at :attr:`times` stratified times; the term's sample is the winner."""
-        import torch
-
-        pairs = align.pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
-        rows = torch.arange(len(pairs.winner)).repeat_interleave(self.times)
-        winner, loser = pairs.winner[rows], pairs.loser[rows]
-        slot = torch.arange(self.times).repeat(len(pairs.winner))
-        t = stratified_times([rollout.seeds[i] for i in pairs.winner], self.times, self.t_range)
-        return Terms(winner, slot, pairs.valid.float()[rows], {"t": t.flatten(), "loser": loser})
+        chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
+        rows = torch.arange(len(chosen.winner)).repeat_interleave(self.times)
+        winner, loser = chosen.winner[rows], chosen.loser[rows]
+        slot = torch.arange(self.times).repeat(len(chosen.winner))
+        t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.times, self.t_range)
+        return Terms(winner, slot, chosen.valid.float()[rows], {"t": t.flatten(), "loser": loser})
 
     def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
         """``-log sigmoid`` of how much more the policy favours the winner than the reference does."""
-        import torch
-
-        losses, x0 = align.losses, rollout.latents
+        x0 = rollout.latents
         both = torch.cat([terms.sample, terms.values["loser"]])
         eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
         t = terms.values["t"].to(x0.device).repeat(2)

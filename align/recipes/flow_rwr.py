@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-import align
+from align.maths import losses, weights
 from align.recipes.base import ForwardRecipe, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.losses import Loss
-    from align.networks import Networks
-    from align.rollout import Rollout
+    from align.maths.losses import Loss
+    from align.policy.velocities import Networks
+    from align.rollout.rollout import Rollout
 
 
 class FlowRWR(ForwardRecipe):
@@ -42,7 +42,7 @@ class FlowRWR(ForwardRecipe):
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Positive weights with mean 1 in every group."""
-        return align.weights.softmax_weight(
+        return weights.softmax_weight(
             rewards, group, self.temperature, clip=self.max_weight, standardise=self.standardise
         )
 
@@ -51,5 +51,5 @@ class FlowRWR(ForwardRecipe):
         x0, eps, x_t, t = self.noised(terms, rollout)
         v = net.policy(x_t, t, rollout.cond_of(terms.sample))
         v_old = net.old() if self.control_variate else None
-        loss = align.losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device), v_old)
+        loss = losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device), v_old)
         return self.anchored(loss, v, net.ref() if self.kl else None)

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-import align
+from align.maths import advantages, losses
 from align.recipes.base import Recipe, Terms
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from align.losses import Loss
-    from align.networks import Networks
-    from align.rollout import Rollout
+    from align.maths.losses import Loss
+    from align.policy.velocities import Networks
+    from align.rollout.rollout import Rollout
+else:
+    torch = lazy("torch")
 
 STOCHASTIC = ("flow_sde", "dance_sde", "cps", "ddim", "exact")
 
@@ -52,12 +56,10 @@ class GRPO(Recipe):
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Advantages ``[N]``."""
-        return align.advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+        return advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
 
     def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
         """Every sample at every stochastic step."""
-        import torch
-
         assert rollout.trajectory is not None
         count, steps = rollout.trajectory.logp.shape
         sample = torch.arange(count).repeat_interleave(steps)
@@ -66,7 +68,7 @@ class GRPO(Recipe):
 
     def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
         """Clipped surrogate, plain or guarded, plus the KL of the steps."""
-        losses, path = align.losses, rollout.trajectory
+        path = rollout.trajectory
         assert path is not None
         n, s = terms.sample, terms.slot
         x, t, t_next = path.x[n, s], path.t[s], path.t_next[s]

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-import align
+from align.maths import advantages, losses, weights
 from align.recipes.base import ForwardRecipe, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.losses import Loss
-    from align.networks import Networks
-    from align.rollout import Rollout
+    from align.maths.losses import Loss
+    from align.policy.velocities import Networks
+    from align.rollout.rollout import Rollout
 
 
 class NFT(ForwardRecipe):
@@ -41,8 +41,8 @@ class NFT(ForwardRecipe):
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Probability in [0, 1] that a sample is good; 1/2 for a group without differences."""
-        advantage = align.advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
-        return align.weights.nft_probability(advantage, clip=self.clip, mode=self.mode)
+        advantage = advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+        return weights.nft_probability(advantage, clip=self.clip, mode=self.mode)
 
     def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
         """The contrast of both velocities plus the pull to the base."""
@@ -50,7 +50,7 @@ class NFT(ForwardRecipe):
         cond = rollout.cond_of(terms.sample)
         v = net.policy(x_t, t, cond)
         probability = terms.values["credit"].to(x0.device)
-        loss = align.losses.nft(x0, x_t, t, v, net.old(), probability, self.beta)
+        loss = losses.nft(x0, x_t, t, v, net.old(), probability, self.beta)
         return self.anchored(loss, v, net.ref() if self.kl else None)
 
     def old_decay(self, step: int) -> float:

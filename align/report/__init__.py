@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from align.files import write_text
+from align.data.files import write_text
 from align.report.changes import repeated
 from align.report.facts import environment, facts, listing
 from align.report.figures import sections

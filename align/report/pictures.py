@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from align.errors import DataError
-from align.media import encode, fit, read_pixels
+from align.data.media import encode, fit, read_pixels
+from align.maths.seeds import derive
 from align.report.charts import MINUS
 from align.report.reading import Run, Samples
-from align.seeds import derive
+from alignflow.errors import DataError
 
 PIXEL_ART = 96
 """Images up to this side are kept as they are and enlarged with hard edges."""

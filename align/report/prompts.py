@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.per_prompt import PromptScores
+from align.evaluation.per_prompt import PromptScores
 from align.report.changes import Change
 from align.report.intervals import mean, standard_error
 from align.report.pictures import STRIP_SIDE, Picture, thumbnail

@@ -12,10 +12,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.errors import RunFolderError
-from align.grids import SOURCE
-from align.per_prompt import PromptScores, read_scores
-from align.seeds import derive
+from align.data.grids import SOURCE
+from align.evaluation.per_prompt import PromptScores, read_scores
+from align.maths.seeds import derive
+from alignflow.errors import RunFolderError
 
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float | None]]
@@ -23,7 +23,7 @@ Curve = tuple[list[float], list[float | None]]
 
 @dataclass(frozen=True)
 class Samples:
-    """One visit to the fixed prompts and seeds, as ``align.grids.save_samples`` wrote it.
+    """One visit to the fixed prompts and seeds, as ``align.data.grids.save_samples`` wrote it.
 
     Args:
         images: the pictures; of clips their middle frames.

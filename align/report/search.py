@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import RunFolderError
-from align.files import write_text
+from align.data.files import write_text
 from align.report.changes import Change
 from align.report.charts import Chart, Series, short
 from align.report.facts import duration, listing
@@ -19,6 +18,7 @@ from align.report.intervals import mean, standard_error
 from align.report.page import fill
 from align.report.pictures import PAIR_SIDE, STRIP_SIDE, Picture, embed, embed_clip
 from align.report.reading import read_yaml
+from alignflow.errors import RunFolderError
 
 AXES = {"network_calls": "network calls", "reward_calls": "reward calls", "decodes": "decodes", "seconds": "seconds"}
 MAX_PROMPTS, POINTS = 12, 48

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.report.reading import Run, Samples
-from align.usage import Shot, Weights, code, differences, scheduler_of
+from align.report.usage import Shot, Weights, code, differences, scheduler_of
 
 LORA, LORA_2 = "pytorch_lora_weights.safetensors", "pytorch_lora_weights_transformer_2.safetensors"
 NETWORKS = ("transformer", "transformer_2")

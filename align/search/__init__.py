@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.prompts import Prompt
+    from align.data.prompts import Prompt
     from align.search.base import Method
     from align.search.budget import Budget
     from align.search.results import Found

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from align.sampling import LEVELS, Sampler
-from align.variants import listing, problems_at
+from align.config.sampling import LEVELS, Sampler
+from alignflow.kinds import listing, problems_at
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:

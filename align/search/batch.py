@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from align.maths.seeds import derive
 from align.search.particles import Particles
-from align.seeds import derive
 from generators.base import Generator
 
 

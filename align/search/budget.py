@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from align.tree import Settings
-from align.variants import problem_at
+from alignflow.kinds import problem_at
 from alignflow.lazy import lazy
+from alignflow.settings import Settings
 
 if TYPE_CHECKING:
     import torch

@@ -7,16 +7,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from align.errors import ConfigError, SearchError
-from align.evaluate import check_needs
-from align.inputs import encode
-from align.problems import explain
-from align.prompts import Prompt
+from align.data.inputs import encode
+from align.data.prompts import Prompt
+from align.evaluation.evaluate import check_needs
 from align.search.base import Method
 from align.search.budget import BudgetSpent
 from align.search.results import Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward, Task
+from alignflow.errors import ConfigError, SearchError
+from alignflow.explain import explain
 from generators.base import Generator
 from rewards.base import Reward
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.errors import ConfigError, DataError
-from align.files import check_free, new_folder
-from align.lock import locked
+from align.data.files import check_free, new_folder
+from align.runs.lock import locked
+from alignflow.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 

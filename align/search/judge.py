@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from align.inputs import Inputs, take
+from align.data.inputs import Inputs, take
 from align.search.budget import Cost, Meter
 from align.search.particles import Particles, cat
 from align.search.results import Candidate, Found, between

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align.losses import column
+from align.maths.losses import column
 
 if TYPE_CHECKING:
     from torch import Tensor

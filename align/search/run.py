@@ -14,33 +14,33 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from align import tables
-from align.build import build_generator, build_rewards
-from align.environment import environment
-from align.errors import ConfigError, RunFolderError, SearchError
-from align.evaluate import check_needs, device_of, mean, standard_error, wanted
-from align.files import new_folder, write_json
-from align.grids import save_samples, still
-from align.identity import data_digest, model_digest
-from align.inputs import encode
-from align.lora import load_lora
-from align.media import encode as encode_media
-from align.media import to_pixels
-from align.memory import Memory
-from align.owned import SEARCH
-from align.problems import explain
-from align.progress import Progress, said
-from align.prompts import Prompt, read_prompts
-from align.run_folder import RunFolder
-from align.screening import Needs, recorded, usable
-from align.search.best_of_n import BestOfN
+from align.config.memory import Memory
+from align.config.settings import Config, GeneratorConfig
+from align.data import tables
+from align.data.files import new_folder, write_json
+from align.data.grids import save_samples, still
+from align.data.inputs import encode
+from align.data.media import encode as encode_media
+from align.data.media import to_pixels
+from align.data.prompts import Prompt, read_prompts
+from align.data.screening import Needs, recorded, usable
+from align.evaluation.evaluate import check_needs, device_of, mean, standard_error, wanted
+from align.policy.build import build_generator, build_rewards
+from align.policy.lora import load_lora
+from align.runs.environment import environment
+from align.runs.identity import data_digest, model_digest
+from align.runs.owned import SEARCH
+from align.runs.progress import Progress, said
+from align.runs.run_folder import RunFolder
+from align.runs.stopping import GracefulStop
 from align.search.budget import Budget
 from align.search.driver import check_alone, check_reward, make, spend
+from align.search.methods.best_of_n import BestOfN
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
-from align.settings import Config, GeneratorConfig
-from align.stopping import GracefulStop
+from alignflow.errors import ConfigError, RunFolderError, SearchError
+from alignflow.explain import explain
 from generators.base import Generator
 from rewards.base import Reward
 from rewards.call import load_object
@@ -60,7 +60,7 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
         AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
-    from align.config import dump_config
+    from align.config.load import dump_config
 
     run, resolved = RunFolder(config.run_dir, kind=SEARCH), dump_config(config)
     try:

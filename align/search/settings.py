@@ -9,18 +9,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align import devices, registry
-from align.check import generator_problems, one_line, sampler_line, table_problems
-from align.config import load_settings
-from align.errors import ConfigError
-from align.folder_check import lora_problems
-from align.memory import Memory
-from align.prompts import read_prompts
+from align.checking.check import generator_problems, one_line, sampler_line, table_problems
+from align.checking.folder_check import lora_problems
+from align.config import registry
+from align.config.load import load_settings
+from align.config.memory import Memory
+from align.config.settings import REWARD, GeneratorConfig, Samples, derived
+from align.data.prompts import read_prompts
+from align.runs import devices
 from align.search.base import Method
 from align.search.budget import Budget
-from align.settings import REWARD, GeneratorConfig, Samples, derived
-from align.tree import RunSettings, Settings
-from align.variants import OneOf, problems_at
+from alignflow.errors import ConfigError
+from alignflow.kinds import OneOf, problems_at
+from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
 from rewards.base import RewardSettings
 
@@ -97,7 +98,7 @@ class SearchConfig(RunSettings):
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Read a search's config, as :func:`align.config.load_config` reads that of a training run."""
+    """Read a search's config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, SearchConfig)
 
 

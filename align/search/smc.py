@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from align.losses import column
+from align.maths.losses import column
 from align.search.particles import Particles
 from align.search.rows import rows_of
 from alignflow.lazy import lazy

@@ -8,19 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from align import samplers
-from align.errors import SearchError
-from align.inputs import Inputs
-from align.losses import x0_from
-from align.samplers import Step
-from align.sampling import Sampler
+from align.config.sampling import Sampler
+from align.data.inputs import Inputs
+from align.maths import samplers
+from align.maths.losses import x0_from
+from align.maths.samplers import Step
+from align.rollout.unroll import unroll
 from align.search.batch import PromptBatch
 from align.search.budget import Budget, Cost, Costs, Meter
 from align.search.judge import Judge
 from align.search.particles import Particles
 from align.search.results import Found
 from align.search.rows import finite, slices
-from align.unroll import unroll
+from alignflow.errors import SearchError
 from generators.base import Conditioning, Generator
 from rewards.base import Reward
 from rewards.guard import latent_loans

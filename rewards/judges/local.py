@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from rewards.base import RewardError
-from rewards.clip import weights
 from rewards.digest import digest
+from rewards.encoders.clip import weights
 from rewards.judges.asking import Question, Replies
 from rewards.judges.lora import load_lora
 from rewards.judges.pixels import Patches

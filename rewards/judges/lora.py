@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 
-from alignflow import lora_files, tensor_files
-from alignflow.lora_files import LoraFileError
+from alignflow.files import lora_files, tensor_files
+from alignflow.files.lora_files import LoraFileError
+from alignflow.files.weights import first
 from alignflow.text import first_line, printable
-from alignflow.weights import first
 from rewards.base import RewardError
 
 FILE = "adapter_model.safetensors"

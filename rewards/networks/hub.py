@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignflow import text, weights
+from alignflow import text
+from alignflow.files import weights
 from alignflow.paths import expanded
 from rewards.base import RewardError
 

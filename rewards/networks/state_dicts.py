@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignflow import weights
+from alignflow.files import weights
 from rewards.base import RewardError
 from rewards.networks.hub import first_line
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from rewards.base import RewardError
-from rewards.clip import weights
+from rewards.encoders.clip import weights
 from rewards.networks.hub import from_pretrained, network
 from rewards.networks.preprocess import Preprocess
 

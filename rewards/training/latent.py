@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alignflow import tensor_files
+from alignflow.files import tensor_files
 from alignflow.paths import expanded
 from rewards.base import RewardError
 from rewards.networks.clip import Clip

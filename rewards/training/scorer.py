@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.base import RewardError
-from rewards.clip import weights
+from rewards.encoders.clip import weights
 from rewards.networks.clip import Clip
 from rewards.training.heads import Head
 from rewards.training.settings import Backbone

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from harness import failures
 
-from align.commands import examine
-from align.config import load_config, load_reward, read_overrides
-from align.errors import ConfigError, DataError
+from align.checking.commands import examine
+from align.config.load import load_config, load_reward, read_overrides
+from alignflow.errors import ConfigError, DataError
 from rewards.base import RewardError
 
 CASES = 3000

@@ -14,8 +14,8 @@ import numpy as np
 from harness import failures
 from PIL import Image
 
-from align.errors import DataError
-from align.media import encode, fit, read_recording, to_tensor
+from align.data.media import encode, fit, read_recording, to_tensor
+from alignflow.errors import DataError
 
 TOTAL, SEED = 2000, 16
 RNG = np.random.default_rng(0)

@@ -13,9 +13,9 @@ import numpy as np
 from harness import failures
 from PIL import Image
 
-from align.errors import DataError
+from align.data.prompts import PAIR, read_prompts, read_stored
 from align.preference.table import read_judged
-from align.prompts import PAIR, read_prompts, read_stored
+from alignflow.errors import DataError
 from alignflow.text import printable
 
 TOTAL, SEED = 500, 16

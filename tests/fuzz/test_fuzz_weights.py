@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 from harness import failures
 
-from align.check import generator_problems
-from align.errors import ConfigError
+from align.checking.check import generator_problems
+from align.checking.folder_check import lora_problems, scheduler_line, target_problems
+from align.config.settings import GeneratorConfig
 from align.export import layouts
-from align.folder_check import lora_problems, scheduler_line, target_problems
-from align.lora import LoraError, as_diffusers, linear_layers, load_lora, lora_of
-from align.settings import GeneratorConfig
+from align.policy.lora import LoraError, as_diffusers, linear_layers, load_lora, lora_of
+from alignflow.errors import ConfigError
+from generators.adapters.sd3 import SD3
 from generators.base import GeneratorError, Options
 from generators.load import load
-from generators.sd3 import SD3
 from rewards.base import RewardError
 from rewards.networks.state_dicts import read_state_dict
 
@@ -42,7 +42,7 @@ EXPLAINED = (LoraError, GeneratorError, RewardError, ConfigError)
 @pytest.fixture(scope="module")
 def seed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder, and its LoRA in every layout."""
-    from align.lora import add_lora
+    from align.policy.lora import add_lora
 
     folder = tmp_path_factory.mktemp("seeds")
     pipeline = tiny.sd3_pipeline(t5=False)

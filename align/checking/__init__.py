@@ -1,0 +1,1 @@
+"""What ``alignflow check`` finds before anything runs. No torch."""

@@ -1,0 +1,238 @@
+"""What ``alignflow check`` says of a config: essentials, the batch in words, files that are not there. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from align.checking.folder_check import folder_problems, lora_problems, scheduler_line, target_problems
+from align.config import memory, registry
+from align.config.sampling import Sampler
+from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
+from align.data.prompts import Prompt, check_media, read_prompts, read_stored
+from align.data.tables import HUB
+from align.runs import devices
+from alignflow.errors import ConfigError, DataError, Problem
+from alignflow.extras import remedy
+from alignflow.paths import exists, expanded
+from alignflow.worlds.shapes import WORLDS, pipelines
+
+
+def geometry(config: Config, processes: int = 1) -> str:
+    """How many samples, terms, chunks and updates a rollout comes to, in one sentence."""
+    rollout, train = config.rollout, config.train
+    samples = rollout.prompts * rollout.group
+    of = "prompt" if isinstance(rollout, OnlineRollout) else "row"
+    made = f"{count(rollout.prompts, of)} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
+    if is_unread(config.recipe):
+        return f"{made} per rollout; terms and updates are known once {config.recipe.kind} is imported"
+    each = config.recipe.terms_per_sample(config)
+    terms = math.ceil(samples * each)
+    per_update = math.ceil(terms / train.updates)
+    per_process = math.ceil(per_update / processes)
+    chunks = math.ceil(per_process / train.micro_batch)
+    size = min(per_process, train.micro_batch)
+    where = "one process" if processes == 1 else f"{processes} processes"
+    return (
+        f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
+        f"{count(train.updates, 'optimizer step')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
+        f"on {where}; {count(train.steps, 'rollout')} = {count(train.steps * train.updates, 'optimizer step')} in all"
+    )
+
+
+def network_calls(config: Config) -> int:
+    """Single-sample network evaluations of one rollout's sampling."""
+    rollout = config.rollout
+    if not isinstance(rollout, OnlineRollout):
+        return 0
+    return rollout.prompts * rollout.group * rollout.sampler.steps * (1 if rollout.sampler.guidance == 1.0 else 2)
+
+
+def essentials(config: Config) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``."""
+    generator, train, evaluate = config.generator, config.train, config.evaluate
+    size = f"{generator.size[0]} x {generator.size[1]}" if generator.size else "native size"
+    rollout, device = config.rollout, devices.said(generator.device)
+    source = (
+        sampler_line(rollout.sampler) if isinstance(rollout, OnlineRollout) else f"{rollout.kind} of {rollout.file}"
+    )
+    scores = ", ".join(evaluate.rewards) or "the trained reward"
+    gold = f" ({evaluate.gold} decides)" if evaluate.gold else ""
+    drawn = f"{count(evaluate.prompts, 'prompt')}, {sampler_line(evaluate.sampler)}"
+    held_out = f"{config.prompts.heldout}: {drawn}; scores {scores}{gold}"
+    return [
+        ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
+        (
+            "generator",
+            f"{generator.kind} {generator.path}, {generator.dtype}, {size}, device {device}",
+        ),
+        *([("scheduler", line)] if (line := scheduler_line(generator)) else []),
+        ("policy", one_line(config.policy.shown())),
+        ("prompts", config.prompts.train + ("" if config.prompts.bad == "stop" else ", unusable rows left out")),
+        ("rollout", source),
+        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
+        ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
+        (
+            "train",
+            f"lr {train.lr:g} {train.schedule}, warmup {train.warmup}, ema {train.ema:g}, autocast {train.precision}",
+        ),
+        ("memory", one_line({"kind": train.optimizer, **config.memory.model_dump(exclude_defaults=True)})),
+        ("batch", geometry(config, _processes())),
+        ("sampling", f"{count(network_calls(config), 'network call')} per rollout"),
+        ("held out", held_out if config.prompts.heldout else "none: prompts.heldout is not set"),
+    ]
+
+
+def sampler_line(sampler: Sampler) -> str:
+    """A sampler in a few words."""
+    level = f", level {sampler.level:g}" if sampler.level is not None else ""
+    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
+    window = sampler.window
+    stretch = f", {window.size} stochastic ({window.strategy})" if window.strategy != "all" else ""
+    return f"{count(sampler.steps, f'{sampler.kind} step')}{level}{stretch}{guidance}"
+
+
+def one_line(settings: dict[str, object]) -> str:
+    """``nft beta=1.0 kl=0.1``."""
+    rest = " ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")
+    return f"{settings.get('kind', '')} {rest}".strip()
+
+
+def count(number: int, word: str) -> str:
+    """``1 prompt``, ``2 prompts``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+# -- files and packages -----------------------------------------------------------------------------------------------
+
+
+def check_files(config: Config) -> None:
+    """Raise ConfigError listing every file or package the config names that is not there."""
+    parts = (_prompts, _stored, _clips, _policy, trackers, master_weights, memory.missing)
+    problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
+    if problems:
+        raise ConfigError(problems, config.name)
+
+
+def _prompts(config: Config) -> list[Problem]:
+    problems = []
+    for name in ("train", "heldout"):
+        source = getattr(config.prompts, name)
+        if source is None:
+            continue
+        drawn = name == "heldout" or isinstance(config.rollout, OnlineRollout)
+        read = partial(_drawable, config=config) if drawn and config.prompts.bad == "stop" else _reader(config)
+        problems += table_problems(f"prompts.{name}", source, read)
+    return problems
+
+
+def _drawable(source: str, config: Config) -> None:
+    _check_inputs(_read(source), config)
+
+
+def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
+    """Prompts of a file; of an embedded world, whose are drawn and come with the same, one that stands for all."""
+    return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None, skipped=skipped)
+
+
+def _reader(config: Config) -> Callable[[str], object]:
+    """Reads prompts as training does; rows that cannot be used are left out where the config says so."""
+    return partial(_read, skipped={} if config.prompts.bad == "skip" else None)
+
+
+def _stored(config: Config) -> list[Problem]:
+    rollout = config.rollout
+    if isinstance(rollout, OnlineRollout):
+        return []
+    columns = rollout.columns
+    if config.prompts.bad == "skip":
+        return table_problems("rollout.file", rollout.file, lambda file: read_stored(file, columns, {}))
+    return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), config))
+
+
+def _check_inputs(prompts: list[Prompt], config: Config) -> None:
+    check_media(prompts, registry.inputs(config.generator.kind), f"generator {config.generator.kind}")
+
+
+def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:
+    """What ``read`` cannot read of the file that the setting ``path`` names. A dataset of the hub is not asked for."""
+    if source.startswith(HUB):
+        return _hub(path, source)
+    try:
+        read(source)
+    except DataError as error:
+        return [Problem(path, str(error))]
+    return []
+
+
+def _hub(path: str, source: str) -> list[Problem]:
+    """A dataset is fetched when the run begins; here only whether it can be."""
+    if find_spec("datasets") is None:
+        return [Problem(path, f"{source} needs the package datasets: {remedy('datasets')}")]
+    return []
+
+
+def _policy(config: Config) -> list[Problem]:
+    policy = config.policy
+    if policy.kind != "lora":
+        return []
+    if policy.init is not None:
+        return lora_problems(policy.init, "policy.init")
+    return target_problems(config.generator, policy.targets)
+
+
+def _clips(config: Config) -> list[Problem]:
+    if config.samples.clips == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
+        return [Problem("samples.clips", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
+    return []
+
+
+def generator_problems(generator: GeneratorConfig) -> list[Problem]:
+    """What is wrong with the device and the path.
+
+    A path names a folder with a pipeline, a hub id, or an embedded world with this kind.
+    """
+    return [*devices.problems("generator.device", generator.device), *_path_problems(generator)]
+
+
+def _path_problems(generator: GeneratorConfig) -> list[Problem]:
+    kind, path = generator.kind, generator.path
+    if have := pipelines(path):
+        said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
+        return folder_problems(generator) if kind in have else [Problem("generator.path", said)]
+    try:
+        folder = expanded(path)
+    except ValueError as error:
+        return [Problem("generator.path", str(error))]
+    if exists(folder):
+        return folder_problems(generator)
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return []  # a hub id: whether it is there is asked when it is loaded
+    message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"
+    return [Problem("generator.path", message)]
+
+
+def master_weights(config: Config) -> list[Problem]:
+    """Weights trained in half precision, which round away every update below a 256th of their size."""
+    dtype = config.generator.dtype
+    if config.policy.kind != "full" or dtype == "float32":
+        return []
+    precision = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    message = f"policy full loses small updates of {dtype} weights: use float32, and train.precision {precision}"
+    return [Problem("generator.dtype", message)]
+
+
+def trackers(config: Config) -> list[Problem]:
+    """Trackers that are not installed."""
+    packages = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
+    missing = [name for name in config.trackers if find_spec(packages.get(name, name)) is None]
+    return [Problem("trackers", f"{name} is not installed: {remedy(name)}") for name in missing]
+
+
+def _processes() -> int:
+    """Processes of this launch, as torchrun and accelerate announce them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,113 @@
+"""The configs of every command: which one a file is for, and what ``check`` says of it. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from align.checking import check
+from align.checking.named import Named, generator_away, named
+from align.config.load import load_settings, read_layers
+from align.config.settings import Config, is_unread
+from align.preference import settings as preferences
+from align.search import settings as searches
+from alignflow import plugins
+from alignflow.errors import ConfigError, Problem
+from alignflow.settings import RunSettings
+
+CONFIGS: dict[str, type[RunSettings]] = {
+    config.command: config
+    for config in (
+        Config,
+        searches.SearchConfig,
+        preferences.RewardTrainConfig,
+        preferences.JudgeTrainConfig,
+        preferences.LatentTrainConfig,
+    )
+}
+"""Command -> the tree of its settings."""
+
+
+def commands_of(keys: Iterable[str]) -> list[str]:
+    """The commands whose settings hold most of a config's ``keys``; several where the keys do not tell."""
+    known = {command: len(set(keys) & set(config.model_fields)) for command, config in CONFIGS.items()}
+    return [command for command, count in known.items() if count == max(known.values())]
+
+
+def examine(
+    path: Path,
+    overrides: Sequence[str] = (),
+    memory: bool = False,
+    card: str | None = None,
+    run_code: bool = False,
+) -> Iterator[str]:
+    """Lines on a config of any command, for ``check``; the last says whether it is ready to run.
+
+    Args:
+        memory: with an estimate of what a training run needs; ``card`` as ``24gb``.
+        run_code: import rewards, recipes, searches and generators of one's own, which otherwise are only found.
+
+    Raises:
+        ConfigError: what is wrong with it, or it does not fit the card, or memory is asked of what is no training run;
+            nothing was run.
+    """
+    command = commands_of({key for layer in read_layers(path) for key in layer.data})[0]
+    if memory and command != Config.command:
+        raise ConfigError(f"--memory and --card are for training runs; {path} is a config for alignflow {command}")
+    with nullcontext() if run_code else plugins.unread():
+        config = load_settings(path, overrides, CONFIGS[command])
+        found = named(config, run_code)
+        yield from map(line, _essentials(config))
+        misfit = ""
+        if memory and isinstance(config, Config):
+            from align.checking import estimate
+
+            if is_unread(config.recipe):
+                raise ConfigError("the memory of a recipe that was not imported is not known; use --import")
+            told = estimate.lines(config, card)
+            misfit = next((text for text in told if text.startswith(estimate.MISFIT)), "")
+            yield from told
+        _check_files(config, found.problems)
+    if misfit:
+        raise ConfigError(f"{path} {misfit.partition(';')[0]}")
+    yield from _verdict(path, config, found)
+
+
+def _essentials(config: RunSettings) -> list[tuple[str, str]]:
+    if isinstance(config, Config):
+        return check.essentials(config)
+    return searches.essentials(config) if isinstance(config, searches.SearchConfig) else preferences.essentials(config)
+
+
+def _check_files(config: RunSettings, problems: list[Problem]) -> None:
+    """Raise ConfigError for these problems and for every file that is not there."""
+    ask = (
+        check if isinstance(config, Config) else searches if isinstance(config, searches.SearchConfig) else preferences
+    )
+    try:
+        ask.check_files(config)  # type: ignore[attr-defined]
+    except ConfigError as error:
+        problems = [*error.problems, *problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), config.name)
+
+
+def _verdict(path: Path, config: RunSettings, found: Named) -> Iterator[str]:
+    """What is not known, then the last line."""
+    generator, prompts = getattr(config, "generator", None), getattr(config, "prompts", None)
+    away = [*(generator_away(generator) if generator is not None else []), *found.away]
+    heldout = getattr(prompts, "heldout", None)
+    if heldout is not None and heldout == getattr(prompts, "train", None):
+        yield "note       prompts.heldout is prompts.train: its scores are of prompts that were learnt from"
+    yield from (f"hub        {text}" for text in away)
+    yield from (f"unknown    {text}" for text in found.unknown)
+    if found.unknown:
+        yield f"{path}: nothing wrong was found, but what is unknown above may still stop it"
+    else:
+        yield f"{path} is ready to run"
+
+
+def line(named: tuple[str, str]) -> str:
+    """``prompts    shapes:train``."""
+    return f"{named[0]:10} {named[1]}"

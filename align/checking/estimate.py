@@ -1,0 +1,338 @@
+"""How much memory a run takes on its card, from the config alone: no weight is loaded.
+
+Weights, adapters, optimizer states and what a rollout keeps are counted. Activations follow from the widths of the
+linear layers of the network's blocks, times how much of them torch was seen to save (:data:`SAVED`, measured on small
+networks of the real classes: ``tests/test_estimate.py``); so do the peaks of a forward pass and of decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from align.checking.architectures import Part, arguments, count, on_meta, parts_of
+from align.checking.remedies import remedies
+from align.checking.sizes import Shapes, shapes_of
+from alignflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from align.config.settings import Config
+
+GB = 2**30
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "bf16": 2, "fp16": 2}
+STORED = {"none": None, "nf4": 0.53, "int8": 1.0, "fp8": 1.0}
+"""Bytes of a frozen weight of a linear layer; nf4 with its doubly quantised scales."""
+
+SAVED = {"full": 1.66, "lora": 1.35, "lora, autocast": 1.12}
+"""Numbers saved for backward per input and output feature of a block's linear layers and token they see."""
+
+FORWARD = 0.8
+"""The same for what lives at once in a block's pass without gradient."""
+
+DECODED = {"picture": 3.0, "frame": 9.2, "clip": 27.5}
+"""Feature maps of full resolution and the last stage's width that live at once while a VAE decodes: an image VAE's, a
+video VAE's for one frame, and for any clip, which it goes through a few frames at a time."""
+
+CONTEXT, FRAGMENTS = 0.8 * GB, 1.1
+"""What CUDA itself takes, and the factor for memory that torch holds in pieces too small to use."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of an estimate: bytes, and how they come about."""
+
+    name: str
+    bytes: float
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory on one card.
+
+    Args:
+        kept: what is there all the time.
+        phases: what comes on top while sampling, decoding and updating.
+    """
+
+    kept: tuple[Item, ...]
+    phases: dict[str, tuple[Item, ...]]
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda name: _sum(self.phases[name]))
+
+    @property
+    def bytes(self) -> float:
+        """What a card must have: everything kept, the largest phase, CUDA and fragments."""
+        return (_sum(self.kept) + _sum(self.phases[self.peak])) * FRAGMENTS + CONTEXT
+
+
+def _sum(items: tuple[Item, ...]) -> float:
+    return sum(item.bytes for item in items)
+
+
+def estimate(config: Config) -> Estimate:
+    """Memory of a run on each of its cards.
+
+    Raises:
+        ConfigError: the model is neither on this machine nor in ``align.checking.architectures.KNOWN``.
+    """
+    path = config.generator.path
+    parts = parts_of(config.generator.kind, path)
+    if parts is None or "transformer" not in parts:
+        raise ConfigError(f"generator.path: {path} is not on this machine and its networks are not known; download it")
+    shapes = shapes_of(config, parts)
+    networks = [on_meta(parts[name]) for name in ("transformer", "transformer_2") if name in parts]
+    trained = _trained(config, networks)
+    kept = (*_weights(config, parts), *_learning(config, trained, shapes), *_rewards(config))
+    return Estimate(kept, _phases(config, networks[0], parts, shapes))
+
+
+# -- kept all the time ------------------------------------------------------------------------------------------------
+
+
+def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
+    memory, dtype, items = config.memory, config.generator.dtype, []
+    size = SIZES[dtype]
+    for name, part in parts.items():
+        number = count(part)
+        bytes_, how = float(number * size), f"{_count(number)} weights, {dtype}"
+        if name.startswith("transformer") and memory.quantise != "none":
+            linear = sum(module.weight.numel() for module in linears(on_meta(part)).values())
+            bytes_ = linear * (STORED[memory.quantise] or size) + (number - linear) * size
+            how = f"{_count(number)} weights, {_count(linear)} of them {memory.quantise}"
+        if name.startswith("text_encoder") and memory.cache_prompts != "none":
+            bytes_, how = 0.0, "dropped once every prompt is encoded"
+        elif name.startswith("text_encoder") and memory.offload != "none":
+            bytes_, how = 0.0, f"waits on the CPU ({memory.offload})"
+        items.append(Item(name, bytes_, f"{part.name}: {how}"))
+    return items
+
+
+def _trained(config: Config, networks: list[nn.Module]) -> int:
+    """Parameters that are trained."""
+    if config.policy.kind == "full":
+        return sum(value.numel() for network in networks for value in network.parameters())
+    from generators.load import adapter
+
+    rank, targets = config.policy.rank, config.policy.targets or adapter(config.generator.kind).lora_targets
+    ends = tuple(f".{target}" for target in targets)
+    found = [module for network in networks for name, module in linears(network).items() if f".{name}".endswith(ends)]
+    return sum(rank * (module.in_features + module.out_features) for module in found)
+
+
+@lru_cache(maxsize=1024)
+def linears(network: nn.Module) -> dict[str, Any]:
+    """The linear layers of a network by name."""
+    from torch import nn
+
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
+    lora, optimizer = config.policy.kind == "lora", config.train.optimizer
+    size = 4 if lora else SIZES[config.generator.dtype]
+    each = 1 if optimizer.endswith("8bit") else size
+    paged = optimizer.startswith("paged")
+    roles = 4 if lora else 3
+    how = f"{_count(trained)} trained weights, {size} bytes each"
+    state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"
+    return [
+        Item("roles", trained * size * roles, f"old, ref, ema{' and policy' if lora else ''}: {how}"),
+        Item("optimizer", 0.0 if paged else 2.0 * trained * each, f"{optimizer}: {state}"),
+        Item("gradients", trained * size, how),
+        Item("rollout", shapes.rollout_bytes, shapes.rollout_how),
+    ]
+
+
+def _rewards(config: Config) -> list[Item]:
+    from rewards.encoders.clip import ClipReward
+
+    settings = [config.reward, *config.evaluate.rewards.values()]
+    unknown, sizes = [], {}
+    for one in settings:
+        if isinstance(one, ClipReward):
+            known = CLIP.get(one.model) if one.model != "shapes" else 2_000_000
+            if known is not None:
+                sizes[one.model] = known * SIZES[one.dtype]
+                continue
+        kind = getattr(one, "kind", "shapes")
+        if kind not in ("shapes", "checks"):
+            unknown.append(kind)
+    how = f"without {', '.join(dict.fromkeys(unknown))}, whose size is not known here" if unknown else ""
+    return [Item("rewards", float(sum(sizes.values())), how)]
+
+
+CLIP = {
+    "yuvalkirstain/PickScore_v1": 986_109_441,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 986_109_441,
+    "openai/clip-vit-large-patch14": 427_616_513,
+    "openai/clip-vit-base-patch32": 151_277_313,
+}
+"""Scoring model -> parameters."""
+
+
+# -- phases -----------------------------------------------------------------------------------------------------------
+
+
+def _phases(config: Config, network: nn.Module, parts: dict[str, Part], shapes: Shapes) -> dict[str, tuple[Item, ...]]:
+    size = SIZES[config.train.precision] if config.train.precision != "no" else SIZES[config.generator.dtype]
+    blocks = block_widths(network, shapes.image_tokens, shapes.text_tokens)
+    factor = SAVED[_way(config)]
+    one = max(blocks) * factor * size  # of one sample
+    rows, text = shapes.sampled_rows, ""
+    sampling = Item("forward pass", rows * max(blocks) * size * FORWARD, f"{rows} samples at a time")
+    decoding = Item("decoding", *_decoding(config, parts, shapes))
+    rows = shapes.trained_rows
+    if config.train.gradient_checkpointing:
+        state = (shapes.image_tokens + shapes.text_tokens) * shapes.width * size
+        bytes_, text = rows * (len(blocks) * state + one), f"inputs of {len(blocks)} blocks, all of one"
+    else:
+        bytes_, text = rows * sum(blocks) * factor * size, f"all of {len(blocks)} blocks"
+    tokens = f"{shapes.image_tokens} + {shapes.text_tokens} tokens"
+    updating = [Item("activations", bytes_, f"{text}, {rows} samples at a time, {tokens}")]
+    if config.generator.dtype == "float32" and config.train.precision != "no":
+        share = 1 / len(blocks) if config.train.gradient_checkpointing else 1
+        copies = count(parts["transformer"]) * size * share
+        updating.append(Item("autocast", copies, f"{config.train.precision} copies of float32 weights"))
+    return {"sampling": (sampling,), "decoding": (decoding,), "updating": tuple(updating)}
+
+
+def _way(config: Config) -> str:
+    if config.policy.kind == "full":
+        return "full"
+    casts = config.generator.dtype != "float32" and config.train.precision == "no"
+    return "lora" if casts else "lora, autocast"
+
+
+def block_widths(network: nn.Module, image: int, text: int) -> list[int]:
+    """Per block of a network: input and output features of its linear layers, times the tokens they see."""
+    from torch import nn
+
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    blocks = [block for one in lists for block in one if linears(block)]
+    joint = any("add_k_proj" in name for block in blocks for name in linears(block) if not name.startswith("attn2"))
+    return [_block_width(linears(block), image, text, joint) for block in blocks]
+
+
+def _block_width(layers: dict[str, Any], image: int, text: int, joint: bool) -> int:
+    beside = any("add_k_proj" in name for name in layers)
+    crossed = not joint and any(name.startswith("attn2") for name in layers)
+    total = 0
+    for name, layer in layers.items():
+        if "norm" in name or "mod" in name or "adaLN" in name:
+            continue  # once a sample
+        if joint and not beside:
+            tokens = image + text  # both in one stream
+        elif "add_" in name or "context" in name or "txt" in name:
+            tokens = text
+        elif crossed:
+            tokens = text if name.endswith(("attn2.to_k", "attn2.to_v")) else image
+        else:
+            tokens = image if joint else image + text
+        total += tokens * (layer.in_features + layer.out_features)
+    return total
+
+
+def _decoding(config: Config, parts: dict[str, Part], shapes: Shapes) -> tuple[float, str]:
+    if "vae" not in parts:
+        return 0.0, "no VAE"
+    height, width = (min(side, TILE) if config.memory.vae_tiling else side for side in shapes.size)
+    most = 2**22 // (shapes.size[0] * shapes.size[1] * max(1, shapes.frames // 4))  # as generators.codec decodes
+    rows = 1 if config.memory.vae_slicing else max(1, min(shapes.decoded_rows, most))
+    maps, widest = decoder_maps(arguments(parts["vae"]), shapes.frames)
+    bytes_ = maps * widest * height * width * SIZES[config.generator.dtype] * rows
+    return bytes_, f"{rows} at a time, {widest} channels of {height} x {width}"
+
+
+def decoder_maps(vae: Mapping[str, Any], frames: int) -> tuple[float, int]:
+    """(how many feature maps of full resolution, their channels) of a VAE with these settings."""
+    widths = vae.get("block_out_channels")
+    if widths and frames == 1:
+        return DECODED["picture"], widths[min(1, len(widths) - 1)]
+    base = widths[0] if widths else vae.get("decoder_base_dim") or vae.get("base_dim") or 96
+    return DECODED["clip" if frames > 1 else "frame"], 2 * base
+
+
+TILE = 512
+"""Pixels of a side of diffusers' tiles, most of them."""
+
+
+def _count(number: int) -> str:
+    """``11.9 billion``."""
+    for unit, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if number >= unit:
+            return f"{number / unit:.1f} {word}"
+    return str(number)
+
+
+# -- what to change ---------------------------------------------------------------------------------------------------
+
+
+def card_bytes(text: str) -> float:
+    """``24gb``, ``24`` -> bytes; raises ConfigError."""
+    number = text.lower().removesuffix("gb").strip()
+    try:
+        size = float(number)
+    except ValueError:
+        size = math.nan
+    if not size > 0:
+        raise ConfigError(f"--card {text}: a size in GB, such as 24gb")
+    return size * GB
+
+
+def savings(config: Config) -> list[tuple[str, float]]:
+    """(override, bytes it saves) of every single change that saves something, most first."""
+    from align.config.load import overridden
+
+    here, found = estimate(config).bytes, []
+    for remedy in remedies(config):
+        if remedy.value is not None:
+            saved = here - estimate(overridden(config, remedy.change)).bytes
+            if saved > 0.05 * GB:
+                found.append((remedy.change, saved))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def fitting(config: Config, changes: list[str], size: float) -> list[str]:
+    """The first of ``changes`` that together bring the run into ``size`` bytes; [] if all of them do not."""
+    from align.config.load import overridden
+
+    for number, change in enumerate(changes, 1):
+        config = overridden(config, change)
+        if estimate(config).bytes <= size:
+            return changes[:number]
+    return []
+
+
+MISFIT = "does not fit in"
+
+
+def lines(config: Config, card: str | None = None) -> list[str]:
+    """The estimate in words; with a card, whether it fits and what to change."""
+    found = estimate(config)
+    rows = [
+        *found.kept,
+        *(Item(f"{name}: {i.name}", i.bytes, i.how) for name in found.phases for i in found.phases[name]),
+    ]
+    text = ["memory, an estimate in GB of 2^30 bytes; nothing was loaded"]
+    text += [f"  {item.name:24} {item.bytes / GB:7.2f}  {item.how}".rstrip() for item in rows]
+    need = f"{found.bytes / GB:.1f} GB with {FRAGMENTS - 1:.0%} for fragments and {CONTEXT / GB:g} GB for CUDA"
+    text.append(f"peak while {found.peak}: {need}")
+    if card is None:
+        return text
+    size = card_bytes(card)
+    if found.bytes <= size:
+        return [*text, f"fits in {size / GB:g} GB"]
+    text.append(f"{MISFIT} {size / GB:g} GB; each by itself would save, most first:")
+    found_savings = savings(config)
+    text += [f"  {change:44} {saved / GB:6.1f} GB" for change, saved in found_savings]
+    together = fitting(config, [change for change, _ in found_savings], size)
+    return [*text, f"these fit: {' '.join(together)}" if together else "all of them together do not fit either"]

@@ -1,0 +1,191 @@
+"""What ``check`` finds in a local pipeline folder and a LoRA file, without loading weights and without torch.
+
+What a folder does not tell cheaply (weights in .bin files, adapters outside the repository) is left to loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config import registry
+from alignflow.errors import Problem
+from alignflow.files import lora_files, tensor_files
+from alignflow.files.lora_files import LoraFileError
+from alignflow.files.tensor_files import TensorFileError
+from alignflow.files.weights import first
+from alignflow.paths import expanded, is_dir
+from alignflow.worlds.shapes import pipelines
+from generators.errors import GeneratorError
+from generators.folder import check_parts, components, read_index, read_json, single_file
+
+if TYPE_CHECKING:
+    from align.config.settings import GeneratorConfig
+
+ANY = "DiffusionPipeline"
+OWN_RULE = ("generic", "cogvideox", "sana_sprint")
+"""Adapters that do not sample by the scheduler's noise levels."""
+EULER = ("FlowMatchEulerDiscreteScheduler",)
+ORDER_2 = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return expanded(path)
+    except ValueError:  # said by the check of paths
+        return Path(path)
+
+
+def folder_of(generator: GeneratorConfig) -> Path | None:
+    """The local folder that a generator is read from; None for one of the hub or nowhere."""
+    folder = pipelines(generator.path).get(generator.kind) or _expanded(generator.path)
+    return folder if is_dir(folder) else None
+
+
+def folder_problems(generator: GeneratorConfig) -> list[Problem]:
+    """A single file, a folder that is no whole pipeline or another class's, a size that it cannot draw, no flow."""
+    if said := single_file(_expanded(generator.path)):
+        return [Problem("generator.path", said)]
+    folder = folder_of(generator)
+    if folder is None:
+        return []
+    try:
+        index = read_index(folder)
+        wanted = registry.declared(generator.kind, "pipeline_class")
+        if wanted not in (None, ANY, index["_class_name"]):
+            fitting = [kind for kind in registry.generators() if _reads(kind, index["_class_name"])]
+            use = f"use generator.kind {' or '.join(fitting)}" if fitting else "generator.kind generic may read it"
+            said = f"{generator.kind} reads {wanted}, {folder} holds a {index['_class_name']}; {use}"
+            return [Problem("generator.kind", said)]
+        check_parts(folder, index)
+        return [*_size_problems(generator, folder, index), *_scheduler_problems(generator, folder)]
+    except GeneratorError as error:
+        return [Problem("generator.path", str(error))]
+
+
+def _reads(kind: str, name: str) -> bool:
+    return registry.declared(kind, "pipeline_class") == name
+
+
+# -- size -------------------------------------------------------------------------------------------------------------
+
+
+def _size_problems(generator: GeneratorConfig, folder: Path, index: dict[str, Any]) -> list[Problem]:
+    unit = _unit(folder, index)
+    if unit is None or generator.size is None or not any(side % unit for side in generator.size):
+        return []
+    near = [max(unit, round(side / unit) * unit) for side in generator.size]
+    said = f"{list(generator.size)}: height and width must be multiples of {unit}; the nearest is {near}"
+    return [Problem("generator.size", said)]
+
+
+def _unit(folder: Path, index: dict[str, Any]) -> int | None:
+    """Pixels that both sides must be multiples of: the VAE's reduction times the network's patch; None if unknown."""
+    parts = components(index)
+    if not {"vae", "transformer"} <= set(parts) or not all(
+        (folder / p / "config.json").is_file() for p in ("vae", "transformer")
+    ):
+        return None
+    vae, network = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
+    reduction = {
+        "AutoencoderKL": _halvings(vae.get("block_out_channels")),
+        "AutoencoderKLFlux2": _halvings(vae.get("block_out_channels")),
+        "AutoencoderKLQwenImage": _halvings(vae.get("temperal_downsample"), 0),
+        "AutoencoderKLWan": vae.get("scale_factor_spatial") or _halvings(vae.get("temperal_downsample"), 0),
+        "AutoencoderDC": _halvings(vae.get("encoder_block_out_channels")),
+    }.get(parts["vae"][1])
+    patch: Any = {
+        "SD3Transformer2DModel": network.get("patch_size"),
+        "SanaTransformer2DModel": network.get("patch_size"),
+        "WanTransformer3DModel": network.get("patch_size"),
+    }.get(parts["transformer"][1])
+    if parts["transformer"][1] in ("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel"):
+        patch = 2  # packed by the pipeline
+    patch = patch[-1] if isinstance(patch, list) and patch else patch
+    known = all(type(value) is int and 0 < value < 1000 for value in (reduction, patch))
+    return reduction * patch if known else None
+
+
+def _halvings(levels: Any, less: int = 1) -> int | None:
+    return 2 ** (len(levels) - less) if isinstance(levels, list) and less < len(levels) < 10 else None
+
+
+# -- scheduler --------------------------------------------------------------------------------------------------------
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    file = folder / "scheduler" / "scheduler_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _is_flow(config: dict[str, Any]) -> bool:
+    """By the settings that a flow's scheduler must have; loading compares the steps themselves."""
+    name = str(config.get("_class_name", ""))
+    return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def _scheduler_problems(generator: GeneratorConfig, folder: Path) -> list[Problem]:
+    config = _scheduler(folder)
+    if not config or generator.kind in OWN_RULE or ":" in generator.kind or _is_flow(config):
+        return []
+    name = config.get("_class_name")
+    said = (
+        f"{folder / 'scheduler'} holds a {name} that is not set to a flow; use the scheduler/ published with the model"
+    )
+    return [Problem("generator.path", said)]
+
+
+def scheduler_line(generator: GeneratorConfig) -> str:
+    """What stands in for the folder's scheduler, in one line; '' where its steps are ours, or it is not known."""
+    folder = folder_of(generator)
+    try:
+        config = _scheduler(folder) if folder is not None and generator.kind not in OWN_RULE else {}
+    except GeneratorError:
+        return ""
+    name = str(config.get("_class_name", ""))
+    if not config or not _is_flow(config):
+        return ""
+    if config.get("stochastic_sampling") or "LCM" in name:
+        return f"{name} adds fresh noise at every step; sampler {{kind: cps, level: 1}} takes the same steps"
+    if name in ORDER_2:
+        return f"{name} is replaced by the steps of sampler.kind on the same grid; dpm2 is nearer to it than ode"
+    return "" if name in EULER else f"{name} is replaced by Euler steps on the same grid"
+
+
+# -- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+def lora_problems(path: str, setting: str) -> list[Problem]:
+    """What is wrong with the LoRA file that ``setting`` names, by its header."""
+    place = _expanded(path)
+    try:
+        lora_files.inspect(lora_files.find(place / "lora" if (place / "lora").is_dir() else place))
+    except LoraFileError as error:
+        return [Problem(setting, str(error))]
+    return []
+
+
+def target_problems(generator: GeneratorConfig, targets: Sequence[str] | None) -> list[Problem]:
+    """Targets of a LoRA that are no matrix in the files of the folder's network."""
+    folder = folder_of(generator)
+    if not targets or folder is None:
+        return []
+    try:
+        names = set(_matrices(folder / "transformer"))
+    except TensorFileError:
+        return []  # said by loading, with the file
+    missing = [end for end in targets if not any(name == end or name.endswith(f".{end}") for name in names)]
+    if not names or not missing:
+        return []
+    ends = sorted({".".join(name.split(".")[-2:]) for name in names})
+    return [Problem("policy.targets", f"{first(missing)} match no linear layer; there are {first(ends, 30)}")]
+
+
+def _matrices(folder: Path) -> Iterator[str]:
+    """Names of the layers with a matrix as weight, from the headers of safetensors files."""
+    for file in sorted(folder.glob("*.safetensors")):
+        entries, _ = tensor_files.header(file)
+        for key, entry in entries.items():
+            if key.endswith(".weight") and len(entry.shape) == 2 and 0 not in entry.shape:
+                yield key.removesuffix(".weight")

@@ -1,0 +1,122 @@
+"""What a config names beside its tables: code of one's own, folders and weights of rewards. Nothing of it is run."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from align.config.settings import GeneratorConfig
+from alignflow import plugins
+from alignflow.errors import Problem
+from alignflow.paths import exists, expanded, is_dir
+from alignflow.worlds.shapes import WORLDS
+from rewards.base import RewardSettings
+from rewards.judges.settings import Endpoint, Local
+from rewards.training.settings import Backbone
+from rewards.wrappers.mixture import Member
+
+MUST_BE_HERE = {"path": RewardSettings, "references": RewardSettings, "lora": Local, "reference": Member}
+MAY_BE_ON_THE_HUB = ("model", "processor", "tokenizer", "clip", "weights", "base", "med_config", "visual")
+CODE = ("kind", "flow", "model", "latent_reward")
+_HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+){0,4}")
+_WEIGHTS = (".bin", ".ckpt", ".json", ".pt", ".pth", ".safetensors", ".txt")
+
+
+@dataclass
+class Named:
+    """What was found wrong, what is known only when code of one's own runs, and what comes from the hub."""
+
+    problems: list[Problem] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
+
+
+def named(config: BaseModel, run_code: bool = False) -> Named:
+    """Look for everything that ``config`` names.
+
+    Args:
+        run_code: import code of one's own instead of only finding it.
+    """
+    found = Named()
+    for path, part in _parts(config, ()):
+        for name in type(part).model_fields:
+            value, where = getattr(part, name), ".".join((*path, name))
+            if isinstance(value, Path) and isinstance(part, RewardSettings) and not exists(value.expanduser()):
+                found.problems.append(Problem(where, f"no file or folder {value} (looked in {Path.cwd()})"))
+            if not isinstance(value, str):
+                continue
+            if name in CODE and ":" in value and (name != "model" or value.rpartition(":")[2].isidentifier()):
+                _code(found, where, value, run_code)
+            elif isinstance(part, RewardSettings | Local | Backbone | Member) and not isinstance(part, Endpoint):
+                here = isinstance(part, MUST_BE_HERE.get(name, ()))
+                _weights(found, where, name, value, here)
+    return found
+
+
+def _parts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
+    """Every settings object inside ``value`` with its dotted path."""
+    if isinstance(value, BaseModel):
+        yield path, value
+        for name in type(value).model_fields:
+            yield from _parts(getattr(value, name), (*path, name))
+    elif isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _parts(inside, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, inside in enumerate(value):
+            yield from _parts(inside, (*path, str(index)))
+
+
+def _code(found: Named, where: str, kind: str, run_code: bool) -> None:
+    try:
+        if run_code:
+            plugins.load(kind)
+            return
+        file = plugins.find(kind)
+    except plugins.PluginError as error:
+        found.problems.append(Problem(where, str(error)))
+        return
+    place = f", found in {file}," if file else ""
+    found.unknown.append(f"{where} {kind}{place} was not imported by check; use --import to try it")
+
+
+def _weights(found: Named, where: str, name: str, value: str, here: bool) -> None:
+    """A folder or file that a reward reads."""
+    if here and value not in WORLDS:
+        if not _exists(value):
+            found.problems.append(Problem(where, f"no file or folder {value} (looked in {Path.cwd()})"))
+    elif name in MAY_BE_ON_THE_HUB and value not in WORLDS and not _exists(value):
+        local = value.startswith((".", "/", "~")) or ("/" not in value and value.endswith(_WEIGHTS))
+        if local or not _HUB.fullmatch(value):
+            said = f"no file or folder {value} (looked in {Path.cwd()}), and not an id of the hub such as owner/name"
+            found.problems.append(Problem(where, said))
+        elif not in_hub_cache(value):
+            found.away.append(f"{where} {value} is not on this machine; the hub was not asked")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return exists(expanded(path))
+    except ValueError:
+        return False
+
+
+def in_hub_cache(repository: str) -> bool:
+    """Whether something of ``owner/name`` was downloaded before."""
+    home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+    cache = os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))
+    return is_dir(os.path.join(cache, f"models--{'--'.join(repository.split('/')[:2])}"))
+
+
+def generator_away(generator: GeneratorConfig) -> list[str]:
+    """A pipeline that has to be downloaded."""
+    path = generator.path
+    if path in WORLDS or _exists(path) or in_hub_cache(path):
+        return []
+    return [f"generator.path {path} is not on this machine; the hub was not asked"]

@@ -1,0 +1,195 @@
+"""Running out of memory: what was doing it, and which settings of this very config change that. No torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.runs.phases import phase_of
+from alignflow.errors import TrainingError
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")
+"""How torch's allocators say so in a plain RuntimeError."""
+TILE = 256
+"""Smallest side in pixels from which a VAE codes tile by tile."""
+DOING = {
+    "load": "loading the model",
+    "rollout": "drawing samples",
+    "decode": "decoding samples",
+    "reward": "scoring samples",
+    "update": "learning",
+    "evaluate": "evaluating",
+}
+"""Phase of a run -> what it does then."""
+ALWAYS = frozenset(DOING)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One setting to change when memory runs out; a value of None is for the user to choose.
+
+    Args:
+        phases: in which it lowers the memory.
+    """
+
+    path: str
+    value: Any
+    price: str
+    phases: frozenset[str] = ALWAYS
+
+    @property
+    def change(self) -> str:
+        """As it stands on a command line."""
+        return self.path if self.value is None else f"{self.path}={'true' if self.value is True else self.value}"
+
+    def __str__(self) -> str:
+        return f"{self.change}  ({self.price})"
+
+
+def processes() -> int:
+    """How many processes share a run's work, as the launcher says."""
+    value = os.environ.get("WORLD_SIZE", "1")
+    return int(value) if value.isdigit() and int(value) else 1
+
+
+def remedies(config: Config, phase: str | None = None) -> list[Remedy]:
+    """What to change when memory runs out, cheapest first, without what is on already or would change nothing.
+
+    Args:
+        phase: what the run was doing, a key of :data:`DOING`; None where it is not known.
+    """
+    found = [*_at_a_time(config), *_stored(config), *_smaller(config)]
+    return [remedy for remedy in found if phase is None or phase in remedy.phases]
+
+
+def _at_a_time(config: Config) -> list[Remedy]:
+    """Fewer things at a time: to the same result."""
+    memory, train, rollout = config.memory, config.train, config.rollout
+    online, world = rollout.kind == "online", processes()
+    samples = math.ceil(rollout.prompts * rollout.group / world)
+    terms = math.ceil(samples * config.recipe.terms_per_sample(config) / train.updates)
+    drawn = min(getattr(rollout, "chunk", 1), samples)
+    decoded = min(getattr(rollout, "decode_chunk", 1), drawn)
+    judged = min(config.evaluate.chunk, math.ceil(config.evaluate.prompts / world)) if config.prompts.heldout else 1
+    scored = getattr(config.reward, "batch", None)
+    learning, tiled = frozenset({"update"}), config.generator.size is None or max(config.generator.size) > TILE
+    steps = [
+        (min(train.micro_batch, terms), "train.micro_batch", "the same gradient in more passes", learning),
+        (not train.gradient_checkpointing, "train.gradient_checkpointing", "a third more time", learning),
+        (drawn if online else 1, "rollout.chunk", "the same samples, fewer at a time", frozenset({"rollout"})),
+        (
+            memory.cache_prompts == "none" and config.generator.kind != "generic",
+            "memory.cache_prompts", "text encoders leave once all is encoded", ALWAYS - {"load"},
+        ),
+        (decoded if online else 1, "rollout.decode_chunk", "the same pictures, fewer at a time", frozenset({"decode"})),
+        (judged, "evaluate.chunk", "the same samples, fewer at a time", frozenset({"evaluate"})),
+        (
+            scored if isinstance(scored, int) else 1,
+            "reward.batch", "the same scores, fewer at a time", frozenset({"reward"}),
+        ),
+        (
+            not memory.vae_tiling and tiled,
+            "memory.vae_tiling", "large pictures tile by tile", frozenset({"decode", "evaluate"}),
+        ),
+    ]  # fmt: skip
+    found = []
+    for now, path, price, phases in steps:
+        if now is True:
+            value: Any = "memory" if path.endswith("cache_prompts") else True
+            found.append(Remedy(path, value, price, phases))
+        elif now > 1:
+            found.append(Remedy(path, now // 2, price, phases))
+    return found
+
+
+def _stored(config: Config) -> list[Remedy]:
+    """What weights and states are stored in."""
+    lora, on_card = config.policy.kind == "lora", config.generator.device != "cpu"
+    steps = [
+        (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight", ALWAYS),
+        (
+            lora and on_card and config.memory.quantise == "none",
+            "memory.quantise", "nf4", "a quarter of the frozen base", ALWAYS,
+        ),
+        (
+            on_card and config.train.optimizer == "adamw",
+            "train.optimizer", "paged_adamw8bit", "an eighth of its states", ALWAYS - {"load"},
+        ),
+        (not lora, "policy.kind", "lora", "roles, gradients and states of the base go", ALWAYS),
+    ]  # fmt: skip
+    return [Remedy(path, value, price, phases) for wanted, path, value, price, phases in steps if wanted]
+
+
+def _smaller(config: Config) -> list[Remedy]:
+    """What changes the result."""
+    rollout, rank, size = config.rollout, getattr(config.policy, "rank", 1), config.generator.size
+    on_card, drawing = config.generator.device != "cpu", ALWAYS - {"load"}
+    smaller = None if size is None else [min(side, max(64, side * 3 // 4 // 64 * 64)) for side in size]
+    shrinks = size is None or smaller != list(size)
+    fewer = ", or fewer generator.frames" if (config.generator.frames or 1) > 1 else ""
+    another = "another card: does something else hold memory of this one?"
+    steps = [
+        (
+            rollout.kind == "online" and rollout.group > 3,
+            "rollout.group", rollout.group // 2, "fewer samples to keep", drawing - {"evaluate"},
+        ),
+        (rank > 4, "policy.rank", rank // 2, "a smaller LoRA", ALWAYS),
+        (shrinks, "generator.size", smaller, f"smaller pictures{fewer}", drawing),
+        (True, "generator.path", None, "a smaller model, or a larger card" if on_card else "a smaller model", ALWAYS),
+        (on_card, "generator.device", None, another, ALWAYS),
+    ]  # fmt: skip
+    return [Remedy(path, value, price, phases) for wanted, path, value, price, phases in steps if wanted]
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What was said if ``error`` means that memory ran out, of a card or of the machine; else ''."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    said = isinstance(error, RuntimeError) and any(words in lines[0] for words in RAN_OUT)
+    return lines[0] if named or said else ""
+
+
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Turn running out of memory into the three settings to try first.
+
+    Raises:
+        TrainingError: memory ran out inside the block.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = out_of_memory(error)
+        if not reason:
+            raise
+        phase = phase_of(error)
+        tried = remedies(config, phase)[:3]
+        where = f" while {DOING[phase]}" if phase in DOING else ""
+        tries = "".join(f"\n  {remedy}" for remedy in tried)
+        fits = "; alignflow check --card 24gb says what fits a card" if config.generator.device != "cpu" else ""
+        raise TrainingError(
+            f"out of memory{where}: {reason}\ntry first, cheapest first:{tries}\n{_afterwards(config, tried)}{fits}"
+        ) from error
+
+
+def _afterwards(config: Config, tried: list[Remedy]) -> str:
+    """What is left of the run, and which of the remedies it can go on with."""
+    from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
+
+    steps = sorted(path.name for path in config.run_dir.glob("checkpoints/step-*"))
+    if not steps:
+        return f"{config.run_dir} has no checkpoint yet: start it again with --overwrite"
+    free = (*FREE_ON_RESUME, *MEMORY_ALONE)
+    new = [one.path for one in tried if not any(one.path == name or one.path.startswith(f"{name}.") for name in free)]
+    kept = f"{config.run_dir} keeps the checkpoint of step {int(steps[-1][5:])}: --resume goes on from it"
+    if not new:
+        return f"{kept}, with these too"
+    rest = f"{' and '.join(new)} need{'s' if len(new) == 1 else ''} a new run"
+    return f"{kept}; {rest}"

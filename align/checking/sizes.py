@@ -1,0 +1,140 @@
+"""Sizes of what flows through a run: tokens of a sample, rows of a pass, bytes of a rollout."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.checking.architectures import Part, arguments, on_meta
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+VIDEO = ("wan", "wan_i2v", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox")
+FRAMES = 81
+TEXT = {"SD3Transformer2DModel": 256, "FluxTransformer2DModel": 512, "WanTransformer3DModel": 512}
+"""Network class -> text tokens its pipeline reads by default; 256 where it is not named."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one process's share.
+
+    Args:
+        size: height and width in pixels.
+        frames: 1 for pictures.
+        image_tokens: of one sample, source pictures of an editor included.
+        width: of the network.
+        sampled_rows: samples in a pass without gradient, both halves of guidance counted.
+        decoded_rows: samples decoded at a time.
+        trained_rows: samples in a pass with gradient.
+        rollout_bytes: latents, trajectory and media that a rollout keeps on the card.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    image_tokens: int
+    text_tokens: int
+    width: int
+    sampled_rows: int
+    decoded_rows: int
+    trained_rows: int
+    rollout_bytes: float
+    rollout_how: str
+
+
+def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
+    """Sizes of a config's run on a pipeline of these networks."""
+    name, settings = parts["transformer"].name, arguments(parts["transformer"])
+    kind = config.generator.kind
+    space, time = _compression(parts)
+    patch = _patch(name, settings)
+    video = kind in VIDEO
+    frames = (config.generator.frames or FRAMES) if video else 1
+    side = (settings.get("sample_size") if isinstance(settings.get("sample_size"), int) else None) or 128
+    native = (480, 832) if video else (side * space, side * space)
+    size = config.generator.size or native
+    time_steps = (frames - 1) // time + 1
+    cells = time_steps * (size[0] // space) * (size[1] // space)
+    pictures = 2 if kind.endswith(("_kontext", "_edit", "_edit_plus")) else 1
+    text = config.generator.text_length or TEXT.get(name, 256)
+    if name == "SD3Transformer2DModel":
+        text = 77 + (text if "text_encoder_3" in parts else 1)
+    channels = settings.get("out_channels") or settings.get("in_channels") or 16
+    channels = channels // 4 if channels >= 64 else channels  # packed 2 x 2
+    rollout, how = _rollout(config, cells * channels, 3 * frames * size[0] * size[1])
+    return Shapes(
+        size=size,
+        frames=frames,
+        image_tokens=max(1, cells // patch) * pictures,
+        text_tokens=text,
+        width=_width(settings),
+        sampled_rows=_sampled(config),
+        decoded_rows=getattr(config.rollout, "decode_chunk", 1),
+        trained_rows=_trained(config),
+        rollout_bytes=rollout,
+        rollout_how=how,
+    )
+
+
+def _compression(parts: dict[str, Part]) -> tuple[int, int]:
+    """Pixels a side, and frames, that one latent cell stands for."""
+    if "vae" not in parts:
+        return 8, 4
+    vae, settings = on_meta(parts["vae"]), arguments(parts["vae"])
+    widths = settings.get("block_out_channels")
+    known = settings.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None)
+    space = known or (2 ** (len(widths) - 1) if widths else 8)
+    time = settings.get("scale_factor_temporal") or getattr(vae, "temporal_compression_ratio", None) or 4
+    return int(space), int(time)
+
+
+def _patch(name: str, settings: dict[str, Any]) -> int:
+    """Latent cells of one token."""
+    if name.startswith(("Flux", "QwenImage")):
+        return 4  # packed by the pipeline, whatever the network calls its patch
+    patch = settings.get("patch_size") or settings.get("all_patch_size") or 2
+    if isinstance(patch, int):
+        return patch**2
+    return math.prod(patch) if len(patch) > 1 else patch[0] ** 2
+
+
+def _width(settings: dict[str, Any]) -> int:
+    """Features of a token."""
+    heads, each = settings.get("num_attention_heads"), settings.get("attention_head_dim")
+    return heads * each if heads and each else settings.get("dim") or settings.get("hidden_size") or 1024
+
+
+def _sampled(config: Config) -> int:
+    chunk = getattr(config.rollout, "chunk", 1)
+    samples = config.rollout.prompts * config.rollout.group
+    guidance = getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0)
+    tested = min(config.evaluate.chunk, config.evaluate.prompts) if config.prompts.heldout else 0
+    return max(
+        min(chunk, samples) * (1 if guidance == 1.0 else 2),
+        tested * (1 if config.evaluate.sampler.guidance == 1.0 else 2),
+    )
+
+
+def _trained(config: Config) -> int:
+    """Samples whose graph is alive at once: a pair is two, and a trajectory's guidance is part of the policy."""
+    guided = config.recipe.keeps_trajectory and config.rollout.sampler.guidance != 1.0  # type: ignore[union-attr]
+    samples = config.rollout.prompts * config.rollout.group
+    terms = math.ceil(samples * config.recipe.terms_per_sample(config) / config.train.updates / _world())
+    return max(1, min(config.train.micro_batch, terms)) * (2 if guided or hasattr(config.recipe, "pairs") else 1)
+
+
+def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
+    samples = math.ceil(config.rollout.prompts * config.rollout.group / _world())
+    steps = 0
+    if config.recipe.keeps_trajectory:
+        steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]
+    how = f"{samples} samples: pixels and latents" + (f", {steps} steps of three latents each" if steps else "")
+    return float(samples * 4 * (pixels + numbers * (1 + 3 * steps))), how
+
+
+def _world() -> int:
+    """Processes of this launch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

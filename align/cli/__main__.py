@@ -1,0 +1,5 @@
+"""``python -m align.cli``, for launchers."""
+
+from align.cli.app import main
+
+main()

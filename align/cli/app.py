@@ -1,0 +1,458 @@
+"""The ``alignflow`` command. Thin: each command reads its arguments and calls one function; torch only where needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.cli import reward as reward_cli
+from align.data.files import without_nan
+from alignflow.errors import AlignflowError, ConfigError, RunFolderError
+from alignflow.terminal import echo
+
+app = typer.Typer(
+    name="alignflow",
+    help="Align diffusion and flow generators with rewards.",
+    epilog="Any command takes --debug: show the traceback of an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(reward_cli.app)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
+Best = Annotated[bool, typer.Option("--best", help="the checkpoint that checkpoint.best kept")]
+MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an override too")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
+PromptsFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. User mistakes become ``error: ...`` and an exit code, never a traceback."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are first imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    for word, following in zip(given, [*given, ""][1:], strict=True):
+        if option := re.fullmatch(r"--(\w+(?:\.\w+)+)(?:=(.*))?", word, re.DOTALL):
+            meant = f"{option[1]}={option[2] or following or 'VALUE'}"
+            echo(f"error: settings are written without dashes: {meant}, not {word}", err=True)
+            sys.exit(2)
+    try:
+        app([word for word in given if word != "--debug"])
+    except Exception as error:
+        explained = _explained(error, given[0] if given else "")
+        if debug or explained is None:
+            echo(traceback.format_exc(), err=True)
+        code, message = explained or (1, "this is a fault of alignflow or of a plug-in; the traceback is above")
+        echo(f"error: {message}", err=True)
+        sys.exit(code)
+
+
+SMALLER = "memory.vae_tiling=true, generator.dtype=bfloat16"
+LESS_MEMORY = {
+    **dict.fromkeys(("sample", "evaluate"), f"\n  lower it with --set: a smaller evaluate.chunk, {SMALLER}"),
+    "search": f"\n  lower it with a smaller batch, chunk or decode_chunk, {SMALLER}",
+}
+"""Command -> what lowers its memory; training says it by its own settings."""
+
+
+def _explained(error: Exception, command: str = "") -> tuple[int, str] | None:
+    """(exit code, message) of what a user can put right, None for anything else."""
+    from rewards.base import RewardError
+
+    if isinstance(error, AlignflowError):
+        return error.exit_code, str(error)
+    if isinstance(error, RewardError):
+        return 1, str(error)
+    # raised only where these are loaded already; importing them here would load torch
+    generators = sys.modules.get("generators.base")
+    if generators is not None and isinstance(error, generators.GeneratorError):
+        return 1, str(error)
+    from align.checking.remedies import out_of_memory
+
+    if reason := out_of_memory(error):
+        return 1, f"out of memory: {reason}{LESS_MEMORY.get(command, '')}"
+    return None
+
+
+@app.callback(invoke_without_command=True)
+def _options(show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if show_version:
+        echo(f"alignflow {version('alignflow')}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: alignflow train configs/shapes/nft.yaml train.lr=1e-4 --out runs/first")
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    more: MoreOverrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+) -> None:
+    """Fine-tune a generator; writes a run folder."""
+    overrides = [*(overrides or []), *(more or [])]
+    from align.config.load import load_config
+
+    settings = load_config(config, _with_out(overrides, out))
+    from align.training.trainer import train as run
+
+    try:
+        summary = run(settings, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        again = ["alignflow", "train", str(config), *(overrides or []), *(["--out", str(out)] if out else [])]
+        echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        from align.report import headline
+
+        parts = {f"reward/{name}": ends for name, ends in (summary.pop("reward_parts", None) or {}).items()}
+        told = {name: f"{_cell(ends['before'])} -> {_cell(ends['after'])}" for name, ends in parts.items()}
+        _print_values({**summary, **told, "folder": str(settings.run_dir)})
+        if (page := settings.run_dir / "report.html").is_file():
+            echo(f"{headline(settings.run_dir)}\nreport: {page}")
+
+
+@app.command(
+    epilog="Example: alignflow launch --processes 2 train configs/shapes/nft.yaml --out runs/two",
+    context_settings={"allow_interspersed_args": False},
+)
+def launch(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND ...", help="as without launch", show_default=False)],
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="on this machine; one per card")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="where they meet; 0 = a free one")] = 0,
+    host: Annotated[str, typer.Option(help="address of the first machine")] = "127.0.0.1",
+    nodes: Annotated[int, typer.Option(min=1, help="machines; each runs this with its own --node")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="number of this machine")] = 0,
+) -> None:
+    """Run a command as several processes, on CPUs or one per card."""
+    from alignflow.launch import launch as start
+
+    if nodes > 1 and not port:
+        raise ConfigError("--nodes needs a --port that every machine is given")
+    if node >= nodes:
+        raise ConfigError(f"--node {node}: machines are numbered from 0 to {nodes - 1}")
+    raise typer.Exit(start(command, processes, port=port, host=host, nodes=nodes, node=node))
+
+
+@app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")
+def search(
+    source: SourceArgument,
+    overrides: Overrides = None,
+    more: MoreOverrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the prompts not yet searched")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    out: Annotated[Path | None, typer.Option(help="run folder")] = None,
+    write_as: Annotated[
+        tuple[str, Path] | None, typer.Option("--as", help="then write results: pairs FOLDER or finetune FOLDER")
+    ] = None,
+) -> None:
+    """Search better samples without training at a counted budget; of a finished search, write its results as data."""
+    overrides = [*(overrides or []), *(more or [])]
+    run_dir = source
+    if not source.is_dir():
+        from align.search.settings import load_search
+
+        settings = load_search(source, _with_out(overrides, out))
+        run_dir = settings.run_dir
+        from align.search.run import run_search
+
+        try:
+            summary = run_search(settings, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt:
+            again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
+            echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+            raise typer.Exit(130) from None
+        gold = {f"gold {name}": f"{_cell(v['plain'])} -> {_cell(v['best'])}" for name, v in summary["gold"].items()}
+        reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
+        costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
+        _print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+        if (page := run_dir / "report.html").is_file():
+            from align.report.search import headline
+
+            echo(f"{headline(run_dir)}\nreport: {page}")
+    elif write_as is None:
+        raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
+    if write_as is not None:
+        from align.search.export import write_as as write
+
+        kind, folder = write_as
+        echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
+
+
+@app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")
+def check(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    more: MoreOverrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
+    card: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--import", help="import rewards, recipes, searches and generators of your own")
+    ] = False,
+) -> None:
+    """Validate a config without running it: every problem, what it resolves to, the batch in words."""
+    overrides = [*(overrides or []), *(more or [])]
+    from align.checking.commands import examine
+
+    for line in examine(config, overrides or [], memory or card is not None, card, run_code):
+        echo(line)
+
+
+@app.command(epilog='Example: alignflow sample runs/shapes-nft --prompt "a red circle" --count 4 --out samples')
+def sample(
+    source: SourceArgument,
+    more: Overrides = None,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
+    mask: Annotated[Path | None, typer.Option(help="mask of every --prompt: white is drawn anew")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA file or folder, or one with transformer/; a run's own by default")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="override, such as evaluate.sampler.steps=20")
+    ] = None,
+) -> None:
+    """Draw samples from a config's generator or a run's policy into a folder."""
+    overrides = [*(more or []), *(overrides or [])]
+    settings, run_dir = _settings_of(source, overrides)
+    if run_dir is not None and lora is None:
+        lora = _trained(run_dir).folder
+    from align.evaluation.evaluate import sample_to_folder
+
+    prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
+    folder = sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        echo(file)
+    echo(folder)
+
+
+@app.command(epilog="Example: alignflow score samples --reward shapes --out scores.csv")
+def score(
+    files: Annotated[
+        list[Path], typer.Argument(help="pictures, clips, folders, or tables with image and prompt", show_default=False)
+    ],
+    reward: Annotated[
+        list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; name=... names it; may be repeated")
+    ],
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="samples scored at once")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(help="scores.csv, .jsonl or .json, written meanwhile; rows that are there are kept")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score pictures or clips with rewards: one prompt for all, one each, or those of a sample folder or table."""
+    from align.cli.score import run
+
+    prompts = _prompts(prompt, prompts_file)
+    code = run(
+        files, reward, prompts, device=device, batch=batch, out=out, as_json=as_json, table=_table, cell=_cell
+    )  # fmt: skip
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command(epilog="Example: alignflow evaluate runs/shapes-nft --set evaluate.prompts=1024")
+def evaluate(
+    source: SourceArgument,
+    more: Overrides = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
+    best: Best = False,
+    lora: Annotated[
+        Path | None, typer.Option(help="LoRA file or folder on the base, in place of a run's policy")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="override, such as evaluate.prompts=512")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out scores of a config's base, a run's policy or a LoRA."""
+    overrides = [*(more or []), *(overrides or [])]
+    settings, run_dir = _settings_of(source, overrides)
+    from align.evaluation.evaluate import evaluate_run
+
+    checkpoint = _best(source) if best else checkpoint
+    row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint, lora=lora)
+    if as_json:
+        echo(json.dumps(without_nan(row), indent=2))
+        return
+    scores = [
+        [name, _cell(value), _cell(row["stderr"][name]), str(row["missing"][name])]
+        for name, value in row["scores"].items()
+    ]
+    echo(_table(["reward", "mean", "stderr", "missing"], scores))
+    echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
+
+
+@app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="diffusers, comfyui, kohya: LoRA files; merged: the whole pipeline", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="new folder; export/<to> in the run folder by default")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; float32 by default, merged: as in the run")
+    ] = None,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained policy for other programs, reload it, and compare before it counts as done."""
+    trained = _trained(_best(source) if best else source)
+    from align.export import export as write
+    from align.export import sentence
+
+    found = write(trained, to, out, dtype)
+    if as_json:
+        echo(json.dumps(found, indent=2))
+        return
+    _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
+    echo(sentence(found))
+    if found["warning"]:
+        echo(f"warning: {found['warning']}", err=True)
+
+
+@app.command(epilog="Example: alignflow report runs/shapes-nft")
+def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
+    """Write a run folder as one HTML page."""
+    from align.report import write_report
+    from align.report.search import write_search_report
+
+    if not run_dir.is_dir():
+        raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
+    echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
+
+
+@app.command(epilog="Example: alignflow recipes --json")
+def recipes(as_json: AsJson = False) -> None:
+    """List what there is: generators, recipes, rewards, samplers."""
+    from align.config.registry import summary
+
+    rooms = summary()
+    if as_json:
+        echo(json.dumps(rooms, indent=2))
+        return
+    for room, entries in rooms.items():
+        echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
+    echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
+
+
+@app.command(epilog="Example: alignflow env --torch")
+def env(
+    torch: Annotated[bool, typer.Option("--torch", help="import torch and show its devices too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Versions and machine, for a bug report."""
+    from align.runs.environment import environment
+
+    found = environment(torch_too=torch)
+    if as_json:
+        echo(json.dumps(found, indent=2))
+    else:
+        _print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
+
+
+@app.command(epilog="Example: alignflow schema > alignflow.schema.json")
+def schema() -> None:
+    """JSON schema of a config file, for editors."""
+    from align.config.load import json_schema
+
+    echo(json.dumps(json_schema(), indent=2))
+
+
+# -- what commands share ----------------------------------------------------------------------------------------------
+
+
+def _with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
+    return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
+
+
+def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:
+    """Config of a YAML file, or of a run folder together with the folder."""
+    from align.config.load import load_config
+
+    if not source.is_dir():
+        return load_config(source, overrides or []), None
+    if not (source / "config.yaml").is_file():
+        raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
+    return load_config(source / "config.yaml", overrides or []), source
+
+
+def _best(source: Path) -> Path:
+    from align.runs.best import best_of
+
+    return best_of(source)
+
+
+def _trained(source: Path) -> Any:
+    """The policy of a run or checkpoint; says so where a run is not finished."""
+    from align.policy.trained import find_policy
+
+    trained = find_policy(source)
+    if trained.checkpoint and trained.folder != source:
+        echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
+    return trained
+
+
+def _prompts(
+    texts: Sequence[str] | None, file: str | None, media: Mapping[str, Path | None] | None = None
+) -> list[Any]:
+    """Prompts given one by one, all with the same media, then those of a file."""
+    from align.data.prompts import Prompt, read_prompts
+
+    given = {name: path for name, path in (media or {}).items() if path is not None}
+    prompts = [Prompt(text, given, place=f"--prompt {text!r}") for text in texts or ()]
+    return prompts if file is None else [*prompts, *read_prompts(file)]
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    known = [[name, _cell(value)] for name, value in values.items() if value is not None]
+    echo(_table([], known))
+
+
+def _cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns."""
+    lines = [head, *rows] if head else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""``alignflow reward ...``: serve one, calibrate one, measure one, train one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from align.runs.devices import require
+from alignflow.errors import ConfigError
+from alignflow.extras import optional
+from alignflow.secrets import remember
+from alignflow.terminal import echo
+
+FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
+
+app = typer.Typer(name="reward", help="Serve rewards, calibrate, measure and train them.", no_args_is_help=True)
+
+RewardArgument = Annotated[
+    str, typer.Argument(metavar="REWARD", help="kind, {kind: ..., ...} or a .yaml file", show_default=False)
+]
+
+
+@app.command(epilog="Example: alignflow reward serve clip --port 8300 --token-env REWARD_TOKEN --host 0.0.0.0")
+def serve(
+    reward: RewardArgument,
+    host: Annotated[str, typer.Option(help="address; beyond this machine only with a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one")] = 8300,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="environment variable that holds the token clients must send")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="samples scored at once when requests come close together")] = 32,
+    window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests")] = 0.01,
+    max_size: Annotated[int, typer.Option(min=1, help="megabytes of a request, packed and unpacked")] = 512,
+    max_samples: Annotated[int, typer.Option(min=1, help="samples of a request")] = 4096,
+    max_pixels: Annotated[int, typer.Option(min=1, help="pixels of a picture or frame")] = 1 << 22,
+    max_total: Annotated[int, typer.Option(min=1, help="pixels of all pictures and frames of a request")] = 1 << 26,
+    waiting: Annotated[int, typer.Option(min=1, help="requests that may wait; others are told to come back")] = 256,
+    arrival: Annotated[float, typer.Option(min=0.1, help="seconds in which a request must have arrived")] = 60.0,
+    grace: Annotated[float, typer.Option(min=0, help="seconds that work in progress has after SIGTERM")] = 10.0,
+) -> None:
+    """Serve a reward over HTTP, for kind: remote."""
+    from align.config.load import load_reward
+
+    settings = load_reward(reward)
+    require(device, "--device")
+    token = os.environ.get(token_env) if token_env else None
+    remember(token)
+    if token_env and not token:
+        raise ConfigError(f"--token-env: environment variable {token_env} is not set")
+    for package in ("fastapi", "uvicorn"):
+        optional(package, "alignflow reward serve", ConfigError)
+    from rewards.serving.limits import Limits
+    from rewards.serving.server import serve as run
+
+    limits = Limits(max_size << 20, max_samples, max_pixels, max_total, waiting, arrival=arrival)
+    run(
+        settings, host=host, port=port, token=token, device=device, batch=batch, window=window, limits=limits,
+        grace=grace, say=echo,
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: alignflow reward calibrate clip samples/*.png --prompts-file prompts.txt --out clip.json")
+def calibrate(
+    reward: RewardArgument,
+    files: Annotated[list[Path], typer.Argument(help="pictures or clips: the reference sample", show_default=False)],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="where the statistics go")] = Path("reference.json"),
+) -> None:
+    """Measure mean, deviation and quantiles of a reward over a reference sample, for reference: in a mixture."""
+    from align.config.load import load_reward
+    from align.data.prompts import Prompt, read_prompts
+
+    settings = load_reward(reward)
+    prompts = [Prompt(text) for text in prompt or ()] + (read_prompts(prompts_file) if prompts_file else [])
+    import torch
+
+    from align.data.files import write_text
+    from align.evaluation.files import score_files
+    from rewards.reference import measure
+
+    scores = [row["scores"]["reward"] for row in score_files(files, prompts, {"reward": settings})]
+    values = torch.tensor([torch.nan if value is None else value for value in scores])
+    found = measure(values, settings.model_dump(mode="json"))
+    write_text(out, found.model_dump_json(indent=2) + "\n")
+    spread = f"mean {found.mean:.4g}, deviation {found.std:.4g}"
+    echo(f"{out}: {spread} of {found.count} scores, {found.missing} missing")
+
+
+@app.command(epilog="Example: alignflow reward bench pick_score hpdv2 HPDv2/test.json --media HPDv2/test --limit 100")
+def bench(
+    reward: RewardArgument,
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS, show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="SET", help=".json, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    ],
+    media: Annotated[Path | None, typer.Option(help="folder its file names start from; default: the set's own")] = None,
+    judgement: Annotated[str, typer.Option(help="videogen-rewardbench: Overall, VQ, MQ or TA")] = "",
+    threshold: Annotated[float | None, typer.Option(min=0, help="score gaps up to it count as ties")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="SET", help="another split of the same format, to tune the threshold on")
+    ] = None,
+    tune_on_test: Annotated[
+        bool, typer.Option("--tune-on-test", help="tune the threshold on the test pairs; the report says so")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many rows")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="bootstrap samples, of whole rows of the set")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="write the report there as JSON")] = None,
+) -> None:
+    """Measure how often a reward prefers what people prefer, on a published preference set."""
+    from align.config.load import load_reward
+    from align.preference.formats import read_set
+
+    settings = load_reward(reward)
+    require(device, "--device")
+    pairs = read_set(kind, source, media=media, judgement=judgement, limit=limit)
+    others = read_set(kind, validation, media=media, judgement=judgement) if validation else []
+    from align.data.files import write_json
+    from align.preference.bench import measure
+    from align.preference.words import lines
+
+    found = measure(
+        settings.build(device).fixed(), pairs, threshold=threshold, validation=others, tune_on_test=tune_on_test,
+        draws=draws, seed=seed, device=device,
+    )  # fmt: skip
+    about = {"reward": settings.model_dump(mode="json"), "format": kind, "set": source, "judgement": judgement}
+    if out is not None:
+        write_json(out, {**about, **found.model_dump(mode="json")})
+    for line in lines(found):
+        echo(line)
+
+
+@app.command(
+    epilog="Example: alignflow reward train configs/rewards/pairs.yaml head.kind=moe loss.kind=bt --out my/reward"
+)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as fit.lr=1e-4")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="reward folder")] = None,
+) -> None:
+    """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
+    from align.preference.settings import load_reward_training
+
+    settings = load_reward_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.train import train_reward
+
+    summary = train_reward(settings, overwrite=overwrite, say=echo)
+    say_accuracy(summary)
+    echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
+
+
+@app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
+def latent(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as samples=8")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+) -> None:
+    """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
+    from align.preference.settings import load_latent_training
+
+    settings = load_latent_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.latent import train_latent
+
+    summary = train_latent(settings, overwrite=overwrite, say=echo)
+    for t, found in (summary["after"] or {}).items():
+        if found["low"] is not None:
+            bounds = f"{found['low']:.1%} .. {found['high']:.1%}"
+            echo(f"t {t}: {found['value']:.1%} of held-out pairs ranked right ({bounds})")
+    echo(f"latent_reward: {settings.run_dir}")
+
+
+@app.command(epilog="Example: alignflow reward judge configs/rewards/judge.yaml data.train=pairs.jsonl --out my/judge")
+def judge(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as lora.rank=8")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+) -> None:
+    """Teach a vision-language judge by a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
+    from align.preference.settings import load_judge_training
+
+    settings = load_judge_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    from align.preference.judge import train_judge
+
+    summary = train_judge(settings, overwrite=overwrite, say=echo)
+    say_accuracy(summary)
+    echo(f'judge: {{model: "{settings.asking.judge.model}", lora: "{settings.run_dir}"}}')
+
+
+def say_accuracy(summary: dict[str, Any]) -> None:
+    """What was measured on held-out rows, before and after."""
+    for name in ("before", "after"):
+        if (found := summary[name]) is not None:
+            said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)
+            echo(f"held out {name:6} {said}")

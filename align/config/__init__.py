@@ -1,0 +1,1 @@
+"""From YAML to settings: files, presets, registries. No torch at import."""

@@ -1,0 +1,338 @@
+"""YAML files and overrides -> :class:`Config`, and back. The settings themselves are in :mod:`align.config.settings`.
+
+Layers are merged from the base up: what ``extends`` names, the file, the overrides. Every problem is reported at once,
+with its dotted path, where it was written and what is allowed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from align.config import memory, yaml_text
+from align.config.paths import absolute
+from align.config.sampling import Sampler
+from align.config.settings import Config, RewardOnly
+from align.config.yaml_text import Limits, Places
+from alignflow.errors import ConfigError, Problem
+from alignflow.explain import explain
+from alignflow.kinds import OneOf, child, child_options, class_of, flatten, mapping
+from alignflow.paths import exists, expanded, is_dir, is_file, names
+from alignflow.settings import RunSettings
+from alignflow.text import first_line
+from alignflow.words import brief, close, listing
+from rewards.base import RewardSettings
+
+__all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
+
+FILES = (
+    ("prompts", "source"),
+    ("prompts", "train"),
+    ("prompts", "heldout"),
+    ("rollout", "file"),
+    ("generator", "path"),
+    ("data", "train"),
+    ("data", "heldout"),
+)
+"""Settings that may name a file beside the config."""
+
+Tree = TypeVar("Tree", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one file or override, and where each was written (path -> ``file:line``)."""
+
+    data: dict[str, Any]
+    places: Places = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, what it extends and the overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
+
+    Raises:
+        ConfigError: holding everything that is wrong.
+    """
+    return load_settings(path, overrides, Config)
+
+
+def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) -> Tree:
+    """As :func:`load_config`, for any tree of settings."""
+    path = Path(path)
+    layers = [*read_layers(path), *read_overrides(overrides)]
+    data: dict[str, Any] = {}
+    for layer in layers:
+        below = with_preset(data, layer) if root is Config else data  # presets are for training
+        data = merge(below, layer.data, [root])
+    data.setdefault("name", default_name(path))
+    try:
+        return root.model_validate(data)
+    except ValidationError as error:
+        places = {key: place for layer in layers for key, place in layer.places.items()}
+        if issubclass(root, RunSettings):
+            from align.checking.commands import commands_of
+
+            if root.command not in (meant := commands_of({key for layer in layers for key in layer.data})):
+                said = f"{path} is a config for alignflow {meant[0]}, not for alignflow {root.command}"
+                raise ConfigError(said) from None
+        raise ConfigError(explain(error, root, data, places), str(path)) from None
+
+
+def default_name(path: Path) -> str:
+    """A run's name from its config's folder and file: ``configs/flux-dev/nft.yaml`` is ``flux-dev-nft``.
+
+    The file alone where it lies in the working folder or in one called ``configs``.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    words = [path.stem] if folder == Path.cwd() or folder.name in ("", "configs") else [folder.name, path.stem]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(words)).strip(".-")[:200] or "run"
+
+
+def load_reward(text: str) -> RewardSettings:
+    """A reward's settings from a kind, a YAML mapping in one line, or a file holding the mapping or ``reward: ...``.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    places: Places = {}
+    if text.endswith((".yaml", ".yml")):
+        layer = read_file(Path(text))
+        data, places = layer.data.get("reward", layer.data), {("reward",): text}
+    elif text.lstrip().startswith("{"):
+        data = read_overrides([f"reward={text}"])[0].data["reward"]
+    else:
+        data = text
+    try:
+        return RewardOnly.model_validate({"reward": data}).reward
+    except ValidationError as error:
+        raise ConfigError(explain(error, RewardOnly, {"reward": data}, places)) from None
+
+
+def settings_of(config: BaseModel) -> dict[str, Any]:
+    """The whole config, defaults included, as plain values that YAML and JSON can hold."""
+    return config.model_dump(mode="json")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML file holds, neither extended nor validated; raises ConfigError."""
+    return read_file(Path(path)).data
+
+
+def dump_config(config: BaseModel) -> str:
+    """The whole config as YAML, with the places it names in full; loads again to a config that does the same."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 120
+    yaml.dump(resolved_settings(config), stream)
+    return stream.getvalue()
+
+
+def resolved_settings(config: BaseModel) -> dict[str, Any]:
+    """What :func:`dump_config` writes, as plain values: places in full, so that it holds in any working folder."""
+    return absolute(settings_of(config))
+
+
+def overridden(config: Config, override: str) -> Config:
+    """The config under ``train.lr=1e-4``; raises ConfigError or ValidationError where it does not fit."""
+    return Config.model_validate(merge(settings_of(config), read_overrides([override])[0].data, [Config]))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors."""
+    schema = Config.model_json_schema()
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    schema["properties"]["extends"] = {**names, "description": "config files this one builds on, relative to it"}
+    settings = schema["properties"]["memory"]
+    about = {"description": settings.pop("description"), "default": settings.pop("default", {})}
+    schema["properties"]["memory"] = {"anyOf": [{"enum": list(memory.PRESETS)}, settings], **about}
+    rewards = [option for option in schema["properties"]["reward"]["anyOf"] if option != {"type": "null"}]
+    schema["$defs"]["RewardSettings"] = {"anyOf": rewards}  # what a reward made of rewards refers to
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)  # what a file leaves out may come from the one it extends
+    return schema
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """The file's layer after those of everything it extends.
+
+    A file that is reached on several ways is read once, and counts where it comes last.
+    """
+    return list(_Reading(Limits.of_environment()).layers(path, above).values())
+
+
+class _Reading:
+    """One config with all that it extends."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.known: dict[Path, dict[Path, Layer]] = {}
+
+    def layers(self, path: Path, above: tuple[Path, ...] = ()) -> dict[Path, Layer]:
+        """Each file's layer in the order in which they are merged."""
+        here = Path(os.path.realpath(path)) if is_file(path) else path
+        if here in above:
+            names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
+            raise ConfigError(f"extends goes in a circle: {names}", str(path))
+        if here in self.known:
+            return self.known[here]
+        if max(len(self.known), len(above)) >= self.limits.files:
+            said = f"a config extends at most {self.limits.files} files; ALIGNFLOW_CONFIG_FILES sets another number"
+            raise ConfigError([Problem("extends", said, str(path))])
+        layer = read_file(path, extended_by=above[-1] if above else None)
+        _beside(layer.data, path.parent)
+        found: dict[Path, Layer] = {}
+        for base in self.bases(layer):
+            for file, below in self.layers(path.parent / expanded(base, ConfigError), (*above, here)).items():
+                found.pop(file, None)
+                found[file] = below
+        found[here] = layer
+        self.known[here] = found
+        return found
+
+    def bases(self, layer: Layer) -> list[str]:
+        """What a file extends, which is taken out of its settings."""
+        extends = layer.data.pop("extends", [])
+        bases = [extends] if isinstance(extends, str) else extends
+        if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+            place = layer.places[("extends",)]
+            said = f"should be a file name or a list of them, given {brief(bases)}"
+            raise ConfigError([Problem("extends", said, place)])
+        return bases
+
+
+def read_file(path: Path, extended_by: Path | None = None) -> Layer:
+    """One YAML file, with the line of every key."""
+    if not is_file(path):
+        because = f", which {extended_by.name} extends" if extended_by else ""
+        near = [] if is_dir(path) else names(path.parent, ".yaml")
+        meant = close(path.name, near)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        hint += f"; {path.parent} has {listing(near, path.name)}" if near else ""
+        raise ConfigError(f"no config file {path!s:.300}{because} (looked in {Path.cwd()}){hint}")
+    limits = Limits.of_environment()
+    try:
+        size = path.stat().st_size
+        if size > 4 * limits.size:  # bytes; characters are counted when it is read
+            said = f"{size:,} bytes are too many; ALIGNFLOW_CONFIG_SIZE sets another number"
+            raise ConfigError([Problem("", said, str(path))])
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"not readable as YAML: {error!s:.200}", str(path))]) from None
+    except OSError as error:
+        raise ConfigError([Problem("", f"cannot be read: {error.strerror or first_line(error)}", str(path))]) from None
+    data, places = yaml_text.read(text, lambda line: f"{path}:{line}", limits)
+    if not isinstance(data, dict):
+        found = "is empty" if data is None else f"holds {type(data).__name__} {brief(data)}"
+        raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")
+    return Layer(data, places)
+
+
+def read_overrides(overrides: Sequence[str]) -> list[Layer]:
+    """``a.b=value`` each as a layer of its own.
+
+    Raises:
+        ConfigError: listing every override that cannot be read.
+    """
+    layers, problems, limits = [], [], Limits.of_environment()
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        keys, place = tuple(dotted.strip().split(".")), f"override {text!r:.300}"
+        if not equals or not all(keys):
+            hint = ""
+            problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
+            continue
+        if len(keys) > limits.depth:
+            problems.append(Problem("", f"{len(keys)} keys inside each other; no setting lies so deep", place))
+            continue
+        try:
+            data, _ = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]
+        except ConfigError as error:
+            for problem in error.problems:
+                said = problem.message.replace("not readable as YAML", "the value is not YAML")
+                problems.append(Problem(dotted[:300], said, place))
+            continue
+        for key in reversed(keys):
+            data = {key: data}
+        layers.append(Layer(data, {keys: place}))
+    if problems:
+        raise ConfigError(problems)
+    return layers
+
+
+def _beside(data: dict[str, Any], folder: Path) -> None:
+    """File names not found from the working directory but found beside the config: write the path that works."""
+    for section, key in FILES:
+        name = child(data.get(section), key)
+        if isinstance(name, str) and not exists(name) and exists(folder / name):
+            data[section][key] = str(folder / name)
+
+
+def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
+    """``data`` under the preset that the layer names as ``memory: 24gb``, which is taken out of the layer.
+
+    So a preset wins over what the file extends, and the file's own settings win over it.
+    """
+    name = layer.data.get("memory")
+    if not isinstance(name, str):
+        return data
+    del layer.data["memory"]
+    found = memory.preset(name, layer.places.get(("memory",), ""))
+    stored = child(data.get("rollout"), "kind") not in (None, "online")
+    return merge(data, {key: value for key, value in found.items() if key != "rollout" or not stored}, [Config])
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------
+
+
+def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
+    """``layer`` over ``base``, mappings key by key.
+
+    Where the layer changes the kind, settings of the old kind are dropped first. ``options`` is what may stand here.
+    """
+    if any(isinstance(option, OneOf) for option in options):
+        base, layer = mapping(base), mapping(layer)
+    if not isinstance(layer, Mapping):
+        return layer
+    named = _holds_settings(options)
+    base = base if isinstance(base, Mapping) else {}
+    merged = dict(_kept(base, layer, options))
+    for key, value in layer.items():
+        if named and value is None:  # takes away what stands below
+            merged.pop(key, None)
+            continue
+        merged[key] = merge(merged.get(key), value, child_options(options, {**merged, **layer}, key))
+    return merged
+
+
+def _holds_settings(options: Sequence[Any]) -> bool:
+    """Whether what may stand here is a mapping of names to settings, such as rewards or parts of a mixture."""
+    maps = [option for option in options if get_origin(option) in (dict, Mapping)]
+    inside = [one for option in maps for one in flatten(get_args(option)[-1])]
+    return any(isinstance(one, OneOf) or class_of(one, None) is not None for one in inside)
+
+
+def _kept(base: Mapping[str, Any], layer: Mapping[str, Any], options: Sequence[Any]) -> Mapping[str, Any]:
+    """What of ``base`` survives the layer's kind."""
+    for option in options:
+        if isinstance(option, OneOf) and "kind" in layer and layer["kind"] != option.kind_of(base):
+            return {}
+        if class_of(option, layer) is Sampler and layer.get("kind", base.get("kind")) != base.get("kind"):
+            return {key: value for key, value in base.items() if key not in Sampler.per_kind}
+    return base

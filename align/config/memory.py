@@ -1,0 +1,156 @@
+"""What a run keeps on a card: the settings, presets by card size, what they need installed. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from alignflow.errors import ConfigError, Problem
+from alignflow.extras import remedy
+from alignflow.kinds import listing, nearest
+from alignflow.strict import Strict
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+
+class Memory(Strict):
+    """What fits a card: see docs/memory.md. The name of a preset, such as ``24gb``, may stand here instead."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache_prompts: Literal["none", "memory", "disk"] = Field(
+        "none", description="encode every prompt once, keep it on the CPU or in the run folder, drop the text encoders"
+    )
+    offload: Literal["none", "model", "group"] = Field(
+        "none", description="text encoders wait on the CPU and come to the card whole, or layer by layer"
+    )
+    quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
+        "none", description="how the frozen base under a LoRA is stored"
+    )
+    attention: Literal["auto", "native", "xformers", "flash", "flash3", "sage"] = Field(
+        "auto", description="attention backend of the trained network; sage only draws: it has no gradient"
+    )
+    compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
+    vae_tiling: bool = Field(False, description="code large pictures tile by tile; blended, so not equal bit for bit")
+    vae_slicing: bool = Field(False, description="code pictures one by one")
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+def _preset(samples: int, terms: int, optimizer: str, **memory: Any) -> dict[str, Any]:
+    return {
+        "generator": {"dtype": "bfloat16"},
+        "rollout": {"chunk": samples, "decode_chunk": samples},
+        "train": {"precision": "bf16", "gradient_checkpointing": True, "optimizer": optimizer, "micro_batch": terms},
+        "memory": {"cache_prompts": "memory", **memory},
+        "evaluate": {"chunk": samples},
+    }
+
+
+PRESETS: Mapping[str, dict[str, Any]] = {
+    "12gb": _preset(1, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True),
+    "16gb": _preset(2, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True),
+    "24gb": _preset(4, 2, "adamw8bit", quantise="int8", vae_tiling=False, vae_slicing=True),
+    "48gb": _preset(8, 4, "adamw", quantise="none", vae_tiling=False, vae_slicing=True),
+    "80gb": _preset(16, 8, "adamw", quantise="none", vae_tiling=False, vae_slicing=False),
+}
+"""Card -> settings that a config of a 12-billion network with a LoRA starts from there."""
+
+
+def preset(name: str, place: str = "") -> dict[str, Any]:
+    """Settings of a preset; raises ConfigError naming those there are."""
+    if name in PRESETS:
+        return PRESETS[name]
+    message = f"no such preset{nearest(name, PRESETS)}; there are {listing(PRESETS)}, or a mapping of settings"
+    raise ConfigError([Problem("memory", f"{message}, given {name!r}", place)])
+
+
+# -- what does not go together ----------------------------------------------------------------------------------------
+
+
+def problems(config: Config) -> list[tuple[str, str]]:
+    """(setting, what is wrong with it) of a config, whatever is installed."""
+    memory, train, found = config.memory, config.train, []
+    cpu = "needs a CUDA card, and generator.device is cpu"
+    if config.policy.kind == "full" and memory.quantise != "none":
+        found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
+    if config.generator.kind == "generic" and memory.cache_prompts != "none":
+        found.append(("memory.cache_prompts", "a pipeline without an adapter runs whole, with its encoders; use none"))
+    if config.generator.device == "cpu":
+        if memory.offload != "none":
+            found.append(("memory.offload", f"{memory.offload} {cpu}; use none"))
+        found += [(path, f"{value} {cpu}") for path, value, _, card in _needs(config) if card]
+    if memory.attention.startswith("flash") and (config.generator.dtype, train.precision) == ("float32", "no"):
+        found.append(("memory.attention", f"{memory.attention} has no float32; use generator.dtype=bfloat16"))
+    return found
+
+
+def missing(config: Config, *, training: bool = True) -> list[Problem]:
+    """What the settings need and is not installed, or has no gradient where ``training`` asks for one."""
+    found = [
+        Problem(path, f"{value} needs the package {package}: {INSTALL[package]}")
+        for path, value, package, _ in _needs(config)
+        if find_spec(package) is None
+    ]
+    if training and config.memory.attention == "sage":
+        found.append(
+            Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash")
+        )
+    return found
+
+
+def require(config: Config, device: str, *, training: bool = True) -> None:
+    """Raise ConfigError naming every setting that this machine cannot honour.
+
+    Args:
+        device: type of the device the run is on, ``cuda``.
+        training: whether gradients are wanted.
+    """
+    found = missing(config, training=training)
+    if device != "cuda":
+        found += [
+            Problem(path, f"{value} needs a CUDA card ({CARDS.get(value, 'any')}), and this run is on {device}")
+            for path, value, _, card in _needs(config)
+            if card
+        ]
+    if found:
+        raise ConfigError(found, config.name)
+
+
+INSTALL = {
+    "bitsandbytes": remedy("bitsandbytes"),
+    "torchao": remedy("torchao"),
+    "xformers": remedy("xformers"),
+    "flash_attn": remedy("flash-attn"),
+    "flash_attn_interface": "build FlashAttention 3 from its repository",
+    "sageattention": remedy("sageattention"),
+}
+"""Package -> how to get it."""
+
+CARDS = {"flash": "Ampere or newer", "flash3": "Hopper", "sage": "Ampere or newer"}
+"""Value -> which card."""
+
+
+def _needs(config: Config) -> list[tuple[str, str, str, bool]]:
+    """(setting, value, package, whether it needs a CUDA card) of every setting that asks for one."""
+    memory, optimizer = config.memory, config.train.optimizer
+    packages = {
+        "xformers": "xformers",
+        "flash": "flash_attn",
+        "flash3": "flash_attn_interface",
+        "sage": "sageattention",
+    }
+    found: list[tuple[str, str, str, bool]] = []
+    if memory.quantise != "none":
+        fp8 = memory.quantise == "fp8"
+        found.append(("memory.quantise", memory.quantise, "torchao" if fp8 else "bitsandbytes", not fp8))
+    if memory.attention in packages:
+        found.append(("memory.attention", memory.attention, packages[memory.attention], True))
+    if optimizer != "adamw":
+        found.append(("train.optimizer", optimizer, "bitsandbytes", optimizer.startswith("paged")))
+    return found

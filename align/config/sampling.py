@@ -1,0 +1,100 @@
+"""Settings of a sampler, checked. No torch here; the steps are in :mod:`align.maths.samplers`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from alignflow.kinds import problems_at
+from alignflow.settings import Problems, Settings
+
+LEVELS: dict[str, float | None] = {
+    "ode": None,
+    "dpm2": None,
+    "flow_sde": 0.7,
+    "dance_sde": 0.3,
+    "cps": 0.8,
+    "ddim": 1.0,
+    "exact": 0.7,
+}
+"""Noise level a kind of step starts from; None = deterministic."""
+
+
+class Window(Settings):
+    """Which sampling steps are stochastic (and trained); the others are ODE steps."""
+
+    strategy: Literal["all", "random", "progressive"] = Field(
+        "all", description="all but the last | a random stretch per rollout (Fast) | a stretch that moves on (MixGRPO)"
+    )
+    size: int | None = Field(None, ge=1, description="stochastic steps in the stretch; needed unless strategy is all")
+    start: tuple[int, int] | None = Field(
+        None, description="[first, last] step the stretch may start at; null = anywhere before the last step"
+    )
+    shift_every: int = Field(25, ge=1, description="rollouts after which a progressive stretch moves one step on")
+
+    def problems(self, steps: int) -> Problems:
+        """What does not fit a sampler of so many steps."""
+        if self.strategy == "all":
+            names = [name for name in ("size", "start") if getattr(self, name) is not None]
+            return [(name, "only for strategy random or progressive") for name in names]
+        if self.size is None:
+            return [("size", f"is needed for strategy {self.strategy}: how many of the {steps} steps are stochastic")]
+        if self.size > steps:
+            return [("size", f"{self.size} stochastic steps do not fit into {steps} steps")]
+        first, last = self.start or (0, steps - self.size)
+        if not 0 <= first <= last <= steps - self.size:
+            allowed = f"[first, last] with 0 <= first <= last <= steps - size = {steps - self.size}"
+            return [("start", f"should be {allowed}, given [{first}, {last}]")]
+        return []
+
+
+class Sampler(Settings):
+    """How noise becomes a sample."""
+
+    per_kind: ClassVar[tuple[str, ...]] = ("level", "window")
+    """Settings that mean something else for another kind: dropped when a later file or override changes the kind."""
+
+    kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
+        "ode", description="ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim, exact add noise"
+    )
+    steps: int = Field(10, ge=1, le=10_000, description="sampling steps")
+    level: float | None = Field(
+        None, gt=0, description="amount of noise; null = 0.7 flow_sde, 0.3 dance_sde, 0.8 cps, 1 ddim, 0.7 exact"
+    )
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 = one network call a step")
+    window: Window = Field(Window(), description="which steps are stochastic")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps add noise and so have a log-probability."""
+        return LEVELS[self.kind] is not None
+
+    @property
+    def stochastic_count(self) -> int:
+        """How many steps of a trajectory are stochastic: the window's, or all but the last, whose noise would stay."""
+        if not self.stochastic:
+            return 0
+        return self.steps - 1 if self.window.size is None else self.window.size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_level(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("level") is None and data.get("kind") in list(LEVELS):
+            return {**data, "level": LEVELS[data["kind"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems: Problems = [(f"window.{name}", message) for name, message in self.window.problems(self.steps)]
+        if not self.stochastic and self.level is not None:
+            problems.append(("level", f"{self.kind} is deterministic; only the stochastic kinds have a level"))
+        if not self.stochastic and self.window.strategy != "all":
+            problems.append(("window.strategy", f"{self.kind} has no stochastic steps to choose from"))
+        if self.kind in ("cps", "ddim") and self.level is not None and self.level > 1:
+            problems.append(("level", f"levels of {self.kind} lie in (0, 1], given {self.level}"))
+        if self.stochastic and self.window.strategy == "all" and self.steps < 2:
+            problems.append(("steps", "the last step adds no noise, so a stochastic sampler needs at least 2"))
+        if problems:
+            raise problems_at(problems)
+        return self

@@ -1,0 +1,419 @@
+"""The settings tree of a run. Frozen, strict, every field described; read from YAML by :mod:`align.config.load`.
+
+Class defaults are the vetted setting. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+import generators
+from align.config import registry
+from align.config.memory import Memory
+from align.config.memory import problems as memory_problems
+from align.config.sampling import Sampler
+from align.recipes.base import Recipe
+from alignflow import plugins
+from alignflow.devices import malformed
+from alignflow.kinds import FAMILIES, OneOf, listing, nearest, problems_at
+from alignflow.settings import Problems, RunSettings, Settings, WithoutSecrets
+from alignflow.strict import Named, Word
+from rewards.base import RewardSettings
+from rewards.scopes import has_parts, known_scope
+
+Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
+"""Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
+
+# -- the model and what is trained of it ------------------------------------------------------------------------------
+
+
+class GeneratorConfig(Settings):
+    """The pipeline whose samples are to get better."""
+
+    kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
+    path: str = Field(description="embedded world (shapes, shapes-edit, shapes-fill), folder, or hub id owner/name")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
+    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
+    frames: int | None = Field(None, ge=1, le=100_000, description="frames of a clip; null = the pipeline's own")
+    text_length: int | None = Field(None, ge=1, description="prompt tokens the network reads; null = pipeline's own")
+    embedded_guidance: float | None = Field(None, ge=0, description="guidance scale a distilled network takes as input")
+    negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="share of the spread guidance adds that is taken back")
+    frame_rate: int | None = Field(None, ge=1, description="frames a second the network is told; null = pipeline's own")
+    device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        known = generators.kinds()
+        if kind not in known and ":" not in kind:
+            message = (
+                f"no such generator{nearest(kind, known)}; there are {listing(known, kind)}, or package.module:Class"
+            )
+            raise problems_at([("", message)], kind)
+        return kind
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if wrong := malformed(device, auto=True):
+            raise problems_at([("", wrong)], device)
+        return device
+
+
+class LoRAPolicy(Settings):
+    """Train low-rank adapters on the frozen backbone."""
+
+    kind: Literal["lora"] = Field("lora", description="low-rank adapters")
+    rank: int = Field(16, ge=1, description="rank of every adapter")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null = rank, so scale 1")
+    targets: list[Word] | None = Field(
+        None, min_length=1, description="module names to adapt; null = the generator's own list"
+    )
+    init: str | None = Field(
+        None, description="LoRA that training starts from: a file or folder; its ranks and layers replace those above"
+    )
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True, exclude={"rank"} if self.init else set())
+
+    @model_validator(mode="after")
+    def _from_the_file(self) -> Self:
+        fields = type(self).model_fields
+        given = [name for name in ("rank", "alpha", "targets") if getattr(self, name) != fields[name].default]
+        if self.init is not None and given:
+            raise problems_at([(given[0], "comes from the file of policy.init; leave it out")], getattr(self, given[0]))
+        return self
+
+
+class FullPolicy(Settings):
+    """Train every weight of the backbone."""
+
+    kind: Literal["full"] = Field("full", description="all weights")
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True)
+
+
+class Prompts(Settings):
+    """What is drawn: ``shapes:train`` or another embedded world's, a .txt file (one prompt a line), a .jsonl, .csv or
+    .parquet file, or ``hub:owner/name[:split]``, with columns prompt, image, mask; any other column is metadata for
+    rewards."""
+
+    train: str = Field(description="prompts to learn from")
+    heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")
+    limit: int | None = Field(None, ge=1, description="use only the first so many training prompts")
+    bad: Literal["stop", "skip"] = Field(
+        "stop", description="rows that cannot be used (too long, pictures missing or damaged): stop, or leave them out"
+    )
+
+
+# -- where samples come from ------------------------------------------------------------------------------------------
+
+
+class OnlineRollout(Settings):
+    """Learn from the policy's own samples."""
+
+    kind: Literal["online"] = Field("online", description="samples are made during training")
+    prompts: int = Field(16, ge=1, description="prompts per rollout, over all processes")
+    group: int = Field(12, ge=1, description="samples per prompt")
+    sampler: Sampler = Field(Sampler(), description="how the samples are made")
+    same_noise: bool = Field(False, description="one initial noise per group (DanceGRPO); needs stochastic steps")
+    chunk: int = Field(256, ge=1, description="samples per network call while sampling")
+    decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+    overlap: Literal["none", "chunks", "next"] = Field(
+        "none",
+        description="when samples are scored: none = after all are drawn | chunks = while the next chunk is drawn, to "
+        "the same result | next = also while the next rollout is drawn, therefore by the policy of one step ago",
+    )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.same_noise and not self.sampler.stochastic:
+            message = f"a group's samples would all be equal: {self.sampler.kind} adds no noise of its own"
+            raise problems_at([("same_noise", message)])
+        return self
+
+
+class StoredRollout(Settings):
+    """Learn from a table with a column ``prompt`` and :attr:`columns`, whose file names are relative to it."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """Pictures or clips of a row: what of its group there is."""
+
+    kind: str
+    file: str = Field(description="a .jsonl, .csv or .parquet file, or hub:owner/name[:split]")
+    prompts: int = Field(16, ge=1, description="rows per step, over all processes")
+
+    @property
+    def group(self) -> int:
+        """Samples per row."""
+        return len(self.columns)
+
+
+class PairsRollout(StoredRollout):
+    """Learn from stored preferences: columns prompt, chosen, rejected."""
+
+    columns: ClassVar = ("chosen", "rejected")
+    kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
+
+
+class SamplesRollout(StoredRollout):
+    """Learn from stored samples: columns prompt, sample, and reward where they are to be weighed by it."""
+
+    columns: ClassVar = ("sample",)
+    kind: Literal["samples"] = Field("samples", description="samples from a file")
+    by_reward: bool = Field(
+        False, description="compare the samples of a step, whatever their prompts, by the column reward; else all count"
+    )
+
+
+ROLLOUTS = {"online": OnlineRollout, "pairs": PairsRollout, "samples": SamplesRollout}
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class Train(Settings):
+    """Optimisation."""
+
+    steps: int = Field(100, ge=1, le=10_000_000, description="rollouts, each followed by its updates")
+    updates: int = Field(
+        1, ge=1, le=100_000, description="optimizer steps per rollout, each on an equal share of the terms"
+    )
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="AdamW of torch, or of bitsandbytes: states in 8 bits, and in pages the CPU takes over"
+    )
+    lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
+    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warmup, to 0")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    micro_batch: int = Field(192, ge=1, description="terms per forward and backward pass; changes memory, not results")
+    ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per optimizer step; 0 = off")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    unscored: int = Field(
+        10, ge=0, description="rollouts in a row that may go by without any score, once there were some"
+    )
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = torch's own choice")
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise problems_at([("", "both should lie in [0, 1)")], betas)
+        return betas
+
+
+def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
+    import rewards
+
+    return rewards.parse(data)
+
+
+@cache
+def unread_settings(base: type[BaseModel]) -> type[BaseModel]:
+    """Settings that stand for those of a class that was not imported: any key may be one of its own."""
+
+    class Unread(base):  # type: ignore[valid-type, misc]
+        model_config = ConfigDict(extra="allow", frozen=True)
+
+    return Unread
+
+
+def is_unread(settings: BaseModel) -> bool:
+    """Whether settings stand for those of a class that was not imported."""
+    return type(settings).__name__ == "Unread"
+
+
+def derived(base: type[BaseModel]) -> Callable[[dict[str, Any]], Any]:
+    """Makes settings of a class outside the repository, ``package.module:name``, which derives from ``base``."""
+
+    def make(data: dict[str, Any]) -> Any:
+        try:
+            if not plugins.runs():
+                plugins.find(data["kind"])
+                return unread_settings(base).model_validate(data)
+            cls = plugins.load(data["kind"])
+        except plugins.PluginError as error:
+            raise problems_at([("kind", str(error))], data["kind"]) from None
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            message = f"{data['kind']} is not a class derived from {base.__module__}.{base.__name__}"
+            raise problems_at([("kind", message)])
+        return cls.model_validate(data)
+
+    return make
+
+
+REWARD = OneOf("reward", registry.rewards, outside=_rewards_outside)
+RECIPE = OneOf("recipe", registry.recipes, outside=derived(Recipe))
+FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
+
+
+class RewardOnly(WithoutSecrets):
+    """A reward by itself, for commands that score."""
+
+    reward: Annotated[RewardSettings, REWARD] = Field(description="what scores")
+
+
+class Evaluate(Settings):
+    """Held-out scores along the way."""
+
+    every: int = Field(10, ge=0, description="steps between evaluations; 0 = only before and after")
+    prompts: int = Field(256, ge=1, description="held-out prompts, one sample each")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the noise, the same at every evaluation")
+    sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
+    chunk: int = Field(256, ge=1, description="samples made and scored at a time")
+    rewards: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
+        {}, description="name -> reward to report"
+    )
+    gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
+    role: Literal["ema", "policy"] = Field(
+        "ema", description="weights evaluated: the average, or (and always where train.ema is 0) the policy"
+    )
+    at_start: bool = Field(True, description="evaluate the base before the first step")
+
+
+class Samples(Settings):
+    """Pictures or clips on disk along the way, with the same prompts and seeds every time."""
+
+    every: int = Field(10, ge=0, description="steps between sample grids; 0 = only before and after")
+    count: int = Field(8, ge=0, description="samples in a grid; 0 = none")
+    clips: Literal["webp", "gif", "mp4"] = Field(
+        "webp", description="what clips are written as, each beside its middle frame as png"
+    )
+    fps: float = Field(16, gt=0, description="frames per second of written clips")
+
+
+class Checkpoint(Settings):
+    """Complete states to resume from."""
+
+    every: int = Field(10, ge=0, description="steps between checkpoints; 0 = only the last")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    best: str | None = Field(
+        None, description="name of a reward under evaluate.rewards: the checkpoint with its best score stays as well"
+    )
+
+
+class Config(RunSettings):
+    """One run."""
+
+    command = "train"
+
+    generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
+    policy: Annotated[
+        LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")
+    ] = Field(LoRAPolicy(), description="what is trained of it")
+    prompts: Prompts = Field(description="what is drawn")
+    rollout: Annotated[
+        OnlineRollout | PairsRollout | SamplesRollout,
+        OneOf("rollout", lambda: ROLLOUTS, "online"),
+    ] = Field(OnlineRollout(), description="where the samples to learn from come from")
+    reward: Annotated[RewardSettings, REWARD] | None = Field(
+        None, description="what to raise; not needed for stored pairs or samples"
+    )
+    recipe: Annotated[Recipe, RECIPE] = Field(description="how")
+    train: Train = Field(Train(), description="optimisation")
+    memory: Memory = Field(Memory(), description="what fits a card; or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
+    evaluate: Evaluate = Field(Evaluate(), description="held-out scores along the way")
+    samples: Samples = Field(Samples(), description="images on disk along the way")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="states to resume from")
+    trackers: list[
+        Literal["tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
+    ] = Field([], description="accelerate trackers; metrics.jsonl is always written")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [problem for check in CHECKS for problem in check(self)] + self.recipe.check(self)
+        if problems:
+            raise problems_at(problems)
+        return self
+
+
+# -- what one part asks of another ------------------------------------------------------------------------------------
+
+
+def _check_evaluation(config: Config) -> Problems:
+    evaluate, problems = config.evaluate, []
+    if evaluate.rewards and config.prompts.heldout is None:
+        problems.append(("prompts.heldout", "is missing, and evaluate.rewards needs it: name held-out prompts"))
+    if evaluate.gold is not None and evaluate.gold not in evaluate.rewards:
+        names = listing(evaluate.rewards) or "none"
+        wrong = nearest(evaluate.gold, evaluate.rewards)
+        problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}; there are {names}"))
+    best, scored = config.checkpoint.best, [*evaluate.rewards, *(["reward"] if config.reward else [])]
+    if best is not None and (best not in scored or config.prompts.heldout is None):
+        names = listing(scored) or "none"
+        said = f"no score of held-out prompts has this name{nearest(best, scored)}; there are {names}"
+        problems.append(("checkpoint.best", f"{said} (prompts.heldout is needed)"))
+    return problems
+
+
+def _check_reward(config: Config) -> Problems:
+    if config.reward is None and isinstance(config.rollout, OnlineRollout):
+        return [("reward", f"is missing; an online rollout needs one of {listing(registry.rewards())}")]
+    return []
+
+
+def _check_group(config: Config) -> Problems:
+    own = type(config.recipe) in registry.recipes().values()
+    if own and isinstance(config.rollout, OnlineRollout) and config.rollout.group < 2:
+        said = f"{config.recipe.kind} compares the samples of a prompt, so a group of 1 teaches nothing; at least 2"
+        return [("rollout.group", said)]
+    return []
+
+
+def _check_warmup(config: Config) -> Problems:
+    total = config.train.steps * config.train.updates
+    if config.train.warmup > total:
+        return [
+            (
+                "train.warmup",
+                f"{config.train.warmup} optimizer steps, but the run has {total} (train.steps x train.updates)",
+            )
+        ]
+    return []
+
+
+def _check_comparisons(config: Config) -> Problems:
+    """Held-out samples are drawn one a prompt, groups may be of one: neither is a comparison."""
+    problems: Problems = []
+    for name, reward in config.evaluate.rewards.items():
+        if known_scope(reward) != "sample" and (name == config.evaluate.gold or not has_parts(reward)):
+            message = "compares samples, and evaluation draws one a prompt: name a reward that scores them one by one"
+            problems.append((f"evaluate.rewards.{name}", message))
+    rollout = config.rollout
+    if isinstance(rollout, OnlineRollout) and rollout.group < 2:
+        if config.recipe.compares_group:
+            message = f"{config.recipe.kind} learns from the differences in a group: at least 2 samples per prompt"
+            problems.append(("rollout.group", message))
+        elif config.reward is not None and known_scope(config.reward) == "group":
+            problems.append(("rollout.group", "the reward compares the samples of a prompt: at least 2"))
+    if isinstance(rollout, SamplesRollout) and rollout.by_reward and rollout.prompts < 2:
+        problems.append(("rollout.prompts", "by_reward compares the samples of a step: at least 2"))
+    return problems
+
+
+def _check_precision(config: Config) -> Problems:
+    if config.train.precision == "fp16" and config.generator.device == "cpu":
+        return [("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'")]
+    return []
+
+
+CHECKS: tuple[Callable[[Config], Problems], ...] = (
+    _check_evaluation,
+    _check_reward,
+    _check_group,
+    _check_warmup,
+    _check_comparisons,
+    _check_precision,
+    memory_problems,
+)

@@ -1,0 +1,190 @@
+"""YAML text -> plain values and the line of every key, within limits, so that no file hangs or fills the memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from alignflow.errors import ConfigError, Problem
+from alignflow.text import first_line
+
+Places = dict[tuple[str, ...], str]
+CORE = "tag:yaml.org,2002:"
+NUMBER = 100
+"""Characters of a number; nothing here counts so far."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a config is read. Each can be set by an environment variable, ``ALIGNFLOW_CONFIG_SIZE=1000000``.
+
+    Args:
+        size: characters of a file or of an override.
+        depth: mappings and lists inside each other.
+        values: values after every ``*alias`` and ``<<`` is written out.
+        files: files that one config extends, over all.
+    """
+
+    size: int = 256 * 1024
+    depth: int = 50
+    values: int = 20_000
+    files: int = 100
+
+    @classmethod
+    def of_environment(cls) -> Limits:
+        """The defaults, or what the environment sets.
+
+        Raises:
+            ConfigError: a variable is not a positive whole number.
+        """
+        found = {}
+        for name in cls.__dataclass_fields__:
+            variable = f"ALIGNFLOW_CONFIG_{name.upper()}"
+            text = os.environ.get(variable, "").strip()
+            if text and not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
+                raise ConfigError(f"environment variable {variable} should be a positive whole number, given {text!r}")
+            if text:
+                found[name] = int(text)
+        return cls(**found)
+
+
+def read(text: str, place: Callable[[int], str], limits: Limits | None = None) -> tuple[Any, Places]:
+    """The value that ``text`` holds, and (path of keys -> place) of every key of its mappings.
+
+    Tags beyond YAML's core are refused; a date is a text.
+
+    Args:
+        place: what a line (from 1) is called in messages, ``run.yaml:3``.
+
+    Raises:
+        ConfigError: not YAML, or beyond the limits; with the place.
+    """
+    limits = limits or Limits.of_environment()
+    if len(text) > limits.size:
+        raise _over("size", f"{len(text):,} characters", limits, place(1))
+    try:
+        _measure(text, place, limits)
+        yaml = YAML(typ="safe", pure=True)
+        node = yaml.compose(text)
+        places: Places = {}
+        return _Values(yaml, place, places).value(node, ()) if node is not None else None, places
+    except ConfigError:
+        raise
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = place(mark.line + 1) if mark is not None else place(1)
+        raise ConfigError([Problem("", _complaint(error), where)]) from None
+    except (YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError([Problem("", f"not readable as YAML: {first_line(error)}", place(1))]) from None
+
+
+def _over(limit: str, given: str, limits: Limits, place: str) -> ConfigError:
+    most = f"{getattr(limits, limit):,}"
+    words = {"size": "characters", "depth": "levels of nesting", "values": "values with every alias written out"}
+    said = f"{given}, and a config has at most {most} {words[limit]}; ALIGNFLOW_CONFIG_{limit.upper()} sets another"
+    return ConfigError([Problem("", said, place)])
+
+
+def _measure(text: str, place: Callable[[int], str], limits: Limits) -> None:
+    """Refuse what would be too deep or too large once aliases are written out, before anything is made of it."""
+    sizes: dict[str, int] = {}
+    inside: list[tuple[str | None, int]] = []  # anchor of each open collection, values counted when it began
+    count = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        line = event.start_mark.line + 1 if event.start_mark is not None else 1
+        if isinstance(event, CollectionEndEvent):
+            anchor, before = inside.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif isinstance(event, AliasEvent):
+            if event.anchor in (anchor for anchor, _ in inside):
+                said = f"an alias (*{event.anchor}) stands inside what it names"
+                raise ConfigError([Problem("", said, place(line))])
+            count += sizes.get(event.anchor, 1)
+        elif isinstance(event, NodeEvent):
+            if isinstance(event, CollectionStartEvent):
+                inside.append((event.anchor, count))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+            count += 1
+        if len(inside) > limits.depth:
+            raise _over("depth", "more", limits, place(line))
+        if count > limits.values:
+            raise _over("values", "more", limits, place(line))
+
+
+class _Values:
+    """Plain values of nodes; ``places`` is filled in on the way."""
+
+    def __init__(self, yaml: YAML, place: Callable[[int], str], places: Places) -> None:
+        self.constructor, self.place, self.places = yaml.constructor, place, places
+
+    def value(self, node: Node, path: tuple[str, ...]) -> Any:
+        kind = node.tag.removeprefix(CORE) if node.tag else ""
+        if isinstance(node, MappingNode) and kind == "map":
+            return self.mapping(node, path)
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self.value(inside, (*path, str(index))) for index, inside in enumerate(node.value)]
+        if isinstance(node, ScalarNode) and kind in ("null", "bool", "int", "float", "str", "timestamp", "value"):
+            return self.scalar(node, kind)
+        raise self.wrong(node, f"the tag {node.tag!r:.80} is not for configs; text, numbers, lists and mappings are")
+
+    def scalar(self, node: ScalarNode, kind: str) -> Any:
+        if kind == "null":
+            return None
+        if kind in ("str", "timestamp", "value"):
+            if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
+                raise self.wrong(node, f"{node.value!r:.80} holds a NUL or half a character, which no file can")
+            return node.value
+        if len(node.value) > NUMBER:
+            raise self.wrong(node, f"a number of {len(node.value):,} characters; at most {NUMBER}")
+        try:
+            return getattr(self.constructor, f"construct_yaml_{kind}")(node)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+            words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+            raise self.wrong(node, f"{node.value!r:.80} is not {words[kind]}, as its tag says") from None
+
+    def mapping(self, node: MappingNode, path: tuple[str, ...]) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        merged: dict[Any, Any] = {}
+        for key, inside in node.value:
+            if not isinstance(key, ScalarNode):
+                raise self.wrong(key, "a setting's name should be text")
+            if key.tag == f"{CORE}merge":
+                for base in self.bases(inside, path):
+                    merged = {**base, **merged}
+        for key, inside in node.value:
+            if key.tag == f"{CORE}merge":
+                continue
+            name = self.value(key, path)
+            if name in found:
+                raise self.wrong(key, f'found duplicate key "{key.value:.80}"; each setting once')
+            keys = (*path, str(name))
+            self.places[keys] = self.place(key.start_mark.line + 1)
+            found[name] = self.value(inside, keys)
+        return {**merged, **found}
+
+    def bases(self, node: Node, path: tuple[str, ...]) -> Iterator[dict[Any, Any]]:
+        """The mappings that ``<<`` names."""
+        for inside in node.value if isinstance(node, SequenceNode) else [node]:
+            if not isinstance(inside, MappingNode):
+                raise self.wrong(inside, "<< takes a mapping or a list of mappings")
+            yield self.mapping(inside, path)
+
+    def wrong(self, node: Node, message: str) -> ConfigError:
+        line = node.start_mark.line + 1 if node.start_mark is not None else 1
+        return ConfigError([Problem("", f"not readable as YAML: {message}", self.place(line))])
+
+
+def _complaint(error: MarkedYAMLError) -> str:
+    """The parser's complaint in one line."""
+    complaint = " ".join((error.problem or "not YAML").split())
+    hint = "; indent with spaces" if "\\t" in complaint else ""
+    return f"not readable as YAML: {complaint:.300}{hint}"

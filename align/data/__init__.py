@@ -1,0 +1,1 @@
+"""Prompts, tables, pictures and clips: what is read and written."""

@@ -1,0 +1,121 @@
+"""What prompts come with, as tensors: for the generator, and for rewards that want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.data.files import explained
+from align.data.media import fit, read_pixels, to_tensor
+from align.data.prompts import Prompt
+from align.data.tables import Cell
+from alignflow.errors import DataError
+from generators.base import Conditioning, Generator
+from generators.text_cache import TextCache
+
+Inputs = dict[str, Any]
+"""``image [N, 3, H, W]``, ``mask [N, 1, H, W]`` in [0, 1], ``metadata`` N dicts; only what was asked for."""
+
+
+def encode(generator: Generator, prompts: Sequence[Prompt], wants: Iterable[str] = ()) -> tuple[Conditioning, Inputs]:
+    """Conditioning and inputs of N prompts, a row each; a prompt that occurs twice is read and encoded once.
+
+    Args:
+        wants: names that rewards ask for, beside those the generator does.
+
+    Raises:
+        DataError: media that cannot be read; names the prompt's place.
+        GeneratorError: a prompt too long.
+    """
+    unique = list(dict.fromkeys(prompts))
+    place = {prompt: number for number, prompt in enumerate(unique)}
+    row = torch.tensor([place[prompt] for prompt in prompts])
+    inputs = read_inputs(unique, {*generator.inputs, *wants}, generator.size)
+    cond = generator.encode([prompt.text for prompt in unique], inputs)
+    return cond[row.to(generator.device)], take(inputs, row)
+
+
+def remember(generator: Generator, prompts: Sequence[Prompt], folder: Path | None, chunk: int = 16) -> None:
+    """Encode every prompt once and let go of the text encoders.
+
+    Args:
+        folder: where the embeddings are kept, those of an earlier start included; None = in memory.
+        chunk: prompts encoded at a time.
+
+    Raises:
+        DataError, GeneratorError: as :func:`encode`, and of a pipeline that needs its encoders.
+        RunFolderError: the folder cannot be written.
+    """
+    generator.check_droppable()
+    cache = TextCache(folder)
+    unique = list(dict.fromkeys(prompts))
+    for start in range(0, len(unique), chunk):
+        some = unique[start : start + chunk]
+        inputs = read_inputs(some, generator.inputs, generator.size)
+        with explained(folder or Path()):
+            generator.remember(cache, [prompt.text for prompt in some], inputs)
+    generator.drop_encoders(cache)
+
+
+def read_inputs(prompts: Sequence[Prompt], names: Iterable[str], size: tuple[int, int]) -> Inputs:
+    """Inputs of the prompts at ``size``: see :data:`Inputs`."""
+    wanted = set(names)
+    found: Inputs = {"metadata": [dict(prompt.metadata) for prompt in prompts]} if "metadata" in wanted else {}
+    pictures = [pictures_of(prompt, sorted(wanted - {"metadata"})) for prompt in prompts]
+    for name in wanted - {"metadata"}:
+        stacked = torch.stack([to_tensor(fit(one[name], size)) for one in pictures])
+        found[name] = stacked.mean(1, keepdim=True) if name == "mask" else stacked
+    return found
+
+
+def take(inputs: Inputs, row: Tensor) -> Inputs:
+    """Rows by index ``[M]`` on the CPU; an index may repeat."""
+    index = row.tolist()
+    return {
+        name: value[row] if isinstance(value, Tensor) else [value[i] for i in index] for name, value in inputs.items()
+    }
+
+
+def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | None) -> Tensor:
+    """A stored sample as the generator would draw it: ``[3, H, W]``, or ``[F, 3, H, W]`` where it draws clips.
+
+    Raises:
+        DataError: it cannot be read, is a picture instead of a clip or the reverse, or has another number of frames.
+    """
+    pixels = pixels_of(prompt, name)
+    found = len(pixels) if pixels.ndim == 4 else None
+    if found != frames:
+        is_, should = (f"a clip of {n} frames" if n else "a picture" for n in (found, frames))
+        remedy = "; set generator.frames or cut the clip" if found and frames else ""
+        raise DataError(f"{prompt.where}: {name!r} is {is_}, the generator draws {should}{remedy}")
+    return to_tensor(fit(pixels, size))
+
+
+def pictures_of(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named media of one prompt at their own size; they are cropped alike, so they must be of one size."""
+    found = {name: pixels_of(prompt, name) for name in names}
+    for name, pixels in found.items():
+        if pixels.ndim == 4:
+            raise DataError(f"{prompt.where}: {name!r} is a clip of {len(pixels)} frames; give a picture")
+    sizes = {name: pixels.shape[:2] for name, pixels in found.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+        raise DataError(f"{prompt.where}: pictures of one prompt must be of one size, height x width; they are {said}")
+    return found
+
+
+def pixels_of(prompt: Prompt, name: str) -> np.ndarray:
+    """Pixels of one of a prompt's media, a picture or a clip; DataError that names row and column."""
+    source = prompt.media[name]
+    content: bytes | Path | None = source.content() if isinstance(source, Cell) else source
+    if content is None:
+        raise DataError(f"{prompt.where}: {name!r} is empty")
+    try:
+        return read_pixels(content)
+    except DataError as error:
+        raise DataError(f"{prompt.where}: {name!r}: {error}") from None

@@ -1,0 +1,251 @@
+"""Prompts from the embedded worlds, files or datasets, and which of them a step uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from align.data.tables import HUB, Cell, read_rows, table_path
+from align.maths.seeds import derive
+from alignflow.errors import DataError
+from alignflow.files.rows import RowError, place_of, read_lines
+from alignflow.paths import expanded, is_file
+from alignflow.text import printable
+from alignflow.worlds.shapes import WORLDS
+
+if TYPE_CHECKING:
+    from alignflow.worlds.shapes.edits import Task
+
+TRAIN_COUNT = 4096
+"""Prompts drawn from an embedded world's endless training split."""
+
+MEDIA = ("image", "mask")
+"""What may come with a prompt: the source picture, and a mask that is white where it is to be drawn anew."""
+
+PAIR = ("chosen", "rejected")
+"""The media of a stored preference, better first."""
+
+
+NOTHING: Mapping[str, Any] = {}
+"""What most rows come with, once for all of them: a table may have a million."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prompt:
+    """What one sample is asked for. Nothing it names is opened before a step needs it.
+
+    Args:
+        text: what is to be drawn.
+        media: name -> file, or picture inside a dataset.
+        metadata: everything else its row held, for rewards that want it.
+        place: where it was written, for messages.
+    """
+
+    text: str
+    media: Mapping[str, Path | Cell] = field(default_factory=lambda: NOTHING)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """Its place, or the text itself where nobody noted one."""
+        return self.place or repr(self.text)
+
+
+def read_prompts(
+    source: str, count: int | None = None, seed: int = 0, *, skipped: dict[str, str] | None = None
+) -> list[Prompt]:
+    """Prompts of an embedded world (``shapes:train``, ``shapes-edit:heldout``), a file or a dataset, in their order.
+
+    Those of ``shapes-edit`` come with an image, those of ``shapes-fill`` with an image and a mask, drawn when they are
+    asked for. A dataset is ``hub:owner/name[:split]``. A ``.txt`` holds one prompt a line. In a ``.jsonl``, ``.csv``,
+    ``.parquet`` or dataset the column ``prompt`` is the text, ``image`` and ``mask`` are files relative to the table's
+    folder, the rest is metadata (so is what an object under ``metadata`` holds).
+
+    Args:
+        count: at most so many; a file's first ones, the world's by ``seed``.
+        skipped: takes place -> why of rows that cannot be used, which are then left out; None = they are errors.
+
+    Raises:
+        DataError: missing, empty or unreadable; names file, line and key, and what to do.
+    """
+    if re.match(r"shapes[\w-]*:", source):
+        return _embedded_prompts(source, count or TRAIN_COUNT, seed)
+    found = list(
+        islice(_text_prompts(source) if source.lower().endswith(".txt") else read_table(source, (), skipped), count)
+    )
+    if not found:
+        raise DataError(f"{printable(source, 300)} holds no prompts")
+    return found
+
+
+def read_table(source: str, needed: Sequence[str] = (), skipped: dict[str, str] | None = None) -> Iterator[Prompt]:
+    """Prompts of the rows of a table, one by one.
+
+    Args:
+        needed: media every row must name.
+        skipped: see :func:`read_prompts`.
+    """
+    folder = Path() if source.startswith(HUB) else table_path(source).parent
+    for place, row in read_rows(source):
+        try:
+            prompt = prompt_of_row(row, place, folder, {*MEDIA, *needed}, needed)
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped[place] = str(error)
+        else:
+            yield prompt
+
+
+def read_stored(source: str, columns: Sequence[str], skipped: dict[str, str] | None = None) -> list[Prompt]:
+    """Prompts with a file in each of ``columns`` of every row; every file is checked to exist.
+
+    Raises:
+        DataError: names the line of what is missing.
+    """
+    rows = list(read_table(source, columns, skipped))
+    if not rows:
+        raise DataError(f"{source} holds no rows: each has prompt, {', '.join(columns)}")
+    return rows
+
+
+def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
+    world, split = source.split(":", 1)
+    if world not in WORLDS or split not in ("train", "heldout"):
+        raise DataError(
+            f"prompts {source!r}: the embedded worlds are {', '.join(WORLDS)}, each with :train and :heldout"
+        )
+    if world in ("shapes", "shapes-video"):
+        from alignflow.worlds.shapes import motion
+        from alignflow.worlds.shapes import world as pictures
+
+        drawn = pictures if world == "shapes" else motion
+        texts, specs = drawn.prompts(split, count, seed), drawn.sample_specs(split, count, seed)
+        return [Prompt(text, {}, {"kind": spec.task}, source) for text, spec in zip(texts, specs, strict=True)]
+    from alignflow.worlds.shapes.edits import TASKS
+
+    tasks = list(islice(TASKS[world](split, seed), count))
+    drawings = Drawings(tasks)
+    names = MEDIA if tasks[0].hole else MEDIA[:1]
+    return [
+        Prompt(
+            task.text,
+            {name: Cell(drawings, row, name) for name in names},
+            {"kind": task.edit.kind, **task.to_dict()},
+            source,
+        )
+        for row, task in enumerate(tasks)
+    ]
+
+
+class Drawings:
+    """The pictures of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        from align.data.media import encode
+        from alignflow.worlds.shapes.edits import draw_mask
+        from alignflow.worlds.shapes.world import render
+
+        task = self.tasks[row]
+        hole = {"mask": np.stack([draw_mask(task.hole)] * 3, -1)} if task.hole else {}
+        return {
+            name: {"bytes": encode(pixels, ".png")} for name, pixels in {"image": render(task.source), **hole}.items()
+        }
+
+
+def _text_prompts(source: str) -> Iterator[Prompt]:
+    path = table_path(source)
+    try:
+        for number, line in read_lines(path):
+            yield Prompt(line, place=place_of(path, number))
+    except RowError as error:
+        raise DataError(str(error)) from None
+
+
+def prompt_of_row(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
+    text = row.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f'{place}: needs a text under "prompt"; {_instead(row)}')
+    media = {name: _file(row[name], name, place, folder) for name in sorted(names) if row.get(name) is not None}
+    for name in needed:
+        if name not in media:
+            raise DataError(f'{place}: needs a file under "{name}"')
+    other = {key: value for key, value in row.items() if key not in names and key != "prompt"}
+    if isinstance(other.get("metadata"), dict):
+        inner = other.pop("metadata")
+        for name in inner:
+            if name in other:
+                raise DataError(f'{place}: "{printable(name, 80)}" stands both beside "metadata" and in it')
+        other |= inner
+    return Prompt(text.strip(), media or NOTHING, other or NOTHING, place)
+
+
+def _instead(row: dict[str, Any]) -> str:
+    if "prompt" in row:
+        value = row["prompt"]
+        return "it is empty there" if isinstance(value, str) else f"it is {printable(repr(value), 80)} there"
+    has = ", ".join(printable(name, 80) for name in row) or "nothing"
+    return f'it has {has}: call the text\'s column "prompt"'
+
+
+def _file(value: Any, name: str, place: str, folder: Path) -> Path | Cell:
+    if isinstance(value, Cell):
+        return value
+    if not isinstance(value, str) or not value:
+        raise DataError(f'{place}: "{name}" should be a file name, given {printable(repr(value), 80)}')
+    try:
+        path = folder / expanded(value)
+    except ValueError as error:
+        raise DataError(f'{place}: "{name}": {error}') from None
+    if not is_file(path):
+        raise DataError(
+            f'{place}: no {name} {printable(path, 300)}; "{name}" is a path relative to {folder.resolve()}, or absolute'
+        )
+    return path
+
+
+def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> None:
+    """Raise DataError for the first prompt without the pictures ``who`` needs; metadata every prompt has."""
+    names = list(names)
+    for prompt in prompts:
+        if said := lacking(prompt, names, who):
+            raise DataError(said)
+
+
+def lacking(prompt: Prompt, names: Iterable[str], who: str) -> str:
+    """That a prompt comes without a picture which ``who`` needs; '' where it has all."""
+    for name in names:
+        if name != "metadata" and name not in prompt.media:
+            return (
+                f"{prompt.where}: {who} needs {name!r} with every prompt; "
+                f'name a file under "{name}" in a .jsonl, .csv or .parquet'
+            )
+    return ""
+
+
+def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:
+    """Which of ``total`` items a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
+    chosen: list[int] = []
+    position, end = step * count, (step + 1) * count
+    while position < end:
+        epoch, offset = divmod(position, total)
+        some = _order(total, derive(seed, "epoch", epoch))[offset : offset + end - position]
+        chosen += some.tolist()
+        position += len(some)
+    return chosen
+
+
+@lru_cache(maxsize=2)  # a pass's order is asked for at every step of it: the one going on, and the next
+def _order(total: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(total)

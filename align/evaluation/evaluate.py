@@ -1,0 +1,370 @@
+"""Held-out scores of a role, and sample grids of fixed prompts and seeds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.data.files import check_free, without_nan
+from align.data.grids import save_samples, still
+from align.data.inputs import Inputs, encode, read_inputs
+from align.data.media import to_pixels
+from align.data.prompts import Prompt, check_media, read_prompts
+from align.evaluation import alone
+from align.evaluation.per_prompt import PromptScores, kind_of
+from align.evaluation.spread import Spread
+from align.maths.seeds import derive
+from align.policy.build import build_generator, build_rewards, trainable
+from align.policy.roles import Roles
+from align.policy.trained import load_policy
+from align.rollout.rollout import decode, draw
+from align.runs import checkpoint as checkpoints
+from align.runs import devices
+from align.runs.lock import locked
+from alignflow.errors import CheckpointError, ConfigError
+from generators.base import Conditioning, Generator
+from rewards.base import Reward
+
+if TYPE_CHECKING:
+    from align.config.sampling import Sampler
+    from align.config.settings import Config, Evaluate, Samples
+    from align.training.processes import Processes
+
+
+@dataclass
+class Evaluation:
+    """Scores of P samples, one per prompt, made from fixed seeds.
+
+    Args:
+        scores: reward name -> ``[P]``, NaN where missing.
+        media: ``[shown, ...]`` the first samples, for the grid.
+        sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with a picture.
+        reasons: reward name -> index -> why there is no score.
+        kinds: ``[P]`` the kind of each prompt, None where its table names none.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    scores: dict[str, Tensor]
+    media: Tensor
+    diversity: float
+    seconds: float
+    sources: Tensor | None = None
+    reasons: dict[str, dict[int, str]] = field(default_factory=dict)
+    kinds: list[str | None] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Means, standard errors and missing counts, as they stand in ``metrics.jsonl``."""
+        known = {name: values[values.isfinite()] for name, values in self.scores.items()}
+        return {
+            "prompts": len(self.prompts),
+            "seconds": self.seconds,
+            "scores": {name: mean(values) for name, values in known.items()},
+            "stderr": {name: standard_error(values) for name, values in known.items()},
+            "missing": {name: len(self.prompts) - len(values) for name, values in known.items()},
+            "diversity": self.diversity,
+        }
+
+    def by_prompt(self) -> list[PromptScores]:
+        """The scores prompt by prompt."""
+        columns = {name: without_nan(values.tolist()) for name, values in self.scores.items()}
+        return [
+            PromptScores(
+                prompt,
+                self.seeds[i],
+                {name: column[i] for name, column in columns.items()},
+                {name: why[i] for name, why in self.reasons.items() if i in why},
+                self.kinds[i] if self.kinds else None,
+            )
+            for i, prompt in enumerate(self.prompts)
+        ]
+
+
+def mean(values: Tensor) -> float:
+    """Mean, NaN for none."""
+    return float(values.double().mean()) if len(values) else math.nan
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean, NaN for fewer than two."""
+    return float(values.double().std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def evaluate(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    rewards: Mapping[str, Reward],
+    settings: Evaluate,
+    *,
+    indices: Sequence[int] | None = None,
+    show: int = 0,
+    processes: Processes | None = None,
+) -> Evaluation:
+    """Sample every prompt once under the role in place and score it with every reward.
+
+    A reward that compares samples is shown by those of its parts that do not: ``reward/clip``.
+
+    Args:
+        prompts: held-out prompts. Sample i is seeded by (evaluate.seed, i).
+        indices: which of them; all by default.
+        show: how many of the samples to keep as media.
+        processes: among which the samples are divided; every one of them returns the whole result.
+    """
+    started = time.perf_counter()
+    asked = list(range(len(prompts)) if indices is None else indices)
+    show = min(show, len(asked))
+    mine = range(len(asked)) if processes is None else processes.share.of(len(asked))
+    seeds = [derive(settings.seed, "evaluate", i) for i in asked]
+    spread, rows = Spread(), []
+    media: dict[int, Tensor] = {}
+    sources: dict[int, Tensor] = {}
+    for start in range(0, len(mine), settings.chunk):
+        places = mine[start : start + settings.chunk]
+        some = [prompts[asked[place]] for place in places]
+        drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
+        rows += _scores(drawn, some, inputs, rewards)
+        spread.add(drawn)
+        for row, place in enumerate(places):
+            if place < show:
+                media[place] = drawn[row].cpu()
+                sources |= {place: source_of(inputs)[row]} if "image" in inputs else {}
+    if processes is not None:
+        rows = processes.objects(rows)
+        media, sources = (_shown(kept, show, len(asked), processes) for kept in (media, sources))
+    chosen, names = [prompts[i] for i in asked], list(rows[0][0]) if rows else []
+    return Evaluation(
+        [prompt.text for prompt in chosen],
+        seeds,
+        {name: torch.tensor([values[name] for values, _ in rows]) for name in names},
+        _stacked(media, show),
+        spread.value(processes),
+        time.perf_counter() - started,
+        _stacked(sources, show) if sources else None,
+        {name: {i: why[name] for i, (_, why) in enumerate(rows) if name in why} for name in names},
+        [kind_of(prompt.metadata) for prompt in chosen],
+    )
+
+
+def _drawn(
+    generator: Generator, prompts: Sequence[Prompt], seeds: Sequence[int], wants: Sequence[str], settings: Evaluate
+) -> tuple[Tensor, Inputs]:
+    cond, inputs = encode(generator, prompts, wants)
+    return _draw(generator, cond, seeds, settings.sampler, settings.chunk), inputs
+
+
+def _scores(
+    media: Tensor, prompts: Sequence[Prompt], inputs: Inputs, rewards: Mapping[str, Reward]
+) -> list[tuple[dict[str, float], dict[str, str]]]:
+    """Scores by name of each sample, NaN where missing, and the reasons of those."""
+    texts = [prompt.text for prompt in prompts]
+    found = {id(reward): reward(media, texts, None, inputs) for reward in rewards.values()}
+    known: dict[str, tuple[Tensor, dict[int, str]]] = {}
+    for name, reward in rewards.items():
+        known |= alone.columns(name, reward, found[id(reward)])
+    values = {name: column.float().tolist() for name, (column, _) in known.items()}
+    return [
+        (
+            {name: column[row] for name, column in values.items()},
+            {name: reasons[row] for name, (_, reasons) in known.items() if row in reasons},
+        )
+        for row in range(len(texts))
+    ]
+
+
+def _shown(kept: dict[int, Tensor], show: int, count: int, processes: Processes) -> dict[int, Tensor]:
+    """The shown samples of all processes, sent one by one as pixels: clips are large."""
+    found: dict[int, Tensor] = {}
+    for place in range(show):
+        mine = kept.get(place)
+        pixels = None if mine is None else (mine.clamp(0, 1) * 255).round().byte()
+        sent = processes.sent(pixels, processes.share.owner(place, count))
+        found |= {} if sent is None else {place: sent.float() / 255}
+    return found
+
+
+def _stacked(kept: Mapping[int, Tensor], show: int) -> Tensor:
+    return torch.stack([kept[place] for place in range(show)]) if show else torch.empty(0)
+
+
+def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The pictures that prompts come with, ``[N, 3, H, W]`` in [0, 1]; gray where a mask has them drawn anew."""
+    mask = inputs.get("mask", torch.zeros(()))
+    return inputs["image"] * (1 - mask) + 0.5 * mask
+
+
+def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
+    """Names of the inputs that any of the rewards asks for."""
+    return tuple(dict.fromkeys(name for reward in rewards.values() for name in reward.wants))
+
+
+def held_out(
+    config: Config, generator: Generator, rewards: Mapping[str, Reward], skipped: dict[str, str] | None = None
+) -> list[Prompt]:
+    """The prompts a config evaluates on.
+
+    Args:
+        skipped: takes place -> why of the rows that are left out, where ``prompts.bad`` says so.
+
+    Raises:
+        DataError: they cannot be read, or come without what generator or rewards need.
+    """
+    assert config.prompts.heldout is not None
+    skipped = (skipped if skipped is not None else {}) if config.prompts.bad == "skip" else None
+    prompts = read_prompts(config.prompts.heldout, config.evaluate.prompts, config.evaluate.seed, skipped=skipped)
+    if skipped is None:
+        check_needs(prompts, generator, rewards)
+    return prompts
+
+
+def check_needs(prompts: Sequence[Prompt], generator: Generator, rewards: Mapping[str, Reward]) -> None:
+    """Raise DataError for a prompt that comes without a picture which the generator or a reward needs."""
+    check_media(prompts, generator.inputs, generator.pipeline_class)
+    for reward in rewards.values():
+        check_media(prompts, reward.wants, f"reward {reward.name!r}")
+
+
+def sample_media(
+    generator: Generator, prompts: Sequence[Prompt | str], seeds: Sequence[int], sampler: Sampler, chunk: int = 256
+) -> Tensor:
+    """One sample per prompt: media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1]. A text is a prompt by itself."""
+    made = {text: Prompt(text) for text in prompts if isinstance(text, str)}
+    asked = [made[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+    check_needs(asked, generator, {})
+    return _draw(generator, encode(generator, asked)[0], seeds, sampler, chunk)
+
+
+def _draw(generator: Generator, cond: Conditioning, seeds: Sequence[int], sampler: Sampler, chunk: int) -> Tensor:
+    latents, _ = draw(generator, cond, seeds, sampler, chunk=chunk)
+    return decode(generator, latents, chunk)
+
+
+def evaluate_run(
+    config: Config, run_dir: Path | None = None, checkpoint: Path | None = None, lora: Path | None = None
+) -> dict[str, Any]:
+    """Held-out scores of a config's base, or of the policy in a run's checkpoint (its newest unless one is named).
+
+    Args:
+        lora: scored on the base instead of a run's policy, see :func:`align.policy.trained.load_policy`.
+
+    Raises:
+        ConfigError: the config names no held-out prompts or no rewards to score them with; a LoRA and a checkpoint.
+        LoraError: the LoRA is damaged or was made for another model.
+        CheckpointError: there is no checkpoint, or it belongs to another model.
+    """
+    if config.prompts.heldout is None:
+        raise ConfigError("prompts.heldout is not set: there is nothing to evaluate on")
+    trained = {"reward": config.reward} if config.reward else {}
+    if lora is not None and checkpoint is not None:
+        raise ConfigError("a LoRA and a checkpoint are two policies; name one of them")
+    of_run = lora is None and (run_dir is not None or checkpoint is not None)
+    learning = "reward" if of_run else None
+    rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config), learning=learning)
+    learning_reward = rewards.get("reward") if trained else None
+    if not rewards:
+        raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
+    rewards = alone.scored_alone(rewards, config.evaluate)
+    if not rewards:
+        raise ConfigError("the reward compares samples, and evaluation draws one a prompt: name evaluate.rewards")
+    generator = build_generator(config, device_of(config))
+    role, path = "base", checkpoint
+    if of_run:
+        roles = Roles(trainable(config, generator), ["old", "ref", "ema"])
+        path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
+        if path is None:
+            raise CheckpointError(f"{run_dir} has no checkpoint yet")
+        checkpoints.load(path, roles, refreshed=learning_reward.refresh if learning_reward else None)
+        role = config.evaluate.role if config.train.ema else "policy"
+        with roles.use(role):
+            result = _held_out(generator, config, rewards)
+    else:
+        if lora is not None:
+            load_policy(generator, lora)
+            role = f"lora {lora}"
+        result = _held_out(generator, config, rewards)
+    return {"role": role, "checkpoint": str(path) if path else None, **result.row()}
+
+
+def _held_out(generator: Generator, config: Config, rewards: Mapping[str, Reward]) -> Evaluation:
+    return evaluate(generator, held_out(config, generator, rewards), rewards, config.evaluate)
+
+
+def sample_to_folder(
+    config: Config,
+    out: Path,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    count: int = 1,
+    seed: int = 0,
+    policy: Path | None = None,
+) -> Path:
+    """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
+
+    The contact sheet, and the sources of edits, go into ``sheet/`` inside: every picture in ``out`` is a sample.
+
+    Args:
+        prompts: the config's first held-out ones by default.
+        policy: what was trained, put onto the base, see :func:`align.policy.trained.load_policy`.
+
+    Raises:
+        RunFolderError: ``out`` exists and is not empty.
+    """
+    check_free(out)
+    source = config.prompts.heldout or config.prompts.train
+    asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
+    generator = build_generator(config, device_of(config))
+    if policy is not None:
+        load_policy(generator, policy)
+    repeated = [prompt for prompt in asked for _ in range(count)]
+    seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
+    media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
+    texts, how = [prompt.text for prompt in repeated], config.samples
+    inputs = read_inputs(repeated, generator.inputs, generator.size)
+    sources = to_pixels(source_of(inputs)) if "image" in inputs else None
+    with locked(out):
+        return save_samples(
+            out, to_pixels(media), texts, seeds,
+            sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
+        )  # fmt: skip
+
+
+def device_of(config: Config) -> torch.device:
+    """The device a command uses: the config's, or what accelerate would choose.
+
+    Raises:
+        ConfigError: this machine lacks the config's.
+    """
+    if config.generator.device != "auto":
+        return devices.require(config.generator.device)
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def pictures(media: Tensor) -> list[np.ndarray]:
+    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``; of a clip ``[F, 3, H, W]`` the middle frame."""
+    return [still(pixels) for pixels in to_pixels(media)]
+
+
+def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
+    """Write the first samples of an evaluation as pictures or clips, one grid and ``prompts.json``."""
+    first = slice(how.count)
+    scores = {name: values[first].tolist() for name, values in result.scores.items()}
+    pixels = to_pixels(result.media[first])
+    sources = None if result.sources is None else to_pixels(result.sources[first])
+    save_samples(
+        folder, pixels, result.prompts[first], result.seeds[first], scores,
+        sources=sources, fps=how.fps, clips=how.clips, replaces=True, noise=_noise(result.seeds[first]),
+    )  # fmt: skip
+
+
+def _noise(seeds: Sequence[int]) -> list[int]:
+    """Seeds of the initial noise of samples, as :func:`align.rollout.rollout.draw` derives them."""
+    return [derive(seed, "start") for seed in seeds]

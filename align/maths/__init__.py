@@ -1,0 +1,1 @@
+"""Formulas on tensors: samplers, losses, advantages, weights, pairs. Imports torch and itself."""

@@ -1,0 +1,1 @@
+"""The trained parameters: built, as roles, as files."""

@@ -1,0 +1,187 @@
+"""Prompts -> samples: latents, media, the stochastic steps that made them, and later their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from align.maths import samplers
+from align.maths.samplers import Step, Trajectory
+from align.maths.seeds import derive
+from generators.base import Conditioning, Generator, seeded_noise
+
+if TYPE_CHECKING:
+    from align.config.sampling import Sampler
+
+
+@dataclass
+class Rollout:
+    """One process's share of a step's samples: B prompts, G samples each, N = B * G rows.
+
+    Args:
+        prompts: ``[N]`` the prompt of every sample.
+        group: ``[N]`` number of its prompt, counted over all processes.
+        seeds: ``[N]`` the seed everything random about a sample comes from.
+        cond: conditioning of the B local prompts; ``row [N]`` says which one a sample has.
+        latents: ``[N, ...]``, float32.
+        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
+        sampler: settings the samples were drawn with; None for stored samples.
+        trajectory: the stochastic steps, if the recipe needs them.
+        rewards: ``[N]``, NaN where there is none; None until scored.
+        inputs: what the prompts came with, as far as the reward wants it: name -> N of them.
+    """
+
+    prompts: list[str]
+    group: Tensor
+    seeds: list[int]
+    cond: Conditioning
+    row: Tensor
+    latents: Tensor
+    media: Tensor
+    sampler: Sampler | None = None
+    trajectory: Trajectory | None = None
+    rewards: Tensor | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """``[N]`` whether the sample has a score."""
+        assert self.rewards is not None
+        return self.rewards.isfinite()
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale the samples were drawn with."""
+        return self.sampler.guidance if self.sampler else 1.0
+
+    def cond_of(self, sample: Tensor) -> Conditioning:
+        """Conditioning of the samples ``[M]``."""
+        return self.cond[self.row[sample].to(self.latents.device)]
+
+    def noise(self, sample: Tensor, slot: Tensor) -> Tensor:
+        """Noise ``[M, ...]`` of the terms (sample, slot): the same whenever and wherever it is asked for."""
+        seeds = [derive(self.seeds[n], "term", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
+        return seeded_noise(seeds, tuple(self.latents.shape[1:])).to(self.latents.device)
+
+    def step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, x_next: Tensor) -> Step:
+        """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
+        assert self.sampler is not None
+        assert self.trajectory is not None
+        second, level = self.trajectory.t_second, self.sampler.level or 0.0
+        return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)
+
+
+def stochastic_steps(sampler: Sampler, iteration: int, seed: int) -> tuple[int, ...]:
+    """Indices of the steps that are stochastic (and trained) in this iteration; none for a deterministic sampler."""
+    if sampler.level is None:
+        return ()
+    window = sampler.window
+    return samplers.window_steps(
+        sampler.steps, window.size, window.start, window.strategy, iteration, window.shift_every, seed
+    )
+
+
+@torch.no_grad()
+def draw(
+    generator: Generator,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    *,
+    start: Sequence[int] | None = None,
+    steps: tuple[int, ...] | None = None,
+    keep: bool = False,
+    chunk: int = 256,
+) -> tuple[Tensor, Trajectory | None]:
+    """Draw one sample per row of ``cond`` under whatever role is in place.
+
+    Args:
+        cond: N rows.
+        seeds: ``[N]``; the initial noise and that of every stochastic step come from them alone.
+        start: ``[N]`` seeds of the initial noise; None = from ``seeds``.
+        steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
+        keep: store the stochastic steps.
+        chunk: samples per network call.
+
+    Returns:
+        latents ``[N, ...]`` and the trajectory, None unless kept.
+    """
+    times = generator.times(sampler.steps).to(generator.device)
+    start = [derive(seed, "start") for seed in seeds] if start is None else start
+    parts = []
+    for first in range(0, len(seeds), chunk):
+        some = slice(first, min(first + chunk, len(seeds)))
+        rows = torch.arange(some.start, some.stop, device=generator.device)
+        x = generator.noise(list(start[some]))
+        parts.append(_draw_chunk(generator, cond[rows], x, list(seeds[some]), sampler, times, steps, keep))
+    latents = torch.cat([latents for latents, _ in parts])
+    kept = [path for _, path in parts if path is not None]
+    return latents, join(kept) if kept else None
+
+
+def _draw_chunk(
+    generator: Generator,
+    cond: Conditioning,
+    x: Tensor,
+    seeds: list[int],
+    sampler: Sampler,
+    times: Tensor,
+    steps: tuple[int, ...] | None,
+    keep: bool,
+) -> tuple[Tensor, Trajectory | None]:
+    def step_noise(index: int) -> Tensor:
+        return seeded_noise([derive(seed, "step", index) for seed in seeds], tuple(x.shape[1:])).to(x.device)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return generator.velocity(x, t, cond, sampler.guidance)
+
+    level = sampler.level or 0.0
+    return samplers.sample(velocity, x, times, kind=sampler.kind, level=level, steps=steps, noise=step_noise, keep=keep)
+
+
+def join(paths: Sequence[Trajectory]) -> Trajectory:
+    """One trajectory of all samples; the steps are the same in every part."""
+    return replace(
+        paths[0],
+        x=torch.cat([path.x for path in paths]),
+        x_next=torch.cat([path.x_next for path in paths]),
+        mean=torch.cat([path.mean for path in paths]),
+        logp=torch.cat([path.logp for path in paths]),
+        std=torch.cat([path.std for path in paths]),
+    )
+
+
+@torch.no_grad()
+def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
+    """Latents ``[N, ...]`` -> media in [0, 1], ``chunk`` samples at a time.
+
+    Contiguous, because the order in which a reward adds up pixels follows their order in memory.
+    """
+    return torch.cat([generator.decode(part) for part in latents.split(chunk)]).contiguous()
+
+
+def spreads(media: Tensor, group: Tensor) -> Tensor:
+    """Root of the mean unbiased pixel variance ``[K]`` inside each group of two samples or more."""
+    found = []
+    for number in group.unique():
+        members = media[group == number].float()
+        if len(members) > 1:
+            found.append(members.var(dim=0).mean().sqrt())
+    return torch.stack(found) if found else torch.empty(0)
+
+
+def diversity(media: Tensor, group: Tensor) -> float:
+    """Mean of :func:`spreads`, 0 where no group has two samples."""
+    found = spreads(media, group)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def none_drawn(sampler: Sampler | None) -> Rollout:
+    """The rollout of a process that has no prompt in a step: no samples, nothing to learn from."""
+    empty = torch.empty(0)
+    whole = torch.empty(0, dtype=torch.long)
+    return Rollout([], whole, [], Conditioning({}), whole, empty, empty, sampler)

@@ -1,0 +1,103 @@
+"""When a step's rollout is drawn: by the policy that is about to learn from it, or one update ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from align.rollout.rollout import Rollout
+from align.rollout.scoring import Scoring
+from align.rollout.sources import Acting, OnlineSource, StoredSource
+from align.training.processes import Processes
+from align.training.timing import Phases
+from rewards.base import Reward
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+    from align.policy.velocities import Networks
+
+Drawn = tuple[Rollout, Scoring | None]
+
+
+class Drawing:
+    """Rollouts in order, each with its scoring under way.
+
+    Args:
+        config: ``rollout.overlap`` says when: ``next`` draws a rollout while the one before it is scored, so that it
+            comes from the policy of one update ago, which the role ``ahead`` holds.
+        source: what draws.
+        reward: what scores; None where rollouts come with their rewards.
+        net: generator, roles and precision.
+        processes: those that share a rollout.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: OnlineSource | StoredSource,
+        reward: Reward | None,
+        net: Networks,
+        phases: Phases,
+        processes: Processes | None = None,
+    ) -> None:
+        overlap = getattr(config.rollout, "overlap", "none")
+        self.recipe, self.steps = config.recipe, config.train.steps
+        self.source, self.reward, self.net, self.phases = source, reward, net, phases
+        self.processes = processes
+        self.thread = None if overlap == "none" else ThreadPoolExecutor(1, "scoring")
+        self.ahead = overlap == "next"
+        self.in_hand: Drawn | None = None
+        self.counted = False
+        """Whether a rollout that was in hand at the checkpoint stands in its network calls."""
+
+    def next(self, step: int) -> Drawn:
+        """This step's rollout. Ahead, the next one is then drawn while this one is scored.
+
+        ``ahead`` moves before it draws and not after, so that a checkpoint holds what drew the rollout in hand, which a
+        resumed run draws again.
+        """
+        if not self.ahead:
+            return self._draw(step, self.recipe.behaviour)
+        generator, roles = self.net.generator, self.net.roles
+        calls = generator.network_calls
+        now = self.in_hand or self._draw(step, "ahead")
+        if self.in_hand is None and self.counted:
+            generator.network_calls = calls
+        self.in_hand, self.counted = None, False
+        roles.follow("ahead", self.recipe.old_decay(step) if self.recipe.behaviour == "old" else 0.0)
+        if step + 1 < self.steps:
+            self.in_hand = self._draw(step + 1, "ahead")
+        return now
+
+    def learnt(self, step: int) -> None:
+        """After the updates of a rollout: where ``old`` stands for the next one."""
+        if self.ahead and self.recipe.old_draws:
+            self.net.roles.assign("old", "ahead")
+        else:
+            self.net.roles.follow("old", self.recipe.old_decay(step + 1))
+
+    def wait(self) -> None:
+        """Until nothing is being scored: a reward is asked one thing at a time."""
+        if self.in_hand is not None and self.in_hand[1] is not None:
+            self.in_hand[1].wait()
+
+    def close(self) -> None:
+        """Score nothing more."""
+        if self.thread is not None:
+            self.thread.shutdown(wait=False, cancel_futures=True)
+
+    def _draw(self, step: int, role: str) -> Drawn:
+        scoring = Scoring(self.reward, self.thread, self.processes) if self.reward is not None else None
+        return self.source(step, self._acting(role), self.phases, scoring.add if scoring else None), scoring
+
+    def _acting(self, role: str) -> Acting:
+        @contextmanager
+        def acting() -> Iterator[None]:
+            with torch.no_grad(), self.net.roles.use(role), self.net.autocast():
+                yield
+
+        return acting

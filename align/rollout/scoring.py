@@ -1,0 +1,120 @@
+"""Scoring a rollout in pieces, at once or in a thread while the next samples are drawn.
+
+The pieces are the same either way, so that overlapping changes no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.data.inputs import take
+from align.training.processes import Processes
+from rewards.base import Reward, Scores
+from rewards.serving.dispatch import Part, joined
+
+
+class Scoring:
+    """The scores of one rollout, whose samples come in order.
+
+    Args:
+        reward: what scores; its scope says what must be scored together.
+        thread: where it does; None = when the scores are asked for.
+        processes: those that share the rollout, for a reward that compares all samples of a batch.
+    """
+
+    def __init__(
+        self, reward: Reward, thread: ThreadPoolExecutor | None = None, processes: Processes | None = None
+    ) -> None:
+        self.reward, self.thread = reward, thread
+        self.processes = processes if reward.scope == "batch" and processes and processes.share.world > 1 else None
+        self.parts: list[Part] = []
+        self.futures: list[Future[Scores]] = []
+        self.waiting: list[Part] = []
+        self.count = 0
+
+    def add(self, media: Tensor, prompts: Sequence[str], group: Tensor, inputs: Mapping[str, Any]) -> None:
+        """The next samples; a prompt's samples follow one another."""
+        rows = list(range(self.count, self.count + len(prompts)))
+        self.count += len(prompts)
+        self.waiting.append(Part(rows, media, list(prompts), group, dict(inputs)))
+        if self.reward.scope == "sample":
+            self._start(self.waiting)
+            self.waiting = []
+        elif self.reward.scope == "group":
+            whole = _merge(self.waiting)
+            assert whole.group is not None
+            open_ = int((whole.group == whole.group[-1]).nonzero()[0])  # more of the last prompt may come
+            self._start([_slice(whole, slice(0, open_))])
+            self.waiting = [_slice(whole, slice(open_, None))]
+
+    def scores(self) -> Scores:
+        """Scores of all samples, when they are there; raises what the reward raised."""
+        if self.processes is not None:
+            return self._among(self.processes)
+        self._start(self.waiting)
+        self.waiting = []
+        return joined(self.parts, [future.result() for future in self.futures] or [self._score(p) for p in self.parts])
+
+    def wait(self) -> None:
+        """Until nothing is being scored."""
+        for future in self.futures:
+            future.exception()
+
+    def _among(self, processes: Processes) -> Scores:
+        """This process's scores in the batch of all processes, which the main process scores as one."""
+        mine = (
+            _merge(self.waiting) if self.waiting else Part([], torch.empty(0), [], torch.empty(0, dtype=torch.long), {})
+        )
+        assert mine.group is not None
+        media, group = processes.gather(mine.media), processes.gather(mine.group)
+        prompts, counts = processes.objects(mine.prompts), processes.objects([len(mine.prompts)])
+        shared = processes.objects([mine.inputs])
+        names = dict.fromkeys(name for inputs in shared for name in inputs)
+        inputs = {name: _cat([one[name] for one in shared if name in one]) for name in names}
+        device = mine.media.device
+        whole = Part(list(range(len(prompts))), media.to(device), prompts, group, inputs)
+        scores = processes.settled(lambda: self._score(whole))
+        start = sum(counts[: processes.share.rank])
+        return _rows_of(scores, range(start, start + counts[processes.share.rank]))
+
+    def _start(self, parts: Sequence[Part]) -> None:
+        if not any(part.rows for part in parts):
+            return
+        part = _merge(parts)
+        self.parts.append(part)
+        if self.thread is not None:
+            self.futures.append(self.thread.submit(self._score, part))
+
+    def _score(self, part: Part) -> Scores:
+        return self.reward(part.media, part.prompts, part.group, part.inputs)
+
+
+def _rows_of(scores: Scores, rows: range) -> Scores:
+    """Scores of a stretch of the samples."""
+    some = slice(rows.start, rows.stop)
+    reasons = {index - rows.start: why for index, why in scores.reasons.items() if index in rows}
+    return Scores(scores.values[some], reasons, {name: values[some] for name, values in scores.parts.items()})
+
+
+def _merge(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    groups = [part.group for part in parts if part.group is not None]
+    inputs = {name: _cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+    rows, prompts = ([item for part in parts for item in getattr(part, name)] for name in ("rows", "prompts"))
+    return Part(rows, torch.cat([part.media for part in parts]), prompts, torch.cat(groups), inputs)
+
+
+def _slice(part: Part, some: slice) -> Part:
+    assert part.group is not None
+    index = torch.arange(len(part.rows))[some]
+    return Part(part.rows[some], part.media[some], part.prompts[some], part.group[some], take(part.inputs, index))
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]

@@ -1,0 +1,227 @@
+"""Checkpoints: complete, atomic, rotated, checked before they are read.
+
+``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (RNG states and what the reward
+has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or
+``transformer/`` where all weights are trained), and ``manifest.json``: counters (the data position and the learning
+rate follow from them), versions of the roles, whose checkpoint it is, and digests of all that. It appears in one
+rename, and goes in one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from align.data.files import new_folder
+from align.policy.roles import Roles
+from align.runs import manifest
+from align.runs.manifest import DamagedError, latest, list_steps
+from align.training.stepping import Stepper
+from alignflow.errors import CheckpointError
+from alignflow.files import tensor_files
+from alignflow.files.disk import aside
+from alignflow.text import first_line
+from rewards.base import Refreshed
+
+__all__ = ["latest", "list_steps", "load", "rotate", "save", "verify"]
+
+
+def save(
+    folder: Path,
+    step: int,
+    roles: Roles,
+    optimizer: Stepper,
+    counters: dict[str, Any],
+    export: Callable[[Path], None] = lambda folder: None,
+    refreshed: Refreshed | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``folder/step-NNNNNN``.
+
+    Args:
+        counters: JSON numbers the trainer needs to go on (steps, updates, seconds, network calls).
+        export: writes into the checkpoint what other programs load.
+        refreshed: what of the reward learns beside the policy.
+        identity: whose checkpoint it is, as plain values; :func:`load` compares.
+
+    Raises:
+        RunFolderError: it cannot be written (full disk); the checkpoints before it are intact.
+    """
+    path = folder / f"step-{step:06d}"
+    with new_folder(path, replaces=True) as staging:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
+        try:
+            tensor_files.save(staging / "roles.safetensors", tensors)
+            state = {**optimizer.state_dict(), "rng": rng_state()}
+            if refreshed is not None:
+                state["reward"] = refreshed.state_dict()
+            torch.save(state, staging / "optimizer.pt")
+            export(staging)
+        except RuntimeError as error:  # how torch tells of a full disk
+            raise OSError(first_line(error)) from error
+        about = {"step": step, "counters": counters, "roles": roles.versions(), "identity": dict(identity or {})}
+        manifest.write(staging, about)
+    return path
+
+
+def rotate(folder: Path, keep: int, best: int | None = None) -> None:
+    """Drop all checkpoints but the newest ``keep``, and the one of step ``best``."""
+    for old in list_steps(folder)[:-keep]:
+        if old != best:
+            gone = aside(folder / f"step-{old:06d}")
+            os.replace(folder / f"step-{old:06d}", gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def load(
+    path: Path,
+    roles: Roles,
+    optimizer: Stepper | None = None,
+    refreshed: Refreshed | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Put a checkpoint's state into ``roles``, ``optimizer`` and ``refreshed``; returns its counters.
+
+    Args:
+        identity: of the run that wants to go on from it; None accepts any run's.
+
+    Raises:
+        CheckpointError: files missing, truncated or altered, made for another model or policy, or another run's. The
+            roles have not been changed then.
+    """
+    about = verify(path)
+    try:
+        tensors = load_file(path / "roles.safetensors")
+        state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever a damaged file may raise, unpickling errors among it
+        raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)}); {_remedy(path)}") from None
+    known = {"policy", *roles.values}  # who evaluates needs no role that only training has
+    tensors = {name: value for name, value in tensors.items() if name.partition("/")[0] in known}
+    _check_same_model(path, tensors, roles)
+    if identity is not None:
+        _check_same_run(path, about.get("identity", {}), identity)
+    if missing := sorted(known - about["roles"].keys()):
+        raise CheckpointError(f"checkpoint {path} holds no role {missing[0]}; use the config it was made with")
+    needed = [*(["optimizer", "rng"] if optimizer is not None else []), *(["reward"] if refreshed is not None else [])]
+    if not isinstance(state, dict) or not set(needed) <= state.keys():
+        what = "no reward that learns" if refreshed is not None else "no optimizer"
+        raise CheckpointError(f"checkpoint {path} holds {what}; use the config it was made with")
+    try:
+        if optimizer is not None:
+            restore_rng(state["rng"])
+            optimizer.load_state_dict(state)
+        if refreshed is not None:
+            refreshed.load_state_dict(state["reward"])
+    except Exception as error:
+        said = f"optimizer.pt does not fit this run ({first_line(error)})"
+        raise CheckpointError(f"checkpoint {path}: {said}; {_remedy(path)}") from None
+    roles.load(tensors, about["roles"])
+    return dict(about["counters"])
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        CheckpointError: one is missing, truncated or altered; names a checkpoint before it that is intact.
+    """
+    try:
+        return _verified(path)
+    except DamagedError as error:
+        if not (path / "manifest.json").exists():
+            raise CheckpointError(f"{path} is not a checkpoint: it has no manifest.json; {_remedy(path)}") from None
+        raise CheckpointError(f"checkpoint {path}: {error}; {_remedy(path)}") from None
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    found = manifest.read(path)
+    manifest.check_files(path, found)
+    return found
+
+
+def _remedy(path: Path) -> str:
+    """How to go on without a checkpoint."""
+    match = manifest.NAME.fullmatch(path.resolve().name)
+    for step in reversed(list_steps(path.resolve().parent) if match else []):
+        older = path.resolve().parent / f"step-{step:06d}"
+        if match is None or step >= int(match[1]):
+            continue
+        try:
+            _verified(older)
+        except DamagedError:
+            continue
+        return f"delete {path.name} to resume from the checkpoint before it that is intact, {older.name}"
+    return "no checkpoint before it is intact: delete it to start anew with --resume"
+
+
+def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Whose a checkpoint is; one of a version that did not say is taken."""
+    known = [name for name in ("data", "model", "run") if theirs.get(name) and mine.get(name)]
+    settings = theirs.get("settings")
+    if isinstance(settings, dict):
+        now = mine.get("settings", {})
+        wrong = [key for key in sorted(settings.keys() & now.keys()) if settings[key] != now[key]]
+        if wrong:
+            then = f"{wrong[0]}: {settings[wrong[0]]!r} there, {now[wrong[0]]!r} here"
+            raise CheckpointError(
+                f"checkpoint {path} is of another run, or was made with other settings ({then}); {_remedy(path)}"
+            )
+    what = {
+        "data": "was made with other prompts: what the training prompts hold has changed since; give the run its "
+        "prompts back, or start another with --out",
+        "model": "was made with another model: the files of generator.path have changed since; give the run its model "
+        "back, or start another with --out",
+        "run": f"belongs to another run; {_remedy(path)}",
+    }
+    for name in known:
+        if theirs[name] != mine[name]:
+            raise CheckpointError(f"checkpoint {path} {what[name]}")
+    for name, key in (("data", "prompts"), ("model", "generator.path")):
+        if name not in known and name in mine.get("moved", ()):
+            raise CheckpointError(
+                f"checkpoint {path} does not say of which {key} it is: give the place it was made with"
+            )
+
+
+def _check_same_model(path: Path, tensors: dict[str, torch.Tensor], roles: Roles) -> None:
+    mine = {name: tuple(value.shape) for name, value in roles.tensors().items()}
+    theirs = {name: tuple(value.shape) for name, value in tensors.items()}
+    different = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
+    if different:
+        name = min(different)
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another model or policy: {len(different)} tensors differ, "
+            f"first {name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} here); "
+            "use the config it was made with"
+        )
+
+
+def rng_state() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

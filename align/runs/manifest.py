@@ -1,0 +1,119 @@
+"""``manifest.json`` of a checkpoint: what it holds, whose it is, and digests of everything, the manifest included."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.data.files import without_nan, write_text
+
+FORMAT = 2
+NEEDED = ("roles.safetensors", "optimizer.pt")
+_COUNTERS = {"step": int, "updates": int, "seconds": float, "skipped": int}
+
+NAME = re.compile(r"step-(\d{6,})")
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not as it was written; says what of it."""
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of all files in ``folder``: ``step``, ``counters``, ``roles`` and ``identity`` are given."""
+    files = {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    whole = without_nan({"format": FORMAT, **content, "files": files})
+    write_text(folder / "manifest.json", _text({**whole, "sha256": _sha(whole)}))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, checked as a whole.
+
+    Raises:
+        DamagedError: it is missing, of another version, or not as it was written.
+    """
+    file = path / "manifest.json"
+    try:
+        text = file.read_bytes().decode("utf-8")
+        found = json.loads(text)
+    except FileNotFoundError:
+        raise DamagedError("it has no manifest.json") from None
+    except (OSError, ValueError, RecursionError):
+        raise DamagedError("manifest.json is damaged") from None
+    if not isinstance(found, dict):
+        raise DamagedError("manifest.json is damaged")
+    if (version := found.get("format")) not in (1, FORMAT) or isinstance(version, bool):
+        raise DamagedError(f"manifest.json has format {version!r:.20}; this version reads {FORMAT}, and 1 of before")
+    sha = found.pop("sha256", None)
+    if (version == FORMAT and (sha != _sha(found) or text != _text({**found, "sha256": sha}))) or (
+        version == 1 and sha is not None
+    ):
+        raise DamagedError("manifest.json is damaged")
+    if wrong := _wrong(found, path.name):
+        raise DamagedError(f"manifest.json is damaged ({wrong})")
+    return found
+
+
+def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise DamagedError unless every file of the manifest is there as it was written."""
+    for name, expected in manifest["files"].items():
+        try:
+            same = digest(path / name) == expected
+        except OSError:
+            same = False
+        if not same:
+            raise DamagedError(f"{name} is damaged or missing")
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, rising."""
+    if not folder.is_dir():
+        return []
+    matches = (NAME.fullmatch(entry.name) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint, or None. Leftovers of an interrupted write are hidden and never count."""
+    steps = list_steps(folder)
+    return folder / f"step-{steps[-1]:06d}" if steps else None
+
+
+def digest(file: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _sha(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()
+
+
+def _wrong(found: Mapping[str, Any], name: str) -> str:
+    """What of a manifest's content cannot be; empty if nothing."""
+    counters, roles, files = found.get("counters"), found.get("roles"), found.get("files")
+    if not isinstance(counters, dict) or not all(_number(counters.get(key), kind) for key, kind in _COUNTERS.items()):
+        return "counters"
+    if type(found.get("step")) is not int or found["step"] != counters["step"]:
+        return "step"
+    if name.startswith("step-") and name != f"step-{found['step']:06d}":
+        return "step is not that of the folder"
+    if not isinstance(roles, dict) or "policy" not in roles or not all(type(value) is int for value in roles.values()):
+        return "roles"
+    if not isinstance(files, dict) or not set(NEEDED) <= files.keys():
+        return "files"
+    if any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
+        return "files outside the checkpoint"
+    return "" if isinstance(found.get("identity", {}), dict) else "identity"
+
+
+def _number(value: Any, kind: type) -> bool:
+    known = type(value) is int or (kind is float and isinstance(value, float))
+    return known and 0 <= value < 2**63

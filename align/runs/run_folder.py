@@ -1,0 +1,245 @@
+"""The folder a run lives in: taken by one process, created, resumed, written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from align.data.files import explained, new_folder, write_json, write_text
+from align.evaluation.per_prompt import forget_scores
+from align.runs import metrics, owned
+from align.runs.identity import FREE_IN_A_SEARCH, FREE_ON_RESUME, MEMORY_ALONE, changes, flatten, refused, under
+from align.runs.lock import Lock
+from align.runs.manifest import list_steps
+from alignflow.errors import ConfigError, RunFolderError
+
+__all__ = ["FREE_ON_RESUME", "MEMORY_ALONE", "RunFolder", "flatten"]
+
+_INSIDE = {
+    owned.TRAINING: ("checkpoints", "samples", "lora", "prompts", "held_out"),
+    owned.SEARCH: ("candidates", "samples"),
+}
+
+
+class Part(NamedTuple):
+    """One part of a run, from a start to a stop.
+
+    Args:
+        before: settings the run had until now, where it was there.
+        changed: dotted key -> [then, now] of what this part changes.
+        asked: whether it was asked to go on with what is there.
+    """
+
+    before: dict[str, Any] | None = None
+    changed: Mapping[str, list[Any]] = MappingProxyType({})
+    asked: bool = False
+
+
+class RunFolder:
+    """Paths and logs of one run. Only the main process writes.
+
+    Args:
+        path: the folder.
+        writes: whether this process is the one that writes.
+        kind: what lives there, :data:`align.runs.owned.TRAINING` or :data:`align.runs.owned.SEARCH`.
+    """
+
+    def __init__(self, path: Path, writes: bool = True, kind: str = owned.TRAINING) -> None:
+        self.path, self.writes, self.kind = path, writes, kind
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.take(Part())
+        self.id: str | None = None
+        """What tells this run from every other one; None where an older version made it."""
+        self._replaces = False
+        self._made: list[Path] = []
+        self._lock: Lock | None = None
+
+    # -- taking it ----------------------------------------------------------------------------------------------
+
+    def enter(self, resolved: str, *, resume: bool, overwrite: bool) -> Part:
+        """Check that the run may start here, and take the folder: until :meth:`leave` no other process may.
+
+        In the main process alone; :meth:`take` gives what it found to the others.
+
+        Args:
+            resolved: the run's config, as :func:`align.config.load.dump_config` writes it.
+
+        Raises:
+            RunFolderError: the folder is there and neither was asked for, or is not such a run, or another process
+                uses it, or its settings differ in what cannot change.
+        """
+        before, changed = None, dict[str, list[Any]]()
+        if resume and overwrite:
+            raise RunFolderError("--resume goes on with a run and --overwrite deletes it: give one of the two")
+        with explained(self.path):
+            self._check(resume, overwrite)
+            self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path / owned.LOCK, self.path)
+            try:
+                self._lock.take()
+                there = self._check(resume, overwrite)  # again: another run may just have been made, or finished
+                self._replaces = overwrite and there
+                if resume and there:
+                    before, changed = self._compared(resolved)
+            except BaseException:
+                self.leave()
+                raise
+        self.take(Part(before, changed, resume))
+        return Part(before, changed, resume)
+
+    def take(self, part: Part) -> None:
+        """Know which part of the run this is."""
+        self.before, self.changed, self.asked = part.before, part.changed, part.asked
+
+    def leave(self) -> None:
+        """Let others use the folder; one that was made for a run which never began goes."""
+        if self._lock is not None:
+            self._lock.release()
+        for place in self._made:
+            try:
+                place.rmdir()
+            except OSError:
+                break
+        self._made = []
+
+    def _check(self, resume: bool, overwrite: bool) -> bool:
+        """Whether a run lives here; raises RunFolderError where none may start."""
+        path = self.path
+        if path.is_symlink() and not path.exists():
+            raise RunFolderError(f"{path} is a link to {os.readlink(path)}, which is not there")
+        if not path.exists():
+            return False
+        if not path.is_dir():
+            raise RunFolderError(f"{path} exists and is not a folder; choose another name with --out")
+        if not self._is_run():
+            return False
+        if overwrite:
+            owned.check_removable(path, self.kind)
+        elif not resume:
+            raise RunFolderError(
+                f"run folder {path} exists; add --resume to go on, --overwrite to start anew, or --out DIR to keep both"
+            )
+        return True
+
+    def check_content(self, **digests: str) -> None:
+        """Raise RunFolderError where the mark of a resumed run holds another digest by one of these names."""
+        mark = owned.read_mark(self.path) if self.before is not None else {}
+        for name, key in (("data", "prompts"), ("model", "generator.path")):
+            moved = any(under(changed, [key]) for changed in self.changed)
+            if (name in mark and mark[name] != digests[name]) or (name not in mark and moved):
+                raise RunFolderError(
+                    f"{self.path} was made with other content of {key}; give it that back, or start another with --out"
+                )
+
+    def _is_run(self) -> bool:
+        """Whether the folder holds a run of this kind; False for an empty one, and one that was never quite made."""
+        held = owned.entries(self.path)
+        inside = _INSIDE[self.kind][0]
+        began = {owned.MARK, inside}
+        empty = not (inside in held and any((self.path / inside).iterdir()))
+        made = {"config.yaml", "environment.json"} <= held
+        if not held or (held & began and held <= {*began, "config.yaml", "environment.json"} and empty and not made):
+            return False
+        found = owned.read_mark(self.path)
+        if found.get("kind") == self.kind and made:
+            return True
+        is_not = f"is a {found['kind']}, not a {self.kind}" if found else "exists and is not a run folder"
+        raise RunFolderError(f"{self.path} {is_not}; choose another with --out")
+
+    def _compared(self, resolved: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        before, now = self._settings(), _parsed(resolved)
+        changed = changes(before, now)
+        free = (*FREE_ON_RESUME, *MEMORY_ALONE) if self.kind == owned.TRAINING else FREE_IN_A_SEARCH
+        if wrong := refused(changed, free):
+            raise RunFolderError(
+                f"{self.path} was made with other settings, so it cannot go on exactly:\n  "
+                + "\n  ".join(wrong)
+                + "\n  give what it had, or start another run with --out"
+            )
+        return before, changed
+
+    def _settings(self) -> dict[str, Any]:
+        """What the run was made with; settings that came into being since then have their defaults."""
+        from align.config.load import dump_config, load_config, read_yaml
+
+        path = self.path / "config.yaml"
+        if self.kind == owned.SEARCH:
+            from align.search.settings import load_search as load_config  # type: ignore[assignment]
+        try:
+            return _parsed(dump_config(load_config(path)))
+        except ConfigError:  # a setting that is gone since then: shown as different
+            return read_yaml(path)
+
+    # -- making it ----------------------------------------------------------------------------------------------
+
+    def create(self, resolved: str, environment: dict[str, Any], **about: Any) -> str | None:
+        """Make the folder, or sweep what an interrupted write left in it, and write the resolved config.
+
+        A folder that is replaced goes when the new one is whole. ``about`` stands in the mark of a new folder. Returns
+        the run's id.
+        """
+        with explained(self.path):
+            if self._replaces:
+                with new_folder(self.path, replaces=True) as staging:
+                    self._fill(staging, resolved, environment, about)
+                    if self._lock is not None:
+                        self._lock.copy_to(staging)
+            else:
+                for folder in (self.path, *(self.path / name for name in _INSIDE[self.kind])):
+                    owned.sweep(folder)
+                self._note_changes()
+                self._fill(self.path, resolved, environment, about)
+            owned.sweep(self.path.resolve().parent, self.path.name)
+        self._made = []
+        self.id = owned.read_mark(self.path).get("id")
+        return self.id
+
+    def _note_changes(self) -> None:
+        """A row for what this part changes, before the config that says what was is written over."""
+        if self.changed and self.kind == owned.TRAINING:
+            row = {"event": "resumed", "step": (list_steps(self.checkpoints) or [0])[-1], "changed": self.changed}
+            if self.rows()[-1:] != [row]:
+                metrics.append(self.metrics, row, durable=True)
+
+    def _fill(self, folder: Path, resolved: str, environment: dict[str, Any], about: dict[str, Any]) -> None:
+        """The mark comes first and the environment last: so an unfinished folder is known as such."""
+        if self.before is None:
+            owned.mark(folder, self.kind, **about)
+        (folder / _INSIDE[self.kind][0]).mkdir(exist_ok=True)
+        write_text(folder / "config.yaml", resolved)
+        write_json(folder / "environment.json", environment)
+
+    # -- its rows -----------------------------------------------------------------------------------------------
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to ``metrics.jsonl``."""
+        if self.writes:
+            metrics.append(self.metrics, row)
+
+    def sync(self) -> None:
+        """Have the rows on the disk, before a checkpoint says that they are there."""
+        if self.writes:
+            metrics.sync(self.metrics)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows of ``metrics.jsonl``."""
+        return metrics.read(self.metrics)[0]
+
+    def forget_after(self, step: int) -> int:
+        """Drop rows that a resumed run writes again, those after ``step``; returns how many lines were unreadable."""
+        if not self.writes:
+            return 0
+        forget_scores(self.path, step)
+        return metrics.keep_until(self.metrics, step)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    found: Any = YAML(typ="safe", pure=True).load(text)
+    return dict(found)

@@ -1,0 +1,85 @@
+"""The accelerator of a training run, on the device that the config names and no other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from align.checking.check import master_weights, trackers
+from align.runs.devices import require
+from alignflow.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""The variable by which accelerate is told of one card among several."""
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def accelerator_of(config: Config) -> Accelerator:
+    """An accelerator that does what ``generator.device``, ``train.precision`` and ``trackers`` ask for.
+
+    Raises:
+        ConfigError: this machine, or the way the processes were launched, does not allow it.
+    """
+    wanted = config.generator.device
+    if wanted != "auto":
+        require(wanted)
+    if wrong := [*trackers(config), *master_weights(config)]:
+        raise ConfigError(wrong, config.name)
+    AcceleratorState._reset_state()  # a second run in one process may use another precision
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        PartialState._reset_state()  # or another device
+    with _on_card(wanted):
+        state = PartialState(cpu=wanted == "cpu")
+    _check(config, state)
+    return Accelerator(
+        mixed_precision=config.train.precision,
+        cpu=wanted == "cpu",
+        log_with=list(config.trackers) or None,
+        project_dir=config.run_dir,
+    )
+
+
+@contextmanager
+def _on_card(name: str) -> Iterator[None]:
+    """While the state is made, accelerate takes this card, where one is named by its number."""
+    if ":" not in name:
+        yield
+        return
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = name
+    torch.cuda.set_device(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE)
+        if before is not None:
+            os.environ[DEVICE] = before
+
+
+def _check(config: Config, state: PartialState) -> None:
+    wanted, found = config.generator.device, state.device.type
+    problems = []
+    if state.distributed_type not in REPLICATED:
+        problems.append(
+            Problem("", f"launched with {state.distributed_type.value}; a run needs processes that hold whole networks")
+        )
+    if ":" in wanted and state.num_processes > 1:
+        problems.append(Problem("generator.device", f"{wanted} for {state.num_processes} processes: use cuda"))
+    elif wanted != "auto" and wanted.partition(":")[0] != found:
+        problems.append(
+            Problem("generator.device", f"{wanted} is asked for, and accelerate chose {found}: see its configuration")
+        )
+    if config.train.precision == "fp16" and found == "cpu":
+        problems.append(Problem("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'"))
+    if problems:
+        raise ConfigError(problems, config.name)

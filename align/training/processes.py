@@ -1,0 +1,177 @@
+"""The processes of a run: which share of the work each has, and how their results come together.
+
+Every method that exchanges something must be called by every process, equally often and in the same order. A process
+may hold nothing: fewer samples than the others, or none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from alignflow.errors import TrainingError
+
+BATCH = 2**24
+"""Gradients added up over the processes at a time."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the global work this process has: number ``rank`` of ``world``."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, count: int) -> range:
+        """This process's contiguous share of ``count`` items: one more for the first ones, maybe none for the last."""
+        each, more = divmod(count, self.world)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
+
+    def owner(self, item: int, count: int) -> int:
+        """Rank of the process whose share of ``count`` items holds this one."""
+        return next(rank for rank in range(self.world) if item in Share(rank, self.world).of(count))
+
+
+class Processes:
+    """What the processes of one accelerator exchange."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+
+    def objects(self, mine: list[Any]) -> list[Any]:
+        """The lists of all processes as one, in the order of the processes."""
+        return mine if self.share.world == 1 else gather_object(mine)
+
+    def sent(self, value: Any, owner: int) -> Any:
+        """What the process of rank ``owner`` holds; the others' ``value`` is ignored."""
+        if self.share.world == 1:
+            return value
+        return broadcast_object_list([value], from_process=owner)[0]
+
+    def settled(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives in the main process, in every process; an error that it raises there is everyone's."""
+        if self.share.world == 1:
+            return work()
+        found: list[Any] = [None, None]
+        if self.share.rank == 0:
+            try:
+                found[0] = work()
+            except Exception as error:
+                found[1] = error
+        value, failure = broadcast_object_list(found, from_process=0)
+        if failure is not None:
+            raise failure
+        return value
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``[N_rank, ...]`` of each process -> ``[N, ...]`` of all, on the CPU; the rest of the shape may be unknown to
+        a process that holds none."""
+        if self.share.world == 1:
+            return values.cpu()
+        shapes = self.objects([tuple(values.shape)])
+        rest = next((shape[1:] for shape in shapes if shape[0]), shapes[0][1:])
+        longest = max(shape[0] for shape in shapes)
+        padded = values.new_zeros((longest, *rest), device=self.accelerator.device)
+        if len(values):
+            padded[: len(values)] = values.to(padded.device)
+        parts = self.accelerator.gather(padded).cpu().split(longest) if longest else [padded.cpu()] * len(shapes)
+        return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
+
+    def add(self, values: Tensor) -> Tensor:
+        """The sum of every process's tensor, all of one shape, on the CPU."""
+        if self.share.world == 1:
+            return values.cpu()
+        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make every process's gradients the sum of all; a parameter has one where any process computed it.
+
+        This stands in for DistributedDataParallel, which waits for a backward pass of every process through every
+        parameter: a process without samples, or an expert that no sample reaches, has none.
+        """
+        if self.share.world == 1:
+            return
+        given = self.add(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
+        there = [parameter for parameter, known in zip(parameters, given.tolist(), strict=True) if known]
+        for some in _batches(there):
+            for parameter in some:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in some if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums of numbers by name; a name that a process lacks counts as 0 there."""
+        if self.share.world == 1:
+            return dict(values)
+        found: dict[str, float] = {}
+        for one in self.objects([values]):
+            for name, value in one.items():
+                found[name] = found.get(name, 0.0) + value
+        return found
+
+    def means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """:meth:`mean` by name; a process may lack a name."""
+        mine = {name: column.detach().float().cpu() for name, column in values.items()}
+        everyone = self.objects([mine])
+        names = dict.fromkeys(name for one in everyone for name in one)
+        columns = {name: torch.cat([one[name] for one in everyone if name in one]) for name in names}
+        return {name: mean(column) for name, column in columns.items()}
+
+    def mean(self, values: Tensor) -> float:
+        """Mean of the finite values of all processes, NaN where there is none."""
+        return mean(self.gather(values.detach().float()))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which exchanges nothing. Where it fails in one process, it fails in all.
+
+        Raises:
+            TrainingError: it failed in another process.
+        """
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as failed:
+            error = failed
+        if self.any(error is not None):
+            raise error or TrainingError("another process stopped in this step; it says why")
+        return found
+
+    def any(self, mine: bool) -> bool:
+        """Whether any process says so: a signal may reach one of them first."""
+        return mine if self.share.world == 1 else bool(self.gather(torch.tensor([mine])).any())
+
+
+def mean(values: Tensor) -> float:
+    """Mean of the finite ones of ``values [N]``, NaN where there is none."""
+    known = values[values.isfinite()]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _batches(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype, in their order, :data:`BATCH` numbers at a time and one parameter at least."""
+    batch: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(one.numel() for one in batch) + parameter.numel() > BATCH
+        if batch and (full or parameter.dtype != batch[0].dtype):
+            yield batch
+            batch = []
+        batch.append(parameter)
+    if batch:
+        yield batch

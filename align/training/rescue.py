@@ -1,0 +1,59 @@
+"""The state after the last whole step, kept if the next one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from align.runs import checkpoint
+from align.training import keeping
+from alignflow.errors import DataError
+from alignflow.text import first_line
+
+if TYPE_CHECKING:
+    from align.training.trainer import Trainer
+
+
+class Rescue:
+    """Context that leaves a checkpoint of the last whole step when the block raises an exception.
+
+    No process waits for another here: the others may be gone.
+
+    Args:
+        stored: step of the newest checkpoint, 0 where there is none.
+        say: tells the user.
+    """
+
+    def __init__(self, trainer: Trainer, stored: int, say: Callable[[str], None]) -> None:
+        self.trainer, self.stored, self.say = trainer, stored, say
+        self.whole: tuple[int, dict[str, Any], Any, Any] | None = None
+        self.moved = False
+        """Whether something besides weights and optimizer has changed since :meth:`mark`."""
+
+    def mark(self, step: int) -> None:
+        """``step`` steps are whole."""
+        counted = keeping.counters(self.trainer)
+        self.whole, self.moved = (step, counted, checkpoint.rng_state(), self._versions()), False
+
+    def _versions(self) -> Any:
+        return self.trainer.stepper.updates, self.trainer.roles.versions()
+
+    def __enter__(self) -> Rescue:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.whole is None or not isinstance(error, Exception):
+            return
+        step, counted, rng, versions = self.whole
+        mend = isinstance(error, DataError)
+        if step == 0 or step < self.stored or (step == self.stored and not mend):
+            return
+        if self.moved or versions != self._versions():
+            self.say(f"step {step + 1} failed half way; the last checkpoint is of step {self.stored}")
+            return
+        try:
+            checkpoint.restore_rng(rng)
+            keeping.write(self.trainer, step, counted, any_data=mend)
+        except Exception as failed:  # the first error is the one to show
+            self.say(f"no checkpoint of step {step} could be written: {first_line(failed)}")

@@ -1,0 +1,109 @@
+"""Pydantic's complaints in the words of the config file: dotted path, place, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignflow.errors import Problem
+from alignflow.kinds import OneOf, Settings, child, class_of, listing, nearest, options_at
+from alignflow.words import brief
+
+MOST = 50  # problems that are told at once
+
+WORDS = {
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "string_type": "should be text",
+    "list_type": "should be a list [a, b]",
+    "tuple_type": "should be a list [a, b]",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
+    "invalid_key": "a setting's name should be text",
+    "finite_number": "should be a finite number",
+    "missing": "is missing",
+}
+"""Error type -> message where pydantic's own talks of Python."""
+
+
+def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[tuple[str, ...], str]) -> list[Problem]:
+    """Every problem of a failed validation of ``data`` against ``root``."""
+    problems: dict[Problem, None] = {}
+    details = error.errors(include_url=False)
+    for detail in details[:MOST]:
+        path = strip_tags(detail["loc"], data)
+        message = _message(detail, root, data, path)
+        keys = tuple(str(key) for key in path)
+        problems[Problem(".".join(keys), message, _place(keys, places))] = None
+    if len(details) > MOST:
+        problems[Problem("", f"and {len(details) - MOST} problems more")] = None
+    return list(problems)
+
+
+def strip_tags(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
+    """The error's location without what pydantic adds for members of a union."""
+    path: list[str | int] = []
+    for i, key in enumerate(loc):
+        inside = isinstance(data, Mapping | list | tuple)
+        if not inside or (isinstance(data, Mapping) and key not in data and i + 1 < len(loc)):
+            continue
+        path.append(key)
+        data = child(data, key)
+    return tuple(path)
+
+
+def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown(str(path[-1]), options_at(root, data, path[:-1]), _at(data, path[:-1]))
+    if detail["type"] == "setting":
+        return detail["msg"]
+    message = WORDS.get(detail["type"]) or re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", detail["msg"])
+    return message if detail["type"] == "missing" else f"{message}, given {_given(detail['input'])}"
+
+
+def _given(value: Any) -> str:
+    """A value as YAML says it, cut where it is long."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else brief(value)
+
+
+def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
+    """What to say of a key that its settings do not have: another kind's, misspelt, or just not there."""
+    rewards = any(isinstance(option, OneOf) and option.what == "reward" for option in options)
+    if rewards and ":" in str(child(siblings, "kind")):
+        return f"no such setting; arguments of a reward of your own go under options: {{{key:.80}: ...}}"
+    for option in options:
+        cls = class_of(option, siblings)
+        if cls is None:
+            continue
+        if isinstance(option, OneOf):
+            others = [kind for kind, other in option.choices().items() if key in other.model_fields]
+            if others:
+                return f"only valid for kind={' or '.join(others)}; here kind is {option.kind_of(siblings)}"
+        known = list(cls.model_fields)
+        if key in known:  # of a union another member was meant
+            continue
+        return f"no such setting{nearest(key, known)}; known here: {listing(known)}"
+    return "no such setting"
+
+
+def _at(data: Any, path: Sequence[str | int]) -> Any:
+    for key in path:
+        data = child(data, key)
+    return data
+
+
+def _place(keys: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
+    """Where the setting, or the nearest one around it, was written."""
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in places:
+            return places[keys[:length]]
+    return ""

@@ -1,0 +1,1 @@
+"""Adapters, one diffusers pipeline a file."""

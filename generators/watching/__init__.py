@@ -1,0 +1,1 @@
+"""How the generic adapter watches a pipeline: recorded calls and their arguments."""

@@ -1,0 +1,1 @@
+"""Rewards of CLIP-type and BLIP-type encoders."""

@@ -1,0 +1,73 @@
+"""LAION's aesthetic predictors v1 and v2: a linear head on OpenAI's CLIP image features; no prompt is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError
+from rewards.encoders.clip import weights
+from rewards.model_settings import ModelRewardSettings
+from rewards.networks.hub import weight_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+FILES = {"v1": "sa_0_4_vit_l_14_linear.pth", "v2": "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"}
+PUBLISHED = {
+    "v1": "github.com/LAION-AI/aesthetic-predictor publishes sa_0_4_vit_l_14_linear.pth (MIT)",
+    "v2": "github.com/christophschuhmann/improved-aesthetic-predictor publishes sac+logos+ava1-l14-linearMSE.pth "
+    "(Apache-2.0)",
+}
+
+
+class Aesthetic(ModelRewardSettings):
+    """LAION aesthetic v1, v2: how much people like the look, about 1 to 10, whatever the prompt; differentiable."""
+
+    kind: Literal["aesthetic"] = Field("aesthetic", description="LAION aesthetic predictor")
+    version: Literal["v1", "v2"] = Field("v2", description="v1 = one linear layer | v2 = five, none with activations")
+    head: str | None = Field(
+        None, description="the head's weight file, or owner/name/file of the hub; v1 is published as a file only"
+    )
+    model: str = Field(
+        "openai/clip-vit-large-patch14",
+        description="folder or hub id of the CLIPModel the head was made for, or its file in open_clip's layout",
+    )
+    processor: str | None = Field(None, description="folder or hub id of a tokenizer, if model is a file")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load CLIP and the head."""
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
+
+        head = load_head(self.head or FILES[self.version], self.version).to(device)
+        clip = Clip.load(
+            weights(self.model),
+            weights(self.processor or self.model),
+            self.dtype,
+            device,
+            preprocess=Preprocess.cropped,
+            quick_gelu=True,
+        )
+        width = clip.model.config.projection_dim
+        if width != next(head.parameters()).shape[1]:
+            wanted = next(head.parameters()).shape[1]
+            raise RewardError(f"the head reads {wanted} features, {self.model} gives {width}: another CLIP")
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return clip.by_frame(media, lambda image, samples: head(image).squeeze(-1), self.batch, self.frames)
+
+        return Reward("aesthetic", function, differentiable=True)
+
+
+def load_head(file: str, version: str) -> nn.Module:
+    """The head in ``file``; raises RewardError where it is not there or of another architecture."""
+    from rewards.networks.heads import load_linear, load_mlp
+    from rewards.networks.state_dicts import read_state_dict
+
+    path = weight_file(file, PUBLISHED[version])
+    what = f"LAION's aesthetic head {version}"
+    state = read_state_dict(path)
+    return load_mlp(state, "layers.", str(path), what) if version == "v2" else load_linear(state, str(path), what)

@@ -1,0 +1,59 @@
+"""Human Preference Score v2 and v2.1 (arXiv 2306.09341): CLIP ViT-H/14 tuned on HPDv2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.encoders.clip import weights
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FILES = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
+
+
+class HumanPreferenceScore(ModelRewardSettings):
+    """HPSv2, HPSv2.1: cosine of a CLIP tuned on human choices, about 0.2 to 0.35; differentiable.
+
+    The whole picture is seen: longest side to 224, black borders. The two versions' scores are not comparable.
+    """
+
+    kind: Literal["hpsv2"] = Field("hpsv2", description="Human Preference Score v2")
+    version: Literal["v2.0", "v2.1"] = Field("v2.1", description="which of the two published weight files")
+    weights: str | None = Field(None, description="file, or owner/name/file of the hub, instead of the published one")
+    processor: str = Field("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of the tokenizer")
+    variant: Literal["cosine", "percent"] = Field(
+        "cosine", description="cosine, as the package gives it | percent = 100 cosine, as leaderboards print it"
+    )
+    antialias: bool = Field(
+        True, description="shrink with antialiasing, as torchvision does since 0.17; off = as when it was published"
+    )
+    backend: Literal["native", "package"] = Field(
+        "native", description="native = this file | package = the installed hpsv2, one picture at a time, no gradient"
+    )
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load weights and tokenizer, or the package."""
+        file = self.weights or FILES[self.version]
+        factor = {"cosine": 1.0, "percent": 100.0}[self.variant]
+        if self.backend == "package":
+            from rewards.packages import hpsv2_reward
+
+            return hpsv2_reward(file, factor, self.frames)
+        from functools import partial
+
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
+
+        padded = partial(Preprocess.padded, antialias=self.antialias)
+        clip = Clip.load(weights(file), weights(self.processor), self.dtype, device, preprocess=padded, repair=True)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return factor * clip.cosine(media, prompts, self.batch, self.frames)
+
+        return Reward("hpsv2", function, range=(-factor, factor), differentiable=True)

@@ -1,0 +1,49 @@
+"""ImageReward (arXiv 2304.05977): BLIP tuned on expert comparisons, picture and prompt read together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.encoders.clip import weights
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class ImageReward(ModelRewardSettings):
+    """ImageReward: a BLIP that reads picture and prompt together, about -2.3 to 2, mean 0; differentiable.
+
+    Only the middle square of a picture and the first 35 tokens of a prompt count.
+    """
+
+    kind: Literal["image_reward"] = Field("image_reward", description="ImageReward")
+    weights: str = Field("THUDM/ImageReward/ImageReward.pt", description="file, or owner/name/file of the hub")
+    tokenizer: str = Field("google-bert/bert-base-uncased", description="folder or hub id of BERT's tokenizer")
+    backend: Literal["native", "package"] = Field(
+        "native", description="native = this file | package = the installed image-reward, one at a time, no gradient"
+    )
+    med_config: str = Field("THUDM/ImageReward/med_config.json", description="the package's own settings file")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load weights and tokenizer, or the package."""
+        if self.backend == "package":
+            from rewards.packages import image_reward_reward
+
+            return image_reward_reward(self.weights, self.med_config, device, self.frames)
+        from rewards.frames import by_frame
+        from rewards.networks.blip import BlipReward
+
+        blip = BlipReward.load(self.weights, weights(self.tokenizer), self.dtype, device)
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            def score(images: Tensor, samples: Tensor) -> Tensor:
+                return blip.score(images, [prompts[i] for i in samples.tolist()])
+
+            return by_frame(media, score, self.batch, self.frames)
+
+        return Reward("image_reward", function, differentiable=True)

@@ -1,0 +1,46 @@
+"""Social Reward (arXiv 2402.09872): OpenAI's CLIP ViT-L/14 tuned on which pictures a community edits further."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.encoders.clip import weights
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class SocialReward(ModelRewardSettings):
+    """Social Reward: cosine by a CLIP ViT-L/14 tuned on a community's edits; differentiable.
+
+    Its authors published how it is trained and read, not its weights: train them, or give your own.
+    """
+
+    kind: Literal["social_reward"] = Field("social_reward", description="Social Reward")
+    weights: str = Field(description="state dict of the tuned CLIP as the authors' script saves it, or a CLIPModel")
+    processor: str = Field("openai/clip-vit-large-patch14", description="folder or hub id of the tokenizer")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load model and tokenizer."""
+        from rewards.networks.clip import Clip
+        from rewards.networks.preprocess import Preprocess
+
+        clip = Clip.load(
+            weights(self.weights),
+            weights(self.processor),
+            self.dtype,
+            device,
+            preprocess=Preprocess.cropped,
+            quick_gelu=True,
+            repair=True,
+        )
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return clip.cosine(media, prompts, self.batch, self.frames)
+
+        return Reward("social_reward", function, range=(-1.0, 1.0), differentiable=True)

@@ -1,0 +1,55 @@
+"""PickScore, tuned in the run until references are ahead of the samples again (Adv-GRPO's first variant)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward
+from rewards.encoders.clip import weights
+from rewards.model_settings import ModelRewardSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdversarialPickScore(ModelRewardSettings):
+    """PickScore whose last vision layers learn to prefer references while samples score higher (Adv-GRPO).
+
+    A rollout in which it learns is not learnt from by the policy. Scores of different updates cannot be compared.
+    """
+
+    kind: Literal["adversarial_pick_score"] = Field(
+        "adversarial_pick_score", description="PickScore, refreshed in training"
+    )
+    references: str = Field(
+        description=".jsonl table of prompt and image (files, relative to the table), or shapes: captioned renders of "
+        "the embedded world. Prompts without a row teach nothing"
+    )
+    model: str = Field("yuvalkirstain/PickScore_v1", description="folder or hub id of the CLIPModel, or shapes")
+    processor: str = Field(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of tokenizer and image settings"
+    )
+    dtype: Literal["float32"] = Field("float32", description="steps this small vanish in bfloat16")
+    layers: int = Field(2, ge=1, description="vision layers that learn, from the end")
+    lr: float = Field(5e-6, gt=0, description="of its Adam")
+    seed: int = Field(0, ge=0, description="of which references a step sees")
+
+    def load(self, device: torch.device | str) -> Reward:
+        """Load model, tokenizer, image settings and references."""
+        from rewards.networks.clip import Clip
+        from rewards.pictures import read_table
+        from rewards.training.tuned_clip import TunedClip
+
+        clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
+        tuned = TunedClip(
+            clip,
+            read_table(self.references),
+            layers=self.layers,
+            lr=self.lr,
+            seed=self.seed,
+            batch=self.batch,
+            frames=self.frames,
+        )
+        return tuned.reward("adversarial_pick_score")

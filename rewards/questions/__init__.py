@@ -1,0 +1,1 @@
+"""Rewards that put questions to a vision-language model."""

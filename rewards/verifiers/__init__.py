@@ -1,0 +1,1 @@
+"""Rewards that measure: detectors, readers, similarity, the verifiers of the embedded worlds."""

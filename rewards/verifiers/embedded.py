@@ -1,0 +1,88 @@
+"""The embedded world's verifiers as rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+Score = Annotated[Literal["dense", "strict"], Field(description="dense = share that is right; strict = all or nothing")]
+
+
+def _reward(
+    kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = (), clips: bool = False
+) -> Reward:
+    """A reward that gives `score` the media, what it wants and the prompts, on the CPU; all results are its parts."""
+    import torch
+
+    def function(media: Tensor, prompts: list[str], group: Tensor | None, **given: Tensor) -> Scores:
+        if media.ndim != 4 + clips:
+            said = ("clips [N, F, 3, H, W]", "single images") if clips else ("single images [N, 3, H, W]", "video")
+            raise RewardError(f"reward {kind!r} reads {said[0]}, got {said[1]}")
+        pictures = [x.detach().float().cpu() for x in (media, *(given[name] for name in wants))]
+        found = score(*pictures, prompts)
+        reasons = found.pop("reasons")
+        parts = {name: torch.as_tensor(values) for name, values in found.items()}
+        return Scores(parts[which], reasons, parts)
+
+    return Reward(kind, function, range=(0.0, 1.0), wants=wants)
+
+
+class ShapesVerifier(RewardSettings):
+    """Reads a picture of the embedded world back into a scene and compares it with its caption; no model."""
+
+    kind: Literal["shapes"] = Field("shapes", description="the embedded world's verifier")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.worlds.shapes import score_batch
+
+        return _reward("shapes", self.score, score_batch)
+
+
+class ShapesEditVerifier(RewardSettings):
+    """Reads an edited picture of the embedded world and its source: was the edit done, did the rest stay; no model."""
+
+    kind: Literal["shapes_edit"] = Field("shapes_edit", description="the embedded world's verifier of edits")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.worlds.shapes_edit import score_edits
+
+        return _reward("shapes_edit", self.score, score_edits, ("image",))
+
+
+class ShapesFillVerifier(RewardSettings):
+    """Reads a picture of the embedded world whose hole was filled: is what was asked for in it, did the rest stay"""
+
+    kind: Literal["shapes_fill"] = Field("shapes_fill", description="the embedded world's verifier of fills")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.worlds.shapes_edit import score_fills
+
+        return _reward("shapes_fill", self.score, score_fills, ("image", "mask"))
+
+
+class ShapesVideoVerifier(RewardSettings):
+    """Follows the objects of a clip of the embedded world and compares what they are and how they move; no model."""
+
+    kind: Literal["shapes_video"] = Field("shapes_video", description="the embedded world's verifier of clips")
+    score: Score = "dense"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Needs no device: the verifier is numpy."""
+        from rewards.worlds.shapes_video import score_batch
+
+        return _reward("shapes_video", self.score, score_batch, clips=True)

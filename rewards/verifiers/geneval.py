@@ -1,0 +1,160 @@
+"""GenEval: are the asked-for objects there, so many, of that color, in that place? By a detector and CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from alignflow.paths import expanded
+from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.encoders.clip import weights
+from rewards.geneval_rules import COLORS, MOST, THRESHOLD, Task, judge, read_task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.detector import Detector, Found
+
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+GREY = 0x99 / 255
+
+
+class GenEval(RewardSettings):
+    """GenEval's verdict on the objects in the picture: counts, colors, places; dense, strict or as published.
+
+    What is asked for are the prompt's columns ``include``, ``exclude`` and ``tag``, as in GenEval's
+    ``evaluation_metadata.jsonl``. A prompt without them, or with a class the detector does not know, has no score.
+    """
+
+    kind: Literal["geneval"] = Field("geneval", description="are the asked-for objects there")
+    score: Literal["dense", "strict", "published"] = Field(
+        "dense",
+        description="dense = mean over demands (Flow-GRPO) | strict = 1 where all hold and counts are exact "
+        "(Flow-GRPO) | published = GenEval's own 0 or 1. All three are logged",
+    )
+    model: str = Field(
+        "facebook/mask2former-swin-small-coco-instance",
+        description="folder or hub id of a detector (RT-DETR, DETR ...) or instance segmenter (Mask2Former)",
+    )
+    clip: str = Field("openai/clip-vit-large-patch14", description="CLIPModel folder or hub id that names colors")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of both networks")
+    frames: int | None = Field(
+        None, ge=1, description="frames of a clip that are judged, spread evenly; all by default"
+    )
+    probe: tuple[str, str] | None = Field(
+        None,
+        description="[picture file, class in it]: a self-test at the start, which stops a detector that sees nothing",
+    )
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load detector and CLIP, and try the detector.
+
+        Raises:
+            RewardError: not there, damaged, not a detector, or blind to the probe.
+        """
+        from rewards.digest import digest
+        from rewards.networks.clip import Clip
+        from rewards.networks.detector import Detector
+        from rewards.networks.preprocess import Preprocess
+        from rewards.rows import by_row, chosen_score
+
+        try:
+            detector = Detector.load(self.model, device, self.dtype)
+            path, cropped = weights(self.clip), Preprocess.cropped
+            clip = Clip.load(path, path, self.dtype, device, preprocess=cropped, repair=True)
+            if self.probe:
+                _try_on(detector, *self.probe)
+        except RewardError as error:
+            raise RewardError(f"reward 'geneval': {error}") from error
+
+        def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
+            def verdicts(frames: Tensor, row: Mapping[str, Any]) -> dict[str, float]:
+                return _mean_verdict(frames, task_of(row, detector), detector, clip)
+
+            return chosen_score(by_row(media, metadata, verdicts, self.frames), self.score)
+
+        return Reward(
+            "geneval",
+            function,
+            range=(1.0 - (MOST - 1), 1.0) if self.score == "dense" else (0.0, 1.0),
+            wants=("metadata",),
+            fingerprint=lambda: digest([detector.model.state_dict(), clip.model.state_dict()]),
+        )
+
+
+def task_of(row: Mapping[str, Any], detector: Detector) -> Task:
+    """What a prompt's row asks for, in the detector's names.
+
+    Raises:
+        ValueError: no such columns, or classes the detector does not know.
+    """
+    from rewards.rows import column
+
+    include = column(row, "include", list, "GenEval's list of class, count, color, position")
+    exclude = column(row, "exclude", list, "GenEval's list of class and count", default=[])
+    task = read_task(include, exclude, str(row.get("tag") or ""))
+    clauses = [*task.include, *task.exclude]
+    if unknown := detector.unknown(clause.name for clause in clauses):
+        some = ", ".join(sorted(set(detector.names.values()))[:8])
+        raise ValueError(f"the detector has no class {', '.join(map(repr, unknown))}; it has {some}, ...")
+    return task
+
+
+def color_of(clip: Clip, image: Tensor, name: str, found: Sequence[Found]) -> list[str]:
+    """CLIP's color of each object: its crop, what is not the object grey (#999), against three sentences a color.
+
+    Args:
+        image: ``[3, H, W]`` in [0, 1].
+    """
+    import torch
+    from torch.nn import functional as F
+
+    texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+    sentences = clip.text_features(texts, len(texts)).unflatten(0, (len(COLORS), len(TEMPLATES)))
+    crops = [clip.image_features(_crop(image, one)[None]) for one in found]
+    likes = torch.cat(crops) @ F.normalize(sentences.mean(1), dim=-1).T
+    return [COLORS[index] for index in likes.argmax(1).tolist()]
+
+
+def _mean_verdict(frames: Tensor, task: Task, detector: Detector, clip: Clip) -> dict[str, float]:
+    total = {"published": 0.0, "strict": 0.0, "dense": 0.0}
+    names = {clause.name: detector.known(clause.name) or "" for clause in [*task.include, *task.exclude]}
+    for image in frames:
+        seen = detector(image[None], task.threshold)[0]
+        objects = {name: seen.get(own, []) for name, own in names.items()}
+        verdict = judge(objects, task, partial(color_of, clip, image))
+        total = {key: total[key] + value / len(frames) for key, value in verdict._asdict().items()}
+    return total
+
+
+def _crop(image: Tensor, one: Found) -> Tensor:
+    """The object's rectangle, at least a pixel wide, on whole pixels as Pillow rounds."""
+    import torch
+
+    mask = one.mask
+    shown = image if mask is None else torch.where(mask.to(image.device), image, torch.full_like(image, GREY))
+    left, top, right, bottom = map(round, one.box)
+    return shown[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def _try_on(detector: Detector, file: str, name: str) -> None:
+    """Raise RewardError unless the detector sees ``name`` in the picture."""
+    import torch
+
+    from alignflow.files.pictures import PictureError, read_picture
+
+    if detector.known(name) is None:
+        raise RewardError(f"probe: the detector has no class {name!r}")
+    try:
+        pixels = read_picture(expanded(file, RewardError)).copy()
+    except (OSError, PictureError) as error:
+        raise RewardError(f"probe: {file} cannot be read as a picture: {error}") from error
+    seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]
+    if detector.known(name) not in seen:
+        found = ", ".join(seen) or "nothing"
+        raise RewardError(f"probe: the detector sees no {name!r} in {file}, but {found}; are its weights right?")
