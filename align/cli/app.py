@@ -8,14 +8,15 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from align.cli import reward as reward_cli
+from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
 from alignflow.terminal import echo
@@ -113,7 +114,7 @@ def train(
     overrides = [*(overrides or []), *(more or [])]
     from align.config.load import load_config
 
-    settings = load_config(config, _with_out(overrides, out))
+    settings = load_config(config, with_out(overrides, out))
     from align.training.trainer import train as run
 
     try:
@@ -126,8 +127,8 @@ def train(
         from align.report import headline
 
         parts = {f"reward/{name}": ends for name, ends in (summary.pop("reward_parts", None) or {}).items()}
-        told = {name: f"{_cell(ends['before'])} -> {_cell(ends['after'])}" for name, ends in parts.items()}
-        _print_values({**summary, **told, "folder": str(settings.run_dir)})
+        told = {name: f"{cell(ends['before'])} -> {cell(ends['after'])}" for name, ends in parts.items()}
+        print_values({**summary, **told, "folder": str(settings.run_dir)})
         if (page := settings.run_dir / "report.html").is_file():
             echo(f"{headline(settings.run_dir)}\nreport: {page}")
 
@@ -172,7 +173,7 @@ def search(
     if not source.is_dir():
         from align.search.settings import load_search
 
-        settings = load_search(source, _with_out(overrides, out))
+        settings = load_search(source, with_out(overrides, out))
         run_dir = settings.run_dir
         from align.search.run import run_search
 
@@ -182,10 +183,10 @@ def search(
             again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
             echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
             raise typer.Exit(130) from None
-        gold = {f"gold {name}": f"{_cell(v['plain'])} -> {_cell(v['best'])}" for name, v in summary["gold"].items()}
-        reward = f"{_cell(summary['reward']['plain'])} -> {_cell(summary['reward']['best'])}"
+        gold = {f"gold {name}": f"{cell(v['plain'])} -> {cell(v['best'])}" for name, v in summary["gold"].items()}
+        reward = f"{cell(summary['reward']['plain'])} -> {cell(summary['reward']['best'])}"
         costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
-        _print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+        print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
         if (page := run_dir / "report.html").is_file():
             from align.report.search import headline
 
@@ -240,12 +241,12 @@ def sample(
 ) -> None:
     """Draw samples from a config's generator or a run's policy into a folder."""
     overrides = [*(more or []), *(overrides or [])]
-    settings, run_dir = _settings_of(source, overrides)
+    settings, run_dir = settings_of(source, overrides)
     if run_dir is not None and lora is None:
-        lora = _trained(run_dir).folder
+        lora = trained_of(run_dir).folder
     from align.evaluation.evaluate import sample_to_folder
 
-    prompts = _prompts(prompt, prompts_file, {"image": image, "mask": mask}) or None
+    prompts = prompts_of(prompt, prompts_file, {"image": image, "mask": mask}) or None
     folder = sample_to_folder(settings, out, prompts=prompts, count=count, seed=seed, policy=lora)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         echo(file)
@@ -272,9 +273,9 @@ def score(
     """Score pictures or clips with rewards: one prompt for all, one each, or those of a sample folder or table."""
     from align.cli.score import run
 
-    prompts = _prompts(prompt, prompts_file)
+    prompts = prompts_of(prompt, prompts_file)
     code = run(
-        files, reward, prompts, device=device, batch=batch, out=out, as_json=as_json, table=_table, cell=_cell
+        files, reward, prompts, device=device, batch=batch, out=out, as_json=as_json, table=table, cell=cell
     )  # fmt: skip
     if code:
         raise typer.Exit(code)
@@ -294,19 +295,19 @@ def evaluate(
 ) -> None:
     """Held-out scores of a config's base, a run's policy or a LoRA."""
     overrides = [*(more or []), *(overrides or [])]
-    settings, run_dir = _settings_of(source, overrides)
+    settings, run_dir = settings_of(source, overrides)
     from align.evaluation.evaluate import evaluate_run
 
-    checkpoint = _best(source) if best else checkpoint
+    checkpoint = best_of(source) if best else checkpoint
     row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint, lora=lora)
     if as_json:
         echo(json.dumps(without_nan(row), indent=2))
         return
     scores = [
-        [name, _cell(value), _cell(row["stderr"][name]), str(row["missing"][name])]
+        [name, cell(value), cell(row["stderr"][name]), str(row["missing"][name])]
         for name, value in row["scores"].items()
     ]
-    echo(_table(["reward", "mean", "stderr", "missing"], scores))
+    echo(table(["reward", "mean", "stderr", "missing"], scores))
     echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
@@ -324,7 +325,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trained policy for other programs, reload it, and compare before it counts as done."""
-    trained = _trained(_best(source) if best else source)
+    trained = trained_of(best_of(source) if best else source)
     from align.export import export as write
     from align.export import sentence
 
@@ -332,7 +333,7 @@ def export(
     if as_json:
         echo(json.dumps(found, indent=2))
         return
-    _print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
+    print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
     echo(sentence(found))
     if found["warning"]:
         echo(f"warning: {found['warning']}", err=True)
@@ -359,7 +360,7 @@ def recipes(as_json: AsJson = False) -> None:
         echo(json.dumps(rooms, indent=2))
         return
     for room, entries in rooms.items():
-        echo(f"{room}\n{_table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
+        echo(f"{room}\n{table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
     echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 
@@ -375,7 +376,7 @@ def env(
     if as_json:
         echo(json.dumps(found, indent=2))
     else:
-        _print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
+        print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
 
 
 @app.command(epilog="Example: alignflow schema > alignflow.schema.json")
@@ -384,74 +385,6 @@ def schema() -> None:
     from align.config.load import json_schema
 
     echo(json.dumps(json_schema(), indent=2))
-
-
-# -- what commands share ----------------------------------------------------------------------------------------------
-
-
-def _with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
-    return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
-
-
-def _settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:
-    """Config of a YAML file, or of a run folder together with the folder."""
-    from align.config.load import load_config
-
-    if not source.is_dir():
-        return load_config(source, overrides or []), None
-    if not (source / "config.yaml").is_file():
-        raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
-    return load_config(source / "config.yaml", overrides or []), source
-
-
-def _best(source: Path) -> Path:
-    from align.runs.best import best_of
-
-    return best_of(source)
-
-
-def _trained(source: Path) -> Any:
-    """The policy of a run or checkpoint; says so where a run is not finished."""
-    from align.policy.trained import find_policy
-
-    trained = find_policy(source)
-    if trained.checkpoint and trained.folder != source:
-        echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
-    return trained
-
-
-def _prompts(
-    texts: Sequence[str] | None, file: str | None, media: Mapping[str, Path | None] | None = None
-) -> list[Any]:
-    """Prompts given one by one, all with the same media, then those of a file."""
-    from align.data.prompts import Prompt, read_prompts
-
-    given = {name: path for name, path in (media or {}).items() if path is not None}
-    prompts = [Prompt(text, given, place=f"--prompt {text!r}") for text in texts or ()]
-    return prompts if file is None else [*prompts, *read_prompts(file)]
-
-
-def _print_values(values: dict[str, Any]) -> None:
-    known = [[name, _cell(value)] for name, value in values.items() if value is not None]
-    echo(_table([], known))
-
-
-def _cell(value: Any) -> str:
-    """A value as people read it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Aligned columns."""
-    lines = [head, *rows] if head else rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 if __name__ == "__main__":

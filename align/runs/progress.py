@@ -6,6 +6,10 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
 
 PHASES = {
     "rollout": "drawing samples",
@@ -66,3 +70,11 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:
+    """What the progress line shows of a training step's row; of a reward that compares samples its parts."""
+    compares = reward is not None and reward.scope in ("group", "batch")
+    parts = {name: said(value) for name, value in row.items() if compares and name.startswith("reward/")}
+    shown = (parts or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}
+    return shown | ({"missing": f"{row['missing']} of {row['samples']}"} if row["missing"] else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from align.rollout.sources import OnlineSource, StoredSource
 from align.runs import checkpoint
 from align.runs.best import Best
 from align.runs.phases import phase_named
-from align.runs.progress import Progress, said
+from align.runs.progress import Progress, said, shown
 from align.runs.run_folder import RunFolder, flatten
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
@@ -171,7 +171,7 @@ class Trainer:
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self._log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 self.rescue.mark(step + 1)
-                progress.update(step + 1, _shown(row, self.reward))
+                progress.update(step + 1, shown(row, self.reward))
                 better = self._look(step + 1, progress)
                 if news := self.missing.news(self.reasons):
                     progress.say(f"step {step + 1}: {news}")
@@ -395,11 +395,3 @@ class Trainer:
         if self.config.trackers:
             numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float)}
             self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])
-
-
-def _shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:
-    """What the progress line shows of a training step's row; of a reward that compares samples its parts."""
-    compares = reward is not None and reward.scope in ("group", "batch")
-    parts = {name: said(value) for name, value in row.items() if compares and name.startswith("reward/")}
-    shown = (parts or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}
-    return shown | ({"missing": f"{row['missing']} of {row['samples']}"} if row["missing"] else {})

@@ -1,0 +1,79 @@
+"""Arguments and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignflow.errors import RunFolderError
+from alignflow.terminal import echo
+
+
+def with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
+    """The overrides, with ``--out`` as one of them."""
+    return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
+
+
+def settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:
+    """Config of a YAML file, or of a run folder together with the folder."""
+    from align.config.load import load_config
+
+    if not source.is_dir():
+        return load_config(source, overrides or []), None
+    if not (source / "config.yaml").is_file():
+        raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
+    return load_config(source / "config.yaml", overrides or []), source
+
+
+def best_of(source: Path) -> Path:
+    """The checkpoint that ``checkpoint.best`` kept."""
+    from align.runs import best
+
+    return best.best_of(source)
+
+
+def trained_of(source: Path) -> Any:
+    """The policy of a run or checkpoint; says so where a run is not finished."""
+    from align.policy.trained import find_policy
+
+    trained = find_policy(source)
+    if trained.checkpoint and trained.folder != source:
+        echo(f"{source} is not finished: its newest checkpoint is step {trained.step}", err=True)
+    return trained
+
+
+def prompts_of(
+    texts: Sequence[str] | None, file: str | None, media: Mapping[str, Path | None] | None = None
+) -> list[Any]:
+    """Prompts given one by one, all with the same media, then those of a file."""
+    from align.data.prompts import Prompt, read_prompts
+
+    given = {name: path for name, path in (media or {}).items() if path is not None}
+    prompts = [Prompt(text, given, place=f"--prompt {text!r}") for text in texts or ()]
+    return prompts if file is None else [*prompts, *read_prompts(file)]
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """Print names and values as two columns; values that are None are left out."""
+    known = [[name, cell(value)] for name, value in values.items() if value is not None]
+    echo(table([], known))
+
+
+def cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns."""
+    lines = [head, *rows] if head else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
