@@ -1,0 +1,72 @@
+"""Writes the pages of docs/ that follow from the code: ``python -m benchmarks.pages``.
+
+``docs/catalogue.md`` lists every generator, recipe, reward, sampler and search method; ``docs/rooms.md`` lists every
+module with the first line of its docstring.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.config.registry import summary
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("alignflow", "generators", "rewards", "align")
+TITLES = {
+    "recipes": ("Recipes", "`recipe: {kind: ...}` in a training config"),
+    "generators": ("Generators", "`generator: {kind: ..., path: ...}`"),
+    "rewards": ("Rewards", "`reward: {kind: ...}`; [formulas, weights and checks](rewards.md)"),
+    "samplers": ("Samplers", "`sampler: {kind: ...}`"),
+    "search": ("Search methods", "`search: {kind: ...}` in a search config; [results](search.md)"),
+}
+
+
+def catalogue() -> str:
+    """The text of ``docs/catalogue.md``."""
+    found = summary()
+    lines = ["# Catalogue", "", "Written by `python -m benchmarks.pages`. `alignflow recipes` prints the same list."]
+    for name, (title, use) in TITLES.items():
+        lines += ["", f"## {title}", "", f"{len(found[name])} kinds: {use}.", "", "| kind | |", "|---|---|"]
+        lines += [f"| `{kind}` | {_cell(line)} |" for kind, line in found[name].items()]
+    return "\n".join(lines) + "\n"
+
+
+def rooms() -> str:
+    """The text of ``docs/rooms.md``."""
+    lines = ["# Modules", "", "Written by `python -m benchmarks.pages` from the first lines of the docstrings."]
+    for package in PACKAGES:
+        for folder in sorted({file.parent for file in (ROOT / package).rglob("*.py")}):
+            lines += ["", f"## `{folder.relative_to(ROOT)}/`", "", *_modules(folder)]
+    return "\n".join(lines) + "\n"
+
+
+def _modules(folder: Path) -> Iterator[str]:
+    yield _first_line(folder / "__init__.py")
+    files = [file for file in sorted(folder.glob("*.py")) if file.name not in ("__init__.py", "__main__.py")]
+    if files:
+        yield from ("", "| module | |", "|---|---|")
+        yield from (f"| `{file.name}` | {_cell(_first_line(file))} |" for file in files)
+
+
+def _first_line(file: Path) -> str:
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+PAGES = {"catalogue.md": catalogue, "rooms.md": rooms}
+
+
+def main() -> None:
+    """Write every page."""
+    for name, page in PAGES.items():
+        (ROOT / "docs" / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
