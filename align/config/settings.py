@@ -287,14 +287,6 @@ def _check_reward(config: Config) -> Problems:
     return []
 
 
-def _check_group(config: Config) -> Problems:
-    own = type(config.recipe) in registry.recipes().values()
-    if own and isinstance(config.rollout, OnlineRollout) and config.rollout.group < 2:
-        said = f"{config.recipe.kind} compares the samples of a prompt, so a group of 1 teaches nothing; at least 2"
-        return [("rollout.group", said)]
-    return []
-
-
 def _check_warmup(config: Config) -> Problems:
     total = config.train.steps * config.train.updates
     if config.train.warmup > total:
@@ -335,7 +327,6 @@ def _check_precision(config: Config) -> Problems:
 CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_evaluation,
     _check_reward,
-    _check_group,
     _check_warmup,
     _check_comparisons,
     _check_precision,
