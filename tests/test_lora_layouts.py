@@ -319,7 +319,7 @@ def test_pairs_are_checked_without_torch(tmp_path, whole):
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from alignflow import lora_files\n"
+        "import sys; from pathlib import Path; from alignflow.files import lora_files\n"
         f"found = lora_files.inspect(Path({str(tmp_path / FILE)!r}))\n"
         "assert found.layout == 'diffusers' and found.ranks == [4] and len(found.pairs) == 15, found\n"
         "assert 'torch' not in sys.modules"

@@ -46,7 +46,7 @@ def test_the_old_name_of_the_strength_is_answered_by_the_new_one(kind):
 
 def test_settings_of_every_method_are_read_without_torch():
     code = (
-        "import sys; from align import registry; from align.search.settings import SearchOnly;"
+        "import sys; from align.config import registry; from align.search.settings import SearchOnly;"
         "[SearchOnly.model_validate({'search': kind, 'budget': {'decodes': 9}}) for kind in registry.searches()];"
         "print(len(registry.searches()), 'torch' in sys.modules)"
     )

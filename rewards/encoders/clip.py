@@ -68,7 +68,7 @@ def weights(path: str, embedded: str = "clip") -> str:
     Raises:
         RewardError: none of these.
     """
-    shapes = Path(str(files("generators"))) / "shapes" / "weights" / embedded
+    shapes = Path(str(files("alignflow.worlds.shapes"))) / "weights" / embedded
     folder = shapes if path == "shapes" else expanded(path, RewardError)
     if folder.is_dir():
         return str(folder)
