@@ -40,12 +40,21 @@ def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[t
     details = error.errors(include_url=False)
     for detail in details[:MOST]:
         path = strip_tags(detail["loc"], data)
-        message = _message(detail, root, data, path)
         keys = tuple(str(key) for key in path)
+        message = _message(detail, root, data, path) + _set_elsewhere(detail, keys, places)
         problems[Problem(".".join(keys), message, _place(keys, places))] = None
     if len(details) > MOST:
         problems[Problem("", f"and {len(details) - MOST} problems more")] = None
     return list(problems)
+
+
+def _set_elsewhere(detail: Any, keys: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
+    """Where the kind without this setting is set, if that is another file than the setting's; empty otherwise."""
+    if detail["type"] != "extra_forbidden":
+        return ""
+    kind = places.get((*keys[:-1], "kind"), "")
+    here = _place(keys, places)
+    return f" (kind is set in {kind})" if kind and here and kind.rpartition(":")[0] != here.rpartition(":")[0] else ""
 
 
 def strip_tags(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.checking import check
 from align.checking.named import Named, generator_away, named
-from align.config.load import load_settings, read_layers
+from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
 from align.config.settings import Config, is_unread
 from align.preference import settings as preferences
 from align.search import settings as searches
@@ -35,8 +35,41 @@ def commands_of(keys: Iterable[str]) -> list[str]:
     return [command for command, count in known.items() if count == max(known.values())]
 
 
+def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[RunSettings]) -> None:
+    """Raise ConfigError if the config is not one for the command of ``root``, or its files are for different commands.
+
+    Args:
+        layers: those of all the files and overrides.
+    """
+    meant = commands_of({key for layer in layers for key in layer.data})
+    each = {file: commands_of({key for layer in read_layers(file) for key in layer.data}) for file in files}
+    if not set.intersection(*map(set, each.values())):
+        said = ", ".join(f"{file} for alignflow {commands[0]}" for file, commands in each.items())
+        raise ConfigError(f"these configs are for different commands and cannot be merged: {said}")
+    if root.command not in meant:
+        is_a = "is a config" if len(files) == 1 else "are configs"
+        raise ConfigError(f"{said_of(files)} {is_a} for alignflow {meant[0]}, not for alignflow {root.command}")
+
+
+def _replaced(files: Sequence[Path]) -> Iterator[str]:
+    """A line for every kind of a file that a file to its right replaces."""
+    known: dict[str, tuple[str, str]] = {}
+    for file in files:
+        own: dict[str, tuple[str, str]] = {}
+        for layer in read_layers(file):
+            for key, value in layer.data.items():
+                kind = value.get("kind") if isinstance(value, dict) else value
+                if isinstance(kind, str):
+                    own[key] = kind, layer.places.get((key, "kind"), layer.places.get((key,), ""))
+        for key in known.keys() & own.keys() - {"name", "out", "latent_reward", "memory"}:
+            (old, there), (new, here) = known[key], own[key]
+            if old != new:
+                yield f"note       {key}: {new} ({here}) replaces {old} ({there}) and its settings"
+        known |= own
+
+
 def examine(
-    path: Path,
+    path: Files,
     overrides: Sequence[str] = (),
     memory: bool = False,
     card: str | None = None,
@@ -52,12 +85,15 @@ def examine(
         ConfigError: what is wrong with it, or it does not fit the card, or memory is asked of what is no training run;
             nothing was run.
     """
-    command = commands_of({key for layer in read_layers(path) for key in layer.data})[0]
+    files = files_of(path)
+    shown = said_of(files)
+    command = commands_of({key for layer in read_layers(files) for key in layer.data})[0]
     if memory and command != Config.command:
-        raise ConfigError(f"--memory and --card are for training runs; {path} is a config for alignflow {command}")
+        raise ConfigError(f"--memory and --card are for training runs; {shown} is a config for alignflow {command}")
     with nullcontext() if run_code else plugins.unread():
-        config = load_settings(path, overrides, CONFIGS[command])
+        config = load_settings(files, overrides, CONFIGS[command])
         found = named(config, run_code)
+        yield from _replaced(files)
         yield from map(line, _essentials(config))
         misfit = ""
         if memory and isinstance(config, Config):
@@ -70,8 +106,8 @@ def examine(
             yield from told
         _check_files(config, found.problems)
     if misfit:
-        raise ConfigError(f"{path} {misfit.partition(';')[0]}")
-    yield from _verdict(path, config, found)
+        raise ConfigError(f"{shown} {misfit.partition(';')[0]}")
+    yield from _verdict(shown, config, found)
 
 
 def _essentials(config: RunSettings) -> list[tuple[str, str]]:
@@ -93,7 +129,7 @@ def _check_files(config: RunSettings, problems: list[Problem]) -> None:
         raise ConfigError(list(dict.fromkeys(problems)), config.name)
 
 
-def _verdict(path: Path, config: RunSettings, found: Named) -> Iterator[str]:
+def _verdict(shown: str, config: RunSettings, found: Named) -> Iterator[str]:
     """What is not known, then the last line."""
     generator, prompts = getattr(config, "generator", None), getattr(config, "prompts", None)
     away = [*(generator_away(generator) if generator is not None else []), *found.away]
@@ -103,9 +139,9 @@ def _verdict(path: Path, config: RunSettings, found: Named) -> Iterator[str]:
     yield from (f"hub        {text}" for text in away)
     yield from (f"unknown    {text}" for text in found.unknown)
     if found.unknown:
-        yield f"{path}: nothing wrong was found, but what is unknown above may still stop it"
+        yield f"{shown}: nothing wrong was found, but what is unknown above may still stop it"
     else:
-        yield f"{path} is ready to run"
+        yield f"{shown} {'is' if ' + ' not in shown else 'are'} ready to run"
 
 
 def line(named: tuple[str, str]) -> str:

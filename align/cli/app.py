@@ -17,6 +17,7 @@ import typer
 
 from align.cli import reward as reward_cli
 from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
+from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
 from alignflow.terminal import echo
@@ -35,7 +36,12 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML con
 SourceArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, such as train.lr=1e-4")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as train.lr=1e-4"
+    ),
+]
 Best = Annotated[bool, typer.Option("--best", help="the checkpoint that checkpoint.best kept")]
 MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an override too")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -111,16 +117,16 @@ def train(
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a generator; writes a run folder."""
-    overrides = [*(overrides or []), *(more or [])]
+    files, overrides = files_and_overrides(config, overrides, more)
     from align.config.load import load_config
 
-    settings = load_config(config, with_out(overrides, out))
+    settings = load_config(files, with_out(overrides, out))
     from align.training.trainer import train as run
 
     try:
         summary = run(settings, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
-        again = ["alignflow", "train", str(config), *(overrides or []), *(["--out", str(out)] if out else [])]
+        again = ["alignflow", "train", *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
         echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
@@ -168,19 +174,19 @@ def search(
     ] = None,
 ) -> None:
     """Search better samples without training at a counted budget; of a finished search, write its results as data."""
-    overrides = [*(overrides or []), *(more or [])]
+    files, overrides = files_and_overrides(source, overrides, more)
     run_dir = source
     if not source.is_dir():
         from align.search.settings import load_search
 
-        settings = load_search(source, with_out(overrides, out))
+        settings = load_search(files, with_out(overrides, out))
         run_dir = settings.run_dir
         from align.search.run import run_search
 
         try:
             summary = run_search(settings, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
-            again = ["alignflow", "search", str(source), *(overrides or []), *(["--out", str(out)] if out else [])]
+            again = ["alignflow", "search", *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
             echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
             raise typer.Exit(130) from None
         gold = {f"gold {name}": f"{cell(v['plain'])} -> {cell(v['best'])}" for name, v in summary["gold"].items()}
@@ -214,10 +220,10 @@ def check(
     ] = False,
 ) -> None:
     """Validate a config without running it: every problem, what it resolves to, the batch in words."""
-    overrides = [*(overrides or []), *(more or [])]
+    files, overrides = files_and_overrides(config, overrides, more)
     from align.checking.commands import examine
 
-    for line in examine(config, overrides or [], memory or card is not None, card, run_code):
+    for line in examine(files, overrides, memory or card is not None, card, run_code):
         echo(line)
 
 
@@ -240,8 +246,7 @@ def sample(
     ] = None,
 ) -> None:
     """Draw samples from a config's generator or a run's policy into a folder."""
-    overrides = [*(more or []), *(overrides or [])]
-    settings, run_dir = settings_of(source, overrides)
+    settings, run_dir = settings_of(source, more, overrides)
     if run_dir is not None and lora is None:
         lora = trained_of(run_dir).folder
     from align.evaluation.evaluate import sample_to_folder
@@ -294,8 +299,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Held-out scores of a config's base, a run's policy or a LoRA."""
-    overrides = [*(more or []), *(overrides or [])]
-    settings, run_dir = settings_of(source, overrides)
+    settings, run_dir = settings_of(source, more, overrides)
     from align.evaluation.evaluate import evaluate_run
 
     checkpoint = best_of(source) if best else checkpoint

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from align.config.command_line import files_and_overrides
 from align.runs.devices import require
 from alignflow.errors import ConfigError
 from alignflow.extras import optional
@@ -143,14 +144,17 @@ def bench(
 )
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as fit.lr=1e-4")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as fit.lr=1e-4")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder")] = False,
     out: Annotated[Path | None, typer.Option(help="reward folder")] = None,
 ) -> None:
     """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
     from align.preference.settings import load_reward_training
 
-    settings = load_reward_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    files, overrides = files_and_overrides(config, overrides)
+    settings = load_reward_training(files, [*overrides, *([f"out={out}"] if out else [])])
     from align.preference.train import train_reward
 
     summary = train_reward(settings, overwrite=overwrite, say=echo)
@@ -161,14 +165,17 @@ def train(
 @app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
 def latent(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as samples=8")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as samples=8")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
     out: Annotated[Path | None, typer.Option(help="folder")] = None,
 ) -> None:
     """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
     from align.preference.settings import load_latent_training
 
-    settings = load_latent_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    files, overrides = files_and_overrides(config, overrides)
+    settings = load_latent_training(files, [*overrides, *([f"out={out}"] if out else [])])
     from align.preference.latent import train_latent
 
     summary = train_latent(settings, overwrite=overwrite, say=echo)
@@ -182,14 +189,17 @@ def latent(
 @app.command(epilog="Example: alignflow reward judge configs/rewards/judge.yaml data.train=pairs.jsonl --out my/judge")
 def judge(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="such as lora.rank=8")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as lora.rank=8")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
     out: Annotated[Path | None, typer.Option(help="folder")] = None,
 ) -> None:
     """Teach a vision-language judge by a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
     from align.preference.settings import load_judge_training
 
-    settings = load_judge_training(config, [*(overrides or []), *([f"out={out}"] if out else [])])
+    files, overrides = files_and_overrides(config, overrides)
+    settings = load_judge_training(files, [*overrides, *([f"out={out}"] if out else [])])
     from align.preference.judge import train_judge
 
     summary = train_judge(settings, overwrite=overwrite, say=echo)

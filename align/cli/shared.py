@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.config.command_line import files_and_overrides
 from alignflow.errors import RunFolderError
 from alignflow.terminal import echo
 
@@ -16,15 +17,16 @@ def with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
     return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
 
 
-def settings_of(source: Path, overrides: Sequence[str] | None) -> tuple[Any, Path | None]:
-    """Config of a YAML file, or of a run folder together with the folder."""
+def settings_of(source: Path, words: Sequence[str] | None, more: Sequence[str] | None) -> tuple[Any, Path | None]:
+    """Config of YAML files, or of a run folder together with the folder."""
     from align.config.load import load_config
 
+    (_, *others), overrides = files_and_overrides(source, words, more)
     if not source.is_dir():
-        return load_config(source, overrides or []), None
+        return load_config([source, *others], overrides), None
     if not (source / "config.yaml").is_file():
         raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
-    return load_config(source / "config.yaml", overrides or []), source
+    return load_config([source / "config.yaml", *others], overrides), source
 
 
 def best_of(source: Path) -> Path:

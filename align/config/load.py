@@ -1,7 +1,7 @@
 """YAML files and overrides -> :class:`Config`, and back. The settings themselves are in :mod:`align.config.settings`.
 
-Layers are merged from the base up: what ``extends`` names, the file, the overrides. Every problem is reported at once,
-with its dotted path, where it was written and what is allowed.
+Layers are merged from the base up: what ``extends`` names, the file, the files to its right, the overrides. Every
+problem is reported at once, with its dotted path, where it was written and what is allowed.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ FILES = (
 """Settings that may name a file beside the config."""
 
 Tree = TypeVar("Tree", bound=BaseModel)
+Files = str | Path | Sequence[str | Path]
+"""One config file, or several that are merged from left to right."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ class Layer:
     places: Places = field(default_factory=dict)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file, what it extends and the overrides.
+def load_config(path: Files, overrides: Sequence[str] = ()) -> Config:
+    """Read config files, what they extend and the overrides.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or several. Several are merged from left to right, as if another file extended them in this
+            order; the run's default name is that of the last.
         overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
 
     Raises:
@@ -68,26 +71,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load_settings(path, overrides, Config)
 
 
-def load_settings(path: str | Path, overrides: Sequence[str], root: type[Tree]) -> Tree:
+def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tree:
     """As :func:`load_config`, for any tree of settings."""
-    path = Path(path)
-    layers = [*read_layers(path), *read_overrides(overrides)]
+    files = files_of(path)
+    layers = [*read_layers(files), *read_overrides(overrides)]
     data: dict[str, Any] = {}
     for layer in layers:
         below = with_preset(data, layer) if root is Config else data  # presets are for training
         data = merge(below, layer.data, [root])
-    data.setdefault("name", default_name(path))
+    data.setdefault("name", default_name(files[-1]))
     try:
         return root.model_validate(data)
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
         if issubclass(root, RunSettings):
-            from align.checking.commands import commands_of
+            from align.checking.commands import check_command
 
-            if root.command not in (meant := commands_of({key for layer in layers for key in layer.data})):
-                said = f"{path} is a config for alignflow {meant[0]}, not for alignflow {root.command}"
-                raise ConfigError(said) from None
-        raise ConfigError(explain(error, root, data, places), str(path)) from None
+            check_command(files, layers, root)
+        raise ConfigError(explain(error, root, data, places), said_of(files)) from None
+
+
+def files_of(path: Files) -> list[Path]:
+    """The config files as a list; raises ConfigError where it is empty."""
+    files = [Path(path)] if isinstance(path, str | Path) else [Path(file) for file in path]
+    if not files:
+        raise ConfigError("no config file was given")
+    return files
+
+
+def said_of(files: Sequence[Path]) -> str:
+    """``a.yaml + b.yaml``, for messages."""
+    return " + ".join(map(str, files))
 
 
 def default_name(path: Path) -> str:
@@ -169,12 +183,15 @@ def json_schema() -> dict[str, Any]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's layer after those of everything it extends.
+def read_layers(path: Files) -> list[Layer]:
+    """The layer of each file, after those of everything it extends.
 
     A file that is reached on several ways is read once, and counts where it comes last.
     """
-    return list(_Reading(Limits.of_environment()).layers(path, above).values())
+    reading, found = _Reading(Limits.of_environment()), dict[Path, Layer]()
+    for file in files_of(path):
+        _append(found, reading.layers(file))
+    return list(found.values())
 
 
 class _Reading:
@@ -199,9 +216,7 @@ class _Reading:
         _beside(layer.data, path.parent)
         found: dict[Path, Layer] = {}
         for base in self.bases(layer):
-            for file, below in self.layers(path.parent / expanded(base, ConfigError), (*above, here)).items():
-                found.pop(file, None)
-                found[file] = below
+            _append(found, self.layers(path.parent / expanded(base, ConfigError), (*above, here)))
         found[here] = layer
         self.known[here] = found
         return found
@@ -215,6 +230,13 @@ class _Reading:
             said = f"should be a file name or a list of them, given {brief(bases)}"
             raise ConfigError([Problem("extends", said, place)])
         return bases
+
+
+def _append(found: dict[Path, Layer], layers: Mapping[Path, Layer]) -> None:
+    """Put the layers behind those that were found; a file that was found before moves to its new place."""
+    for file, layer in layers.items():
+        found.pop(file, None)
+        found[file] = layer
 
 
 def read_file(path: Path, extended_by: Path | None = None) -> Layer:
@@ -255,7 +277,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
         dotted, equals, value = text.partition("=")
         keys, place = tuple(dotted.strip().split(".")), f"override {text!r:.300}"
         if not equals or not all(keys):
-            hint = ""
+            hint = f"; {text} is a file, and config files end in .yaml or .yml" if is_file(Path(text)) else ""
             problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
             continue
         if len(keys) > limits.depth:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from align.checking.check import generator_problems, one_line, table_problems
 from align.config import registry
-from align.config.load import load_settings
+from align.config.load import Files, load_settings
 from align.config.memory import Memory
 from align.config.sampling import Sampler
 from align.config.settings import REWARD, GeneratorConfig
@@ -92,7 +91,7 @@ class RewardTrainConfig(RunSettings):
         return self
 
 
-def load_reward_training(path: Path, overrides: Sequence[str] = ()) -> RewardTrainConfig:
+def load_reward_training(path: Files, overrides: Sequence[str] = ()) -> RewardTrainConfig:
     """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, RewardTrainConfig)
 
@@ -180,12 +179,12 @@ class JudgeTrainConfig(RunSettings):
         return self.reward
 
 
-def load_judge_training(path: Path, overrides: Sequence[str] = ()) -> JudgeTrainConfig:
+def load_judge_training(path: Files, overrides: Sequence[str] = ()) -> JudgeTrainConfig:
     """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, JudgeTrainConfig)
 
 
-def load_latent_training(path: Path, overrides: Sequence[str] = ()) -> LatentTrainConfig:
+def load_latent_training(path: Files, overrides: Sequence[str] = ()) -> LatentTrainConfig:
     """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, LatentTrainConfig)
 

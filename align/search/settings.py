@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from align.checking.check import generator_problems, one_line, sampler_line, table_problems
 from align.checking.folder_check import lora_problems
 from align.config import registry
-from align.config.load import load_settings
+from align.config.load import Files, load_settings
 from align.config.memory import Memory
 from align.config.settings import REWARD, GeneratorConfig, Samples, derived
 from align.data.prompts import read_prompts
@@ -97,7 +97,7 @@ class SearchConfig(RunSettings):
         return self
 
 
-def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+def load_search(path: Files, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read a search's config, as :func:`align.config.load.load_config` reads that of a training run."""
     return load_settings(path, overrides, SearchConfig)
 

@@ -1,0 +1,42 @@
+"""Words of a command line: which are config files and which are overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignflow.errors import ConfigError
+from alignflow.paths import exists
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def files_and_overrides(
+    first: str | Path, words: Sequence[str] | None, more: Sequence[str] | None = None
+) -> tuple[list[Path], list[str]]:
+    """(config files, overrides), each in the order in which they were written.
+
+    The first word of ``a.yaml b.yaml train.lr=1e-4`` is a config, whatever its name is. Of the other words, those that
+    end in ``.yaml`` or ``.yml`` and hold no ``=`` are configs, and the rest are overrides.
+
+    Args:
+        first: the first word.
+        words: the words after it.
+        more: overrides that were given with ``--set``; they come last.
+
+    Raises:
+        ConfigError: an override stands before a config file.
+    """
+    words = list(words or ())
+    if "=" in str(first) and not exists(first):
+        raise ConfigError(f"{first} is an override, and config files come first: CONFIG.yaml {first}")
+    files, overrides = [Path(first)], []
+    for word in words:
+        if "=" in word or not word.lower().endswith(SUFFIXES):
+            overrides.append(word)
+        elif overrides:
+            written = " ".join([*map(str, files), word, *overrides])
+            raise ConfigError(f"{word} comes after the override {overrides[-1]}; config files come first: {written}")
+        else:
+            files.append(Path(word))
+    return files, [*overrides, *(more or ())]
