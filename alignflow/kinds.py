@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from alignflow.words import KINDS, close
@@ -85,6 +86,19 @@ class OneOf:
             kind = {"type": "string", "pattern": ":", "description": "package.module:name"}
             options.append({"type": "object", "properties": {"kind": kind}, "required": ["kind"]})
         return {"anyOf": [{"type": "string", "description": "the kind alone"}, *options]}
+
+
+@cache
+def from_outside(cls: type[Any]) -> type[Any]:
+    """``cls`` with a kind that names where it was loaded from, ``package.module:name``.
+
+    So a class that declares a kind of its own, ``Literal["mine"]``, works from a user's file as it does in its room.
+    """
+    declared = cls.model_fields.get("kind")
+    if declared is None or get_origin(declared.annotation) is not Literal:
+        return cls
+    kind: Any = (str, ...)
+    return create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, kind=kind)
 
 
 FAMILIES: dict[type, OneOf] = {}

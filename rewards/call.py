@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from alignflow import plugins
+from alignflow.kinds import from_outside
 from alignflow.text import first_line, printable
 from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
@@ -58,7 +59,7 @@ class CallableReward(RewardSettings):
         found = load_object(self.kind)
         given = resolved(self.options, f"reward {self.kind!r}: options")
         if isinstance(found, type) and issubclass(found, RewardSettings):
-            return found.model_validate({"kind": self.kind, **given}).build(device)
+            return from_outside(found).model_validate({"kind": self.kind, **given}).build(device)
         if isinstance(found, type):
             where = {"device": device} if "device" in self._signature(found).parameters else {}
             self._accepts(found, **{**where, **given})

@@ -18,7 +18,7 @@ from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
 from align.config.sampling import Sampler
 from align.recipes.base import Recipe
 from alignflow import plugins
-from alignflow.kinds import FAMILIES, OneOf, listing, nearest, problems_at
+from alignflow.kinds import FAMILIES, OneOf, from_outside, listing, nearest, problems_at
 from alignflow.settings import Problems, RunSettings, Settings, WithoutSecrets
 from alignflow.strict import Named
 from rewards.base import RewardSettings
@@ -172,7 +172,7 @@ def derived(base: type[BaseModel]) -> Callable[[dict[str, Any]], Any]:
         if not (isinstance(cls, type) and issubclass(cls, base)):
             message = f"{data['kind']} is not a class derived from {base.__module__}.{base.__name__}"
             raise problems_at([("kind", message)])
-        return cls.model_validate(data)
+        return from_outside(cls).model_validate(data)
 
     return make
 
