@@ -45,9 +45,11 @@ class RunSettings(WithoutSecrets):
     name: str = Field(
         pattern=r"^[\w+-][\w.+-]*$",
         max_length=200,
-        description="of the run folder; default: from the config's folder and file",
+        description="name of the run folder; default: derived from the config's folder and file name",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random, but for what has a seed of its own")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="random seed of the run, except for parts that have their own seed"
+    )
     out: str | None = Field(None, description="run folder; null = runs/<name>")
 
     @field_validator("out")

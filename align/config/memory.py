@@ -18,25 +18,33 @@ if TYPE_CHECKING:
 
 
 class Memory(Strict):
-    """What fits a card: see docs/memory.md. The name of a preset, such as ``24gb``, may stand here instead."""
+    """Memory settings of a run, described in docs/memory.md. A preset name such as ``24gb`` may stand here instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cache_prompts: Literal["none", "memory", "disk"] = Field(
-        "none", description="encode every prompt once, keep it on the CPU or in the run folder, drop the text encoders"
+        "none",
+        description="encode every prompt once, cache the text conditioning on the CPU (memory) or in the run "
+        "folder (disk), and free the text encoders; none = encode at every rollout",
     )
     offload: Literal["none", "model", "group"] = Field(
-        "none", description="text encoders wait on the CPU and come to the card whole, or layer by layer"
+        "none",
+        description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "
+        "none = stay on the GPU",
     )
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
-        "none", description="how the frozen base under a LoRA is stored"
+        "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
     )
     attention: Literal["auto", "native", "xformers", "flash", "flash3", "sage"] = Field(
-        "auto", description="attention backend of the trained network; sage only draws: it has no gradient"
+        "auto",
+        description="attention backend of the trained network; sage works for sampling only, because it has no "
+        "gradient",
     )
     compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
-    vae_tiling: bool = Field(False, description="code large pictures tile by tile; blended, so not equal bit for bit")
-    vae_slicing: bool = Field(False, description="code pictures one by one")
+    vae_tiling: bool = Field(
+        False, description="encode and decode large images tile by tile; tiles are blended, so results differ slightly"
+    )
+    vae_slicing: bool = Field(False, description="encode and decode images one at a time")
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------

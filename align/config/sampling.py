@@ -22,16 +22,20 @@ LEVELS: dict[str, float | None] = {
 
 
 class Window(Settings):
-    """Which sampling steps are stochastic (and trained); the others are ODE steps."""
+    """The stochastic (and trained) sampling steps; all other steps are ODE steps."""
 
     strategy: Literal["all", "random", "progressive"] = Field(
-        "all", description="all but the last | a random stretch per rollout (Fast) | a stretch that moves on (MixGRPO)"
+        "all",
+        description="all = every step but the last | random = a random window per rollout (Flow-GRPO-Fast) | "
+        "progressive = a window that moves forward during training (MixGRPO)",
     )
-    size: int | None = Field(None, ge=1, description="stochastic steps in the stretch; needed unless strategy is all")
+    size: int | None = Field(
+        None, ge=1, description="number of stochastic steps in the window; required unless strategy is all"
+    )
     start: tuple[int, int] | None = Field(
-        None, description="[first, last] step the stretch may start at; null = anywhere before the last step"
+        None, description="[first, last] step at which the window may start; null = anywhere before the last step"
     )
-    shift_every: int = Field(25, ge=1, description="rollouts after which a progressive stretch moves one step on")
+    shift_every: int = Field(25, ge=1, description="rollouts between moves of a progressive window, by one step each")
 
     def problems(self, steps: int) -> Problems:
         """What does not fit a sampler of so many steps."""
@@ -50,20 +54,25 @@ class Window(Settings):
 
 
 class Sampler(Settings):
-    """How noise becomes a sample."""
+    """Settings of the sampler, which turns noise into a sample."""
 
     per_kind: ClassVar[tuple[str, ...]] = ("level", "window")
     """Settings that mean something else for another kind: dropped when a later file or override changes the kind."""
 
     kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
-        "ode", description="ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim, exact add noise"
+        "ode", description="solver: ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim and exact add noise"
     )
-    steps: int = Field(10, ge=1, le=10_000, description="sampling steps")
+    steps: int = Field(10, ge=1, le=10_000, description="number of sampling steps")
     level: float | None = Field(
-        None, gt=0, description="amount of noise; null = 0.7 flow_sde, 0.3 dance_sde, 0.8 cps, 1 ddim, 0.7 exact"
+        None,
+        gt=0,
+        description="noise level of a stochastic sampler; null = the default of its kind: 0.7 flow_sde, 0.3 "
+        "dance_sde, 0.8 cps, 1 ddim, 0.7 exact",
     )
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 = one network call a step")
-    window: Window = Field(Window(), description="which steps are stochastic")
+    guidance: float = Field(
+        1.0, ge=0, description="classifier-free guidance scale; 1 = no guidance, one network call per step"
+    )
+    window: Window = Field(Window(), description="stochastic steps")
 
     @property
     def stochastic(self) -> bool:

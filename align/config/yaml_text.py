@@ -23,7 +23,7 @@ NUMBER = 100
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a config is read. Each can be set by an environment variable, ``ALIGNFLOW_CONFIG_SIZE=1000000``.
+    """Limits on the size of a config. Each can be set by an environment variable, ``ALIGNFLOW_CONFIG_SIZE=1000000``.
 
     Args:
         size: characters of a file or of an override.

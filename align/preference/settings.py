@@ -31,20 +31,22 @@ OBJECTIVE = OneOf("loss", lambda: OBJECTIVES, default="bt")
 
 
 class Data(Settings):
-    """Tables with prompt, chosen, rejected and, if they matter, tie and user; of regression: prompt, image, score."""
+    """Tables with columns prompt, chosen, rejected, optionally tie and user; for regression: prompt, image, score."""
 
-    train: str = Field(description="rows to learn from: .jsonl, .csv, .parquet or hub:owner/name[:split]")
-    heldout: str | None = Field(None, description="rows never learnt from, for the accuracy that is reported")
-    limit: int | None = Field(None, ge=1, description="use only the first so many rows to learn from")
+    train: str = Field(description="training rows: .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    heldout: str | None = Field(None, description="held-out rows, for the reported accuracy; null = none")
+    limit: int | None = Field(
+        None, ge=1, description="maximum number of training rows, counted from the first; null = all"
+    )
 
 
 class Steps(Settings):
-    """The optimisation."""
+    """Settings of the optimizer."""
 
-    steps: int = Field(500, ge=1, description="steps of AdamW")
+    steps: int = Field(500, ge=1, description="AdamW steps")
     batch: int = Field(64, ge=1, description="pairs per step")
-    lr: float = Field(1e-3, gt=0, description="of the head, or of the LoRA")
-    weight_decay: float = Field(0.01, ge=0, description="of all that is trained")
+    lr: float = Field(1e-3, gt=0, description="learning rate of the head or the LoRA")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of all trained weights")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
 
@@ -59,22 +61,22 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 class Fit(Steps):
-    """The optimisation of a head, and of what is trained in the backbone."""
+    """Optimizer settings for a head and the trained part of its backbone."""
 
-    backbone_lr: float = Field(1e-5, gt=0, description="of what is trained in the backbone")
+    backbone_lr: float = Field(1e-5, gt=0, description="learning rate of the trained part of the backbone")
 
 
 class RewardTrainConfig(RunSettings):
-    """One reward to train; its run folder is the reward."""
+    """Settings for training one reward; the run folder is the reward."""
 
     command = "reward train"
 
     device: Device = Field("cpu", description=NAMES)
-    data: Data = Field(description="preferences")
-    backbone: Backbone = Field(Backbone(), description="whose features the head reads")
-    head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="features -> score")
-    loss: Annotated[Objective, OBJECTIVE] = Field(OBJECTIVES["bt"](kind="bt"), description="what it is trained for")
-    fit: Fit = Field(Fit(), description="how")
+    data: Data = Field(description="preference tables")
+    backbone: Backbone = Field(Backbone(), description="backbone that provides the head's features")
+    head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="head: features to score")
+    loss: Annotated[Objective, OBJECTIVE] = Field(OBJECTIVES["bt"](kind="bt"), description="training objective")
+    fit: Fit = Field(Fit(), description="optimizer settings")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -97,31 +99,35 @@ def load_reward_training(path: Files, overrides: Sequence[str] = ()) -> RewardTr
 
 
 class LatentPrompts(Settings):
-    """What is drawn to learn from, in any form that training reads."""
+    """Prompts to sample from, in any form that training accepts."""
 
-    train: str = Field(description="shapes:train, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
-    limit: int = Field(256, ge=1, description="the first so many")
-    heldout: str | None = Field(None, description="prompts never learnt from, for the ranking that is reported")
-    measured: int = Field(32, ge=1, description="the first so many of those")
+    train: str = Field(
+        description="training prompts: shapes:train, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]"
+    )
+    limit: int = Field(256, ge=1, description="maximum number of training prompts, counted from the first")
+    heldout: str | None = Field(None, description="held-out prompts, for the reported ranking accuracy; null = none")
+    measured: int = Field(32, ge=1, description="maximum number of held-out prompts, counted from the first")
 
 
 class LatentTrainConfig(RunSettings):
-    """One latent reward to train on samples of a generator and their scores; its run folder is the reward."""
+    """Settings for training one latent reward on scored samples of a generator; the run folder is the reward."""
 
     command = "reward latent"
 
-    generator: GeneratorConfig = Field(description="whose latents are judged")
-    memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
-    prompts: LatentPrompts = Field(description="what is drawn")
-    sampler: Sampler = Field(Sampler(), description="how it is drawn, by steps without noise")
-    samples: int = Field(4, ge=2, description="of each prompt; they are ranked among each other")
-    chunk: int = Field(64, ge=1, description="samples drawn at once")
-    reward: Annotated[RewardSettings, REWARD] = Field(description="whose scores are learnt")
-    text: Backbone = Field(Backbone(), description="the CLIP that reads the prompts")
-    width: int = Field(64, ge=8, multiple_of=8, description="of the convolutions")
-    blocks: int = Field(3, ge=1, description="halvings of the latent's size")
-    ranking: float = Field(1.0, ge=0, description="weight of Bradley-Terry between a prompt's samples")
-    fit: Fit = Field(Fit(), description="how; a batch counts samples")
+    generator: GeneratorConfig = Field(description="generator whose latents the reward judges")
+    memory: Memory = Field(
+        Memory(), description="memory settings, as for training; presets are available for training only"
+    )
+    prompts: LatentPrompts = Field(description="prompts to sample from")
+    sampler: Sampler = Field(Sampler(), description="sampler of the training samples; must be deterministic")
+    samples: int = Field(4, ge=2, description="samples per prompt, ranked among each other")
+    chunk: int = Field(64, ge=1, description="samples generated at a time")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="reward whose scores are learned")
+    text: Backbone = Field(Backbone(), description="CLIP that encodes the prompts")
+    width: int = Field(64, ge=8, multiple_of=8, description="width of the convolutions")
+    blocks: int = Field(3, ge=1, description="downsampling blocks, each of which halves the latent's size")
+    ranking: float = Field(1.0, ge=0, description="weight of the Bradley-Terry loss between samples of a prompt")
+    fit: Fit = Field(Fit(), description="optimizer settings; batch counts samples")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -131,32 +137,39 @@ class LatentTrainConfig(RunSettings):
 
 
 class JudgeLora(Settings):
-    """The part of a judge that learns."""
+    """The trained part of a judge."""
 
-    rank: int = Field(16, ge=1, description="of the LoRA")
-    alpha: float = Field(32.0, gt=0, description="of the LoRA")
+    rank: int = Field(16, ge=1, description="LoRA rank")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha")
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="ends of the names of the language layers that get one",
+        description="language-model layers to adapt, by the end of their names",
     )
 
 
 class JudgeTrainConfig(RunSettings):
-    """One judge to teach by preferences; its run folder is the LoRA for ``judge: {model: ..., lora: ...}``."""
+    """Settings for training one judge on preferences; the run folder is a LoRA for ``judge: {lora: ...}``."""
 
     command = "reward judge"
 
     device: Device = Field("cpu", description=NAMES)
-    data: Data = Field(description="preferences: prompt, chosen, rejected, maybe reason, said behind the verdict")
+    data: Data = Field(
+        description="preference tables: prompt, chosen, rejected, and optionally reason, which follows the "
+        "verdict in the training replies"
+    )
     reward: Annotated[RewardSettings, REWARD] = Field(
-        description="what asks the judge: yes_probability, reward_dance or pairwise, with a local judge"
+        description="reward that queries the judge: yes_probability, reward_dance or pairwise, with a local judge"
     )
-    lora: JudgeLora = Field(JudgeLora(), description="what is trained")
+    lora: JudgeLora = Field(JudgeLora(), description="LoRA to train")
     verdict: float = Field(
-        0.1, gt=0, le=1, description="weight of a reply's first token against the rest of it, where there is a reason"
+        0.1,
+        gt=0,
+        le=1,
+        description="loss weight of a reply's first token (the verdict) relative to the rest; applies to rows "
+        "with a reason",
     )
-    fit: Steps = Field(Steps(steps=200, batch=8, lr=1e-4), description="how")
+    fit: Steps = Field(Steps(steps=200, batch=8, lr=1e-4), description="optimizer settings")
 
     @model_validator(mode="after")
     def _teachable(self) -> Self:

@@ -28,7 +28,7 @@ else:
 
 @dataclass(frozen=True)
 class Terms:
-    """The summands of one rollout's loss, M of them.
+    """The M summands of one rollout's loss.
 
     Args:
         sample: ``[M]`` row of the rollout a term belongs to.
@@ -95,11 +95,13 @@ class Recipe(Strict):
 
 
 class ForwardRecipe(Recipe):
-    """Recipes whose loss looks at the forward process: noise a sample again, compare velocities there."""
+    """Recipes whose loss uses the forward process: re-noise a sample and compare velocities there."""
 
-    times: int = Field(6, ge=1, description="noised copies per sample, one in each of as many equal slices of time")
-    t_range: tuple[float, float] = Field((0.0, 1.0), description="slice of time the noised copies are drawn from")
-    kl: float = Field(0.0, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+    times: int = Field(6, ge=1, description="re-noised copies per sample, one in each of this many equal time slices")
+    t_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="interval of times t to draw the re-noised copies from"
+    )
+    kl: float = Field(0.0, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
 
     @property
     def compares(self) -> bool:

@@ -32,10 +32,16 @@ class FlowDPO(ForwardRecipe):
 
     compares_group: ClassVar[bool] = True
     kind: Literal["flow_dpo"] = "flow_dpo"
-    beta: float = Field(500.0, gt=0, description="of -log sigmoid(-beta/2 [...]), errors are means over dimensions")
-    pairs: int = Field(1, ge=1, description="pairs taken from each group")
-    margin: float = Field(0.0, ge=0, description="a pair needs more reward difference than this")
-    refresh: int = Field(0, ge=0, description="rollouts after which the reference becomes the policy; 0 = the base")
+    beta: float = Field(
+        500.0, gt=0, description="beta in -log sigmoid(-beta/2 [...]), with errors averaged over dimensions"
+    )
+    pairs: int = Field(1, ge=1, description="pairs formed from each group")
+    margin: float = Field(0.0, ge=0, description="minimum reward difference of a pair (exclusive)")
+    refresh: int = Field(
+        0,
+        ge=0,
+        description="rollouts between resets of the reference to the current policy; 0 = the reference stays the base",
+    )
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""

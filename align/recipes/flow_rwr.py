@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FlowRWR(ForwardRecipe):
-    """Reward-weighted regression on flows: exp(r / temperature) weighs each sample (VideoAlign, arXiv 2501.13918)
+    """Reward-weighted regression on flows: samples weighted by exp(r / temperature) (VideoAlign, arXiv 2501.13918)
 
     On stored samples that nothing compares every weight is 1: plain fine-tuning. All weights are positive, so the
     policy also learns its own sampler's blur: use enough sampling steps in the rollout and a pull to the base, or
@@ -27,13 +27,24 @@ class FlowRWR(ForwardRecipe):
 
     compares_group: ClassVar[bool] = True
     kind: Literal["flow_rwr"] = "flow_rwr"
-    temperature: float = Field(0.5, gt=0, description="of exp(r / temperature), in standard deviations of the group")
-    standardise: bool = Field(True, description="divide rewards by the group's std first, so temperature has no unit")
-    max_weight: float | None = Field(None, gt=0, description="clip of the weights, whose mean in a group is 1")
-    control_variate: bool = Field(
-        False, description="put the old policy's velocity for what regression on samples of mean weight would teach"
+    temperature: float = Field(
+        0.5,
+        gt=0,
+        description="temperature in exp(r / temperature), in standard deviations of the group (in reward units "
+        "if standardise is false)",
     )
-    kl: float = Field(0.1, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
+    standardise: bool = Field(
+        True, description="divide rewards by the group's standard deviation first, so that temperature has no unit"
+    )
+    max_weight: float | None = Field(
+        None, gt=0, description="maximum weight; weights average 1 within a group; null = no maximum"
+    )
+    control_variate: bool = Field(
+        False,
+        description="use the old policy's velocity as a control variate for the unit-weight part of the "
+        "regression target",
+    )
+    kl: float = Field(0.1, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
 
     @property
     def compares(self) -> bool:

@@ -35,11 +35,23 @@ class GRPO(Recipe):
 
     compares_group: ClassVar[bool] = True
     kind: Literal["grpo"] = "grpo"
-    clip_range: float = Field(1e-4, gt=0, description="of the ratio; log-probabilities are means over dimensions")
-    ratio: Literal["plain", "guard"] = Field("plain", description="guard: mean 0 and equal spread at every step")
-    kl: float = Field(0.0, ge=0, description="weight of the KL of the step's Gaussian to the base's")
-    std: Literal["group", "global", "centred", "none"] = Field("global", description="what divides r - mean_group")
-    clip: float = Field(5.0, gt=0, description="advantages are clipped to +-clip")
+    clip_range: float = Field(
+        1e-4,
+        gt=0,
+        description="clipping range of the probability ratio, whose log-probabilities are averaged over dimensions",
+    )
+    ratio: Literal["plain", "guard"] = Field(
+        "plain",
+        description="probability ratio: plain | guard = normalised to mean 0 and equal spread at every step "
+        "(GRPO-Guard)",
+    )
+    kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
+    std: Literal["group", "global", "centred", "none"] = Field(
+        "global",
+        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
+        "rewards | centred = std of all rewards minus their group means | none = 1",
+    )
+    clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs log-probabilities, so stochastic steps."""

@@ -28,15 +28,27 @@ class NFT(ForwardRecipe):
 
     compares_group: ClassVar[bool] = True
     kind: Literal["nft"] = "nft"
-    beta: float = Field(1.0, gt=0, description="how far v+ and v- lie from v_old; small is bold")
-    kl: float = Field(1e-4, ge=0, description="weight of mean (v - v_ref)^2, the pull towards the base")
-    std: Literal["group", "global", "centred", "none"] = Field("global", description="what divides r - mean_group")
-    clip: float = Field(5.0, gt=0, description="advantages are clipped to +-clip before they become probabilities")
+    beta: float = Field(
+        1.0, gt=0, description="distance of v+ and v- from v_old, relative to v - v_old; small values take larger steps"
+    )
+    kl: float = Field(1e-4, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    std: Literal["group", "global", "centred", "none"] = Field(
+        "global",
+        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
+        "rewards | centred = std of all rewards minus their group means | none = 1",
+    )
+    clip: float = Field(
+        5.0, gt=0, description="advantage that counts as certainty (probability 0 or 1); larger ones are clipped"
+    )
     mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
-        "all", description="which side of the advantage teaches"
+        "all",
+        description="advantages used: all = both signs | positive_only, negative_only = the other sign set to 0 "
+        "| one_only = 1 if positive, else 0 | binary = the sign only",
     )
     old: Literal["on_policy", "linear", "delayed"] = Field(
-        "linear", description="decay of old per rollout: 0 | min(0.001 n, 0.5) | 0 until 75, then to 0.999 by 0.0075"
+        "linear",
+        description="decay of the old policy at rollout n: on_policy = 0 | linear = min(0.001 n, 0.5) | delayed "
+        "= 0 until 75, then rising by 0.0075 per rollout to 0.999",
     )
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:

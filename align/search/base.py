@@ -21,7 +21,7 @@ NOISY = [kind for kind, level in LEVELS.items() if level is not None]
 
 
 class Method(Strict):
-    """Base of every method. The first line of a subclass's docstring is what ``alignflow recipes`` prints."""
+    """Base of every method. ``alignflow recipes`` prints the first line of a subclass's docstring."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,7 +39,7 @@ class Method(Strict):
     """Kind of sampler where the settings name none."""
 
     kind: str
-    sampler: Sampler = Field(Sampler(), description="how noise becomes a sample")
+    sampler: Sampler = Field(Sampler(), description="sampler")
 
     @model_validator(mode="before")
     @classmethod
@@ -83,13 +83,20 @@ class Method(Strict):
 
 
 class Weighted(Method):
-    """What the methods with weighted particles share (:mod:`align.search.smc`)."""
+    """Settings shared by the methods with weighted particles (:mod:`align.search.smc`)."""
 
     stochastic = True
     default_sampler = "ddim"
 
-    particles: int | None = Field(4, ge=1, description="per prompt at a time; null = all the budget pays for")
-    strength: float = Field(10.0, gt=0, description="of the reward in the target p(x) exp(strength * reward)")
+    particles: int | None = Field(
+        4, ge=1, description="particles per prompt at a time; null = as many as the budget allows"
+    )
+    strength: float = Field(
+        10.0, gt=0, description="strength of the reward in the target distribution p(x) exp(strength * reward)"
+    )
     resample_below: float = Field(
-        0.5, gt=0, le=1, description="share of particles; a smaller effective sample size is resampled; 1 = always"
+        0.5,
+        gt=0,
+        le=1,
+        description="resample when the effective sample size falls below this share of the particles; 1 = always",
     )

@@ -27,13 +27,17 @@ LIMITS = ("network_calls", "decodes", "reward_calls", "seconds")
 
 
 class Budget(Settings):
-    """What one prompt may cost; the first limit that is reached ends its search."""
+    """Limits on the cost of one prompt; the first limit reached ends its search."""
 
-    network_calls: int | None = Field(None, ge=1, description="samples times network calls; guidance makes it two")
-    decodes: int | None = Field(None, ge=1, description="samples decoded")
-    reward_calls: int | None = Field(None, ge=1, description="samples scored")
+    network_calls: int | None = Field(
+        None, ge=1, description="network calls per prompt, counted per sample; guidance doubles them; null = no limit"
+    )
+    decodes: int | None = Field(None, ge=1, description="samples decoded per prompt; null = no limit")
+    reward_calls: int | None = Field(None, ge=1, description="samples scored per prompt; null = no limit")
     seconds: float | None = Field(
-        None, gt=0, description="wall time; of prompts searched together each has an equal share"
+        None,
+        gt=0,
+        description="wall time per prompt in seconds; prompts searched together share it equally; null = no limit",
     )
 
     @model_validator(mode="after")
@@ -49,7 +53,7 @@ class Budget(Settings):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one particle of a method costs. A network call counts as the generator counts it: two with guidance.
+    """Cost of one particle of a method. A network call counts as the generator counts it: two with guidance.
 
     Costs are added, subtracted and multiplied by whole numbers: ``task.cost.sample + 3 * task.cost.value``.
     """
@@ -89,7 +93,7 @@ NOTHING = Cost()
 
 @dataclass(frozen=True)
 class Costs:
-    """What each operation of a task costs for one particle.
+    """Cost of each operation of a task for one particle.
 
     Args:
         steps: of the sampler.
@@ -143,11 +147,11 @@ class Costs:
 
 
 class BudgetSpent(Exception):  # noqa: N818
-    """The next operation would go beyond the budget; ends the method, not the search."""
+    """The next operation would exceed the budget; ends the method, not the search."""
 
 
 class Meter:
-    """Counts what the B prompts of one batch have cost.
+    """Counter of the cost of the B prompts of one batch.
 
     Args:
         budget: the limits of each prompt.

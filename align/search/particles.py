@@ -22,7 +22,7 @@ UNKNOWN: Any = None
 
 @dataclass(frozen=True, eq=False)
 class Particles:
-    """N unfinished samples of a batch of prompts, those of a prompt side by side.
+    """N unfinished samples of a batch of prompts; the samples of a prompt are adjacent.
 
     Every operation returns new particles and treats all fields alike, also those that a subclass adds. Indices and
     masks may be on any device. The last three are None until something computes them.

@@ -30,48 +30,54 @@ METHOD = OneOf("search method", registry.searches, outside=derived(Method))
 
 
 class SearchOnly(Settings):
-    """A method with its budget, for Python."""
+    """A search method and its budget, for use from Python."""
 
-    search: Annotated[Method, METHOD] = Field(description="how")
-    budget: Budget = Field(description="what each prompt may cost")
+    search: Annotated[Method, METHOD] = Field(description="search method")
+    budget: Budget = Field(description="budget per prompt")
 
 
 class SearchPrompts(Settings):
-    """What is drawn, in any form that training reads."""
+    """Prompts to search, in any form that training accepts."""
 
-    source: str = Field(description="shapes:heldout, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
-    limit: int | None = Field(8, ge=1, description="use only the first so many; null = all")
-    seed: int = Field(0, ge=0, lt=2**32, description="which prompts of the embedded world")
+    source: str = Field(description="prompts: shapes:heldout, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    limit: int | None = Field(8, ge=1, description="maximum number of prompts, counted from the first; null = all")
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed that selects prompts of the embedded world")
     bad: Literal["stop", "skip"] = Field(
-        "stop", description="rows that cannot be used (too long, pictures missing or damaged): stop, or leave them out"
+        "stop",
+        description="handling of unusable rows (prompts too long, images missing or damaged): stop = raise an "
+        "error | skip = leave them out",
     )
 
 
 class SearchConfig(RunSettings):
-    """One search."""
+    """Settings of one search."""
 
     command = "search"
 
-    generator: GeneratorConfig = Field(description="the pipeline whose samples are searched")
-    memory: Memory = Field(Memory(), description="what fits a card, as in training; presets are for training alone")
-    lora: str | None = Field(None, description="LoRA on it: a file, a folder, or a training run")
-    prompts: SearchPrompts = Field(description="what is drawn")
-    reward: Annotated[RewardSettings, REWARD] = Field(description="what is raised")
+    generator: GeneratorConfig = Field(description="pipeline to search samples of")
+    memory: Memory = Field(
+        Memory(), description="memory settings, as for training; presets are available for training only"
+    )
+    lora: str | None = Field(
+        None, description="LoRA to load into the generator: a file, a folder or a training run; null = none"
+    )
+    prompts: SearchPrompts = Field(description="prompts to search")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="reward to optimise")
     latent_reward: str | None = Field(
         None,
-        description="judges unfinished samples undecoded: a folder of alignflow reward latent, or package.module:name "
-        "of (x_t [n, ...], t [n], prompts) -> [n]",
+        description="reward of unfinished, undecoded samples: a folder written by alignflow reward latent, or "
+        "package.module:name with signature (x_t [n, ...], t [n], prompts) -> [n]; null = none",
     )
-    search: Annotated[Method, METHOD] = Field(description="how")
-    budget: Budget = Field(description="what each prompt may cost")
+    search: Annotated[Method, METHOD] = Field(description="search method")
+    budget: Budget = Field(description="budget per prompt")
     gold: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
-        {}, description="name -> reward that only looks on: at the plain sample and at the best one"
+        {}, description="rewards by name that are reported for the plain and the best sample, but not optimised"
     )
-    batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those under way")
+    batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those in progress")
     chunk: int = Field(64, ge=1, description="samples per network call")
     decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")
-    keep: int = Field(4, ge=1, description="best candidates written of each prompt, beside the worst")
-    samples: Samples = Field(Samples(), description="how pictures and clips are written")
+    keep: int = Field(4, ge=1, description="best candidates saved per prompt, in addition to the worst")
+    samples: Samples = Field(Samples(), description="file formats of saved images and videos")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

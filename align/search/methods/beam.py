@@ -34,9 +34,9 @@ class Beam(Method):
     default_sampler = "ddim"
 
     kind: Literal["beam"] = Field("beam", description="diffusion latent beam search")
-    beams: int = Field(4, ge=1, description="kept per prompt at every step")
-    children: int = Field(2, ge=2, description="of each beam at every step, at most")
-    lookahead: int = Field(1, ge=1, description="ODE steps from a child to the sample it is judged by; 1 = x0_hat")
+    beams: int = Field(4, ge=1, description="beams kept per prompt at every step")
+    children: int = Field(2, ge=2, description="maximum number of children per beam at every step")
+    lookahead: int = Field(1, ge=1, description="ODE steps from a child to the sample that is scored; 1 = x0_hat")
 
     def search(self, task: Task) -> None:
         """One beam search after another while the budget lasts; with fewer children where it pays for fewer."""

@@ -16,7 +16,7 @@ class BestOfN(Method):
     """Best of N independent samples: random search (arXiv 2501.09732)"""
 
     kind: Literal["best_of_n"] = Field("best_of_n", description="random search")
-    n: int | None = Field(None, ge=1, description="samples per prompt; null = all the budget pays for")
+    n: int | None = Field(None, ge=1, description="samples per prompt; null = as many as the budget allows")
 
     def search(self, task: Task) -> None:
         """Sample and score. A sample is the same whatever it is drawn with, and the first is the plain sample."""

@@ -23,10 +23,16 @@ class DAS(Weighted):
 
     kind: Literal["das"] = Field("das", description="tempered SMC with gradient proposals")
     gamma: float | None = Field(
-        None, gt=0, description="strength before step i is (1 + gamma)^i - 1, at most 1, of the whole; null = 1 at 87 %"
+        None,
+        gt=0,
+        description="growth of the strength: min((1 + gamma)^i - 1, 1) times the full strength before step i; "
+        "null = full strength after 87 % of the steps",
     )
     cap: float | None = Field(
-        1.0, gt=0, description="longest shift by the gradient, root mean square in standard deviations of a step"
+        1.0,
+        gt=0,
+        description="maximum shift by the gradient: root mean square, in standard deviations of a step; null = "
+        "no maximum",
     )
 
     def search(self, task: Task) -> None:

@@ -24,7 +24,7 @@ else:
 
 @dataclass(frozen=True)
 class Generation:
-    """Scored samples with their values, and step -> the same particles before it, with their velocity."""
+    """Scored samples with their values, and a map from step to the same particles before it, with their velocity."""
 
     samples: Particles
     states: dict[int, Particles]
@@ -39,17 +39,23 @@ class Generation:
 
 
 class Evo(Method):
-    """EvoSearch: evolution at several steps of sampling, elites live on, children are mutated (arXiv 2505.17618)
+    """EvoSearch: evolution at several sampling steps; elites survive, children are mutated (arXiv 2505.17618)
 
     A mutation renews a part of the parent's noise and keeps its amount, at every step. Parents are drawn by tournament.
     """
 
     kind: Literal["evo"] = Field("evo", description="evolutionary search")
-    population: int | None = Field(None, ge=2, description="samples of a generation; null = what the budget pays for")
-    schedule: list[float] = Field([0.0, 0.4, 0.6, 0.8], description="shares of the steps where generations are bred")
-    elites: float = Field(0.2, ge=0, lt=1, description="share of a generation that lives on unchanged")
-    mutation: float = Field(0.2, gt=0, le=1, description="amplitude of the part of the noise that is renewed")
-    tournament: float = Field(0.9, gt=0, le=1, description="share of a generation among which the best is a parent")
+    population: int | None = Field(
+        None, ge=2, description="samples per generation; null = as many as the budget allows"
+    )
+    schedule: list[float] = Field(
+        [0.0, 0.4, 0.6, 0.8], description="points at which generations are bred, as shares of the sampling steps"
+    )
+    elites: float = Field(0.2, ge=0, lt=1, description="share of a generation that survives unchanged")
+    mutation: float = Field(0.2, gt=0, le=1, description="amplitude of the renewed part of the noise")
+    tournament: float = Field(
+        0.9, gt=0, le=1, description="tournament size as a share of the generation; its best sample becomes a parent"
+    )
 
     def search(self, task: Task) -> None:
         """One evolution after another while the budget lasts."""

@@ -21,10 +21,14 @@ class FK(Weighted):
     """
 
     kind: Literal["fk"] = Field("fk", description="Feynman-Kac steering")
-    potential: Literal["diff", "max", "sum"] = Field("diff", description="change | highest so far | sum of the values")
-    every: int = Field(1, ge=1, description="steps from one judgement to the next")
-    start: float = Field(0.2, ge=0, le=1, description="share of the steps before the first judgement")
-    stop: float = Field(0.8, ge=0, le=1, description="share of the steps before the last one")
+    potential: Literal["diff", "max", "sum"] = Field(
+        "diff",
+        description="resampling potential: diff = change of the value | max = highest value so far | sum = sum "
+        "of the values",
+    )
+    every: int = Field(1, ge=1, description="steps between evaluations of the particles")
+    start: float = Field(0.2, ge=0, le=1, description="first evaluation, as a share of the sampling steps")
+    stop: float = Field(0.8, ge=0, le=1, description="last evaluation, as a share of the sampling steps")
 
     def search(self, task: Task) -> None:
         """One population after another while the budget lasts."""

@@ -38,17 +38,27 @@ class Guidance(Method):
 
     kind: Literal["guidance"] = Field("guidance", description="training-free guidance")
     preset: Literal["dps", "freedom", "mpgd", "universal"] | None = Field(
-        None, description="sets through, direct, recur and iterate as that method has them, where they are not given"
+        None,
+        description="published method that sets through, direct, recur and iterate where they are not given; "
+        "null = none",
     )
     particles: int = Field(1, ge=1, description="samples per prompt at a time")
-    strength: float = Field(0.2, gt=0, description="of the reward: see scale")
-    scale: Literal["score", "rms"] = Field("rms", description="score = as a density | rms = as a share of the velocity")
-    through: float = Field(1.0, ge=0, description="share of the gradient through the network")
-    direct: float = Field(0.0, ge=0, description="share of the gradient to x0_hat alone")
-    iterate: int = Field(1, ge=1, description="steps of the direct gradient at each step")
-    recur: int = Field(1, ge=1, description="times a step is taken, noised back in between (time travel)")
-    smooth: float = Field(0.0, ge=0, description="standard deviation of noise on x0_hat before the direct gradient")
-    latest: float = Field(0.98, gt=0, le=1, description="no guidance above this t, where x0_hat says nothing yet")
+    strength: float = Field(0.2, gt=0, description="guidance strength, in the units of scale")
+    scale: Literal["score", "rms"] = Field(
+        "rms",
+        description="scale of the guidance: score = factor of the reward in the log-density | rms = size "
+        "relative to the velocity",
+    )
+    through: float = Field(1.0, ge=0, description="weight of the gradient through the network to x_t; 0 = off")
+    direct: float = Field(0.0, ge=0, description="weight of the gradient with respect to x0_hat alone; 0 = off")
+    iterate: int = Field(1, ge=1, description="direct gradient steps per sampling step")
+    recur: int = Field(
+        1, ge=1, description="repeats of each sampling step, re-noised in between (time travel); 1 = none"
+    )
+    smooth: float = Field(
+        0.0, ge=0, description="standard deviation of the noise added to x0_hat before the direct gradient"
+    )
+    latest: float = Field(0.98, gt=0, le=1, description="largest t with guidance; above it x0_hat is uninformative")
 
     @model_validator(mode="before")
     @classmethod

@@ -31,7 +31,7 @@ NAME = "noise"
 
 
 class HyperNoise(Method):
-    """HyperNoise: a LoRA of the generator shifts the noise, learnt by the reward's gradient (arXiv 2508.09968)
+    """HyperNoise: a LoRA of the generator, trained with the reward's gradient, shifts the noise (arXiv 2508.09968)
 
     The noise ``eps`` becomes ``eps + v_lora(eps, 1) - v(eps, 1)``, at first ``eps`` itself; the loss is minus the
     reward plus ``regularise`` times the shift's mean square, its divergence from the normal law. All prompts that are
@@ -42,16 +42,17 @@ class HyperNoise(Method):
     deterministic = True
     amortised = True
 
-    kind: Literal["hyper_noise"] = Field("hyper_noise", description="a learnt shift of noise")
-    noises: int = Field(4, ge=1, description="per prompt and update")
-    lr: float = Field(2e-5, ge=0, description="of AdamW; 0 = only use what is in folder")
-    rank: int = Field(128, ge=1, description="of the LoRA")
-    alpha: float = Field(256.0, gt=0, description="of the LoRA")
-    strength: float = Field(1.0, gt=0, description="of the reward in the loss")
-    regularise: float = Field(0.5, ge=0, description="weight of the shift's mean square in the loss")
-    max_norm: float = Field(1.0, gt=0, description="longest gradient of all weights")
+    kind: Literal["hyper_noise"] = Field("hyper_noise", description="learned noise shift")
+    noises: int = Field(4, ge=1, description="noises per prompt and optimizer step")
+    lr: float = Field(2e-5, ge=0, description="AdamW learning rate; 0 = no training, only use the LoRA in folder")
+    rank: int = Field(128, ge=1, description="LoRA rank")
+    alpha: float = Field(256.0, gt=0, description="LoRA alpha")
+    strength: float = Field(1.0, gt=0, description="strength of the reward in the loss")
+    regularise: float = Field(0.5, ge=0, description="weight of the shift's mean square in the loss; 0 = none")
+    max_norm: float = Field(1.0, gt=0, description="maximum gradient norm over all weights")
     folder: str | None = Field(
-        None, description="where the LoRA lies: taken from there if it is, written after every batch of prompts"
+        None,
+        description="folder of the LoRA: loaded if it exists, saved after every batch of prompts; null = not saved",
     )
 
     @model_validator(mode="after")
@@ -85,7 +86,7 @@ def holds_lora(folder: Path) -> bool:
 
 
 class Shifter:
-    """The generator's network as one that shifts noise, by a LoRA that is on nowhere else.
+    """The generator's network with a LoRA that shifts noise and is switched off everywhere else.
 
     Raises:
         LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is learnt.

@@ -23,8 +23,10 @@ class NRG(Method):
 
     kind: Literal["nrg"] = Field("nrg", description="noisy reward guidance")
     particles: int = Field(1, ge=1, description="samples per prompt at a time")
-    strength: float = Field(10.0, gt=0, description="of the reward in the target p(x) exp(strength * reward)")
-    latest: float = Field(0.98, gt=0, lt=1, description="t above which the factor t / (1 - t) grows no more")
+    strength: float = Field(
+        10.0, gt=0, description="strength of the reward in the target distribution p(x) exp(strength * reward)"
+    )
+    latest: float = Field(0.98, gt=0, lt=1, description="t above which the factor t / (1 - t) stops growing")
 
     def search(self, task: Task) -> None:
         """Guided samples while the budget lasts."""

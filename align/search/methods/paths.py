@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Paths(Method):
-    """Search over paths: copies of a path are noised back, taken further, and judged (arXiv 2501.09732)
+    """Search over paths: copies of a path are re-noised, continued and scored (arXiv 2501.09732)
 
     Works with any sampler, deterministic ones too, because the copies differ by the noise they are given.
     """
 
     kind: Literal["paths"] = Field("paths", description="search over paths")
-    paths: int = Field(2, ge=1, description="kept per prompt at every stage")
-    copies: int = Field(4, ge=2, description="of every path at every stage")
-    start: float = Field(0.3, ge=0, lt=1, description="share of the steps before the first stage")
-    back: int = Field(1, ge=1, description="steps a copy is noised back by")
-    forward: int = Field(3, ge=2, description="steps it is then taken; more than back")
+    paths: int = Field(2, ge=1, description="paths kept per prompt at every stage")
+    copies: int = Field(4, ge=2, description="copies of every path at every stage")
+    start: float = Field(0.3, ge=0, lt=1, description="first stage, as a share of the sampling steps")
+    back: int = Field(1, ge=1, description="steps by which a copy is re-noised")
+    forward: int = Field(3, ge=2, description="steps for which the copy is then continued; must exceed back")
 
     def search(self, task: Task) -> None:
         """One set of paths after another while the budget lasts."""

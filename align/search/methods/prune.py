@@ -21,17 +21,24 @@ else:
 
 
 class Prune(Method):
-    """Latent-reward pruning: draws by value, each particle once, at a few early steps, then the best alone (LatSearch)
+    """Latent-reward pruning: particles drawn by value, without replacement, at early steps; the best finishes
+    (LatSearch)
 
     Made for a latent reward, which needs no decode; without one ``x0_hat`` is decoded and judged by the reward. Nothing
     is copied, so any sampler will do.
     """
 
     kind: Literal["prune"] = Field("prune", description="pruning by the value of unfinished samples")
-    particles: int = Field(6, ge=1, description="a noise and its neighbours, per prompt at a time")
+    particles: int = Field(6, ge=1, description="particles per prompt at a time: a noise and its neighbours")
     spread: float = Field(0.1, gt=0, le=1, description="amplitude of the fresh noise in a neighbour")
-    at: list[float] = Field([0.2, 0.3, 0.4], min_length=1, description="shares of the steps where particles are judged")
-    temperature: float = Field(1.0, gt=0, description="a particle is drawn with probability ~ exp(value / temperature)")
+    at: list[float] = Field(
+        [0.2, 0.3, 0.4],
+        min_length=1,
+        description="points at which particles are scored, as shares of the sampling steps",
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of the draw, with probability ~ exp(value / temperature)"
+    )
 
     def search(self, task: Task) -> None:
         """Family after family for the prompts that can pay for one; what dropping saves pays for more of them."""

@@ -26,15 +26,18 @@ class Psi(Weighted):
 
     gradients = True
 
-    kind: Literal["psi"] = Field("psi", description="posterior of the noise, then SMC")
+    kind: Literal["psi"] = Field("psi", description="posterior sampling of the noise, then SMC")
     particles: int | None = Field(
-        10, ge=1, description="per prompt; null = all that their share of the budget pays for"
+        10, ge=1, description="particles per prompt; null = as many as their share of the budget allows"
     )
-    share: float = Field(0.5, gt=0, lt=1, description="of the budget that the chains spend; half of it is burn-in")
-    chains: int = Field(5, ge=1, description="of the MCMC, per prompt")
-    step_size: float = Field(0.5, gt=0, description="h of the chains' proposals")
+    share: float = Field(0.5, gt=0, lt=1, description="share of the budget spent on the chains; half of it is burn-in")
+    chains: int = Field(5, ge=1, description="MCMC chains per prompt")
+    step_size: float = Field(0.5, gt=0, description="step size h of the chains' proposals")
     cap: float | None = Field(
-        1.0, gt=0, description="longest shift by the gradient, root mean square in standard deviations of a step"
+        1.0,
+        gt=0,
+        description="maximum shift by the gradient: root mean square, in standard deviations of a step; null = "
+        "no maximum",
     )
 
     def search(self, task: Task) -> None:

@@ -26,7 +26,7 @@ else:
 
 
 class RBF(Method):
-    """Rollover budget forcing: flow as SDE on a variance-preserving path, unused budget rolls over (arXiv 2503.19385)
+    """Rollover budget forcing: SDE sampling on a variance-preserving path, unused budget rolls over (arXiv 2503.19385)
 
     Each step is solved exactly with x0_hat held, so that the noise level is right at any length of step. The noise is
     the method's own: the sampler named is that of the steps it starts from.
@@ -35,12 +35,17 @@ class RBF(Method):
     deterministic = True
 
     kind: Literal["rbf"] = Field("rbf", description="rollover budget forcing")
-    interpolant: Literal["vp", "linear"] = Field("vp", description="path whose SDE is sampled; linear = the flow's own")
-    grid: Literal["generator", "slow_start"] = Field(
-        "generator", description="times of the steps; slow_start = as published, which leaves a long last step"
+    interpolant: Literal["vp", "linear"] = Field(
+        "vp", description="path of the sampled SDE: vp = variance-preserving | linear = the flow's own"
     )
-    diffusion: float = Field(3.0, gt=0, description="d of the diffusion coefficient g(t) = d t^2")
-    first: int = Field(25, ge=1, description="initial noises judged at the first step; at most a step's share")
+    grid: Literal["generator", "slow_start"] = Field(
+        "generator",
+        description="time grid: generator = the scheduler's | slow_start = as published, which leaves a long last step",
+    )
+    diffusion: float = Field(3.0, gt=0, description="d in the diffusion coefficient g(t) = d t^2")
+    first: int = Field(
+        25, ge=1, description="initial noises scored at the first step; at most one step's share of the budget"
+    )
 
     def search(self, task: Task) -> None:
         """Search after search for the prompts that can pay another."""

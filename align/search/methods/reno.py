@@ -32,12 +32,16 @@ class ReNO(Method):
 
     kind: Literal["reno"] = Field("reno", description="gradient ascent on noise")
     noises: int = Field(1, ge=1, description="noises per prompt at a time")
-    iterations: int = Field(50, ge=1, description="of a noise; then a new one is begun while the budget lasts")
-    lr: float = Field(5.0, gt=0, description="of gradient ascent with Nesterov momentum")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of it")
-    max_norm: float = Field(0.1, gt=0, description="longest gradient of a noise")
-    strength: float = Field(1.0, gt=0, description="of the reward against the regulariser")
-    regularise: float = Field(0.01, ge=0, description="weight of -log density of the noise's length")
+    iterations: int = Field(
+        50, ge=1, description="iterations per noise; then a new noise is started while the budget lasts"
+    )
+    lr: float = Field(5.0, gt=0, description="learning rate of gradient ascent with Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum; 0 = none")
+    max_norm: float = Field(0.1, gt=0, description="maximum gradient norm per noise")
+    strength: float = Field(1.0, gt=0, description="strength of the reward relative to the regulariser")
+    regularise: float = Field(
+        0.01, ge=0, description="weight of the regulariser, the negative log-density of the noise's norm; 0 = none"
+    )
 
     def search(self, task: Task) -> None:
         """Noise after noise."""

@@ -21,16 +21,19 @@ else:
 
 
 class SVDD(Beam):
-    """SVDD: soft value-based decoding, one of M children by the value of its x0_hat (arXiv 2408.08252)
+    """SVDD: soft value-based decoding, one of M children chosen by the value of its x0_hat (arXiv 2408.08252)
 
     Beam search in which no beam is dropped: each is replaced by one of its own children.
     """
 
     kind: Literal["svdd"] = Field("svdd", description="soft value-based decoding")  # type: ignore[assignment]
     beams: int = Field(1, ge=1, description="independent searches per prompt")
-    children: int = Field(20, ge=2, description="M, drawn at every step; fewer if the budget pays for fewer")
+    children: int = Field(20, ge=2, description="M, the children drawn at every step; fewer if the budget allows fewer")
     strength: float | None = Field(
-        None, gt=0, description="a child is drawn with probability ~ exp(strength * value); null = the best is taken"
+        None,
+        gt=0,
+        description="strength in the probability ~ exp(strength * value) of drawing a child; null = always the "
+        "best child",
     )
 
     def choose(self, task: Task, values: Tensor, count: int, i: int, trial: int) -> Tensor:

@@ -23,21 +23,25 @@ else:
 
 
 class TrustRegion(Method):
-    """Trust-region noise search: black-box boxes around the best noises, as TuRBO does
+    """Trust-region noise search: black-box search in boxes around the best noises, as in TuRBO
 
     A region's samples differ from its centre in a random part of the coordinates, by up to half the box's length, and
     are as long as the centre. Of its length only the start, limits and rule of change are published.
     """
 
     kind: Literal["trust_region"] = Field("trust_region", description="trust regions in noise space")
-    regions: int = Field(15, ge=1, description="boxes, around the best noises of the warm-up")
-    batch: int = Field(20, ge=1, description="samples of an iteration, the regions in turn")
-    warmup: float = Field(0.2, gt=0, lt=1, description="share of the budget that goes into independent samples first")
-    length: float = Field(0.8, gt=0, description="of a box at first, per coordinate of standard normal noise")
-    limits: tuple[float, float] = Field((0.05, 2.4), description="[shortest, longest] box; a shorter one begins anew")
-    factor: float = Field(1.5, gt=1, description="by which boxes grow and shrink")
-    tolerance: int = Field(3, ge=1, description="successes or failures in a row before that")
-    coordinates: tuple[float, float] = Field((0.1, 0.9), description="[least, most] share of coordinates that change")
+    regions: int = Field(15, ge=1, description="number of boxes, around the best noises of the warm-up")
+    batch: int = Field(20, ge=1, description="samples per iteration, shared by the regions in turn")
+    warmup: float = Field(0.2, gt=0, lt=1, description="share of the budget spent on independent samples first")
+    length: float = Field(0.8, gt=0, description="initial box length, per coordinate of standard normal noise")
+    limits: tuple[float, float] = Field(
+        (0.05, 2.4), description="[shortest, longest] box length; a shorter box is reset to the initial length"
+    )
+    factor: float = Field(1.5, gt=1, description="factor by which a box grows or shrinks")
+    tolerance: int = Field(3, ge=1, description="consecutive successes or failures before a box grows or shrinks")
+    coordinates: tuple[float, float] = Field(
+        (0.1, 0.9), description="[least, most] share of the coordinates that change"
+    )
 
     def search(self, task: Task) -> None:
         """Warm up, then iterate."""

@@ -22,15 +22,17 @@ else:
 
 
 class ZeroOrder(Method):
-    """Zero-order search: neighbours of a noise at a fixed angle, the best becomes the next centre (arXiv 2501.09732)
+    """Zero-order search: neighbours of a noise at a fixed angle; the best becomes the next centre (arXiv 2501.09732)
 
     Neighbours have exactly the length of the noise they surround. Where none is better, a new noise is begun.
     """
 
     kind: Literal["zero_order"] = Field("zero_order", description="local search over noise")
-    neighbours: int = Field(4, ge=1, description="samples of a round")
-    cosine: float = Field(0.95, gt=-1, lt=1, description="of the angle between a noise and its neighbours")
-    restart: bool = Field(True, description="begin anew where no neighbour is better; else stay")
+    neighbours: int = Field(4, ge=1, description="samples per round")
+    cosine: float = Field(0.95, gt=-1, lt=1, description="cosine of the angle between a noise and its neighbours")
+    restart: bool = Field(
+        True, description="start again from a new noise if no neighbour is better; false = keep the centre"
+    )
 
     def search(self, task: Task) -> None:
         """Round after round; the noise itself is the first sample of its first round."""
