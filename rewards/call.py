@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class CallableReward(RewardSettings):
-    """Your own code: a function, a class whose instances are called, or a subclass of RewardSettings.
+    """Custom code: a function, a class whose instances are called, or a subclass of RewardSettings.
 
     It is called as ``fn(media, prompts)``, and returns N numbers, a tensor ``[N]`` or :class:`~rewards.base.Scores`.
     ``media`` is ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1]. An argument called ``group``, ``image``,
@@ -31,11 +31,12 @@ class CallableReward(RewardSettings):
     """
 
     kind: str = Field(pattern=r"^[^:]+(:.*)?:[A-Za-z_][\w.]*$", description="package.module:name or path/file.py:name")
-    options: dict[str, Any] = Field({}, description="keyword arguments for the function, or for making the class")
-    range: tuple[float, float] | None = Field(None, description="lowest and highest value, if there are such")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the function or the class")
+    range: tuple[float, float] | None = Field(None, description="[lowest, highest] possible score; null = unbounded")
     differentiable: bool = Field(False, description="whether gradients flow from the scores to the media")
     scope: Scope | None = Field(
-        None, description="what must be scored together; null = group where the code asks for group, else sample"
+        None,
+        description="samples that must be scored together; null = group if the code has a parameter group, else sample",
     )
 
     def compares(self) -> Scope | None:

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from rewards.networks.vision_features import VisionFeatures
 
 
-VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); it stays frozen"
+VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); its "
+"weights are frozen"
 
 
 class ModelRewardSettings(RewardSettings):
-    """A network reads pictures ``batch`` at a time; a clip's score is the mean of its frames' scores.
+    """A network applied to ``batch`` images at a time; a video's score is the mean over its frames.
 
     A subclass has :meth:`load` in place of :meth:`build`.
     """
 
-    batch: int = Field(32, ge=1, description="pictures, or frames of clips, through the network at once")
+    batch: int = Field(32, ge=1, description="images, or frames of videos, per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the network")
     frames: int | None = Field(
-        None, ge=1, description="frames of a clip that are scored, spread evenly; all by default. Their mean counts"
+        None, ge=1, description="frames scored per video, evenly spaced and averaged; null = all"
     )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
@@ -58,11 +59,12 @@ class VisionRewardSettings(ModelRewardSettings):
 
 
 class FlowRewardSettings(RewardSettings):
-    """A reward that looks at the optical flow of clips."""
+    """A reward based on the optical flow of videos."""
 
     flow: str | None = Field(
         None,
-        description="optical flow of your own, package.module:name or file.py:name, (first, second) -> [N, 2, H, W] in "
-        "pixels; null = the built-in Lucas-Kanade pyramid, for textured content",
+        description="custom optical flow, package.module:name or file.py:name, with signature (first, second) -> "
+        "[N, 2, H, W] in pixels; null = the built-in Lucas-Kanade pyramid, which needs textured "
+        "content",
     )
-    batch: int = Field(32, ge=1, description="pairs of frames at once")
+    batch: int = Field(32, ge=1, description="frame pairs per call")

@@ -18,17 +18,19 @@ FORMAT: Literal["alignflow-calibration/1"] = "alignflow-calibration/1"
 
 
 class Reference(Strict):
-    """Statistics of one reward over a reference sample."""
+    """Statistics of one reward on a reference sample."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["alignflow-calibration/1"] = Field(FORMAT, description="version of this file")
-    reward: dict[str, Any] | None = Field(None, description="settings of the reward that was measured")
-    count: int | None = Field(None, description="samples with a score")
-    missing: int = Field(0, description="samples without one")
+    format: Literal["alignflow-calibration/1"] = Field(FORMAT, description="version of the file format")
+    reward: dict[str, Any] | None = Field(None, description="settings of the measured reward; null = unknown")
+    count: int | None = Field(None, description="number of samples with a score; null = unknown")
+    missing: int = Field(0, description="number of samples without a score")
     mean: float = Field(description="mean score")
     std: float = Field(gt=0, description="standard deviation of the scores")
-    quantiles: list[float] = Field([], description="scores at equal steps of probability, lowest to highest")
+    quantiles: list[float] = Field(
+        [], description="scores at equally spaced quantiles, lowest to highest; empty = not measured"
+    )
 
     def standardise(self, values: Tensor) -> Tensor:
         """``(x - mean) / std``."""

@@ -1,4 +1,4 @@
-"""``alignflow reward ...``: serve one, calibrate one, measure one, train one."""
+"""``alignflow reward ...``: serve, calibrate, benchmark and train rewards."""
 
 from __future__ import annotations
 
@@ -17,31 +17,41 @@ from alignflow.terminal import echo
 
 FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
 
-app = typer.Typer(name="reward", help="Serve rewards, calibrate, measure and train them.", no_args_is_help=True)
+app = typer.Typer(name="reward", help="Serve, calibrate, benchmark and train rewards.", no_args_is_help=True)
 
 RewardArgument = Annotated[
-    str, typer.Argument(metavar="REWARD", help="kind, {kind: ..., ...} or a .yaml file", show_default=False)
+    str, typer.Argument(metavar="REWARD", help="reward: a kind, {kind: ..., ...} or a .yaml file", show_default=False)
 ]
 
 
 @app.command(epilog="Example: alignflow reward serve clip --port 8300 --token-env REWARD_TOKEN --host 0.0.0.0")
 def serve(
     reward: RewardArgument,
-    host: Annotated[str, typer.Option(help="address; beyond this machine only with a token")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one")] = 8300,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; addresses beyond this machine require a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 = any free port")] = 8300,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="environment variable that holds the token clients must send")
+        str | None, typer.Option(metavar="NAME", help="environment variable with the token that clients must send")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="samples scored at once when requests come close together")] = 32,
-    window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests")] = 0.01,
-    max_size: Annotated[int, typer.Option(min=1, help="megabytes of a request, packed and unpacked")] = 512,
-    max_samples: Annotated[int, typer.Option(min=1, help="samples of a request")] = 4096,
-    max_pixels: Annotated[int, typer.Option(min=1, help="pixels of a picture or frame")] = 1 << 22,
-    max_total: Annotated[int, typer.Option(min=1, help="pixels of all pictures and frames of a request")] = 1 << 26,
-    waiting: Annotated[int, typer.Option(min=1, help="requests that may wait; others are told to come back")] = 256,
-    arrival: Annotated[float, typer.Option(min=0.1, help="seconds in which a request must have arrived")] = 60.0,
-    grace: Annotated[float, typer.Option(min=0, help="seconds that work in progress has after SIGTERM")] = 10.0,
+    device: Annotated[str, typer.Option(help="device: cpu, cuda, cuda:1 or mps")] = "cpu",
+    batch: Annotated[
+        int, typer.Option(min=1, help="samples scored at a time when several requests arrive together")
+    ] = 32,
+    window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests before scoring")] = 0.01,
+    max_size: Annotated[
+        int, typer.Option(min=1, help="maximum size of a request in megabytes, packed and unpacked")
+    ] = 512,
+    max_samples: Annotated[int, typer.Option(min=1, help="maximum number of samples per request")] = 4096,
+    max_pixels: Annotated[int, typer.Option(min=1, help="maximum number of pixels per image or frame")] = 1 << 22,
+    max_total: Annotated[
+        int, typer.Option(min=1, help="maximum number of pixels per request, over all images and frames")
+    ] = 1 << 26,
+    waiting: Annotated[
+        int, typer.Option(min=1, help="maximum number of waiting requests; further ones are told to retry")
+    ] = 256,
+    arrival: Annotated[float, typer.Option(min=0.1, help="seconds within which a request must have arrived")] = 60.0,
+    grace: Annotated[float, typer.Option(min=0, help="seconds to finish work in progress after SIGTERM")] = 10.0,
 ) -> None:
     """Serve a reward over HTTP, for kind: remote."""
     from align.config.load import load_reward
@@ -67,14 +77,14 @@ def serve(
 @app.command(epilog="Example: alignflow reward calibrate clip samples/*.png --prompts-file prompts.txt --out clip.json")
 def calibrate(
     reward: RewardArgument,
-    files: Annotated[list[Path], typer.Argument(help="pictures or clips: the reference sample", show_default=False)],
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")] = None,
+    files: Annotated[list[Path], typer.Argument(help="reference sample: images or videos", show_default=False)],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")] = None,
     prompts_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="where the statistics go")] = Path("reference.json"),
+    out: Annotated[Path, typer.Option(help="output file for the statistics")] = Path("reference.json"),
 ) -> None:
-    """Measure mean, deviation and quantiles of a reward over a reference sample, for reference: in a mixture."""
+    """Measure mean, standard deviation and quantiles of a reward on a reference sample, for reference: in a mixture."""
     from align.config.load import load_reward
     from align.data.prompts import Prompt, read_prompts
 
@@ -101,22 +111,24 @@ def bench(
     source: Annotated[
         str, typer.Argument(metavar="SET", help=".json, .jsonl, .csv, .parquet or hub:owner/name[:split]")
     ],
-    media: Annotated[Path | None, typer.Option(help="folder its file names start from; default: the set's own")] = None,
-    judgement: Annotated[str, typer.Option(help="videogen-rewardbench: Overall, VQ, MQ or TA")] = "",
-    threshold: Annotated[float | None, typer.Option(min=0, help="score gaps up to it count as ties")] = None,
+    media: Annotated[
+        Path | None, typer.Option(help="folder that the set's file names are relative to; default: the set's own")
+    ] = None,
+    judgement: Annotated[str, typer.Option(help="videogen-rewardbench only: Overall, VQ, MQ or TA")] = "",
+    threshold: Annotated[float | None, typer.Option(min=0, help="largest score gap that counts as a tie")] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="SET", help="another split of the same format, to tune the threshold on")
+        str | None, typer.Option(metavar="SET", help="another split of the same format for tuning the threshold")
     ] = None,
     tune_on_test: Annotated[
         bool, typer.Option("--tune-on-test", help="tune the threshold on the test pairs; the report says so")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many rows")] = None,
-    draws: Annotated[int, typer.Option(min=100, help="bootstrap samples, of whole rows of the set")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="write the report there as JSON")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="maximum number of rows, counted from the first")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="bootstrap samples, drawn from whole rows of the set")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the bootstrap")] = 0,
+    device: Annotated[str, typer.Option(help="device: cpu, cuda, cuda:1 or mps")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="output file for the report as JSON")] = None,
 ) -> None:
-    """Measure how often a reward prefers what people prefer, on a published preference set."""
+    """Measure how often a reward agrees with human preferences, on a published preference set."""
     from align.config.load import load_reward
     from align.preference.formats import read_set
 
@@ -145,10 +157,10 @@ def bench(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as fit.lr=1e-4")
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as fit.lr=1e-4")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder")] = False,
-    out: Annotated[Path | None, typer.Option(help="reward folder")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder if it exists")] = False,
+    out: Annotated[Path | None, typer.Option(help="reward folder to write")] = None,
 ) -> None:
     """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
     from align.preference.settings import load_reward_training
@@ -166,10 +178,10 @@ def train(
 def latent(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as samples=8")
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as samples=8")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write")] = None,
 ) -> None:
     """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
     from align.preference.settings import load_latent_training
@@ -190,12 +202,12 @@ def latent(
 def judge(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="such as lora.rank=8")
+        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as lora.rank=8")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write")] = None,
 ) -> None:
-    """Teach a vision-language judge by a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
+    """Train a vision-language judge on a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
     from align.preference.settings import load_judge_training
 
     files, overrides = files_and_overrides(config, overrides)

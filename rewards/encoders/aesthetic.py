@@ -24,18 +24,22 @@ PUBLISHED = {
 
 
 class Aesthetic(ModelRewardSettings):
-    """LAION aesthetic v1, v2: how much people like the look, about 1 to 10, whatever the prompt; differentiable."""
+    """LAION aesthetic v1, v2: visual appeal regardless of the prompt, about 1 to 10; differentiable."""
 
     kind: Literal["aesthetic"] = Field("aesthetic", description="LAION aesthetic predictor")
-    version: Literal["v1", "v2"] = Field("v2", description="v1 = one linear layer | v2 = five, none with activations")
+    version: Literal["v1", "v2"] = Field(
+        "v2", description="v1 = one linear layer | v2 = five linear layers without activations"
+    )
     head: str | None = Field(
-        None, description="the head's weight file, or owner/name/file of the hub; v1 is published as a file only"
+        None, description="weight file of the head, or owner/name/file on the hub; null = the published file (v2 only)"
     )
     model: str = Field(
         "openai/clip-vit-large-patch14",
-        description="folder or hub id of the CLIPModel the head was made for, or its file in open_clip's layout",
+        description="CLIPModel the head was trained on: a folder, a hub id, or a file in open_clip's layout",
     )
-    processor: str | None = Field(None, description="folder or hub id of a tokenizer, if model is a file")
+    processor: str | None = Field(
+        None, description="folder or hub id of the tokenizer; required only if model is a file"
+    )
 
     def load(self, device: torch.device | str) -> Reward:
         """Load CLIP and the head."""

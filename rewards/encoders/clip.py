@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ClipReward(ModelRewardSettings):
-    """CLIP similarity of image and prompt by any CLIPModel or open_clip file, differentiable.
+    """CLIP similarity of image and prompt with any CLIPModel or open_clip file; differentiable.
 
     For published scores see the rewards ``clip_score``, ``pick_score`` and ``hpsv2``.
     """
@@ -27,12 +27,14 @@ class ClipReward(ModelRewardSettings):
     kind: Literal["clip"] = Field("clip", description="CLIP similarity")
     model: str = Field(
         "shapes",
-        description="shapes (the embedded world's own), a CLIPModel folder, a hub id, or a file in open_clip's layout",
+        description="shapes (the embedded world's CLIP), a CLIPModel folder, a hub id, or a file in open_clip's layout",
     )
-    processor: str | None = Field(None, description="folder or hub id of tokenizer and image settings, if elsewhere")
-    quick_gelu: bool = Field(False, description="a file's activation is QuickGELU, as in OpenAI's weights")
+    processor: str | None = Field(
+        None, description="folder or hub id of the tokenizer and image settings; null = those of model"
+    )
+    quick_gelu: bool = Field(False, description="use QuickGELU for a file's activation, as OpenAI's weights require")
     variant: Literal["cosine", "percent", "logit"] = Field(
-        "cosine", description="cosine in -1..1 | percent = 100 cosine | logit = the model's own scale times cosine"
+        "cosine", description="cosine = in -1..1 | percent = 100 cosine | logit = cosine times the model's logit scale"
     )
 
     def load(self, device: torch.device | str) -> Reward:

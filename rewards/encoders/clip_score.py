@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 class ClipScore(ModelRewardSettings):
-    """CLIPScore as Hessel et al., torchmetrics, ImageReward's comparison or ReNO define it; differentiable.
+    """CLIPScore as defined by Hessel et al., torchmetrics, ImageReward's comparison or ReNO; differentiable.
 
     Where a variant counts negative cosines as 0, so is their gradient.
     """
@@ -45,8 +45,10 @@ class ClipScore(ModelRewardSettings):
         description="hessel = 2.5 max(cos, 0) of 'A photo depicts ...', ViT-B/32 (arXiv 2104.08718) | torchmetrics = "
         "100 max(cos, 0), ViT-L/14 | image_reward = cos, ViT-L/14 | reno = logit scale times cos, LAION's ViT-H/14",
     )
-    model: str | None = Field(None, description="folder, hub id or open_clip file instead of the variant's own model")
-    processor: str | None = Field(None, description="folder or hub id of tokenizer and image settings, if elsewhere")
+    model: str | None = Field(None, description="folder, hub id or open_clip file; null = the variant's model")
+    processor: str | None = Field(
+        None, description="folder or hub id of the tokenizer and image settings; null = those of model"
+    )
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the variant's model, or another in its place."""

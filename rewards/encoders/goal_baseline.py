@@ -20,18 +20,22 @@ class GoalBaseline(ModelRewardSettings):
 
     kind: Literal["goal_baseline"] = Field("goal_baseline", description="goal-baseline CLIP")
     baseline: str | tuple[str, ...] = Field(
-        min_length=1, description="what any picture shows, e.g. 'a photo'; of several texts the mean counts"
+        min_length=1,
+        description="baseline text that describes any image, such as 'a photo'; several texts are averaged",
     )
-    goal: str | tuple[str, ...] | None = Field(
-        None, min_length=1, description="what is wanted, if it is not each sample's own prompt"
+    goal: str | tuple[str, ...] | None = Field(None, min_length=1, description="goal text; null = each sample's prompt")
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="strength of the projection: 0 = plain CLIP cosine | 1 = only along the line from baseline to goal",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="0 = plain CLIP cosine | 1 = only along the line")
     model: str = Field(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="CLIPModel folder, hub id, or file in open_clip's layout"
     )
-    processor: str | None = Field(None, description="folder or hub id of the tokenizer, if elsewhere")
-    quick_gelu: bool = Field(False, description="a file's activation is QuickGELU, as in OpenAI's weights")
-    antialias: bool = Field(True, description="shrink with antialiasing, as torchvision does since 0.17")
+    processor: str | None = Field(None, description="folder or hub id of the tokenizer; null = that of model")
+    quick_gelu: bool = Field(False, description="use QuickGELU for a file's activation, as OpenAI's weights require")
+    antialias: bool = Field(True, description="antialias when downscaling, as torchvision does since 0.17")
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model and tokenizer, and embed the baseline."""

@@ -18,23 +18,27 @@ FILES = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1
 
 
 class HumanPreferenceScore(ModelRewardSettings):
-    """HPSv2, HPSv2.1: cosine of a CLIP tuned on human choices, about 0.2 to 0.35; differentiable.
+    """HPSv2, HPSv2.1: cosine of a CLIP trained on human choices, about 0.2 to 0.35; differentiable.
 
     The whole picture is seen: longest side to 224, black borders. The two versions' scores are not comparable.
     """
 
     kind: Literal["hpsv2"] = Field("hpsv2", description="Human Preference Score v2")
-    version: Literal["v2.0", "v2.1"] = Field("v2.1", description="which of the two published weight files")
-    weights: str | None = Field(None, description="file, or owner/name/file of the hub, instead of the published one")
+    version: Literal["v2.0", "v2.1"] = Field("v2.1", description="published weights to use")
+    weights: str | None = Field(
+        None, description="weight file, or owner/name/file on the hub; null = the published file"
+    )
     processor: str = Field("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of the tokenizer")
     variant: Literal["cosine", "percent"] = Field(
-        "cosine", description="cosine, as the package gives it | percent = 100 cosine, as leaderboards print it"
+        "cosine", description="cosine = as computed by the package | percent = 100 cosine, as reported on leaderboards"
     )
     antialias: bool = Field(
-        True, description="shrink with antialiasing, as torchvision does since 0.17; off = as when it was published"
+        True,
+        description="antialias when downscaling, as torchvision does since 0.17; false = as when the model was "
+        "published",
     )
     backend: Literal["native", "package"] = Field(
-        "native", description="native = this file | package = the installed hpsv2, one picture at a time, no gradient"
+        "native", description="native = built in | package = the installed hpsv2, one image at a time, without gradient"
     )
 
     def load(self, device: torch.device | str) -> Reward:

@@ -19,22 +19,20 @@ PIXELS = 256 * 28 * 28
 
 
 class HPSv3(RewardSettings):
-    """HPSv3: the mean of a picture's preference, its deviation is logged; differentiable. Of a clip the frames' mean.
+    """HPSv3: mean human preference of an image, averaged over a video's frames; deviation is logged; differentiable.
 
     The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
     package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Pictures are
     brought to about 256 x 28 x 28 pixels as Pillow does; the gradient passes its rounding as if it were not there.
     """
 
-    kind: Literal["hpsv3"] = Field("hpsv3", description="human preference score v3, a Qwen2-VL")
+    kind: Literal["hpsv3"] = Field("hpsv3", description="Human Preference Score v3, a Qwen2-VL")
     template: Path = Field(description="the package's data_collator_qwen.py, or a text file with the question")
-    weights: str = Field(
-        "MizzenAI/HPSv3/HPSv3.safetensors", description="file of weights, or owner/name/file of the hub"
-    )
+    weights: str = Field("MizzenAI/HPSv3/HPSv3.safetensors", description="weight file, or owner/name/file on the hub")
     base: str = Field(
-        "Qwen/Qwen2-VL-7B-Instruct", description="folder or hub id: sizes and tokenizer of the base model"
+        "Qwen/Qwen2-VL-7B-Instruct", description="folder or hub id of the base model, for its sizes and tokenizer"
     )
-    frames: int | None = Field(8, ge=1, description="frames of a clip that are scored, spread evenly; null = all")
+    frames: int | None = Field(8, ge=1, description="frames scored per video, evenly spaced; null = all")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 
 class ImageReward(ModelRewardSettings):
-    """ImageReward: a BLIP that reads picture and prompt together, about -2.3 to 2, mean 0; differentiable.
+    """ImageReward: a BLIP that reads image and prompt together, about -2.3 to 2, mean 0; differentiable.
 
     Only the middle square of a picture and the first 35 tokens of a prompt count.
     """
 
     kind: Literal["image_reward"] = Field("image_reward", description="ImageReward")
-    weights: str = Field("THUDM/ImageReward/ImageReward.pt", description="file, or owner/name/file of the hub")
+    weights: str = Field("THUDM/ImageReward/ImageReward.pt", description="weight file, or owner/name/file on the hub")
     tokenizer: str = Field("google-bert/bert-base-uncased", description="folder or hub id of BERT's tokenizer")
     backend: Literal["native", "package"] = Field(
-        "native", description="native = this file | package = the installed image-reward, one at a time, no gradient"
+        "native",
+        description="native = built in | package = the installed image-reward, one image at a time, without gradient",
     )
-    med_config: str = Field("THUDM/ImageReward/med_config.json", description="the package's own settings file")
+    med_config: str = Field("THUDM/ImageReward/med_config.json", description="settings file of the package")
 
     def load(self, device: torch.device | str) -> Reward:
         """Load weights and tokenizer, or the package."""

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 class PickScore(ModelRewardSettings):
-    """PickScore: logit scale times cosine of a CLIP tuned on users' choices, about 17 to 24; differentiable."""
+    """PickScore: logit scale times cosine of a CLIP trained on users' choices, about 17 to 24; differentiable."""
 
     kind: Literal["pick_score"] = Field("pick_score", description="PickScore")
     model: str = Field("yuvalkirstain/PickScore_v1", description="folder or hub id of the CLIPModel")
     processor: str = Field(
-        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of tokenizer and image settings"
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of the tokenizer and image settings"
     )
     variant: Literal["logit", "cosine", "flow_grpo", "probability"] = Field(
         "logit",
-        description="logit = scale times cosine, as published | cosine = without scale (DAS) | flow_grpo = logit / 26 "
-        "| probability = softmax of the logits among the samples of a prompt: how often it would be picked",
+        description="logit = scale times cosine, as published | cosine = without the scale (DAS) | flow_grpo = "
+        "logit / 26 | probability = softmax of the logits over the samples of a prompt: how often "
+        "the sample would be picked",
     )
 
     def load(self, device: torch.device | str) -> Reward:

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 class SocialReward(ModelRewardSettings):
-    """Social Reward: cosine by a CLIP ViT-L/14 tuned on a community's edits; differentiable.
+    """Social Reward: cosine of a CLIP ViT-L/14 trained on a community's edits; differentiable.
 
     Its authors published how it is trained and read, not its weights: train them, or give your own.
     """
 
     kind: Literal["social_reward"] = Field("social_reward", description="Social Reward")
-    weights: str = Field(description="state dict of the tuned CLIP as the authors' script saves it, or a CLIPModel")
+    weights: str = Field(
+        description="state dict of the fine-tuned CLIP as saved by the authors' script, or a CLIPModel"
+    )
     processor: str = Field("openai/clip-vit-large-patch14", description="folder or hub id of the tokenizer")
 
     def load(self, device: torch.device | str) -> Reward:

@@ -23,21 +23,22 @@ Needs = Literal["answers", "likelihood", "reply"]
 
 
 class Local(Strict):
-    """A model of transformers in this process."""
+    """A transformers model in this process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process, differentiable")
+    kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process; differentiable")
     model: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        description="shapes (the embedded world's own), or folder or hub id of model, tokenizer and image settings",
+        description="shapes (the embedded world's judge), or a folder or hub id with model, tokenizer and image "
+        "settings",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention of transformers")
-    batch: int = Field(4, ge=1, description="questions through the network at once")
-    pixels: int | None = Field(None, ge=1, description="most pixels of a picture; the model's own by default")
-    longest: int = Field(16384, ge=1, description="most tokens of a question, pictures and reply included")
-    lora: str | None = Field(None, description="folder of a LoRA on it, as alignflow reward judge writes it")
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation in transformers")
+    batch: int = Field(4, ge=1, description="questions per network call")
+    pixels: int | None = Field(None, ge=1, description="maximum number of pixels per image; null = the model's default")
+    longest: int = Field(16384, ge=1, description="maximum number of tokens per question, including images and reply")
+    lora: str | None = Field(None, description="folder of a LoRA written by alignflow reward judge; null = none")
 
     def load(self, device: torch.device | str) -> Judge:
         """Read model, tokenizer and image settings; RewardError where that fails."""
@@ -52,21 +53,23 @@ class Endpoint(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["endpoint"] = Field(
-        "endpoint", description="chat completions of an OpenAI-compatible server, not differentiable"
+        "endpoint", description="chat completions of an OpenAI-compatible server; not differentiable"
     )
     url: Address = Field(
-        description="up to and with the version, http://127.0.0.1:8000/v1; secrets belong into token_env"
+        description="base URL including the version, such as http://127.0.0.1:8000/v1; put secrets in token_env"
     )
-    model: str = Field(min_length=1, description="name the server knows it by")
-    token_env: str | None = Field(None, description="environment variable that holds the API key")
-    top: int = Field(20, ge=2, description="log-probabilities asked for; 20 is the most by OpenAI's rules")
-    parallel: int = Field(8, ge=1, le=1024, description="requests at a time")
-    timeout: Seconds = Field(120.0, description="seconds a request may take, its reply included")
-    retries: int = Field(4, ge=0, le=1000, description="further attempts for a request that was not answered")
+    model: str = Field(min_length=1, description="model name on the server")
+    token_env: str | None = Field(None, description="environment variable with the API key; null = no key")
+    top: int = Field(20, ge=2, description="top log-probabilities to request; OpenAI allows at most 20")
+    parallel: int = Field(8, ge=1, le=1024, description="concurrent requests")
+    timeout: Seconds = Field(120.0, description="seconds per request, including the reply")
+    retries: int = Field(4, ge=0, le=1000, description="further attempts after a request without an answer")
     backoff: float = Field(
-        1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
+        1.0, ge=0, le=3600, description="seconds before the second attempt, doubled after each, at most 30"
     )
-    extra: dict[str, Any] = Field({}, description="more of the request's body, {chat_template_kwargs: ...}")
+    extra: dict[str, Any] = Field(
+        {}, description="extra fields of the request body, such as {chat_template_kwargs: ...}"
+    )
 
     def load(self, device: torch.device | str) -> Judge:
         """Open a session; RewardError where the key is not set."""
@@ -93,7 +96,7 @@ AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], B
 
 
 class JudgeRewardSettings(RewardSettings):
-    """A question put to a vision-language model. A subclass has ``needs``, :meth:`score`, maybe no ``gradient``.
+    """A question to a vision-language model. A subclass has ``needs``, :meth:`score` and optionally no ``gradient``.
 
     A clip is shown as its frames, one picture after the other, in one question.
     """
@@ -102,8 +105,8 @@ class JudgeRewardSettings(RewardSettings):
     gradient: ClassVar[bool] = True
     taught: ClassVar[bool] = False
     """Whether a judge can be taught to answer it by pairs, see :meth:`lessons`."""
-    judge: AnyJudge = Field(Local(), description="the model that is asked: local or endpoint")
-    frames: int | None = Field(8, ge=1, description="frames of a clip that are shown, spread evenly; null = all")
+    judge: AnyJudge = Field(Local(), description="judge model: local or endpoint")
+    frames: int | None = Field(8, ge=1, description="frames shown per video, evenly spaced; null = all")
 
     @property
     def answers(self) -> tuple[tuple[str, ...], ...]:
@@ -175,9 +178,9 @@ class JudgeRewardSettings(RewardSettings):
 
 
 class SourceRewardSettings(JudgeRewardSettings):
-    """A judge that may be shown what an edit was made from."""
+    """A judge that can be shown the source image of an edit."""
 
-    source: bool = Field(False, description="show the prompt's own picture first, for edits")
+    source: bool = Field(False, description="show the prompt's source image first, for edits")
 
     @property
     def wants(self) -> tuple[str, ...]:
@@ -186,12 +189,12 @@ class SourceRewardSettings(JudgeRewardSettings):
 
 
 class WrittenRewardSettings(SourceRewardSettings):
-    """A judge that writes a number on a scale, which is read, so without gradient."""
+    """A judge that writes a number on a scale, which is parsed from its reply; not differentiable."""
 
     needs: ClassVar[Needs] = "reply"
-    lowest: float = Field(0.0, description="score of the worst")
-    highest: float = Field(10.0, description="score of the best")
-    longest: int = Field(1024, ge=1, description="most tokens of a reply")
+    lowest: float = Field(0.0, description="lowest score of the scale")
+    highest: float = Field(10.0, description="highest score of the scale")
+    longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
 
     @model_validator(mode="after")
     def _rising(self) -> WrittenRewardSettings:

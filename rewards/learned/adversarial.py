@@ -15,20 +15,24 @@ if TYPE_CHECKING:
 
 
 class Adversarial(VisionRewardSettings):
-    """Likeness to reference pictures, by a discriminator that is refreshed every rollout (Adv-GRPO, arXiv 2511.20256).
+    """Similarity to reference images by a discriminator that is updated every rollout (Adv-GRPO, arXiv 2511.20256).
 
     It knows nothing of prompts: mix it with a reward that does. Scores of different updates cannot be compared.
     """
 
-    kind: Literal["adversarial"] = Field("adversarial", description="likeness to references, refreshed in training")
-    references: str = Field(
-        description="folder of pictures that samples should look like, or shapes: renders of the embedded world"
+    kind: Literal["adversarial"] = Field(
+        "adversarial", description="similarity to references, with a discriminator trained during the run"
     )
+    references: str = Field(description="folder of reference images, or shapes: renders of the embedded world")
     hidden: int = Field(512, ge=1, description="width of the discriminator's hidden layer")
-    lr: float = Field(1e-4, gt=0, description="of its Adam")
-    patches: float = Field(0.3, ge=0, le=1, description="share of the patches in a score, and weight of their loss")
-    only_behind: bool = Field(False, description="leave steps out while references already score above the samples")
-    seed: int = Field(0, ge=0, description="of its first weights and of which references a step sees")
+    lr: float = Field(1e-4, gt=0, description="learning rate of the discriminator's Adam")
+    patches: float = Field(
+        0.3, ge=0, le=1, description="share of the patch scores in the total score, and weight of their loss"
+    )
+    only_behind: bool = Field(False, description="skip updates while references already score above the samples")
+    seed: int = Field(
+        0, ge=0, description="random seed of the initial weights and of the references drawn in each update"
+    )
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model and embed the references."""

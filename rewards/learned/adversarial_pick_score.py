@@ -15,26 +15,28 @@ if TYPE_CHECKING:
 
 
 class AdversarialPickScore(ModelRewardSettings):
-    """PickScore whose last vision layers learn to prefer references while samples score higher (Adv-GRPO).
+    """PickScore whose last vision layers are trained to prefer references while samples score higher (Adv-GRPO).
 
     A rollout in which it learns is not learnt from by the policy. Scores of different updates cannot be compared.
     """
 
     kind: Literal["adversarial_pick_score"] = Field(
-        "adversarial_pick_score", description="PickScore, refreshed in training"
+        "adversarial_pick_score", description="PickScore, trained during the run"
     )
     references: str = Field(
-        description=".jsonl table of prompt and image (files, relative to the table), or shapes: captioned renders of "
-        "the embedded world. Prompts without a row teach nothing"
+        description=".jsonl table with columns prompt and image (files, relative to the table), or shapes: "
+        "captioned renders of the embedded world; prompts without a row are not trained on"
     )
     model: str = Field("yuvalkirstain/PickScore_v1", description="folder or hub id of the CLIPModel, or shapes")
     processor: str = Field(
-        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of tokenizer and image settings"
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="folder or hub id of the tokenizer and image settings"
     )
-    dtype: Literal["float32"] = Field("float32", description="steps this small vanish in bfloat16")
-    layers: int = Field(2, ge=1, description="vision layers that learn, from the end")
-    lr: float = Field(5e-6, gt=0, description="of its Adam")
-    seed: int = Field(0, ge=0, description="of which references a step sees")
+    dtype: Literal["float32"] = Field(
+        "float32", description="compute dtype; updates this small would vanish in bfloat16"
+    )
+    layers: int = Field(2, ge=1, description="number of trained vision layers, counted from the last")
+    lr: float = Field(5e-6, gt=0, description="learning rate of Adam")
+    seed: int = Field(0, ge=0, description="random seed of the references drawn in each update")
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""

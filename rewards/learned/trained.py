@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class TrainedReward(ModelRewardSettings):
-    """A head on CLIP features that was trained by alignflow reward train; differentiable."""
+    """A head on CLIP features, trained by alignflow reward train; differentiable."""
 
-    kind: Literal["trained"] = Field("trained", description="a reward folder")
-    path: str = Field(description="the folder")
+    kind: Literal["trained"] = Field("trained", description="a trained reward folder")
+    path: str = Field(description="reward folder")
     user: str | None = Field(
-        None, description="whose taste, of those in the training table; null = nobody in particular"
+        None, description="user from the training table whose preferences are scored; null = no particular user"
     )
 
     def load(self, device: torch.device | str) -> Reward:

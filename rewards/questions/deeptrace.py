@@ -27,21 +27,21 @@ PARTS = ("x0", "y0", "x1", "y1", "start")
 
 
 class Deeptrace(JudgeRewardSettings):
-    """A judge looks for what gives a clip away: 1 where it says REAL, 0 where FAKE; where and when are parts.
+    """A judge looks for signs that a video is generated: 1 if it says REAL, 0 if FAKE; place and time are parts.
 
     The prompt is not read. A reply that begins with neither is a missing score; a box or time that is not there, or not
     within the clip, is a missing part.
     """
 
     needs: ClassVar[Needs] = "reply"
-    kind: Literal["deeptrace"] = Field("deeptrace", description="a judge that says where a clip gives itself away")
-    template: str = Field(TEMPLATE, description="the question, with {medium}, {width} and {height}")
+    kind: Literal["deeptrace"] = Field("deeptrace", description="a judge that locates signs of generation in a video")
+    template: str = Field(TEMPLATE, description="question, with {medium}, {width} and {height}")
     frame_rate: float | None = Field(
         None,
         gt=0,
-        description="frames a second of the clips, whose times the judge is told; null = the file's, else 16",
+        description="frames per second, for the times given to the judge; null = the file's rate, or 16 if unknown",
     )
-    longest: int = Field(512, ge=1, description="most tokens of a reply")
+    longest: int = Field(512, ge=1, description="maximum number of tokens per reply")
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

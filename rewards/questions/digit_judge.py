@@ -26,15 +26,15 @@ EDIT = (
 
 
 class DigitJudge(SourceRewardSettings):
-    """Mean of the digits a judge may answer with, lowest 0, highest 1; differentiable with a local judge."""
+    """Expected value of the digit a judge answers with, scaled to 0 .. 1; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
     kind: Literal["digit_judge"] = Field("digit_judge", description="expected digit of a judge")
     template: str | None = Field(
-        None, description="the question, with {prompt}, {lowest} and {highest}; null = one of this file's two"
+        None, description="question, with {prompt}, {lowest} and {highest}; null = one of the two built-in questions"
     )
-    lowest: int = Field(0, ge=0, le=8, description="digit of the worst")
-    highest: int = Field(5, ge=1, le=9, description="digit of the best")
+    lowest: int = Field(0, ge=0, le=8, description="lowest digit of the scale")
+    highest: int = Field(5, ge=1, le=9, description="highest digit of the scale")
 
     @model_validator(mode="after")
     def _rising(self) -> DigitJudge:

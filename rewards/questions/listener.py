@@ -30,7 +30,7 @@ HEARD = (
 
 @dataclass(frozen=True)
 class ReasonerAndListener:
-    """One judge that writes and one that answers, as one."""
+    """A judge that writes and one that answers, combined into one."""
 
     reasoner: Judge
     listener: Judge
@@ -62,17 +62,17 @@ class ReasonerAndListener:
 
 
 class Listener(SourceRewardSettings):
-    """A judge reasons and says yes or no, a second one reads its reasons: half the verdict, half P(yes) of the second.
+    """One judge reasons and says yes or no, a second reads its reasons: half the verdict, half the second's P(yes).
 
     A reply without reasons or verdict is a missing score. The second judge does not read the verdict itself.
     """
 
     needs: ClassVar[Needs] = "reply"
-    kind: Literal["listener"] = Field("listener", description="a judge with reasons, and one that reads them")
-    listener: AnyJudge | None = Field(None, description="the judge that reads the reasons; null = the same")
-    template: str = Field(TEMPLATE, description="the question to the first, with {prompt}")
-    heard: str = Field(HEARD, description="the question to the second, with {prompt} and {reason}")
-    longest: int = Field(1024, ge=1, description="most tokens of a reply")
+    kind: Literal["listener"] = Field("listener", description="a judge that gives reasons, and one that reads them")
+    listener: AnyJudge | None = Field(None, description="judge that reads the reasons; null = the same judge")
+    template: str = Field(TEMPLATE, description="question to the first judge, with {prompt}")
+    heard: str = Field(HEARD, description="question to the second judge, with {prompt} and {reason}")
+    longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load both judges, or find that their servers can do what is needed.

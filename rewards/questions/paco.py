@@ -19,15 +19,17 @@ TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
 
 
 class Paco(SourceRewardSettings):
-    """Mean P(yes, consistent) over the pairs of a picture's sub-images and over criteria; differentiable locally."""
+    """Mean P(yes, consistent) over pairs of an image's sub-images and over criteria; differentiable with local judges."""
 
     needs: ClassVar[Needs] = "answers"
     kind: Literal["paco"] = Field("paco", description="pairwise consistency of sub-images")
-    template: str = Field(TEMPLATE, description="the question, with {criterion}, and {prompt} if you like")
-    criteria: list[str] = Field(["identity and style"], min_length=1, description="what must be consistent")
-    rows: int = Field(2, ge=1, description="sub-images from top to bottom")
-    columns: int = Field(2, ge=1, description="sub-images from left to right")
-    source: bool = Field(False, description="the prompt's own picture is one more, for edits and subjects")
+    template: str = Field(TEMPLATE, description="question, with {criterion} and optionally {prompt}")
+    criteria: list[str] = Field(["identity and style"], min_length=1, description="properties that must be consistent")
+    rows: int = Field(2, ge=1, description="rows of sub-images")
+    columns: int = Field(2, ge=1, description="columns of sub-images")
+    source: bool = Field(
+        False, description="add the prompt's source image as one more sub-image, for edits and subjects"
+    )
 
     @model_validator(mode="after")
     def _pairs(self) -> Paco:

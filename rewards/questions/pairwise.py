@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 class Pairwise(SourceRewardSettings):
-    """How often a judge prefers a sample to others of its prompt, both orders averaged; not differentiable.
+    """Share of a prompt's other samples that a judge ranks below a sample, over both orders; not differentiable.
 
     The part ``position_bias`` is P(first) + P(first, swapped) - 1: 0 for a judge that does not look at places.
     """
@@ -30,9 +30,11 @@ class Pairwise(SourceRewardSettings):
     taught: ClassVar[bool] = True
     gradient: ClassVar[bool] = False  # what one gains another loses, so the sum of scores has none
     kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
-    template: str = Field(TEMPLATE, description="the question, with {prompt}; the answer is 1 or 2")
+    template: str = Field(TEMPLATE, description="question, with {prompt}; the answer is 1 or 2")
     opponents: int | None = Field(
-        None, ge=1, description="each meets the next so many of its prompt's samples, in a ring; null = all meet"
+        None,
+        ge=1,
+        description="samples of the same prompt each is compared with, the next ones in a ring; null = all others",
     )
 
     @property

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 
 class PromptEcho(JudgeRewardSettings):
-    """Log-likelihood of the prompt as a judge's description of the picture, 0 at most; differentiable locally.
+    """PromptEcho: log-likelihood of the prompt as a judge's description, at most 0; differentiable with a local judge.
 
     An endpoint must give ``prompt_logprobs``, as vLLM does.
     """
 
     needs: ClassVar[Needs] = "likelihood"
-    kind: Literal["prompt_echo"] = Field("prompt_echo", description="likelihood of the prompt given the picture")
-    template: str = Field("Describe this {medium} in detail.", description="what the prompt would be the reply to")
-    reduce: Literal["mean", "sum"] = Field("mean", description="mean = per token | sum = of the whole prompt")
+    kind: Literal["prompt_echo"] = Field("prompt_echo", description="likelihood of the prompt given the image")
+    template: str = Field(
+        "Describe this {medium} in detail.", description="question to which the prompt would be the reply"
+    )
+    reduce: Literal["mean", "sum"] = Field("mean", description="mean = per token | sum = over the whole prompt")
 
     @property
     def span(self) -> tuple[float, float]:

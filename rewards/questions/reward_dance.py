@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 class RewardDance(JudgeRewardSettings):
-    """P(yes, the sample is better than a reference), the best of its own group or the prompt's picture; differentiable.
+    """P(yes, better than a reference): the best of the prompt's samples, or the prompt's image; differentiable.
 
     References are without gradient. ``best`` of a group are those that win most of all comparisons in both orders.
     """
@@ -29,11 +29,12 @@ class RewardDance(JudgeRewardSettings):
     needs: ClassVar[Needs] = "answers"
     taught: ClassVar[bool] = True
     kind: Literal["reward_dance"] = Field("reward_dance", description="P(better than a reference)")
-    template: str = Field(TEMPLATE, description="the question, with {prompt}; the sample is shown first")
+    template: str = Field(TEMPLATE, description="question, with {prompt}; the sample is shown first")
     reference: Literal["group", "image"] = Field(
-        "group", description="group = the best of the prompt's own samples | image = the picture the prompt came with"
+        "group",
+        description="group = the best of the prompt's own samples | image = the image that comes with the prompt",
     )
-    best: int = Field(2, ge=1, description="references taken from a group; a sample is not compared with itself")
+    best: int = Field(2, ge=1, description="references taken from a group; a sample is never compared with itself")
 
     @property
     def scope(self) -> Scope:

@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 class Rubric(WrittenRewardSettings):
-    """Weighted mean of a judge's scores by the criteria of a rubric, in 0 .. 1; every criterion is a part.
+    """Weighted mean of a judge's scores for each criterion of a rubric, in 0 .. 1; every criterion is a part.
 
     A reply that leaves out a criterion is a missing score.
     """
@@ -34,12 +34,14 @@ class Rubric(WrittenRewardSettings):
             "quality": "it is sharp, detailed and well composed",
         },
         min_length=1,
-        description="name: what is asked",
+        description="criteria: name and description of each",
     )
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="of the criteria; 1 where not given")
-    template: str = Field(TEMPLATE, description="the question, with {prompt}, {criteria}, {lowest} and {highest}")
-    lowest: float = Field(1.0, description="score of the worst")
-    highest: float = Field(5.0, description="score of the best")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="weights of the criteria by name; 1 if not given"
+    )
+    template: str = Field(TEMPLATE, description="question, with {prompt}, {criteria}, {lowest} and {highest}")
+    lowest: float = Field(1.0, description="lowest score of the scale")
+    highest: float = Field(5.0, description="highest score of the scale")
 
     @model_validator(mode="after")
     def _consistent(self) -> Rubric:

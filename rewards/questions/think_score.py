@@ -22,10 +22,10 @@ TEMPLATE = (
 
 
 class ThinkScore(WrittenRewardSettings):
-    """A judge thinks in writing, then scores; lowest 0, highest 1. A reply without a score is a missing score."""
+    """A judge reasons in writing, then scores in 0 .. 1. A reply without a score is a missing score."""
 
-    kind: Literal["think_score"] = Field("think_score", description="a judge that thinks, then scores")
-    template: str = Field(TEMPLATE, description="the question, with {prompt}, {lowest} and {highest}")
+    kind: Literal["think_score"] = Field("think_score", description="a judge that reasons, then scores")
+    template: str = Field(TEMPLATE, description="question, with {prompt}, {lowest} and {highest}")
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

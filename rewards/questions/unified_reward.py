@@ -39,12 +39,20 @@ class UnifiedReward(WrittenRewardSettings):
 
     kind: Literal["unified_reward"] = Field("unified_reward", description="UnifiedReward")
     format: Literal["point", "pair", "think"] = Field(
-        "point", description="point = a score per sample | pair = comparisons | think = comparisons after thoughts"
+        "point", description="point = a score per sample | pair = comparisons | think = comparisons after reasoning"
     )
-    template: str | None = Field(None, description="the question, with {prompt}; null = this file's of the format")
-    lowest: float = Field(1.0, description="lowest score of a point; 1 in the published formats")
-    highest: float = Field(5.0, description="highest score of a point; 5 for pictures, 10 for UnifiedReward's videos")
-    opponents: int | None = Field(None, ge=1, description="as in pairwise")
+    template: str | None = Field(
+        None, description="question, with {prompt}; null = the built-in question of the format"
+    )
+    lowest: float = Field(1.0, description="lowest score in format point; 1 in the published formats")
+    highest: float = Field(
+        5.0, description="highest score in format point; 5 for images, 10 for UnifiedReward's videos"
+    )
+    opponents: int | None = Field(
+        None,
+        ge=1,
+        description="samples of the same prompt each is compared with, the next ones in a ring; null = all others",
+    )
 
     @property
     def scope(self) -> Scope:

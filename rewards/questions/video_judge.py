@@ -27,16 +27,16 @@ THOUGHTS = "\nWhat you wrote so far:\n{thoughts}"
 
 
 class VideoJudge(WrittenRewardSettings):
-    """A judge is shown a few frames, may ask for others, round by round, and then scores; lowest 0, highest 1.
+    """A judge is shown a few frames, may request more over several rounds, then scores in 0 .. 1.
 
     ``frames`` are those shown at first. A reply with neither a score nor frames to see is a missing score.
     """
 
     kind: Literal["video_judge"] = Field("video_judge", description="a judge that selects frames")
-    frames: int | None = Field(4, ge=1, description="frames that are shown at first, spread evenly; null = all")
-    more: int = Field(4, ge=1, description="most frames it may ask for at a time")
-    rounds: int = Field(2, ge=0, description="times it may ask; then it must answer")
-    template: str = Field(TEMPLATE, description="the question, with {prompt}, {shown}, {count}, {lowest}, {highest}")
+    frames: int | None = Field(4, ge=1, description="frames shown first, evenly spaced; null = all")
+    more: int = Field(4, ge=1, description="maximum number of frames per request")
+    rounds: int = Field(2, ge=0, description="maximum number of requests for frames; 0 = none")
+    template: str = Field(TEMPLATE, description="question, with {prompt}, {shown}, {count}, {lowest}, {highest}")
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

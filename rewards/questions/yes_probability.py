@@ -18,14 +18,14 @@ VQASCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
 
 class YesProbability(SourceRewardSettings):
-    """P(yes) of a vision-language judge, VQAScore's question by default; differentiable with a local judge."""
+    """P(yes) of a vision-language judge, by default for VQAScore's question; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
     taught: ClassVar[bool] = True
-    kind: Literal["yes_probability"] = Field("yes_probability", description="how surely a judge says yes")
-    template: str = Field(VQASCORE, description="the question, with {prompt}; VQAScore's by default")
+    kind: Literal["yes_probability"] = Field("yes_probability", description="probability that a judge answers yes")
+    template: str = Field(VQASCORE, description="question, with {prompt}; default: VQAScore's")
     variant: Literal["pair", "vocabulary"] = Field(
-        "pair", description="pair = P(yes) / (P(yes) + P(no)) | vocabulary = P(yes) among all tokens, as VQAScore"
+        "pair", description="pair = P(yes) / (P(yes) + P(no)) | vocabulary = P(yes) over all tokens, as in VQAScore"
     )
 
     def score(

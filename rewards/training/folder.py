@@ -23,15 +23,17 @@ FORMAT: Literal["alignflow-trained-reward/1"] = "alignflow-trained-reward/1"
 
 
 class Manifest(BaseModel):
-    """What ``reward.json`` holds."""
+    """Contents of ``reward.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["alignflow-trained-reward/1"] = Field(FORMAT, description="version of this folder")
-    backbone: Backbone = Field(description="the CLIP whose features are read")
-    head: Annotated[SerializeAsAny[HeadSettings], BeforeValidator(parse_head)] = Field(description="what reads them")
-    width: int = Field(ge=1, description="length of the features")
-    users: list[str] = Field([], description="who judged, in the order of the head's numbers")
+    format: Literal["alignflow-trained-reward/1"] = Field(FORMAT, description="version of the folder format")
+    backbone: Backbone = Field(description="CLIP that provides the features")
+    head: Annotated[SerializeAsAny[HeadSettings], BeforeValidator(parse_head)] = Field(
+        description="head on the features"
+    )
+    width: int = Field(ge=1, description="length of the feature vectors")
+    users: list[str] = Field([], description="users in the training table, in the order of the head's outputs")
 
 
 def save(folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> None:

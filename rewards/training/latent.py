@@ -86,20 +86,20 @@ class LatentNet(nn.Module):
 
 
 class Manifest(BaseModel):
-    """What ``latent.json`` holds."""
+    """Contents of ``latent.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["alignflow-latent-reward/1"] = Field(FORMAT, description="version of this folder")
-    text: Backbone = Field(description="the CLIP that reads the prompts")
-    generator: str = Field("", description="whose latents it was trained on")
+    format: Literal["alignflow-latent-reward/1"] = Field(FORMAT, description="version of the folder format")
+    text: Backbone = Field(description="CLIP that encodes the prompts")
+    generator: str = Field("", description="generator whose latents it was trained on")
     channels: int = Field(ge=1)
     text_width: int = Field(ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
     blocks: int = Field(3, ge=1)
-    motion: bool = Field(False, description="whether neighbouring frames are seen together")
-    mean: float = Field(0.0, description="of the scores it was trained on")
-    std: float = Field(1.0, gt=0, description="their standard deviation")
+    motion: bool = Field(False, description="whether neighbouring frames are processed together")
+    mean: float = Field(0.0, description="mean of the training scores")
+    std: float = Field(1.0, gt=0, description="standard deviation of the training scores")
 
     def build(self) -> LatentNet:
         """An untrained network."""

@@ -32,7 +32,9 @@ class BradleyTerry(Objective):
     """Bradley-Terry: -log sigmoid(chosen - rejected - margin); ties are left out."""
 
     kind: Literal["bt"] = Field("bt", description="Bradley-Terry")
-    margin: float = Field(0.0, ge=0, description="how much better the chosen should be before the loss is ln 2")
+    margin: float = Field(
+        0.0, ge=0, description="score difference between chosen and rejected at which the loss is ln 2"
+    )
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         from rewards.training.losses import bradley_terry
@@ -41,11 +43,11 @@ class BradleyTerry(Objective):
 
 
 class RaoKupper(Objective):
-    """Bradley-Terry with ties (Rao and Kupper), as VideoAlign's BTT."""
+    """Bradley-Terry with ties (Rao and Kupper), as in VideoAlign's BTT."""
 
     ties: ClassVar[bool] = True
     kind: Literal["rao_kupper"] = Field("rao_kupper", description="Bradley-Terry with ties")
-    k: float = Field(5.0, gt=1, description="how wide ties are")
+    k: float = Field(5.0, gt=1, description="tie parameter; larger values make ties likelier")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         from rewards.training.losses import rao_kupper
@@ -54,7 +56,7 @@ class RaoKupper(Objective):
 
 
 class WinTie(Objective):
-    """Cross-entropy with 1 for a win and 1/2 for a tie, as SoliReward's BT-WT."""
+    """Cross-entropy with target 1 for a win and 1/2 for a tie, as in SoliReward's BT-WT."""
 
     ties: ClassVar[bool] = True
     kind: Literal["win_tie"] = Field("win_tie", description="wins and ties")
@@ -66,11 +68,11 @@ class WinTie(Objective):
 
 
 class Triplet(Objective):
-    """Squared distances to the prompt on the unit sphere, a margin apart, as Social Reward."""
+    """Triplet margin on squared distances to the prompt on the unit sphere, as in Social Reward."""
 
     heads: ClassVar[tuple[str, ...]] = ("cosine",)
     kind: Literal["triplet"] = Field("triplet", description="triplet margin")
-    margin: float = Field(0.3, gt=0, description="of squared distances, which are 2 - 2 cos")
+    margin: float = Field(0.3, gt=0, description="margin between squared distances, which are 2 - 2 cos")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         from rewards.training.losses import ranking_margin
@@ -79,7 +81,7 @@ class Triplet(Objective):
 
 
 class Regression(Objective):
-    """Squared error to the number in column score; the table holds single pictures: prompt, image, score."""
+    """Squared error against column score; the table holds single images: prompt, image, score."""
 
     single: ClassVar[bool] = True
     kind: Literal["regression"] = Field("regression", description="squared error")
@@ -91,10 +93,10 @@ class Regression(Objective):
 
 
 class Gaussian(Objective):
-    """Mean of Bradley-Terry over Gaussian scores, as HPSv3; ties are left out."""
+    """Mean of Bradley-Terry over Gaussian scores, as in HPSv3; ties are left out."""
 
     heads: ClassVar[tuple[str, ...]] = ("uncertain",)
-    kind: Literal["gaussian"] = Field("gaussian", description="Bradley-Terry of uncertain scores")
+    kind: Literal["gaussian"] = Field("gaussian", description="Bradley-Terry with uncertain scores")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         from rewards.training.losses import gaussian_difference

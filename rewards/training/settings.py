@@ -19,16 +19,20 @@ class Settings(Strict):
 
 
 class Backbone(Settings):
-    """The CLIPModel whose features a head reads, and which of its weights are trained too."""
+    """The CLIPModel that provides a head's features, and which of its weights are trained too."""
 
     model: str = Field("shapes", description="shapes, a CLIPModel folder, a hub id, or a file in open_clip's layout")
-    processor: str | None = Field(None, description="folder or hub id of tokenizer and image settings, if elsewhere")
-    quick_gelu: bool = Field(False, description="a file's activation is QuickGELU, as in OpenAI's weights")
-    tune: Literal["none", "lora", "last"] = Field(
-        "none", description="none = frozen, read once | lora = adapters in the vision tower | last = its last layers"
+    processor: str | None = Field(
+        None, description="folder or hub id of the tokenizer and image settings; null = those of model"
     )
-    rank: int = Field(8, ge=1, description="of the LoRA on queries and values; it is merged when saved")
-    layers: int = Field(2, ge=1, description="how many last layers, with the projection behind them")
+    quick_gelu: bool = Field(False, description="use QuickGELU for a file's activation, as OpenAI's weights require")
+    tune: Literal["none", "lora", "last"] = Field(
+        "none",
+        description="none = frozen, features computed once | lora = adapters in the vision tower | last = the "
+        "last layers",
+    )
+    rank: int = Field(8, ge=1, description="LoRA rank on queries and values; the LoRA is merged when saved")
+    layers: int = Field(2, ge=1, description="number of trained last layers, together with the projection after them")
 
 
 class HeadSettings(Settings):
@@ -47,20 +51,20 @@ class HeadSettings(Settings):
 
 
 class MLPSettings(HeadSettings):
-    """A linear layer or a small network on picture, prompt and their product."""
+    """A linear layer or a small network on image, prompt and their product."""
 
     kind: Literal["mlp"] = Field("mlp", description="linear or MLP")
     hidden: int = Field(0, ge=0, description="width of the hidden layer; 0 = linear")
 
 
 class CosineSettings(HeadSettings):
-    """Cosine of the prompt and the picture's features after a learned matrix, which begins as the identity."""
+    """Cosine of the prompt and the image features after a learned matrix, initialised to the identity."""
 
     kind: Literal["cosine"] = Field("cosine", description="projected cosine")
 
 
 class UncertainSettings(HeadSettings):
-    """Mean and deviation of a Gaussian score, as HPSv3's head (arXiv 2508.03789)."""
+    """Mean and deviation of a Gaussian score, as in HPSv3's head (arXiv 2508.03789)."""
 
     outputs: ClassVar[int] = 2
     kind: Literal["uncertain"] = Field("uncertain", description="score with a deviation")
@@ -71,29 +75,29 @@ class MoESettings(HeadSettings):
     """Criteria mixed into aspects and aspects into the score, by gates that read the prompt (MJ-Video's head)."""
 
     kind: Literal["moe"] = Field("moe", description="mixture of criteria")
-    groups: list[int] = Field([4, 4], min_length=1, description="criteria of each aspect")
+    groups: list[int] = Field([4, 4], min_length=1, description="number of criteria per aspect")
     hidden: int = Field(64, ge=1, description="width of the gates' hidden layer")
-    temperature: float = Field(1.0, gt=0, description="of the gate over aspects")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature of the gate over aspects")
 
 
 class IdealPointSettings(HeadSettings):
-    """PAL: less the squared distance to a user's ideal point, a mixture of prototypes (arXiv 2406.08469)."""
+    """PAL: negative squared distance to a user's ideal point, a mixture of prototypes (arXiv 2406.08469)."""
 
     users: ClassVar[bool] = True
     kind: Literal["ideal_point"] = Field("ideal_point", description="PAL's ideal point")
-    prototypes: int = Field(2, ge=1, description="points whose convex hull holds every user")
-    dim: int = Field(32, ge=1, description="of the space that pictures and users share")
+    prototypes: int = Field(2, ge=1, description="number of prototypes; every user lies in their convex hull")
+    dim: int = Field(32, ge=1, description="dimension of the space shared by images and users")
 
 
 class VariationalSettings(HeadSettings):
-    """VPL: a score given a latent user, who is inferred from some of his pairs (arXiv 2408.10075)."""
+    """VPL: a score given a latent user, inferred from some of the user's pairs (arXiv 2408.10075)."""
 
     users: ClassVar[bool] = True
     kind: Literal["variational"] = Field("variational", description="VPL's latent user")
-    dim: int = Field(8, ge=1, description="of the latent user")
-    hidden: int = Field(64, ge=1, description="width of encoder and decoder")
-    beta: float = Field(0.01, ge=0, description="weight of the latent's KL, reached over the first half of training")
-    per_user: int = Field(16, ge=2, description="pairs of a user in a batch; half of them tell who judged the others")
+    dim: int = Field(8, ge=1, description="dimension of the latent user")
+    hidden: int = Field(64, ge=1, description="width of the encoder and decoder")
+    beta: float = Field(0.01, ge=0, description="weight of the latent's KL, reached after the first half of training")
+    per_user: int = Field(16, ge=2, description="pairs per user in a batch; half of them are used to infer the user")
 
 
 HEADS: dict[str, type[HeadSettings]] = {

@@ -15,17 +15,15 @@ if TYPE_CHECKING:
 
 
 class Compressibility(RewardSettings):
-    """Size of a picture as a JPEG, in thousands of bytes: small ones, or large ones, are rewarded. For smoke tests."""
+    """JPEG size of an image in kilobytes, rewarded for being small or large; for smoke tests."""
 
-    kind: Literal["compressibility"] = Field("compressibility", description="size as a JPEG")
+    kind: Literal["compressibility"] = Field("compressibility", description="JPEG size")
     prefer: Literal["small", "large"] = Field(
         "small",
-        description="small = minus the size (DDPO's compressibility) | large = the size (its incompressibility)",
+        description="small = negative size (DDPO's compressibility) | large = size (DDPO's incompressibility)",
     )
-    quality: int = Field(95, ge=1, le=100, description="JPEG quality; DDPO's is 95")
-    frames: int | None = Field(
-        None, ge=1, description="frames of a clip that are scored, spread evenly; all by default"
-    )
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality; DDPO uses 95")
+    frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Score = Annotated[Literal["dense", "strict"], Field(description="dense = share that is right; strict = all or nothing")]
+Score = Annotated[
+    Literal["dense", "strict"], Field(description="dense = share of correct properties | strict = all or nothing")
+]
 
 
 def _reward(
@@ -37,7 +39,7 @@ def _reward(
 
 
 class ShapesVerifier(RewardSettings):
-    """Reads a picture of the embedded world back into a scene and compares it with its caption; no model."""
+    """Parses an image of the embedded world into a scene and compares it with its caption; no model."""
 
     kind: Literal["shapes"] = Field("shapes", description="the embedded world's verifier")
     score: Score = "dense"
@@ -50,7 +52,7 @@ class ShapesVerifier(RewardSettings):
 
 
 class ShapesEditVerifier(RewardSettings):
-    """Reads an edited picture of the embedded world and its source: was the edit done, did the rest stay; no model."""
+    """Parses an edited image of the embedded world and its source: was the edit made, is the rest unchanged? No model."""
 
     kind: Literal["shapes_edit"] = Field("shapes_edit", description="the embedded world's verifier of edits")
     score: Score = "dense"
@@ -63,7 +65,7 @@ class ShapesEditVerifier(RewardSettings):
 
 
 class ShapesFillVerifier(RewardSettings):
-    """Reads a picture of the embedded world whose hole was filled: is what was asked for in it, did the rest stay"""
+    """Parses a filled image of the embedded world: is the request in the hole, is the rest unchanged? No model."""
 
     kind: Literal["shapes_fill"] = Field("shapes_fill", description="the embedded world's verifier of fills")
     score: Score = "dense"
@@ -76,9 +78,9 @@ class ShapesFillVerifier(RewardSettings):
 
 
 class ShapesVideoVerifier(RewardSettings):
-    """Follows the objects of a clip of the embedded world and compares what they are and how they move; no model."""
+    """Tracks the objects in a video of the embedded world, and compares kind and motion with the caption; no model."""
 
-    kind: Literal["shapes_video"] = Field("shapes_video", description="the embedded world's verifier of clips")
+    kind: Literal["shapes_video"] = Field("shapes_video", description="the embedded world's verifier of videos")
     score: Score = "dense"
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

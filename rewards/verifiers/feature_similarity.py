@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class FeatureSimilarity(VisionRewardSettings):
-    """Cosine of a vision model's features of the picture and of the prompt's picture; differentiable.
+    """Cosine between a vision model's features of the image and of the prompt's image; differentiable.
 
     A perceptual similarity, but neither LPIPS nor DreamSim: no weights here were trained on people's judgements.
     """
 
-    kind: Literal["feature_similarity"] = Field("feature_similarity", description="likeness to the prompt's picture")
+    kind: Literal["feature_similarity"] = Field(
+        "feature_similarity", description="feature similarity to the prompt's image"
+    )
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""

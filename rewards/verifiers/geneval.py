@@ -25,30 +25,29 @@ GREY = 0x99 / 255
 
 
 class GenEval(RewardSettings):
-    """GenEval's verdict on the objects in the picture: counts, colors, places; dense, strict or as published.
+    """GenEval's verdict on the objects in the image: counts, colors, places; dense, strict or as published.
 
     What is asked for are the prompt's columns ``include``, ``exclude`` and ``tag``, as in GenEval's
     ``evaluation_metadata.jsonl``. A prompt without them, or with a class the detector does not know, has no score.
     """
 
-    kind: Literal["geneval"] = Field("geneval", description="are the asked-for objects there")
+    kind: Literal["geneval"] = Field("geneval", description="presence of the requested objects")
     score: Literal["dense", "strict", "published"] = Field(
         "dense",
-        description="dense = mean over demands (Flow-GRPO) | strict = 1 where all hold and counts are exact "
-        "(Flow-GRPO) | published = GenEval's own 0 or 1. All three are logged",
+        description="dense = mean over requirements (Flow-GRPO) | strict = 1 if all are met with exact counts "
+        "(Flow-GRPO) | published = GenEval's 0 or 1; all three are logged",
     )
     model: str = Field(
         "facebook/mask2former-swin-small-coco-instance",
         description="folder or hub id of a detector (RT-DETR, DETR ...) or instance segmenter (Mask2Former)",
     )
-    clip: str = Field("openai/clip-vit-large-patch14", description="CLIPModel folder or hub id that names colors")
+    clip: str = Field("openai/clip-vit-large-patch14", description="CLIPModel folder or hub id, for naming colors")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of both networks")
-    frames: int | None = Field(
-        None, ge=1, description="frames of a clip that are judged, spread evenly; all by default"
-    )
+    frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
     probe: tuple[str, str] | None = Field(
         None,
-        description="[picture file, class in it]: a self-test at the start, which stops a detector that sees nothing",
+        description="[image file, class in it]: self-test at the start that stops the run if the detector finds "
+        "nothing; null = none",
     )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

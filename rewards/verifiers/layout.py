@@ -18,22 +18,20 @@ WHAT = "[{class: dog, box: [left, top, right, bottom] in 0 .. 1}, ...]"
 
 
 class Layout(RewardSettings):
-    """Mean IoU of the boxes a prompt asks for and those a detector finds, each found box used once.
+    """Mean IoU between the boxes a prompt requests and the boxes a detector finds, each found box used once.
 
     The boxes are the prompt's column ``boxes``: ``[{"class": "dog", "box": [left, top, right, bottom]}, ...]`` in
     shares of width and height. A box whose object is missing counts 0; additional objects do not count.
     """
 
-    kind: Literal["layout"] = Field("layout", description="IoU of asked-for and detected boxes")
+    kind: Literal["layout"] = Field("layout", description="IoU of requested and detected boxes")
     model: str = Field(
         "facebook/mask2former-swin-small-coco-instance",
         description="folder or hub id of a detector (RT-DETR, DETR ...) or instance segmenter (Mask2Former)",
     )
-    threshold: float = Field(0.3, ge=0, lt=1, description="score above which an object counts")
+    threshold: float = Field(0.3, ge=0, lt=1, description="minimum detection score (exclusive)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the detector")
-    frames: int | None = Field(
-        None, ge=1, description="frames of a clip that are judged, spread evenly; all by default"
-    )
+    frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load the detector.

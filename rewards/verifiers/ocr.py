@@ -22,15 +22,15 @@ WANTED = "the text to be shown; or quote it in the prompt"
 
 
 class Ocr(RewardSettings):
-    """Text read in the picture against the text asked for: 1 - edit distance / length (Flow-GRPO).
+    """Text read in the image compared with the requested text: 1 - edit distance / length (Flow-GRPO).
 
     The text is the prompt's column ``text``, or else the first part of the prompt in double quotes. Case and white
     space do not count. Text that is read with more around it scores 1; the distance is at most the length. Needs the
     extra ``ocr``, whose models come with the package.
     """
 
-    kind: Literal["ocr"] = Field("ocr", description="text read in the picture against the text asked for")
-    frames: int | None = Field(None, ge=1, description="frames of a clip that are read, spread evenly; all by default")
+    kind: Literal["ocr"] = Field("ocr", description="match between the text in the image and the requested text")
+    frames: int | None = Field(None, ge=1, description="frames read per video, evenly spaced; null = all")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load RapidOCR's models; they run on the CPU.

@@ -17,13 +17,11 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 class Ssim(RewardSettings):
-    """Structural similarity (SSIM) to the prompt's picture, of clips the mean over frames; differentiable."""
+    """Structural similarity (SSIM) to the prompt's image, averaged over a video's frames; differentiable."""
 
-    kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's picture")
-    batch: int = Field(32, ge=1, description="pictures, or frames of clips, at once")
-    frames: int | None = Field(
-        None, ge=1, description="frames of a clip that are scored, spread evenly; all by default"
-    )
+    kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's image")
+    batch: int = Field(32, ge=1, description="images, or frames of videos, per call")
+    frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class IdentityConsistency(VisionRewardSettings):
-    """Likeness of each frame's features to the first frame's and the last one's before it (VBench); differentiable.
+    """Similarity of each frame's features to those of the first and the preceding frame (VBench); differentiable.
 
     A clip that stands still has 1, so it wants a reward of motion beside it.
     """
 
-    kind: Literal["identity_consistency"] = Field("identity_consistency", description="frames alike through a clip")
+    kind: Literal["identity_consistency"] = Field(
+        "identity_consistency", description="similarity between the frames of a video"
+    )
     model: str = Field("facebook/dino-vitb16", description=VISION_MODEL)
 
     def load(self, device: torch.device | str) -> Reward:

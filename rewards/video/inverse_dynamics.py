@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 
 class InverseDynamics(RewardSettings):
-    """Share of asked-for actions that an inverse dynamics model of your own reads from the clip (RLIR).
+    """Share of the requested actions that a custom inverse dynamics model reads from the video (RLIR).
 
     The actions are the prompt's column ``actions``, a list of numbers. The model is called as ``model(clips)`` with
     ``[N, F, 3, H, W]`` and returns ``[N, n]`` actions, or ``[N, n, A]`` logits of which the highest counts.
     """
 
-    kind: Literal["inverse_dynamics"] = Field("inverse_dynamics", description="are the asked-for actions done")
-    model: str = Field(description="package.module:name or file.py:name of a function, or of a class to be made")
-    options: dict[str, Any] = Field({}, description="keyword arguments for making the class")
-    scale: float | None = Field(
-        None, gt=0, description="for continuous actions: each counts exp(-difference^2 / scale); null = equal or not"
+    kind: Literal["inverse_dynamics"] = Field(
+        "inverse_dynamics", description="match between performed and requested actions"
     )
-    batch: int = Field(8, ge=1, description="clips at once")
+    model: str = Field(description="package.module:name or file.py:name of a function, or of a class to instantiate")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the class")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="scale for continuous actions, each scored exp(-difference^2 / scale); null = equal or not",
+    )
+    batch: int = Field(8, ge=1, description="videos per call")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Import the model, make it where it is a class.

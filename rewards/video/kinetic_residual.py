@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class KineticResidual(FlowRewardSettings):
-    """Minus the change of acceleration of a clip's optical flow: 0 = constant acceleration (NewtonRewards).
+    """Negative change of acceleration in a video's optical flow: 0 = constant acceleration (NewtonRewards).
 
     A clip that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
     """
 
-    kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="minus the change of acceleration")
+    kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="negative change of acceleration")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""

@@ -22,17 +22,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class MassConservation(ModelRewardSettings):
-    """Minus the squared distance of V-JEPA 2's features to those of the prompt's reference clip (NewtonRewards).
+    """Negative squared distance of V-JEPA 2's features to those of the prompt's reference video (NewtonRewards).
 
     The prompt's column ``reference`` names a file in the folder ``references``. It keeps things from vanishing, and
     belongs beside ``kinetic_residual``. Differentiable.
     """
 
-    kind: Literal["mass_conservation"] = Field("mass_conservation", description="features as of a reference clip")
-    references: Path = Field(description="folder of the reference clips (.mp4, .gif, .webp)")
+    kind: Literal["mass_conservation"] = Field("mass_conservation", description="feature distance to a reference video")
+    references: Path = Field(description="folder of the reference videos (.mp4, .gif, .webp)")
     model: str = Field("facebook/vjepa2-vitl-fpc64-256", description="folder or hub id of a V-JEPA 2 model")
-    batch: int = Field(4, ge=1, description="clips through the network at once")
-    frames: int | None = Field(None, ge=2, description="frames of a clip that are seen, spread evenly; all by default")
+    batch: int = Field(4, ge=1, description="videos per network call")
+    frames: int | None = Field(None, ge=2, description="frames used per video, evenly spaced; null = all")
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model.

@@ -17,14 +17,17 @@ FASTEST, SIDE = 0.05, 256
 
 
 class MotionDegree(FlowRewardSettings):
-    """How fast the fastest twentieth of a clip's pixels moves, in pixels a frame at a shorter side of 256.
+    """Speed of the fastest twentieth of a video's pixels, in pixels per frame at a shorter side of 256.
 
     VBench takes a pair of frames for moving above 6, at 8 frames a second and with RAFT's flow.
     """
 
-    kind: Literal["motion_degree"] = Field("motion_degree", description="how fast the fastest pixels move")
+    kind: Literal["motion_degree"] = Field("motion_degree", description="speed of the fastest pixels")
     enough: float | None = Field(
-        None, gt=0, description="speed that counts as 1, slower in proportion, faster the same; null = the speed itself"
+        None,
+        gt=0,
+        description="speed that scores 1; lower speeds score in proportion, higher ones also 1; null = score the "
+        "speed itself",
     )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

@@ -22,29 +22,32 @@ PLACE = "{prompt}"
 
 
 class SoliReward(RewardSettings):
-    """SoliReward: physical plausibility of a clip, or its likeness to the prompt; differentiable.
+    """SoliReward: physical plausibility of a video, or how well it matches the prompt; differentiable.
 
     The authors' questions are not part of this project: ``template`` is ``solireward/inference/arguments.py`` of their
     repository (it is read, not run), or a JSON file {task: {system_prompt: ..., user_prompt: ...}}. A picture is a clip
     of one frame, which is shown as often as ``frames`` says.
     """
 
-    kind: Literal["soli_reward"] = Field("soli_reward", description="SoliReward, an InternVL3 that judges clips")
+    kind: Literal["soli_reward"] = Field("soli_reward", description="SoliReward, an InternVL3 that scores videos")
     template: Path = Field(description="SoliReward's inference/arguments.py, or a JSON file with the questions")
     task: Literal["phy_deform", "text_alignment"] = Field(
-        "phy_deform", description="phy_deform = physics and deformed subjects, the prompt is not read | text_alignment"
+        "phy_deform",
+        description="phy_deform = physics and deformed subjects, without the prompt | text_alignment = match "
+        "with the prompt",
     )
     weights: str | None = Field(
-        None, description="file of weights, or owner/name/file of the hub; null = the published ones of the task"
+        None, description="weight file, or owner/name/file on the hub; null = the published file of the task"
     )
     base: str = Field(
-        "OpenGVLab/InternVL3-1B-hf", description="folder or hub id, in transformers' layout: sizes and tokenizer"
+        "OpenGVLab/InternVL3-1B-hf",
+        description="folder or hub id of the base model in transformers' layout, for its sizes and tokenizer",
     )
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that the head reads, 1 = the first; null = equally far apart, as published"
+        None, description="layers that the head reads, 1 = the first; null = evenly spaced, as published"
     )
-    frames: int = Field(8, ge=1, description="frames that are looked at, spread evenly")
-    batch: int = Field(1, ge=1, description="clips through the network at once")
+    frames: int = Field(8, ge=1, description="frames used per video, evenly spaced")
+    batch: int = Field(1, ge=1, description="videos per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

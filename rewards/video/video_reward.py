@@ -21,7 +21,7 @@ PUBLISHED = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 
 
 class VideoReward(RewardSettings):
-    """VideoReward: visual quality, motion quality and text alignment of a clip, or their sum; differentiable.
+    """VideoReward: visual quality, motion quality and text alignment of a video, or their sum; differentiable.
 
     The authors' question is not part of this project: ``template`` is ``prompt_template.py`` of their repository
     KwaiVGI/VideoAlign (it is read, not run), or a text file with the three tokens and ``{text_prompt}``.
@@ -30,20 +30,25 @@ class VideoReward(RewardSettings):
     kind: Literal["video_reward"] = Field("video_reward", description="VideoReward (VideoAlign)")
     template: Path = Field(description="VideoAlign's prompt_template.py, or a text file with the question")
     score: Literal["overall", "visual_quality", "motion_quality", "text_alignment"] = Field(
-        "overall", description="overall = the sum of the three. All three are logged"
+        "overall", description="score to return; overall = the sum of the other three; all are logged"
     )
-    normalise: bool = Field(True, description="(score - mean) / deviation of each, by the authors' constants")
+    normalise: bool = Field(True, description="(score - mean) / deviation for each score, with the authors' constants")
     frame_rate: float | None = Field(
-        None, gt=0, description="frames a second of the clips, two of which are looked at; null = the file's, else 16"
+        None,
+        gt=0,
+        description="frames per second of the videos, of which two per second are used; null = the file's rate, "
+        "or 16 if unknown",
     )
-    frames: int | None = Field(None, ge=2, description="looked at instead of two a second; brought to an even number")
+    frames: int | None = Field(
+        None, ge=2, description="frames used per video, rounded to an even number; null = two per second"
+    )
     weights: str = Field(
-        "KwaiVGI/VideoReward/checkpoint-11352/model.pth", description="file of weights, or owner/name/file of the hub"
+        "KwaiVGI/VideoReward/checkpoint-11352/model.pth", description="weight file, or owner/name/file on the hub"
     )
     base: str = Field(
-        "Qwen/Qwen2-VL-2B-Instruct", description="folder or hub id: sizes and tokenizer of the base model"
+        "Qwen/Qwen2-VL-2B-Instruct", description="folder or hub id of the base model, for its sizes and tokenizer"
     )
-    lora_alpha: float = Field(128.0, gt=0, description="alpha of the LoRA in the weights; its rank is seen in them")
+    lora_alpha: float = Field(128.0, gt=0, description="alpha of the LoRA in the weights; its rank is read from them")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:

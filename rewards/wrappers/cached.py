@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Cached(RewardSettings):
-    """Another reward, asked once for every sample: scores are kept by content, across runs and processes.
+    """Another reward, computed once per sample: scores are cached by content, across runs and processes.
 
     The key is a digest of pixels (as float32), prompt, inputs, the reward's settings, and its weights or code as far as
     the reward tells of them; change ``version`` where it cannot know. A missing score is not kept.
     """
 
-    kind: Literal["cached"] = Field("cached", description="another reward, asked once for every sample")
-    reward: AnyReward = Field(description="what scores: {kind: ...}")
-    folder: str = Field("~/.cache/alignflow/scores", description="where scores are kept, a file per reward")
-    version: str = Field("", description="anything; another value forgets")
+    kind: Literal["cached"] = Field("cached", description="another reward, computed once per sample")
+    reward: AnyReward = Field(description="reward to cache: {kind: ...}")
+    folder: str = Field("~/.cache/alignflow/scores", description="cache folder, with one file per reward")
+    version: str = Field("", description="cache version; change it to discard the cached scores")
 
     def compares(self) -> Scope | None:
         """As the reward inside."""

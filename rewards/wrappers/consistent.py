@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 
 class Consistent(RewardSettings):
-    """Another reward, averaged over the most alike samples of the same prompt (RewardFusion)."""
+    """Another reward, averaged over the most similar samples of the same prompt (RewardFusion)."""
 
-    kind: Literal["consistent"] = Field("consistent", description="another reward, averaged over alike samples")
-    reward: AnyReward = Field(description="what scores: {kind: ...}")
+    kind: Literal["consistent"] = Field("consistent", description="another reward, averaged over similar samples")
+    reward: AnyReward = Field(description="reward to average: {kind: ...}")
     embed: AnyReward | None = Field(
-        None, description="reward whose space tells what is alike, such as {kind: clip}; null = the scoring one's own"
+        None,
+        description="reward whose embeddings measure similarity, such as {kind: clip}; null = the averaged "
+        "reward's own",
     )
-    neighbours: int = Field(5, ge=1, description="samples averaged over, at most")
-    similarity: float = Field(0.9, ge=0, lt=1, description="cosine above which a sample is a neighbour")
+    neighbours: int = Field(5, ge=1, description="maximum number of neighbours to average over")
+    similarity: float = Field(0.9, ge=0, lt=1, description="minimum cosine of a neighbour (exclusive)")
 
     def compares(self) -> Scope | None:
         """The samples of a prompt at least."""

@@ -28,22 +28,29 @@ class Member(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reward: AnyReward = Field(description="what scores: {kind: ...}")
-    weight: float = Field(1.0, description="factor or exponent of the normalised score; negative to punish in a sum")
+    reward: AnyReward = Field(description="reward of the member: {kind: ...}")
+    weight: float = Field(1.0, description="factor or exponent of the normalised score; negative to penalise in a sum")
     normalise: Literal["none", "range", "group", "batch", "reference", "quantile"] = Field(
         "none",
-        description="none = raw | range = its declared range to 0..1 | group = (x - mean) / deviation among the "
-        "samples of a prompt | batch = the same over all samples scored together | reference = the same with mean and "
-        "deviation of a reference sample | quantile = share of the reference sample below it",
+        description="none = raw score | range = declared range mapped to 0..1 | group = (x - mean) / deviation "
+        "over the samples of a prompt | batch = the same over all samples scored together | "
+        "reference = the same with mean and deviation of a reference sample | quantile = share of "
+        "the reference sample below the score",
     )
     reference: str | Reference | None = Field(
-        None, description="file of alignflow reward calibrate, or {mean: ..., std: ..., quantiles: [...]}"
+        None,
+        description="file written by alignflow reward calibrate, or {mean: ..., std: ..., quantiles: [...]}; "
+        "null = none",
     )
     uncertainty: str | None = Field(
-        None, description="name of the reward's part that holds its own deviation; discount times that is subtracted"
+        None,
+        description="name of the reward's part with its standard deviation, of which discount times is "
+        "subtracted; null = none",
     )
     gate: float | None = Field(
-        None, description="makes it a gate: not added, but a sample whose normalised score is below this fails"
+        None,
+        description="minimum normalised score; makes the member a gate, which is not added to the sum; null = "
+        "not a gate",
     )
 
     @model_validator(mode="after")
@@ -68,20 +75,23 @@ class Member(Strict):
 
 
 class Mixture(RewardSettings):
-    """Several rewards as one: sums, means, products, gates; a sample one of them cannot score has no score."""
+    """Several rewards as one: sums, means, products, gates; a sample that one of them cannot score has no score."""
 
     kind: Literal["mixture"] = Field("mixture", description="several rewards as one")
     parts: Annotated[dict[str, Member], Named] = Field(
-        min_length=1, description="name -> {reward, weight, normalise, gate}"
+        min_length=1, description="members by name: {reward, weight, normalise, gate}"
     )
     how: Literal["weighted", "harmonic", "geometric", "product", "log_tamed", "lower_bound"] = Field(
         "weighted",
-        description="weighted = sum of weight times score | harmonic, geometric = weighted means of scores from 0 up | "
-        "product = of score to the power of weight | log_tamed = weighted, after log(1 + x) of members that spread "
-        "much for their mean | lower_bound = weighted mean less discount times the members' spread",
+        description="weighted = sum of weight times score | harmonic, geometric = weighted means of non-negative "
+        "scores | product = product of score to the power of weight | log_tamed = weighted, after "
+        "log(1 + x) of members whose spread is large relative to their mean | lower_bound = weighted "
+        "mean minus discount times the members' spread",
     )
-    discount: float = Field(1.0, ge=0, description="deviations subtracted by lower_bound and by member uncertainty")
-    gated: float | None = Field(0.0, description="score of a sample that fails a gate; null = it has none")
+    discount: float = Field(
+        1.0, ge=0, description="standard deviations subtracted by lower_bound and by a member's uncertainty"
+    )
+    gated: float | None = Field(0.0, description="score of a sample that fails a gate; null = no score")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class Placed(RewardSettings):
-    """Another reward in this process, on a device and in a precision of its own."""
+    """Another reward in this process, on its own device and in its own precision."""
 
-    kind: Literal["placed"] = Field("placed", description="another reward on a device of its own")
-    reward: AnyReward = Field(description="what scores: {kind: ...}")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; null = where training runs")
+    kind: Literal["placed"] = Field("placed", description="another reward on its own device")
+    reward: AnyReward = Field(description="reward to place: {kind: ...}")
+    device: str | None = Field(None, description="device: cpu, cuda, cuda:1 or mps; null = the training device")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="autocast of its networks; float32 = none. Weights keep the dtype they are loaded in"
+        "float32",
+        description="autocast of the reward's networks; float32 = none; weights keep the dtype they are loaded in",
     )
 
     @field_validator("device")

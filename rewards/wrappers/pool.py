@@ -30,16 +30,18 @@ class Pool(RewardSettings):
     """
 
     kind: Literal["pool"] = Field("pool", description="another reward in several Ray actors")
-    reward: AnyReward = Field(description="what scores: {kind: ...}")
+    reward: AnyReward = Field(description="reward to replicate: {kind: ...}")
     workers: int = Field(2, ge=1, description="copies of the reward")
-    address: str | None = Field(None, description="of a Ray cluster (auto, ray://host:10001); null = one of its own")
-    cpus: float = Field(1.0, ge=0, description="CPUs a worker takes of the cluster")
-    gpus: float = Field(0.0, ge=0, description="GPUs a worker takes; above 0 it scores on cuda")
-    batch: int = Field(16, ge=1, description="samples a worker gets at a time")
-    timeout: float = Field(60.0, gt=0, le=86_400, description="seconds for so many samples")
-    start_timeout: float = Field(600.0, gt=0, le=86_400, description="seconds in which a new worker must have loaded")
-    retries: int = Field(5, ge=0, description="further attempts for samples that were not scored")
-    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, then doubled, at most 30")
+    address: str | None = Field(
+        None, description="address of a Ray cluster (auto, ray://host:10001); null = start a local one"
+    )
+    cpus: float = Field(1.0, ge=0, description="cluster CPUs per worker")
+    gpus: float = Field(0.0, ge=0, description="cluster GPUs per worker; above 0 it scores on cuda")
+    batch: int = Field(16, ge=1, description="samples sent to a worker at a time")
+    timeout: float = Field(60.0, gt=0, le=86_400, description="seconds for one such batch")
+    start_timeout: float = Field(600.0, gt=0, le=86_400, description="seconds for a new worker to load")
+    retries: int = Field(5, ge=0, description="further attempts for samples without a score")
+    backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, doubled after each, at most 30")
 
     def compares(self) -> Scope | None:
         """As the reward inside."""

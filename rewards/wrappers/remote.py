@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 
 class Remote(RewardSettings):
-    """A reward behind alignflow reward serve, in an environment of its own or on another machine.
+    """A reward served by alignflow reward serve, in another environment or on another machine.
 
     Lost connections, timeouts, overload and damaged replies are tried again after a pause; what stays unanswered is
     missing, with its reason. No reply is believed that is damaged, or comes from another reward or other weights than
     the run began with.
     """
 
-    kind: Literal["remote"] = Field("remote", description="a reward behind alignflow reward serve")
-    url: Address = Field(description="where it listens, http://127.0.0.1:8300; secrets belong into token_env")
-    token_env: str | None = Field(None, description="environment variable that holds the token")
+    kind: Literal["remote"] = Field("remote", description="a reward served by alignflow reward serve")
+    url: Address = Field(description="server address, such as http://127.0.0.1:8300; put secrets in token_env")
+    token_env: str | None = Field(None, description="environment variable with the token; null = no token")
     batch: int = Field(16, ge=1, description="samples per request")
-    parallel: int = Field(4, ge=1, le=1024, description="requests at a time")
+    parallel: int = Field(4, ge=1, le=1024, description="concurrent requests")
     payload: Literal["npz", "png"] = Field(
         "npz", description="npz = float32 pixels, exact | png = rounded to 8 bits, an eighth of the bytes"
     )
-    timeout: Seconds = Field(60.0, description="seconds a request may take, its reply included")
-    retries: int = Field(5, ge=0, le=1000, description="further attempts for a request that was not answered")
+    timeout: Seconds = Field(60.0, description="seconds per request, including the reply")
+    retries: int = Field(5, ge=0, le=1000, description="further attempts after a request without an answer")
     backoff: float = Field(
-        1.0, ge=0, le=3600, description="seconds before the second attempt, then doubled, at most 30"
+        1.0, ge=0, le=3600, description="seconds before the second attempt, doubled after each, at most 30"
     )
 
     def compares(self) -> Scope | None:

@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 
 
 class Segmental(RewardSettings):
-    """Another reward on one frame of each segment of a clip, those far from the middle counting less (InstructVideo).
+    """Another reward on one frame per segment of a video; frames far from the middle count less (InstructVideo).
 
     Gradients flow to the chosen frames only. Rewards that are negative should not be attenuated: less weight makes
     them better.
     """
 
-    kind: Literal["segmental"] = Field("segmental", description="another reward on few weighted frames of a clip")
-    reward: AnyReward = Field(description="what scores a picture: {kind: ...}")
-    segments: int = Field(4, ge=1, description="equal segments of the clip, one frame of each is scored")
+    kind: Literal["segmental"] = Field("segmental", description="another reward on a few weighted frames of a video")
+    reward: AnyReward = Field(description="reward of an image: {kind: ...}")
+    segments: int = Field(4, ge=1, description="number of equal segments, one frame of each of which is scored")
     attenuation: float = Field(
-        1.0, ge=0, description="lambda of the weight exp(-lambda |frame - middle|); 0 = all frames count the same"
+        1.0, ge=0, description="lambda in the frame weight exp(-lambda |frame - middle|); 0 = equal weights"
     )
     pick: Literal["first", "middle", "random"] = Field(
         "middle",
-        description="frame of a segment; random = another at every call (InstructVideo), from torch's generator",
+        description="frame of a segment; random = a new one at every call (InstructVideo), from torch's generator",
     )
     normalise: bool = Field(
-        False, description="divide by the weights' sum: a mean, on the reward's own scale; else by the segments' number"
+        False,
+        description="divide by the sum of the weights: a mean on the reward's own scale; false = divide by the "
+        "number of segments",
     )
 
     def compares(self) -> Scope | None:
