@@ -1,4 +1,4 @@
-"""Names of devices: which are well formed, which this machine has. The same words wherever one is named.
+"""Device names: validation of their form and of their presence on this machine.
 
 Torch is imported only by :func:`unusable`.
 """

@@ -1,4 +1,4 @@
-"""What a user can get wrong, as a small hierarchy. Each message names the place and the remedy.
+"""Hierarchy of user errors. Each message names the place and the remedy.
 
 The command line prints these as ``error: ...`` without a traceback and leaves with ``exit_code``:
 2 where the request was wrong, 1 where the run failed.

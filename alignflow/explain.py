@@ -1,4 +1,4 @@
-"""Pydantic's complaints in the words of the config file: dotted path, place, what was given, what is allowed."""
+"""Pydantic's errors in the terms of the config file: dotted path, place, given value, allowed values."""
 
 from __future__ import annotations
 

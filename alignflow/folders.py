@@ -1,4 +1,4 @@
-"""A folder is a registry: every module of it defines at least one class with a kind."""
+"""Folders as registries: every module of one defines at least one class with a kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings whose class is chosen by ``kind``, and how to find the class that stands at a dotted path."""
+"""Settings whose class is selected by ``kind``, and lookup of the class at a dotted path."""
 
 from __future__ import annotations
 

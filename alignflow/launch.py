@@ -1,4 +1,4 @@
-"""Several processes of one command: started, told of every signal, ended together, with one exit code."""
+"""Launch of one command in several processes: started, signalled and ended together, with one exit code."""
 
 from __future__ import annotations
 

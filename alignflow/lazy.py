@@ -1,4 +1,4 @@
-"""Modules that are imported on first use, so that commands without tensors start at once.
+"""Modules imported on first use, so that commands without tensors start at once.
 
     if TYPE_CHECKING:
         import torch

@@ -1,4 +1,4 @@
-"""Questions about paths that people wrote; a name that no file system can hold names nothing and raises nothing."""
+"""Checks of user-given paths; a name that no file system can hold does not exist and raises nothing."""
 
 from __future__ import annotations
 

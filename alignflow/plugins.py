@@ -1,5 +1,5 @@
-"""Code of one's own, ``package.module:name`` or ``path/to/file.py:name``: the same for rewards, recipes, searches and
-generators. :func:`load` runs it; :func:`find` only reads it.
+"""Custom code, ``package.module:name`` or ``path/to/file.py:name``, for rewards, recipes, searches and generators.
+:func:`load` imports it; :func:`find` only parses it.
 """
 
 from __future__ import annotations

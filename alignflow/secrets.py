@@ -1,4 +1,4 @@
-"""Secrets (passwords, keys, tokens) stay out of everything that people share.
+"""Redaction of secrets (passwords, keys, tokens) from everything that people share.
 
 A config must not hold one: run folders, reports and model cards copy it. It holds ``${NAME}`` instead, and
 :func:`resolve` reads the environment variable where the value is used. :func:`redact` removes what may still turn up

@@ -1,4 +1,4 @@
-"""What every part of a settings tree is. No torch here."""
+"""Base classes of all settings. No torch."""
 
 from __future__ import annotations
 

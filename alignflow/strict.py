@@ -1,4 +1,4 @@
-"""Settings whose numbers are numbers: ``true`` is none, 1 is not true, and no number is beyond all use."""
+"""Strict settings: ``true`` is not a number, 1 is not a boolean, and every number is bounded."""
 
 from __future__ import annotations
 

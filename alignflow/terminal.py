@@ -1,4 +1,4 @@
-"""The one way onto the terminal: no escapes, no secrets."""
+"""Terminal output without escape sequences and secrets; all output goes through here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that comes from outside (file names, error messages, replies of servers), made fit for a terminal and a page."""
+"""External text (file names, error messages, server replies), cleaned for a terminal and a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wish to stop, for code that waits on others (servers, workers) while a run is asked to end."""
+"""Stop requests for code that waits on servers and workers while a run is ending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of names in messages: the likeliest first, never fifty in a row."""
+"""Lists of names in messages: the likeliest first, and never too many."""
 
 from __future__ import annotations
 

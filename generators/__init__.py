@@ -1,5 +1,4 @@
-"""Diffusers pipelines seen as velocity fields: :mod:`generators.base` is the contract, each file of
-``adapters/`` an adapter.
+"""Diffusers pipelines as velocity fields: :mod:`generators.base` is the interface, ``adapters/`` has one file each.
 
 Importing this package imports no torch.
 """

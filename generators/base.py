@@ -1,7 +1,7 @@
-"""A diffusers pipeline seen as a velocity field.
+"""A diffusers pipeline as a velocity field.
 
 One convention for every model: ``t`` in [0, 1] with 1 = noise, ``x_t = (1 - t) x0 + t eps``, ``v = eps - x0``.
-A generator converts to its pipeline's own scale inside and nowhere else does anybody have to know.
+Each adapter converts to its pipeline's scale internally; no other code needs to know about it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the adapters share about latents: packing them into tokens, coding media with a VAE."""
+"""Latent code shared by the adapters: packing into tokens, encoding and decoding media with a VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one error of this package."""
+"""The single error class of this package."""
 
 from alignflow.secrets import shown
 

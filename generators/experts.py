@@ -1,4 +1,4 @@
-"""Two networks that share the time, seen as one."""
+"""Two networks that split the time axis, as one network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline folder before anything of it is loaded: what is there, or what is wrong with it. No torch."""
+"""A pipeline folder before loading: its contents, or what is wrong with it. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From ``(kind, path)`` to a ready :class:`~generators.base.Generator`, or a message that says what to change."""
+"""From ``(kind, path)`` to a ready :class:`~generators.base.Generator`, or a message with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a pipeline's weights wait and how they are kept: diffusers' and accelerate's own means, chosen by name.
+"""Placement and storage of a pipeline's weights, by the methods of diffusers and accelerate.
 
 The trained network stays on its device: its weights are needed again at backward. What may wait on the CPU are the text
 encoders, which are read once a rollout and never trained. The VAE stays as well: it is small, and recipes that climb a

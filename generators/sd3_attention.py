@@ -1,4 +1,4 @@
-"""Joint attention of SD3 in which one null text token stands for many, exactly.
+"""Joint attention of SD3 in which one null text token represents many, exactly.
 
 Without T5 the pipeline appends 256 zero tokens to the text. Text has no positions in SD3, so equal tokens stay equal in
 every layer, and ``n`` equal keys weigh as much in a softmax as one key whose logit is raised by ``log n``. One token

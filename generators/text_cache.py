@@ -1,4 +1,4 @@
-"""Text conditioning computed once and kept on the CPU, or in safetensors files, so that the encoders can go."""
+"""Cache of text conditioning on the CPU or in safetensors files, so that the encoders can be unloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the video adapters share: clips ``[N, F, 3, H, W]`` over latents ``[N, C, F', H', W']``."""
+"""Code shared by the video adapters: videos ``[N, F, 3, H, W]`` over latents ``[N, C, F', H', W']``."""
 
 from __future__ import annotations
 

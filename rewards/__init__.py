@@ -1,4 +1,4 @@
-"""Rewards: media and prompts in, scores out. Each file in its rooms is a reward.
+"""Rewards: media and prompts in, scores out. Each file in its subfolders is a reward.
 
 Importing this package, and reading the settings of every reward, imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What a reward is: media and prompts in, one score per sample out, and a missing score says why.
+"""Interface of a reward: media and prompts in, one score per sample out, with a reason for each missing score.
 
 Settings of a reward are read without torch (they are part of the config); :meth:`RewardSettings.build` makes the
 thing that scores. A score that could not be had is NaN with a reason, never 0.

@@ -1,4 +1,4 @@
-"""What every reward call goes through: shapes are checked, a failure becomes NaN with a reason."""
+"""Checks around every reward call: shapes are validated, a failure becomes NaN with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rewards of motion ask of a clip, and how they see its flow."""
+"""Requirements of motion rewards on a video, and its optical flow."""
 
 from __future__ import annotations
 

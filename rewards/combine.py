@@ -1,4 +1,4 @@
-"""Several rewards of a sample -> one: pure tensor functions, missing (NaN) in, missing out.
+"""Combination of a sample's rewards into one: pure tensor functions; missing (NaN) in, missing out.
 
 ``values [N, K]`` are K rewards of N samples, ``weights [K]``.
 """

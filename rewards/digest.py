@@ -1,4 +1,4 @@
-"""Content digests: of what a reward is, of what it was shown."""
+"""Content digests of a reward's settings and of its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of pictures -> scores of pictures and clips, a batch at a time."""
+"""Scores of images -> scores of images and videos, a batch at a time."""
 
 from __future__ import annotations
 

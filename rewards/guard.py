@@ -1,4 +1,4 @@
-"""What rewards are handed: nothing they do to it reaches whoever comes after them.
+"""Protection of the inputs of rewards: their changes do not affect other rewards.
 
 Code from outside this package is given copies, which are compared with the originals afterwards: only that shows every
 way of writing, NumPy's views of the same memory among them. Code of this package is given the tensors themselves.

@@ -1,4 +1,4 @@
-"""What settings share: of every reward that puts pictures through a network, and of those that look at motion."""
+"""Settings shared by rewards with a network, and by rewards of motion."""
 
 from __future__ import annotations
 

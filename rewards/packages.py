@@ -1,4 +1,4 @@
-"""The authors' own packages as rewards, where they are installed: one 8-bit picture at a time, without gradients.
+"""Authors' own packages as rewards, if installed: one 8-bit image at a time, without gradients.
 
 Both packages pin versions that do not go with this project's, so they live in an environment of their own. Nothing here
 imports transformers: this module, and the settings of the rewards, work beside whatever version such a package needs.

@@ -1,4 +1,4 @@
-"""Pictures that a reward is given by the folder."""
+"""Images that a reward reads from a folder."""
 
 from __future__ import annotations
 

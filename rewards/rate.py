@@ -1,4 +1,4 @@
-"""Frames a second of the clips that are being scored, for rewards that go by time."""
+"""Frame rate of the videos being scored, for rewards that depend on time."""
 
 from __future__ import annotations
 

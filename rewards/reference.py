@@ -1,4 +1,4 @@
-"""Calibration: what a reward gives to a reference sample, so that its scores mean the same everywhere."""
+"""Calibration: statistics of a reward on a reference sample, so that its scores are comparable everywhere."""
 
 from __future__ import annotations
 

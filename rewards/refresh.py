@@ -1,4 +1,4 @@
-"""Several rewards that learn while the policy does, as one."""
+"""Several rewards trained during the run, as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards that judge sample by sample what each prompt's row asks for: a wrong row costs its own score alone."""
+"""Rewards that score each sample against its prompt's row; an invalid row loses only its own score."""
 
 from __future__ import annotations
 

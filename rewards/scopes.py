@@ -1,4 +1,4 @@
-"""What must be scored together, as far as settings tell: nothing is loaded, imported or asked."""
+"""Which samples must be scored together, derived from settings without loading anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reader of prompts needs. No torch."""
+"""Text helpers of rewards that read prompts. No torch."""
 
 
 def writable(text: str) -> str:

@@ -1,1 +1,1 @@
-"""What ``alignflow check`` finds before anything runs. No torch."""
+"""Checks of ``alignflow check``, made before anything runs. No torch."""

@@ -1,4 +1,4 @@
-"""What a pipeline is made of, without its weights: from its ``config.json`` files, or from published facts.
+"""Networks of a pipeline without its weights: from its ``config.json`` files, or from published facts.
 
 Networks are built on the meta device, where a weight has a shape and no memory, so they are counted, not guessed.
 """

@@ -1,4 +1,4 @@
-"""What ``alignflow check`` says of a config: essentials, the batch in words, files that are not there. No torch."""
+"""Report of ``alignflow check`` on a config: essentials, batch sizes in words, missing files. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configs of every command: which one a file is for, and what ``check`` says of it. No torch here."""
+"""Config types of all commands: recognising which command a file is for, and checking it. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a run takes on its card, from the config alone: no weight is loaded.
+"""Estimate of GPU memory from the config alone; no weights are loaded.
 
 Weights, adapters, optimizer states and what a rollout keeps are counted. Activations follow from the widths of the
 linear layers of the network's blocks, times how much of them torch was seen to save (:data:`SAVED`, measured on small

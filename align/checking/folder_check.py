@@ -1,4 +1,4 @@
-"""What ``check`` finds in a local pipeline folder and a LoRA file, without loading weights and without torch.
+"""Checks of a local pipeline folder and a LoRA file, without loading weights and without torch.
 
 What a folder does not tell cheaply (weights in .bin files, adapters outside the repository) is left to loading.
 """

@@ -1,4 +1,4 @@
-"""What a config names beside its tables: code of one's own, folders and weights of rewards. Nothing of it is run."""
+"""Checks of references in a config: custom code, folders and reward weights. Nothing is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running out of memory: what was doing it, and which settings of this very config change that. No torch."""
+"""Remedies for out-of-memory errors: the cause, and the settings of this config that reduce it. No torch."""
 
 from __future__ import annotations
 

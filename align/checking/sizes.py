@@ -1,4 +1,4 @@
-"""Sizes of what flows through a run: tokens of a sample, rows of a pass, bytes of a rollout."""
+"""Sizes of the data in a run: tokens per sample, rows per pass, bytes per rollout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``alignflow`` command. Thin: each command reads its arguments and calls one function; torch only where needed."""
+"""The ``alignflow`` command. Each subcommand parses arguments and calls one function; torch is imported if needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``alignflow score``: from its arguments to rows, a table and an exit code."""
+"""The command ``alignflow score``: from arguments to rows, a table and an exit code."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From YAML to settings: files, presets, registries. No torch at import."""
+"""Settings from YAML: files, presets, registries. No torch at import."""

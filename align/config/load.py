@@ -1,4 +1,4 @@
-"""YAML files and overrides -> :class:`Config`, and back. The settings themselves are in :mod:`align.config.settings`.
+"""YAML files and overrides -> :class:`Config`, and back. :mod:`align.config.settings` defines the settings.
 
 Layers are merged from the base up: what ``extends`` names, the file, the files to its right, the overrides. Every
 problem is reported at once, with its dotted path, where it was written and what is allowed.

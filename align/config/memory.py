@@ -1,4 +1,4 @@
-"""What a run keeps on a card: the settings, presets by card size, what they need installed. No torch."""
+"""Memory settings of a run, presets by GPU memory, and the packages they require. No torch."""
 
 from __future__ import annotations
 

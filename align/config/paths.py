@@ -1,4 +1,4 @@
-"""Places in settings, written so that they hold in any working folder. No torch here."""
+"""Paths in settings, written so that they are valid from any working folder. No torch."""
 
 from __future__ import annotations
 

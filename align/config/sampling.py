@@ -1,4 +1,4 @@
-"""Settings of a sampler, checked. No torch here; the steps are in :mod:`align.maths.samplers`."""
+"""Validated sampler settings. No torch here; :mod:`align.maths.samplers` implements the steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings tree of a run. Frozen, strict, every field described; read from YAML by :mod:`align.config.load`.
+"""Settings of a training run: frozen, strict, every field described; read from YAML by :mod:`align.config.load`.
 
 Class defaults are the vetted setting. No torch here.
 """

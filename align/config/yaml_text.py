@@ -1,4 +1,4 @@
-"""YAML text -> plain values and the line of every key, within limits, so that no file hangs or fills the memory."""
+"""YAML text -> plain values and the line of every key, within limits on time and memory."""
 
 from __future__ import annotations
 

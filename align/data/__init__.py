@@ -1,1 +1,1 @@
-"""Prompts, tables, pictures and clips: what is read and written."""
+"""Reading and writing of prompts, tables, images and videos."""

@@ -1,4 +1,4 @@
-"""Writes that are whole or not there, with errors that say what to do."""
+"""Atomic writes, with errors that suggest a remedy."""
 
 from __future__ import annotations
 

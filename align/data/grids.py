@@ -1,4 +1,4 @@
-"""Sample folders: the same prompts and seeds at every visit, as single images, one labelled grid and a small index."""
+"""Sample folders: the same prompts and seeds every time, as single images, one labelled grid and a small index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What prompts come with, as tensors: for the generator, and for rewards that want them."""
+"""Inputs that accompany prompts, as tensors: for the generator, and for rewards that need them."""
 
 from __future__ import annotations
 

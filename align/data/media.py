@@ -1,4 +1,4 @@
-"""Pictures and clips in files: read as pixels or tensors, encoded and written whole.
+"""Image and video files: read as pixels or tensors, encoded and written atomically.
 
 Pixels are uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``; torch is imported only for tensors. Pillow reads and writes
 pictures, animated webp and gif; :mod:`align.data.video` the containers of video.

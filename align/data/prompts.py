@@ -1,4 +1,4 @@
-"""Prompts from the embedded worlds, files or datasets, and which of them a step uses."""
+"""Prompts from the embedded worlds, files or datasets, and the choice of prompts for each step."""
 
 from __future__ import annotations
 

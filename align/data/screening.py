@@ -1,4 +1,4 @@
-"""What prompts come with is read once before the first step: lengths, pictures, masks and stored samples."""
+"""Screening of all prompts and their inputs before the first step: lengths, images, masks and stored samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a JSONL, CSV or parquet file or a dataset: dicts of columns, each with the place it was read from."""
+"""Rows of a JSONL, CSV or parquet file or a dataset: dicts of columns, each with its source location."""
 
 from __future__ import annotations
 

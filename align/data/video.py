@@ -1,4 +1,4 @@
-"""Clips in containers of video: read frame by frame with their times, and written, by ffmpeg or PyAV."""
+"""Video containers: read frame by frame with timestamps, and written, by ffmpeg or PyAV."""
 
 from __future__ import annotations
 

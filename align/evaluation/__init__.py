@@ -1,1 +1,1 @@
-"""Held-out scores, and scores of files."""
+"""Evaluation on held-out prompts, and scoring of files."""

@@ -1,4 +1,4 @@
-"""Scores of samples that stand alone: one of a prompt, as evaluation draws them, with none to be compared with."""
+"""Scores of single samples: one per prompt, as in evaluation, with no others to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out scores of a role, and sample grids of fixed prompts and seeds."""
+"""Held-out scores of a role, and sample grids with fixed prompts and seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of picture and clip files: what ``alignflow score`` does."""
+"""Scoring of image and video files, as in ``alignflow score``."""
 
 from __future__ import annotations
 

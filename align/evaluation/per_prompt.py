@@ -1,4 +1,4 @@
-"""Held-out scores prompt by prompt: what an evaluation keeps beside its row of ``metrics.jsonl``.
+"""Held-out scores per prompt, saved with each evaluation beside its row of ``metrics.jsonl``.
 
 ``held_out/step-000016.json`` holds one entry per held-out prompt, in the order of the prompts, so that two files of a
 run are paired entry by entry. No torch here.

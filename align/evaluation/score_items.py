@@ -1,4 +1,4 @@
-"""What ``alignflow score`` is given: files, folders, sample folders of our own and tables, as a stream of items."""
+"""Inputs of ``alignflow score`` as a stream of items: files, folders, alignflow sample folders and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores written while they come: CSV, JSONL or JSON, gone on with where an earlier run stopped."""
+"""Incremental output of scores as CSV, JSONL or JSON, resumed where an earlier run stopped."""
 
 from __future__ import annotations
 

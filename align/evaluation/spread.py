@@ -1,4 +1,4 @@
-"""How much samples differ from one another, added up chunk by chunk and process by process."""
+"""Diversity of samples, accumulated over chunks and processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alignflow export``: a trained policy as others load it, read back and compared before it is called done."""
+"""``alignflow export``: write a trained policy for other programs, then reload and compare it."""
 
 from __future__ import annotations
 

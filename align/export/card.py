@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, what the run measured, how it is loaded."""
+"""The model card of an export: contents, measured results, and how to load it."""
 
 from __future__ import annotations
 

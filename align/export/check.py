@@ -1,4 +1,4 @@
-"""Whether what was written is what was trained: read back by diffusers in an untouched pipeline and compared."""
+"""Verification of an export: loaded by diffusers in an unmodified pipeline and compared with the trained policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How published LoRA files of each family name and fuse the layers that diffusers keeps apart."""
+"""Published LoRA layouts of each model family: key names, and layers that are fused there but separate in diffusers."""
 
 from __future__ import annotations
 

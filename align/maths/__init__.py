@@ -1,1 +1,1 @@
-"""Formulas on tensors: samplers, losses, advantages, weights, pairs. Imports torch and itself."""
+"""Formulas on tensors: samplers, losses, advantages, weights, pairs. Imports torch and itself only."""

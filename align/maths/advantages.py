@@ -1,4 +1,4 @@
-"""Rewards -> advantages: how much better a sample is than the others of its prompt."""
+"""Rewards -> advantages: how much better a sample is than the other samples of its prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses: formulas on tensors, one number per term ``[M]``; nothing here knows a model, a config or a process.
+"""Losses: formulas on tensors, one number per term ``[M]``, independent of models, configs and processes.
 
 A term's number is a mean over all its dimensions but the first, in float32 at least (float64 stays float64), so image
 ``[M, C, H, W]`` and video ``[M, C, F, H, W]`` latents are the same to it. No loss is ever reduced over its terms: that

@@ -1,4 +1,4 @@
-"""Every kind of sampling step from noise (t = 1) to sample (t = 0), with its mean, spread and log-probability.
+"""All sampling steps from noise (t = 1) to sample (t = 0), with mean, standard deviation and log-probability.
 
 All kinds are one step. With ``x0_hat = x - t v`` and ``eps_hat = x + (1 - t) v`` the step from t to t' is::
 

@@ -1,4 +1,4 @@
-"""One way to derive a random seed, so that a number depends on what it is for and on nothing else."""
+"""Derivation of random seeds, such that each random number depends on its purpose alone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The trained parameters: built, as roles, as files."""
+"""The trained parameters: construction, roles, files."""

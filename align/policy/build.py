@@ -1,4 +1,4 @@
-"""Settings -> the heavy things: generator, trainable parameters, rewards."""
+"""Construction of generator, trainable parameters and rewards from settings."""
 
 from __future__ import annotations
 

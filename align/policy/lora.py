@@ -1,4 +1,4 @@
-"""LoRA on a generator's backbone: adding it, writing it as diffusers reads it, reading it back."""
+"""LoRA on a generator's backbone: added, written in diffusers' format, read back."""
 
 from __future__ import annotations
 

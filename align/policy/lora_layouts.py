@@ -1,4 +1,4 @@
-"""LoRA files of other programs onto diffusers' layers, wherever that is exact: the inverse of :mod:`align.export`."""
+"""Other programs' LoRA files converted to diffusers' layers where it is exact: the inverse of :mod:`align.export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has trained, as it lies on disk: a LoRA or whole networks, found and put onto its generator."""
+"""The trained policy of a run on disk, a LoRA or whole networks: found and loaded into its generator."""
 
 from __future__ import annotations
 

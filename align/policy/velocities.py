@@ -1,4 +1,4 @@
-"""Velocities of policy, old and ref at one point, without the network calls that would repeat another."""
+"""Velocities of policy, old and ref at one point, without redundant network calls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rewards and preferences: published sets of them, how well a reward agrees, training rewards on them."""
+"""Rewards and preferences: published preference sets, agreement of a reward with them, training of rewards."""

@@ -1,4 +1,4 @@
-"""How well scores agree with preferences: accuracy with and without ties, its uncertainty, whether order matters.
+"""Agreement of scores with preferences: accuracy with and without ties, its uncertainty, and order effects.
 
 Pairs have a gap ``[M]``, the score of the first less that of the second (NaN = one had none), and a label ``[M]``: 1 =
 people prefer the first, -1 = the second, 0 = a tie. Numpy alone.

@@ -1,4 +1,4 @@
-"""A reward measured on a published preference set: what ``alignflow reward bench`` does."""
+"""Evaluation of a reward on a published preference set, as in ``alignflow reward bench``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published preference sets in their own formats -> pairs. No torch; no picture is opened here."""
+"""Published preference sets in their own formats -> pairs. No torch; no image is opened here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teaching a judge by a table of preferences: what ``alignflow reward judge`` does."""
+"""Training of a judge on a table of preferences, as in ``alignflow reward judge``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a latent reward on a generator's own samples and their scores: what ``alignflow reward latent`` does."""
+"""Training of a latent reward on a generator's scored samples, as in ``alignflow reward latent``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings tree of training a reward, read from YAML as that of a training run is. No torch here."""
+"""Settings for training a reward, read from YAML like those of a training run. No torch."""
 
 from __future__ import annotations
 

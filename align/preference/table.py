@@ -1,4 +1,4 @@
-"""Tables of preferences or scores -> rows to train a reward on. No torch; no picture is opened here."""
+"""Tables of preferences or scores -> rows to train a reward on. No torch; no image is opened here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a reward from a table of preferences: what ``alignflow reward train`` does."""
+"""Training of a reward on a table of preferences, as in ``alignflow reward train``."""
 
 from __future__ import annotations
 

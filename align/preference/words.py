@@ -1,4 +1,4 @@
-"""A benchmark's report in a few lines."""
+"""Text summary of a benchmark report."""
 
 from __future__ import annotations
 

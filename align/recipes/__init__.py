@@ -1,1 +1,1 @@
-"""One short file per algorithm; :mod:`align.config.registry` finds them by listing this folder."""
+"""Training algorithms, one short file each; :mod:`align.config.registry` finds them by listing this folder."""

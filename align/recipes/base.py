@@ -1,4 +1,4 @@
-"""What an algorithm is: settings, credit from rewards, terms of the loss, the loss. The trainer owns everything else.
+"""Interface of an algorithm: settings, credit from rewards, loss terms, loss. The trainer owns everything else.
 
 The formulas are in :mod:`align.maths`; torch is imported on first use.
 """

@@ -1,4 +1,4 @@
-"""Preference optimisation on flows: online pairs from the group, or stored pairs from a file."""
+"""Preference optimisation on flows: online pairs from a group, or stored pairs from a file."""
 
 from __future__ import annotations
 

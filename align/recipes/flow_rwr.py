@@ -1,4 +1,4 @@
-"""Reward-weighted regression: the flow-matching loss on the policy's own samples, each as heavy as its reward."""
+"""Reward-weighted regression: the flow-matching loss on the policy's own samples, weighted by their rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DiffusionNFT: contrast the policy with its own past on noised samples, no likelihood and no stochastic sampler."""
+"""DiffusionNFT: contrast the policy with its past self on noised samples; no likelihoods, no stochastic sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as one HTML page that needs nothing but itself: ``write_report(run_dir)``.
+"""Report of a run folder as a single, self-contained HTML page: ``write_report(run_dir)``.
 
 The page is made from the files of the run alone, at any moment of the run, and imports no torch.
 """

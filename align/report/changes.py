@@ -1,4 +1,4 @@
-"""Held-out scores before and after training: which scores there are, how they relate to the training, what changed."""
+"""Held-out scores before and after training: which exist, how they relate to the training, how they changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small print of a run: how long, how much, which files."""
+"""Facts about a run: duration, counts, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which charts a run gets, in which order, with one sentence each on how to read them."""
+"""Selection and order of a run's charts, with one sentence each on how to read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""95 % intervals of means and of their differences. Plain numbers, no torch."""
+"""95 % confidence intervals of means and of their differences. Plain numbers, no torch."""
 
 from __future__ import annotations
 

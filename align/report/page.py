@@ -1,4 +1,4 @@
-"""A page from its template: styles, script and everything else inside, so that the file needs nothing but itself."""
+"""A self-contained page from its template: styles, script and everything else are inlined."""
 
 from __future__ import annotations
 

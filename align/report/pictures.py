@@ -1,4 +1,4 @@
-"""Samples before, between and after, as images inside the page; clips play as animated webp."""
+"""Samples before, during and after training, inlined as images; videos as animated webp."""
 
 from __future__ import annotations
 

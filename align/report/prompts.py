@@ -1,4 +1,4 @@
-"""Held-out scores prompt by prompt: the largest gains and losses, and the change by kind of prompt."""
+"""Held-out scores per prompt: the largest gains and losses, and the change by kind of prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as plain data. Everything may be missing or half written: the run can still be going."""
+"""A run folder as plain data. Any file may be missing or incomplete, because the run may still be in progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search's run folder as one HTML page, from the pieces of a training run's."""
+"""HTML report of a search's run folder, built from the components of a training report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python code that loads a trained policy in plain diffusers and draws the run's own samples. No torch here."""
+"""Python code that loads a trained policy in plain diffusers and reproduces the run's samples. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to use what a run trained: code for diffusers that draws the page's own first sample."""
+"""Usage section of a report: diffusers code that reproduces the page's first sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run achieved, in words, and what to distrust about it. Every sentence is computed from the run's own files."""
+"""Verdict on a run and its caveats in words. Every sentence is computed from the run's own files."""
 
 from __future__ import annotations
 

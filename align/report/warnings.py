@@ -1,4 +1,4 @@
-"""What to distrust about a run: a title and a text for each thing that its rows show."""
+"""Warnings about a run: a title and a text for each problem found in its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts -> samples: latents, media, the stochastic steps that made them, and later their rewards."""
+"""Prompts -> samples: latents, media, the stochastic steps that produced them, and later their rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a step's rollout is drawn: by the policy that is about to learn from it, or one update ahead."""
+"""Schedule of rollouts: sampled by the policy that is about to train on them, or one step ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring a rollout in pieces, at once or in a thread while the next samples are drawn.
+"""Scoring of a rollout in chunks, immediately or in a thread while the next samples are drawn.
 
 The pieces are the same either way, so that overlapping changes no score.
 """

@@ -1,4 +1,4 @@
-"""Whether our steps are those of the folder's own scheduler: compared once at loading, by numbers instead of names.
+"""Numerical comparison, once at loading, of the built-in sampler steps with the pipeline's own scheduler.
 
 Both go from the same noise along the same toy flow, whose velocity is known in closed form, on the grid that the
 generator would use.

@@ -1,4 +1,4 @@
-"""Where a step's samples come from: the policy itself, or a table of stored pairs or samples."""
+"""Sources of a step's samples: the policy itself, or a table of stored pairs or samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling as one differentiable function: the latents a velocity field leads to, with gradient through the last steps.
+"""Sampling as one differentiable function: latents from a velocity field, with gradient through the last steps.
 
 Pure: it knows no generator and no budget. Search follows a reward's gradient to the noise through it.
 """

@@ -1,4 +1,4 @@
-"""Which checkpoint did best on held-out prompts, kept beside the newest ones."""
+"""The checkpoint with the best held-out score, kept beside the newest ones."""
 
 from __future__ import annotations
 

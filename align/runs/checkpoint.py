@@ -1,4 +1,4 @@
-"""Checkpoints: complete, atomic, rotated, checked before they are read.
+"""Checkpoints: complete, atomic, rotated, verified before they are loaded.
 
 ``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (RNG states and what the reward
 has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or

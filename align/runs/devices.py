@@ -1,4 +1,4 @@
-"""Devices that settings name: refused where they cannot be used, in the same words by every command."""
+"""Validation of devices in settings, with the same messages in every command."""
 
 from __future__ import annotations
 

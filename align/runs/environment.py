@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, git commit. Read from package metadata, so torch is not imported for it."""
+"""Environment of a run: versions, machine, git commit. Read from package metadata, without importing torch."""
 
 from __future__ import annotations
 

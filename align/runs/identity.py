@@ -1,4 +1,4 @@
-"""Whose a run or checkpoint is: which settings may change when it is resumed, and why the others may not."""
+"""Identity of a run or checkpoint: which settings may change on resume, and why the others may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder: a lock file that names its holder and outlives nobody."""
+"""Lock file that lets one process at a time write to a folder; it names its holder and expires with it."""
 
 from __future__ import annotations
 

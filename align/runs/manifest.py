@@ -1,4 +1,4 @@
-"""``manifest.json`` of a checkpoint: what it holds, whose it is, and digests of everything, the manifest included."""
+"""``manifest.json`` of a checkpoint: contents, owner, and digests of all files including the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one row an event. A row that cannot be read costs that row alone."""
+"""``metrics.jsonl``: one row per event. An unreadable row loses only that row."""
 
 from __future__ import annotations
 

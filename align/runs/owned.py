@@ -1,4 +1,4 @@
-"""What alignflow made and may remove: folders that carry its mark, and litter of its own names. Nothing else goes."""
+"""Folders and files that alignflow made and may remove: those with its marker, and its own temporary files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which phase of a run an error happened in. No torch here."""
+"""Phase of a run in which an error happened. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one line that renews itself in a terminal, plain lines elsewhere."""
+"""Progress of a run for people: one updating line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder a run lives in: taken by one process, created, resumed, written to."""
+"""The folder of a run: locked by one process, created, resumed, written to."""
 
 from __future__ import annotations
 

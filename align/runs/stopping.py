@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the update under way, with a checkpoint; a second one ends it at once."""
+"""Graceful stop: the first Ctrl-C or SIGTERM ends a run after the current step, with a checkpoint; a second at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``summary.json``: what a run came to, in one place for people and scripts."""
+"""``summary.json``: the results of a run in one place, for people and scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Better samples without training: search over noise and paths at a counted budget.
+"""Better samples without training: search over noise and paths within a counted budget.
 
 ``search(generator, reward, prompts, method, budget)`` is all there is to call; a file of this folder is a method.
 Importing the package imports no torch.

@@ -1,4 +1,4 @@
-"""What a search method is: settings and :meth:`Method.search`, which spends a budget on one batch of prompts.
+"""Interface of a search method: settings and :meth:`Method.search`, which spends a budget on one batch of prompts.
 
 A file of this folder with a class that has ``kind: Literal["name"]`` is a method. Its module imports
 torch through :mod:`alignflow.lazy`, so that settings are read without it.

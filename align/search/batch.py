@@ -1,4 +1,4 @@
-"""A batch of prompts: their particles and the noise of them, from the seed and nothing else."""
+"""A batch of prompts: their particles and noise, derived from the seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search may cost and what it has cost: one object counts, and nothing runs that would go beyond it."""
+"""Budget and cost of a search: a single counter, and no operation that would exceed the budget runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop around a method: prompts in batches, results as they come."""
+"""The loop around a method: prompts in batches, results as they arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search's results as data to train on: preference pairs, or samples to fine-tune on."""
+"""Search results as training data: preference pairs, or samples for fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flow sampled by an SDE, along its own path or that of a variance-preserving diffusion: how much noise is renewed.
+"""SDE sampling of a flow, along its own path or a variance-preserving one: how much noise is renewed.
 
 Paths ``x_r = a(r) x0 + s(r) eps`` differ by a factor and a clock only: with ``t = s / (a + s)`` every point of one is a
 point of the other times ``a + s``. An SDE with diffusion coefficient g keeps the share ``exp(-1/2 integral g^2 / s^2)``

@@ -1,4 +1,4 @@
-"""Scores of decoded samples, counted, and the candidates that they make."""
+"""Counted scores of decoded samples, and the resulting candidates."""
 
 from __future__ import annotations
 

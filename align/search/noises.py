@@ -1,4 +1,4 @@
-"""Noise in many dimensions: neighbours on its shell, what it is likely to be, renewing a part of it."""
+"""Noise in many dimensions: neighbours on its shell, its log-density, partial renewal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noun of every search method: particles, whose tensors and lineage move together."""
+"""Particles, the data structure of every search method; tensors and lineage move together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search found: the best sample of a prompt, where it came from, what it cost."""
+"""Results of a search: the best sample of a prompt, its origin and its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of particles: in slices, by prompt, without what is not finite."""
+"""Rows of particles: in slices, by prompt, without non-finite values."""
 
 from __future__ import annotations
 

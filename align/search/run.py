@@ -1,4 +1,4 @@
-"""A search from its config into a run folder: what a prompt gave is written as soon as it is found."""
+"""A search from its config to a run folder; the result of a prompt is written as soon as it is found."""
 
 from __future__ import annotations
 

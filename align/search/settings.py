@@ -1,4 +1,4 @@
-"""The settings tree of a search, read from YAML as that of a training run is. No torch here."""
+"""Settings of a search, read from YAML like those of a training run. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted particles: sequential Monte Carlo towards ``p(x) exp(strength * reward)``, what FK, DAS and Psi share.
+"""Weighted particles: sequential Monte Carlo towards ``p(x) exp(strength * reward)``, shared by FK, DAS and Psi.
 
 Weights live in the log domain and go on where resampling is skipped. Along any line of ancestors the potentials
 multiply to ``exp(strength * reward)`` of the finished sample: the last one is what the others left over.

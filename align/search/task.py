@@ -1,4 +1,4 @@
-"""One batch of prompts under search: the counted, chunked operations that methods are made of."""
+"""One batch of prompts under search: the counted, chunked operations used by methods."""
 
 from __future__ import annotations
 

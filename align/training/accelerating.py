@@ -1,4 +1,4 @@
-"""The accelerator of a training run, on the device that the config names and no other."""
+"""The accelerator of a training run, on the device named in the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run keeps and goes on from: its checkpoints, the best of them, and whose they are."""
+"""Saving and resuming of a training run: its checkpoints, the best of them, and their identity."""
 
 from __future__ import annotations
 

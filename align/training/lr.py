@@ -1,4 +1,4 @@
-"""When something is due, and how high the learning rate is: functions of the counters alone, so nothing to save."""
+"""Schedules and learning rate as functions of the step counters, so there is no state to save."""
 
 from __future__ import annotations
 

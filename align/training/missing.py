@@ -1,4 +1,4 @@
-"""What a run does about scores that are missing: it goes on without them, says so, and does not do so for ever."""
+"""Handling of missing scores: skip and report them; stop after too many rollouts in a row."""
 
 from __future__ import annotations
 

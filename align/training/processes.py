@@ -1,4 +1,4 @@
-"""The processes of a run: which share of the work each has, and how their results come together.
+"""The processes of a run: the share of work of each, and how their results are combined.
 
 Every method that exchanges something must be called by every process, equally often and in the same order. A process
 may hold nothing: fewer samples than the others, or none.

@@ -1,4 +1,4 @@
-"""The state after the last whole step, kept if the next one fails."""
+"""A checkpoint of the last complete step, saved if the next one fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of all processes added up, clipped, applied, or left out where they are not finite."""
+"""One optimizer step: gradients summed over processes, clipped and applied, or skipped if not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Time spent in each phase of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop: roll out, score, credit, update, look."""
+"""The training loop: roll out, score, assign credit, update, evaluate."""
 
 from __future__ import annotations
 

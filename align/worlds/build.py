@@ -1,4 +1,4 @@
-"""Rebuilds the embedded models from nothing: `python -m align.worlds.build [--out DIR] [--stage all] [--quick]`.
+"""Rebuilds the embedded models from scratch: `python -m align.worlds.build [--out DIR] [--stage all] [--quick]`.
 
 Hours on two CPU cores with the full budgets; `--quick` runs the same code in seconds and yields models that
 load but draw nothing. Seeds are fixed; another version of torch or another processor gives other last digits.

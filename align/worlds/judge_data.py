@@ -1,4 +1,4 @@
-"""What the embedded judge is asked while it learns: scenes that differ in one thing, under the questions of rewards."""
+"""Training questions of the embedded judge: scenes that differ in one property, with the questions of the rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the embedded models with the verifier, and writes their card.
+"""Measures the embedded models with the verifier, and writes their model card.
 
 Part of the builder, not of any generator, and so the one place here that knows a reward.
 """

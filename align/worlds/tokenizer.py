@@ -1,4 +1,4 @@
-"""The embedded models' tokenizers: CLIP's byte-pair ones, in which every word of the world is one token, and a T5's."""
+"""Tokenizers of the embedded models: CLIP's byte-pair ones, with one token per word of the world, and a T5's."""
 
 from __future__ import annotations
 

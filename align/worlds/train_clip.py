@@ -1,4 +1,4 @@
-"""Trains the world's `CLIPModel`, a learned proxy reward: it reads pictures and captions, but not perfectly."""
+"""Trains the world's `CLIPModel`, a learned proxy reward that reads images and captions imperfectly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainings of the embedded models share."""
+"""Code shared by the trainings of the embedded models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the world's judge, a `Qwen3VLForConditionalGeneration` that answers what `rewards/` asks about pictures."""
+"""Trains the world's judge, a `Qwen3VLForConditionalGeneration` that answers the rewards' questions about images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the world's autoencoders: an `AutoencoderKL` of 64x64 pictures, an `AutoencoderKLWan` of clips."""
+"""Trains the world's autoencoders: an `AutoencoderKL` of 64x64 images, an `AutoencoderKLWan` of videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the world's Wan: the transformer and its text encoder, jointly, by flow matching on latents of clips.
+"""Trains the world's Wan: the transformer and its text encoder, jointly, by flow matching on video latents.
 
 Unlike those of `train_sd3` its captions stay true: the base follows prompts imperfectly as it is, and a last part with
 wrong ones took it from 0.64 to 0.2 and less.

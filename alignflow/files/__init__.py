@@ -1,1 +1,1 @@
-"""Files that several packages read and write: weights, LoRAs, pictures, rows of text. No torch at import."""
+"""Files that several packages read and write: weights, LoRAs, images, rows of text. No torch at import."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, with the permissions of the process's umask."""
+"""Atomic file writes, with the permissions of the process's umask."""
 
 from __future__ import annotations
 

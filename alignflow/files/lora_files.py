@@ -1,4 +1,4 @@
-"""LoRA files as pairs: every A has its B, of one rank, finite; in whichever of the usual layouts. No torch at import.
+"""LoRA files as pairs in any of the usual layouts: every A has its B, of equal rank, finite. No torch at import.
 
 ``W + scale * B A`` with A ``[rank, inputs]`` and B ``[outputs, rank]``. The scale is ``alpha / rank``, where alpha is a
 tensor beside the pair, in the file's header (diffusers), in ``adapter_config.json`` beside the file (peft), or absent,

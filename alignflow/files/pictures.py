@@ -1,4 +1,4 @@
-"""Pictures in files -> uint8 pixels: of any mode Pillow knows, turned upright, opaque, of bounded size."""
+"""Image files -> uint8 pixels: any Pillow mode, rotated upright, opaque, of bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines and rows of text files, one at a time: what cannot be meant is refused with its line."""
+"""Lines and rows of text files, one at a time; invalid ones are errors that name the line."""
 
 from __future__ import annotations
 

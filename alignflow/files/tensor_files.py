@@ -1,4 +1,4 @@
-"""Safetensors files: their headers read without torch, and written whole, readable by others, and reproducible."""
+"""Safetensors files: headers read without torch, files written atomically, portably and reproducibly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all weights of a network were read and are numbers: one rule for generators and rewards.
+"""Check that all weights of a network were loaded and are finite: one rule for generators and rewards.
 
 No torch at import: tensors are inspected through their own methods.
 """

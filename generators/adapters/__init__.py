@@ -1,1 +1,1 @@
-"""Adapters, one diffusers pipeline a file."""
+"""Adapters, one diffusers pipeline per file."""

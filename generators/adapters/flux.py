@@ -15,7 +15,7 @@ DOUBLE = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v
 
 
 class Flux(Generator):
-    """Network on 2 x 2 packed latents; ``dev`` takes its guidance scale as an input, CFG on top is "true CFG"."""
+    """Network on 2 x 2 packed latents; ``dev`` takes its guidance scale as an input, and CFG on top is "true CFG"."""
 
     pipeline_class = "FluxPipeline"
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")

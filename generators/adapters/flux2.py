@@ -17,7 +17,7 @@ from generators.spacing import even_sigmas, spaced
 
 
 class Flux2(Generator):
-    """Latents are 2 x 2 patches of the VAE's, standardised by its batch norm; text comes from three hidden layers."""
+    """Latents are 2 x 2 VAE patches, standardised by its batch norm; text features come from three hidden layers."""
 
     pipeline_class = "Flux2Pipeline"
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")

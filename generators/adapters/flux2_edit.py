@@ -1,4 +1,4 @@
-"""FLUX.2 dev as an editor: ``Flux2Pipeline`` with one source picture a prompt."""
+"""FLUX.2 dev as an editor: ``Flux2Pipeline`` with one source image per prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE_TIME = 10  # first coordinate of the first source picture's tokens
 
 
 class Flux2Edit(Flux2):
-    """FLUX.2 that reads the source picture's tokens, in 8 bits and at most a megapixel, after its own."""
+    """FLUX.2 with the tokens of the source image, in 8 bits and at most one megapixel, after its own."""
 
     pipeline_class = "Flux2Pipeline"
     inputs = ("image",)

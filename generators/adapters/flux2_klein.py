@@ -6,7 +6,7 @@ from generators.adapters.flux2 import Flux2
 
 
 class Flux2Klein(Flux2):
-    """FLUX.2 that reads its text with Qwen3: the base with classifier-free guidance, the distilled one without.
+    """FLUX.2 with a Qwen3 text encoder: the base with classifier-free guidance, the distilled model without.
 
     The pipeline ignores a guidance scale where its ``is_distilled`` is set; here a scale other than 1 guides.
     """

@@ -1,4 +1,4 @@
-"""FLUX.2 klein as an editor: ``Flux2KleinPipeline`` with one source picture a prompt."""
+"""FLUX.2 klein as an editor: ``Flux2KleinPipeline`` with one source image per prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from generators.adapters.flux2_klein import Flux2Klein
 
 
 class Flux2KleinEdit(Flux2Edit, Flux2Klein):
-    """The source picture's tokens as in :class:`Flux2Edit`, the text as in :class:`Flux2Klein`."""
+    """Source image tokens as in :class:`Flux2Edit`, text encoding as in :class:`Flux2Klein`."""
 
     pipeline_class = "Flux2KleinPipeline"

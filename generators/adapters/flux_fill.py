@@ -14,7 +14,7 @@ from generators.codec import encode, pack
 
 
 class FluxFill(Flux):
-    """FLUX whose tokens also carry the picture around the hole and the mask; 1 in the mask is to be drawn anew."""
+    """FLUX whose tokens also carry the image around the hole and the mask; mask value 1 is regenerated."""
 
     pipeline_class = "FluxFillPipeline"
     inputs = ("image", "mask")

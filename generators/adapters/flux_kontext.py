@@ -13,7 +13,7 @@ from generators.codec import pack
 
 
 class FluxKontext(Flux):
-    """FLUX that reads the source picture's tokens after its own; their first position coordinate is 1."""
+    """FLUX with the tokens of the source image after its own; their first position coordinate is 1."""
 
     pipeline_class = "FluxKontextPipeline"
     optional = ("image_encoder", "feature_extractor")

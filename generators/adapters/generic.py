@@ -1,4 +1,4 @@
-"""Any diffusers flow pipeline that nobody wrote an adapter for, understood by watching it draw.
+"""Any diffusers flow pipeline without an adapter, analysed by recording its calls while it samples.
 
 Recordings of the pipeline's own call (three prompts, two, with guidance) tell how its denoiser is called; replaying
 every recorded step proves it. Prompts are encoded by running the pipeline up to its network call, media decoded by

@@ -17,7 +17,7 @@ AFTER = 5  # tokens of the chat template behind the prompt
 
 
 class HunyuanVideo15(VideoGenerator):
-    """Network that also reads the latents, mask and features of a picture, all zero where there is only text.
+    """Network with extra inputs for an image's latents, mask and features, all zero for text to video.
 
     It masks what is not there, so the padding of texts and of the picture's features, 2000 tokens, is left out.
     Qwen2.5-VL reads the prompt inside a template, ByT5 what it puts in quotes. The pipeline's guider is a setting of

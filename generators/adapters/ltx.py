@@ -14,7 +14,7 @@ from generators.video import VideoGenerator
 
 
 class LTX(VideoGenerator):
-    """Network on one token per latent whose positions are counted in seconds and pixels.
+    """Network with one token per latent, whose positions are in seconds and pixels.
 
     A VAE that is told a time decodes at 0, as its pipeline does by default; noise that such a decoder adds inside is
     the same for every clip, so that a sample does not depend on what was decoded before it.

@@ -17,7 +17,7 @@ THRESHOLD = 0.025  # noise taken away by the linear first half of the steps, as 
 
 
 class Mochi(VideoGenerator):
-    """Network that counts time from noise to sample, times 1000, and answers ``x0 - eps``.
+    """Network whose time runs from noise to sample, times 1000, and which predicts ``x0 - eps``.
 
     Its grid is linear and fine near the noise, then quadratic.
     """

@@ -15,7 +15,7 @@ from generators.spacing import even_sigmas, spaced
 
 
 class QwenImage(Generator):
-    """Network on 2 x 2 packed latents of a video VAE's single frame; guided velocities keep the conditional's norm."""
+    """Network on 2 x 2 packed latents of a video VAE's single frame; guidance keeps the conditional velocity's norm."""
 
     pipeline_class = "QwenImagePipeline"
     accepts: tuple[str, ...] = ("size", "text_length", "embedded_guidance", "negative_prompt")

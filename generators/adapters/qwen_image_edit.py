@@ -14,7 +14,7 @@ from generators.base import Conditioning
 
 
 class QwenImageEdit(QwenImage):
-    """Qwen-Image that meets the source picture twice: its text encoder sees it, and its tokens follow the latents'.
+    """Qwen-Image with the source image as input to the text encoder and as tokens after the latents.
 
     For either the pipeline brings the picture, in 8 bits, to an area of its own, whatever :attr:`size` is. A negative
     prompt is read beside each picture as well, so every row of a conditioning carries both texts.

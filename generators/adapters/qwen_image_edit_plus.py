@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit-Plus (2509, 2511): ``QwenImageEditPlusPipeline``, with one source picture a prompt."""
+"""Qwen-Image-Edit-Plus (2509, 2511): ``QwenImageEditPlusPipeline``, with one source image per prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from generators.adapters.qwen_image_edit import QwenImageEdit
 
 
 class QwenImageEditPlus(QwenImageEdit):
-    """Qwen-Image-Edit whose text encoder sees a smaller picture, named "Picture 1" before the prompt."""
+    """Qwen-Image-Edit with a smaller image for the text encoder, named "Picture 1" before the prompt."""
 
     pipeline_class = "QwenImageEditPlusPipeline"
     seen_area, source_area = CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE

@@ -13,7 +13,7 @@ from generators.spacing import spaced
 
 
 class Sana(Generator):
-    """Network on latents 32 times smaller than the picture, whose text encoder reads an instruction before the prompt.
+    """Network on latents 32 times smaller than the image, with an instruction before the prompt in the text encoder.
 
     It draws the size it is told; the pipeline, unless ``use_resolution_binning=False``, draws the nearest ratio it was
     trained on and crops. Released folders name DPM-Solver++(2M): sampler ``dpm2`` draws what they draw.

@@ -12,7 +12,7 @@ from generators.base import GeneratorError
 
 
 class SanaSprint(Sana):
-    """Sana that is told its guidance scale. Its trigonometric flow, on the network's time and scale of x, is ours.
+    """Sana with an embedded guidance scale; its trigonometric flow is mapped to a linear one by rescaling time and x.
 
     The pipeline puts fresh noise on every ``x0_hat``: sampler ``cps`` at level 1 draws what it draws.
     """

@@ -14,7 +14,7 @@ from generators.video import VideoGenerator
 
 
 class Wan(VideoGenerator):
-    """Network that predicts ``eps - x0`` at ``timestep = 1000 t``. In 2.2 a second expert draws below the boundary.
+    """Network that predicts ``eps - x0`` at ``timestep = 1000 t``. In 2.2 a second expert is used below the boundary.
 
     Both experts are trained, each by the terms of its times. A 2.2 without a second expert counts time per token.
     """

@@ -15,7 +15,7 @@ CONTEXT = 512  # diffusers' network takes what comes before the last 512 tokens 
 
 
 class WanI2V(Wan):
-    """Wan whose clip begins with a given picture.
+    """Wan with a given image as the first frame of the video.
 
     2.1 and the two experts of 2.2 read the picture's latents and a mask as channels beside their own; 2.1 reads its
     CLIP features as well. In the 2.2 that counts time per token the picture is the first frame itself, at time 0: the

@@ -13,7 +13,7 @@ from generators.spacing import even_sigmas, spaced
 
 
 class ZImage(Generator):
-    """Network that counts time from noise to sample and answers ``x0 - eps``; samples and texts come as lists.
+    """Network whose time runs from noise to sample and which predicts ``x0 - eps``; samples and texts are lists.
 
     The pipeline's ``guidance_scale`` s is ``v_cond + s (v_cond - v_uncond)``: our guidance is 1 + s.
     """

@@ -1,1 +1,1 @@
-"""How the generic adapter watches a pipeline: recorded calls and their arguments."""
+"""Pipeline recording for the generic adapter: calls and their arguments."""

@@ -1,4 +1,4 @@
-"""Which of a denoiser's arguments is the state, which the time, which the prompt's: read off recorded calls."""
+"""Roles of a denoiser's arguments (state, time, prompt), inferred from recorded calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a diffusers pipeline does when it draws: every network call and every scheduler step, as they happen.
+"""Recording of a diffusers pipeline as it samples: every network call and every scheduler step.
 
 The pipeline's own code runs unmodified. Its scheduler is replaced by a copy whose ``step`` also writes things down, and
 its denoiser carries hooks; both are taken off again, whatever happens.

@@ -1,1 +1,1 @@
-"""Rewards of CLIP-type and BLIP-type encoders."""
+"""Rewards based on CLIP-type and BLIP-type encoders."""

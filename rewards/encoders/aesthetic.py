@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictors v1 and v2: a linear head on OpenAI's CLIP image features; no prompt is read."""
+"""LAION's aesthetic predictors v1 and v2: a linear head on OpenAI's CLIP image features; prompts are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP similarity of a picture and its prompt, by any ``CLIPModel``, with gradients to the pixels."""
+"""CLIP similarity of an image and its prompt with any ``CLIPModel``, with gradients to the pixels."""
 
 from __future__ import annotations
 

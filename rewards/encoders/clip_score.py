@@ -1,4 +1,4 @@
-"""CLIPScore: one name, several published formulas, each here under its own."""
+"""CLIPScore in its several published definitions, each selected by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goal-baseline CLIP (VLM-RMs, arXiv 2310.12921): likeness to a goal, only along what tells it from a baseline."""
+"""Goal-baseline CLIP (VLM-RMs, arXiv 2310.12921): similarity to a goal along the direction from a baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Human Preference Score v2 and v2.1 (arXiv 2306.09341): CLIP ViT-H/14 tuned on HPDv2."""
+"""Human Preference Score v2 and v2.1 (arXiv 2306.09341): CLIP ViT-H/14 fine-tuned on HPDv2."""
 
 from __future__ import annotations
 

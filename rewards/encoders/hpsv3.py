@@ -1,4 +1,4 @@
-"""HPSv3: human preference of a picture for its prompt, with its uncertainty (arXiv 2508.03789)."""
+"""HPSv3: human preference for an image given its prompt, with uncertainty (arXiv 2508.03789)."""
 
 from __future__ import annotations
 

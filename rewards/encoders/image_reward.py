@@ -1,4 +1,4 @@
-"""ImageReward (arXiv 2304.05977): BLIP tuned on expert comparisons, picture and prompt read together."""
+"""ImageReward (arXiv 2304.05977): BLIP fine-tuned on expert comparisons of images for a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PickScore (arXiv 2305.01569): CLIP ViT-H/14 tuned on the choices of Pick-a-Pic's users."""
+"""PickScore (arXiv 2305.01569): CLIP ViT-H/14 fine-tuned on the choices of Pick-a-Pic's users."""
 
 from __future__ import annotations
 

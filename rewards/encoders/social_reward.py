@@ -1,4 +1,4 @@
-"""Social Reward (arXiv 2402.09872): OpenAI's CLIP ViT-L/14 tuned on which pictures a community edits further."""
+"""Social Reward (arXiv 2402.09872): OpenAI's CLIP ViT-L/14 fine-tuned on which images a community edits further."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Vision-language models that are asked: here or behind a server, questions in, replies and scores out. No reward."""
+"""Vision-language judges, local or behind a server: questions in, replies and scores out. Not rewards themselves."""

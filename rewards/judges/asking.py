@@ -1,4 +1,4 @@
-"""Questions to a judge, and their replies as scores of samples."""
+"""Questions to a judge, and the scores of samples from its replies."""
 
 from __future__ import annotations
 

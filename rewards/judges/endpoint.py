@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server: chat completions, pictures as PNG in base64."""
+"""A judge behind an OpenAI-compatible server: chat completions, images as PNG in base64."""
 
 from __future__ import annotations
 

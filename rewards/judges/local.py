@@ -1,4 +1,4 @@
-"""A judge in this process: Qwen2.5-VL and Qwen3-VL of transformers, from pixels that keep their gradients."""
+"""A judge in this process: Qwen2.5-VL and Qwen3-VL of transformers, with gradients to the pixels."""
 
 from __future__ import annotations
 

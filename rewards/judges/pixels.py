@@ -1,4 +1,4 @@
-"""Pictures -> the patches that Qwen's vision towers read, with gradients to the pixels."""
+"""Images -> the patches of Qwen's vision towers, with gradients to the pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words to and from a judge: templates filled in, spellings of an answer, written replies read. No torch."""
+"""Text to and from a judge: templates, spellings of an answer, parsed replies. No torch."""
 
 from __future__ import annotations
 

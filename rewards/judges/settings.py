@@ -1,4 +1,4 @@
-"""Settings of rewards that ask a vision-language model: which model, here or behind an OpenAI-compatible server."""
+"""Settings of rewards that query a vision-language model, local or behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rewards that are trained here."""
+"""Rewards trained by this project."""

@@ -1,4 +1,4 @@
-"""A reward that learns what references look like while the policy learns to look like them (Adv-GRPO)."""
+"""A reward that learns to recognise references while the policy learns to match them (Adv-GRPO)."""
 
 from __future__ import annotations
 

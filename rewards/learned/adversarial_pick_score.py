@@ -1,4 +1,4 @@
-"""PickScore, tuned in the run until references are ahead of the samples again (Adv-GRPO's first variant)."""
+"""PickScore, trained during the run until references score above the samples again (Adv-GRPO's first variant)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward of your own: the folder that ``alignflow reward train`` wrote."""
+"""A custom reward: the folder written by ``alignflow reward train``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks that rewards look through, with gradients to the pixels, and how their weights are read. No reward."""
+"""Networks used by rewards, with gradients to the pixels, and loading of their weights. Not rewards themselves."""

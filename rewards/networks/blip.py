@@ -1,4 +1,4 @@
-"""ImageReward's network on transformers: BLIP's vision tower, its text tower with cross attention, a linear head.
+"""ImageReward's network in transformers: BLIP's vision tower, its text tower with cross attention, a linear head.
 
 The published file has the layout of BLIP's own code (timm's blocks, MED's text tower); sizes are read from the weights,
 heads are 64 wide.

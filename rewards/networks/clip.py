@@ -1,4 +1,4 @@
-"""A ``CLIPModel`` that takes tensors: resized, cropped and normalised here, so that gradients reach the pixels."""
+"""A ``CLIPModel`` on tensors: resized, cropped and normalised here, so that gradients reach the pixels."""
 
 from __future__ import annotations
 

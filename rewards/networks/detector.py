@@ -1,4 +1,4 @@
-"""Object detectors and instance segmenters of transformers: pictures in, plain lists of named boxes out."""
+"""Object detectors and instance segmenters of transformers: images in, plain lists of named boxes out."""
 
 from __future__ import annotations
 

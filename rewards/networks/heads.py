@@ -1,4 +1,4 @@
-"""Heads that LAION's aesthetic predictors and ImageReward put on features: linear layers, no activation between."""
+"""Heads of LAION's aesthetic predictors and ImageReward: linear layers without activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where weights are read from: a folder, a file, the hub's cache, and only then the hub. No torch."""
+"""Lookup of weights: a folder, a file, the hub's cache, and only then the hub. No torch."""
 
 from __future__ import annotations
 

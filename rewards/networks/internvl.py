@@ -1,4 +1,4 @@
-"""InternVL with a head that attends to several of its layers, on tensors: clips and questions in, scores out."""
+"""InternVL with a head that attends to several of its layers, on tensors: videos and questions in, scores out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optical flow without weights: Lucas and Kanade's least squares from coarse to fine, with gradients to the pixels."""
+"""Optical flow without weights: coarse-to-fine Lucas-Kanade least squares, with gradients to the pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a picture of any size to what a vision tower reads: tensor operations, with gradients to the pixels.
+"""Images of any size -> the input of a vision tower: tensor operations, with gradients to the pixels.
 
 Three families, which upstream code keeps apart and so must we:
 

@@ -1,4 +1,4 @@
-"""A question that is not part of this project, read from the file its authors publish, which is not run. No torch."""
+"""Question read from a file published by its authors, which is not part of this project and not executed. No torch."""
 
 from __future__ import annotations
 

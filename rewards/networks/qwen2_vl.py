@@ -1,4 +1,4 @@
-"""Qwen2-VL with a head read at special tokens, on tensors: a picture or a clip and a question in, marks out.
+"""Qwen2-VL with a head on special tokens, on tensors: an image or video and a question in, scores out.
 
 As VideoAlign and HPSv3 run it: the language model sees plain positions 0, 1, 2 ..., not Qwen2-VL's three-dimensional
 ones, because their forward pass hands over embeddings alone.

@@ -1,4 +1,4 @@
-"""Pictures -> features by a frozen vision model of transformers (DINOv2, ViT, CLIP), with gradients to the pixels."""
+"""Images -> features of a frozen vision model of transformers (DINOv2, ViT, CLIP), with gradients to the pixels."""
 
 from __future__ import annotations
 

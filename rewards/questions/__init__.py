@@ -1,1 +1,1 @@
-"""Rewards that put questions to a vision-language model."""
+"""Rewards that query a vision-language model."""

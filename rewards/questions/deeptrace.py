@@ -1,4 +1,4 @@
-"""Whether a clip gives itself away as generated, and where and when (after DeeptraceReward, arXiv 2509.22646)."""
+"""Signs that a video is generated, with their place and time (after DeeptraceReward, arXiv 2509.22646)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digit a judge would answer with, as an expectation: Edit-R1's reward (UniWorld-V2, arXiv 2510.16888)."""
+"""Expected value of the digit a judge would answer: Edit-R1's reward (UniWorld-V2, arXiv 2510.16888)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PaCo (arXiv 2512.04784): are the sub-images of a picture consistent with each other, pair by pair?"""
+"""PaCo (arXiv 2512.04784): pairwise consistency of an image's sub-images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
 
 
 class Paco(SourceRewardSettings):
-    """Mean P(yes, consistent) over pairs of an image's sub-images and over criteria; differentiable with local judges."""
+    """Mean P(yes, consistent) over pairs of sub-images and over criteria; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
     kind: Literal["paco"] = Field("paco", description="pairwise consistency of sub-images")

@@ -1,4 +1,4 @@
-"""Samples of one prompt compared two at a time, each pair in both orders."""
+"""Pairwise comparison of samples of one prompt, each pair in both orders."""
 
 from __future__ import annotations
 

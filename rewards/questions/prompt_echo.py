@@ -1,4 +1,4 @@
-"""PromptEcho: how likely a judge that describes the picture would have written the prompt. No answer, no decoding."""
+"""PromptEcho: likelihood of the prompt as a judge's description of the image, without generating text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RewardDance (arXiv 2509.08826): P(yes) to whether a sample is better than a reference of the same prompt."""
+"""RewardDance (arXiv 2509.08826): P(yes) that a sample is better than a reference of the same prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A judge that thinks in writing and then scores (DeScore and its kind); parsed, so without gradient."""
+"""A judge that reasons in writing and then scores (DeScore and similar); parsed, so not differentiable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UnifiedReward (arXiv 2503.05236) and UnifiedReward-Think (2505.03318): scores and verdicts in writing.
+"""UnifiedReward (arXiv 2503.05236) and UnifiedReward-Think (2505.03318): written scores and verdicts.
 
 What is read are the authors' formats: a number behind "Final Score:", "Image 1 is better", and the same inside
 ``<answer>``. The questions are worded here; ``template`` takes the very text of a model's card.

@@ -1,4 +1,4 @@
-"""A judge that chooses which frames of a clip it looks at before it scores, after VR-Thinker (arXiv 2510.10518)."""
+"""A judge that selects frames of a video before it scores, after VR-Thinker (arXiv 2510.10518)."""
 
 from __future__ import annotations
 

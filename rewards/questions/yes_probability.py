@@ -1,4 +1,4 @@
-"""How surely a judge says yes: VQAScore (arXiv 2404.01291), and any other question that yes or no answers."""
+"""Probability that a judge answers yes: VQAScore (arXiv 2404.01291), or any other yes-or-no question."""
 
 from __future__ import annotations
 

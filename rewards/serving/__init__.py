@@ -1,1 +1,1 @@
-"""Scores from elsewhere, and kept: the wire and its server, workers of a pool, a file of scores. No reward."""
+"""Remote and cached scoring: wire format and server, pool workers, a file of scores. Not rewards themselves."""

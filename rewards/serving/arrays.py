@@ -1,4 +1,4 @@
-"""Arrays of a request: npz and PNG, read strictly, with every size checked before anything is decoded."""
+"""Arrays of a request: npz and PNG, parsed strictly, with every size checked before decoding."""
 
 from __future__ import annotations
 

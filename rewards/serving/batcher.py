@@ -1,4 +1,4 @@
-"""Requests of many clients, scored in turn by one thread: small ones are merged, large ones are cut into pieces."""
+"""Batching of requests from many clients in one thread: small ones are merged, large ones split."""
 
 from __future__ import annotations
 

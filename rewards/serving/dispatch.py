@@ -1,4 +1,4 @@
-"""Scoring elsewhere: samples in parts, several at once, tried again after a pause, given up with a reason."""
+"""Remote scoring in parts: several at once, retried after a pause, abandoned with a reason."""
 
 from __future__ import annotations
 

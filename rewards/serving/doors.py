@@ -1,4 +1,4 @@
-"""Connections of a server, bounded in number and in patience: idle and half-open ones keep nobody out."""
+"""Server connections, limited in number and idle time, so that slow clients block nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to servers of scores: one deadline for the whole exchange, and failures in words."""
+"""Requests to score servers: one deadline for the whole exchange, and failures in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests on their way in: bounded in size, time and memory, and read away from the loop that serves."""
+"""Incoming requests: limited in size, time and memory, and read outside the serving loop."""
 
 from __future__ import annotations
 

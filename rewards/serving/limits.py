@@ -1,4 +1,4 @@
-"""What one request may ask of a reward server."""
+"""Limits on a single request to a reward server."""
 
 from __future__ import annotations
 

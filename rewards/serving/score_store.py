@@ -1,4 +1,4 @@
-"""A file of scores that many processes read and write, and that may be damaged without harm."""
+"""A file of scores that many processes read and write; damage to it loses only cached scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward behind HTTP: health, description, self-test, scoring with requests merged into batches."""
+"""A reward over HTTP: health, description, self-test, scoring with requests merged into batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes over the wire between a remote reward and its server: JSON, pixels as PNG or npz, one schema version.
+"""Wire format between a remote reward and its server: JSON, pixels as PNG or npz, one schema version.
 
 Request::
 

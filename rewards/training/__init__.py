@@ -1,1 +1,1 @@
-"""What rewards are trained with: losses on scores, heads on features, and the settings of both. No loops, no files."""
+"""Components for training rewards: losses on scores, heads on features, settings of both. No loops, no files."""

@@ -1,4 +1,4 @@
-"""The adversarial reward of Adv-GRPO: a discriminator of references and samples, refreshed as the policy moves."""
+"""The adversarial reward of Adv-GRPO: a discriminator between references and samples, updated as the policy changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained reward on disk: ``reward.json``, ``head.safetensors`` and, if it was trained, ``backbone.safetensors``."""
+"""A trained reward on disk: ``reward.json``, ``head.safetensors`` and, if trained, ``backbone.safetensors``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of trained rewards: unit features of pictures and prompts -> outputs ``[n, K]``, the score first."""
+"""Heads of trained rewards: unit features of images and prompts -> outputs ``[n, K]``, the score first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward on noised latents: a small network on ``(x_t, t, prompt)``, for guidance and pruning without a decode.
+"""A reward on noised latents: a small network on ``(x_t, t, prompt)``, for guidance and pruning without decoding.
 
 It is conditioned on the time itself, not on a step's number, so any schedule will do, and it must be trained on noised
 latents: one of clean latents misleads guidance (Flow-NRG, arXiv 2501.13918, table 7).

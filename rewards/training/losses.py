@@ -1,4 +1,4 @@
-"""Losses of reward models: pure functions of scores, one number per term ``[M]``; whoever trains takes the mean.
+"""Losses of reward models: pure functions of scores, one number per term ``[M]``; callers take the mean.
 
 ``chosen`` and ``rejected`` are scores ``[M]`` of the better and the worse sample of a pair.
 """

@@ -1,4 +1,4 @@
-"""What a head's outputs are trained for: a loss with its settings. Torch only inside functions."""
+"""Training objectives of heads: a loss with its settings. Torch only inside functions."""
 
 from __future__ import annotations
 

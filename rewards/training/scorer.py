@@ -1,4 +1,4 @@
-"""Backbone and head together: what is trained, and what a reward folder is loaded into."""
+"""Backbone and head together, for training and for loading a reward folder."""
 
 from __future__ import annotations
 

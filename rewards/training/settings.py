@@ -1,4 +1,4 @@
-"""Settings of trained rewards: the backbone, the head on its features. No torch here."""
+"""Settings of trained rewards: the backbone, and the head on its features. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CLIP score whose last vision layers are trained while the policy is, so that references stay ahead (Adv-GRPO)."""
+"""A CLIP score whose last vision layers are trained with the policy, so that references stay ahead (Adv-GRPO)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rewards that measure: detectors, readers, similarity, the verifiers of the embedded worlds."""
+"""Rewards that measure: detectors, text readers, similarity, the verifiers of the embedded worlds."""

@@ -1,4 +1,4 @@
-"""How small a picture is as a JPEG: a reward that needs no weights, for smoke tests (DDPO, arXiv 2305.13301)."""
+"""JPEG size of an image: a reward without weights, for smoke tests (DDPO, arXiv 2305.13301)."""
 
 from __future__ import annotations
 

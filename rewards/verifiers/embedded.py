@@ -52,7 +52,7 @@ class ShapesVerifier(RewardSettings):
 
 
 class ShapesEditVerifier(RewardSettings):
-    """Parses an edited image of the embedded world and its source: was the edit made, is the rest unchanged? No model."""
+    """Parses an edited image of the embedded world and its source: was the edit made, is the rest unchanged?"""
 
     kind: Literal["shapes_edit"] = Field("shapes_edit", description="the embedded world's verifier of edits")
     score: Score = "dense"
@@ -65,7 +65,7 @@ class ShapesEditVerifier(RewardSettings):
 
 
 class ShapesFillVerifier(RewardSettings):
-    """Parses a filled image of the embedded world: is the request in the hole, is the rest unchanged? No model."""
+    """Parses a filled image of the embedded world: does the hole show the request, is the rest unchanged?"""
 
     kind: Literal["shapes_fill"] = Field("shapes_fill", description="the embedded world's verifier of fills")
     score: Score = "dense"

@@ -1,4 +1,4 @@
-"""Perceptual similarity to the picture a prompt came with: the cosine of a vision model's features."""
+"""Perceptual similarity to the prompt's image: the cosine of a vision model's features."""
 
 from __future__ import annotations
 

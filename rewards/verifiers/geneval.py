@@ -1,4 +1,4 @@
-"""GenEval: are the asked-for objects there, so many, of that color, in that place? By a detector and CLIP."""
+"""GenEval: are the requested objects present, in the right number, color and place? By a detector and CLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well objects lie where the layout wants them: intersection over union of asked-for and detected boxes."""
+"""Match between a requested layout and detected objects: intersection over union of their boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the picture shows the text it was asked to show, as read by RapidOCR."""
+"""Match between the text in the image and the requested text, as read by RapidOCR."""
 
 from __future__ import annotations
 

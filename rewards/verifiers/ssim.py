@@ -1,4 +1,4 @@
-"""Structural similarity to the picture a prompt came with (Wang et al. 2004), with gradients."""
+"""Structural similarity to the prompt's image (Wang et al. 2004), with gradients."""
 
 from __future__ import annotations
 

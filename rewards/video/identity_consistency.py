@@ -1,4 +1,4 @@
-"""Whether what is seen stays the same through a clip (VBench's subject consistency)."""
+"""Consistency of the subject through a video (VBench's subject consistency)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a clip does the actions it was asked to do, as an inverse dynamics model reads them (RLIR)."""
+"""Match between requested actions and those an inverse dynamics model reads from a video (RLIR)."""
 
 from __future__ import annotations
 

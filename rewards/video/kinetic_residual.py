@@ -1,4 +1,4 @@
-"""Whether things move with constant acceleration, as thrown and falling ones do (NewtonRewards)."""
+"""Constancy of acceleration, as of thrown and falling objects (NewtonRewards)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a clip keeps what a reference clip shows: distance of a video model's features (NewtonRewards)."""
+"""Conservation of a reference video's content: distance of a video model's features (NewtonRewards)."""
 
 from __future__ import annotations
 

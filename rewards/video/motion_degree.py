@@ -1,4 +1,4 @@
-"""How much moves in a clip: the fastest twentieth of its optical flow (after VBench's dynamic degree)."""
+"""Amount of motion in a video: the fastest twentieth of its optical flow (after VBench's dynamic degree)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SoliReward: whether a clip is physically plausible, or shows what was asked for (arXiv 2512.22170)."""
+"""SoliReward: physical plausibility of a video, or match with its prompt (arXiv 2512.22170)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VideoReward: visual quality, motion quality and text alignment of a clip (VideoAlign, arXiv 2501.13918)."""
+"""VideoReward: visual quality, motion quality and text alignment of a video (VideoAlign, arXiv 2501.13918)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How the embedded worlds are judged: media parsed back into scenes, compared with captions."""
+"""Verifiers of the embedded worlds: media parsed into scenes and compared with captions."""

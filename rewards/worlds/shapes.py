@@ -1,4 +1,4 @@
-"""The embedded world's gold reward: GenEval's rules on the scene that is read back from a picture. No model.
+"""The embedded world's gold reward: GenEval's rules on the scene parsed from an image. No model.
 
 This module knows `alignflow.worlds.shapes` because the world's definition lives there, and that holds no model; it is
 the one exception to "rewards import no generator".

@@ -1,4 +1,4 @@
-"""The embedded world's gold reward for clips: objects followed from frame to frame, their paths held against physics.
+"""The embedded world's gold reward for videos: objects tracked from frame to frame, paths compared with physics.
 
 Every frame is read back into a scene, objects of neighbouring frames are joined to tracks, and a track is compared with
 the nearest path that the caption's motion allows. No model.

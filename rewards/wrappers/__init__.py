@@ -1,1 +1,1 @@
-"""Rewards made of other rewards."""
+"""Rewards composed of other rewards."""

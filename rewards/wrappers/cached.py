@@ -1,4 +1,4 @@
-"""Scores kept on disk by the content of what was scored."""
+"""Disk cache of scores, keyed by the content of the scored samples."""
 
 from __future__ import annotations
 

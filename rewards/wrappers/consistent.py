@@ -1,4 +1,4 @@
-"""Alike samples score alike: another reward averaged over a sample's nearest neighbours."""
+"""Smoothed scores: another reward averaged over a sample's nearest neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several rewards as one, each brought to a common scale: sums, means, products, gates."""
+"""Several rewards as one, each normalised to a common scale: sums, means, products, gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another reward on a device and in a precision of its own."""
+"""Another reward on its own device and in its own precision."""
 
 from __future__ import annotations
 

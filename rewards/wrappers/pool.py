@@ -1,4 +1,4 @@
-"""A reward copied into several Ray actors, on this machine or on a cluster's."""
+"""A reward replicated in several Ray actors, on this machine or on a cluster."""
 
 from __future__ import annotations
 

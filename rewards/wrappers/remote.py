@@ -1,4 +1,4 @@
-"""A reward that another process serves: ``alignflow reward serve``, here or on another machine."""
+"""A reward served by another process: ``alignflow reward serve``, on this or another machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward of pictures on few frames of a clip, one a segment, the middle counting most (InstructVideo)."""
+"""An image reward on a few frames of a video, one per segment, weighted towards the middle (InstructVideo)."""
 
 from __future__ import annotations
 

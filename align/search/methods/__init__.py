@@ -1,1 +1,1 @@
-"""Search methods, one a file."""
+"""Search methods, one per file."""

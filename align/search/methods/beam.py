@@ -1,4 +1,4 @@
-"""Diffusion latent beam search: several children per step, judged by looking ahead, the best go on."""
+"""Diffusion latent beam search: several children per step, scored by lookahead; the best continue."""
 
 from __future__ import annotations
 

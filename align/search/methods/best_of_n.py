@@ -1,4 +1,4 @@
-"""Best-of-N: independent samples, the best is kept. The line to beat."""
+"""Best-of-N: the best of independent samples. The baseline."""
 
 from __future__ import annotations
 

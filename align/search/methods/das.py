@@ -1,4 +1,4 @@
-"""DAS: tempered sequential Monte Carlo whose particles follow the reward's gradient, corrected by their weights."""
+"""DAS: tempered sequential Monte Carlo with proposals along the reward's gradient, corrected by importance weights."""
 
 from __future__ import annotations
 

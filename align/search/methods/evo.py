@@ -1,4 +1,4 @@
-"""EvoSearch: generations bred from the best samples, first from their noise, then from their states on the way."""
+"""EvoSearch: generations bred from the best samples, first from their noise, then from intermediate states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feynman-Kac steering: particles are judged on the way, the promising are copied, the others dropped."""
+"""Feynman-Kac steering: particles are scored during sampling; promising ones are copied, others are dropped."""
 
 from __future__ import annotations
 

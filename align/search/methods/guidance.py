@@ -1,4 +1,4 @@
-"""Training-free guidance, of which DPS, FreeDoM, MPGD and universal guidance are settings: gradients bend the path."""
+"""Training-free guidance by the reward's gradient; settings reproduce DPS, FreeDoM, MPGD and universal guidance."""
 
 from __future__ import annotations
 

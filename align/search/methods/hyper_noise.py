@@ -1,4 +1,4 @@
-"""HyperNoise: a LoRA learns what ReNO does to noise, once for many noises and prompts."""
+"""HyperNoise: a LoRA learns ReNO's noise optimisation once for many noises and prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noisy reward guidance: a latent reward's gradient bends the flow, no decode on the way."""
+"""Noisy reward guidance: the gradient of a latent reward bends the flow, without decoding on the way."""
 
 from __future__ import annotations
 

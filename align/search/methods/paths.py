@@ -1,4 +1,4 @@
-"""Search over paths: go some way, add noise to several copies, go on, keep the best."""
+"""Search over paths: sample part of the way, re-noise several copies, continue, keep the best."""
 
 from __future__ import annotations
 

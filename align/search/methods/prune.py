@@ -1,4 +1,4 @@
-"""Prune by value: neighbours of one noise set out together, the less promising are dropped early on the way."""
+"""Latent-reward pruning: neighbouring noises start together; the less promising are dropped at early steps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ else:
 
 
 class Prune(Method):
-    """Latent-reward pruning: particles drawn by value, without replacement, at early steps; the best finishes
-    (LatSearch)
+    """Latent-reward pruning: particles drawn by value without replacement at early steps, then the best (LatSearch)
 
     Made for a latent reward, which needs no decode; without one ``x0_hat`` is decoded and judged by the reward. Nothing
     is copied, so any sampler will do.

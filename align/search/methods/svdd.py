@@ -1,4 +1,4 @@
-"""SVDD: at every step the best of many children goes on."""
+"""SVDD: at every step the best of many children continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trust-region noise search: boxes around the best noises that grow with success and shrink with failure."""
+"""Trust-region noise search: boxes around the best noises that grow on success and shrink on failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-order search: a step to the best neighbour of a noise, again and again."""
+"""Zero-order search: repeated steps to the best neighbour of a noise."""
 
 from __future__ import annotations
 

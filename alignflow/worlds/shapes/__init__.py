@@ -1,4 +1,4 @@
-"""The embedded world: a renderer of captioned scenes, the parser that reads them back, and small trained models."""
+"""The embedded world: a renderer of captioned scenes, a parser that reads them back, and small trained models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits of the embedded world's scenes: instructions, what they ask for, and pictures before and after. NumPy only.
+"""Edits of the embedded world's scenes: instructions, requested changes, images before and after. NumPy only.
 
 An edit names its object by colour and shape, of which a scene holds one. Every edit has one right result: what it does
 not name stays as it is. Places are the nine of the lattice on which `world` draws. A fill is the other kind of change:

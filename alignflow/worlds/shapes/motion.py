@@ -1,4 +1,4 @@
-"""The embedded world in motion: captioned clips of shapes that move, fall, are thrown or bounce. NumPy only, no torch.
+"""The embedded world in motion: captioned videos of shapes that move, fall, are thrown or bounce. NumPy only, no torch.
 
 Lengths are those of `world` (a canvas 64 units wide, y down); time runs from 0 at the first frame to 1 at the last.
 Every motion is known in closed form, so that what a caption allows is a set of paths and not a matter of taste.

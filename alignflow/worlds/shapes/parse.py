@@ -1,4 +1,4 @@
-"""Reads a picture back into a `Scene`: the verifier's eyes, about 0.5 ms a picture, no model."""
+"""Parses an image into a `Scene`, for the verifier: about 0.5 ms per image, no model."""
 
 from __future__ import annotations
 

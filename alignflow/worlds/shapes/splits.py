@@ -1,4 +1,4 @@
-"""What the splits of the embedded worlds share: specs of one side, and captions that are wrong. NumPy only."""
+"""Code shared by the splits of the embedded worlds: specs of one split, and wrong captions. NumPy only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world: scenes of flat coloured shapes, their captions and their pictures. NumPy only, no torch.
+"""The embedded world: scenes of flat coloured shapes, their captions and their images. NumPy only, no torch.
 
 Lengths are in units of a canvas 64 units wide, x to the right and y down; `render` draws it at any pixel size.
 The six task types are GenEval's (single_object, two_object, counting, colors, position, color_attr); a caption
