@@ -25,7 +25,7 @@ from alignflow.terminal import echo
 app = typer.Typer(
     name="alignflow",
     help="Align diffusion and flow generators with rewards.",
-    epilog="Any command takes --debug: show the traceback of an error.",
+    epilog="Add --debug to any command to see the traceback of an error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,10 +42,10 @@ Overrides = Annotated[
         metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as train.lr=1e-4"
     ),
 ]
-Best = Annotated[bool, typer.Option("--best", help="the checkpoint that checkpoint.best kept")]
-MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an override too")]
+Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
+MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="further override")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="a prompt; may be given several times")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]
 PromptsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
 ]
@@ -112,8 +112,8 @@ def train(
     config: ConfigArgument,
     overrides: Overrides = None,
     more: MoreOverrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="resume from the newest checkpoint")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a generator; writes a run folder."""
@@ -144,14 +144,14 @@ def train(
     context_settings={"allow_interspersed_args": False},
 )
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND ...", help="as without launch", show_default=False)],
-    processes: Annotated[int, typer.Option(min=1, max=1024, help="on this machine; one per card")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="where they meet; 0 = a free one")] = 0,
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND ...", help="command to run", show_default=False)],
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="processes here, one per GPU")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the rendezvous; 0 = a free port")] = 0,
     host: Annotated[str, typer.Option(help="address of the first machine")] = "127.0.0.1",
-    nodes: Annotated[int, typer.Option(min=1, help="machines; each runs this with its own --node")] = 1,
-    node: Annotated[int, typer.Option(min=0, help="number of this machine")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="machines, each with its own --node")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="index of this machine, from 0")] = 0,
 ) -> None:
-    """Run a command as several processes, on CPUs or one per card."""
+    """Run a command in several processes, on CPUs or one per GPU."""
     from alignflow.launch import launch as start
 
     if nodes > 1 and not port:
@@ -166,14 +166,14 @@ def search(
     source: SourceArgument,
     overrides: Overrides = None,
     more: MoreOverrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the prompts not yet searched")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete what the run folder holds")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue with the prompts not searched yet")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
     write_as: Annotated[
-        tuple[str, Path] | None, typer.Option("--as", help="then write results: pairs FOLDER or finetune FOLDER")
+        tuple[str, Path] | None, typer.Option("--as", help="export the results: pairs FOLDER or finetune FOLDER")
     ] = None,
 ) -> None:
-    """Search better samples without training at a counted budget; of a finished search, write its results as data."""
+    """Search for better samples within a counted budget, without training; or export a finished search as data."""
     files, overrides = files_and_overrides(source, overrides, more)
     run_dir = source
     if not source.is_dir():
@@ -211,15 +211,15 @@ def check(
     config: ConfigArgument,
     overrides: Overrides = None,
     more: MoreOverrides = None,
-    memory: Annotated[bool, typer.Option("--memory", help="estimate the memory of a card; takes seconds")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="estimate GPU memory; takes seconds")] = False,
     card: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="does it fit, and if not what to change: 24gb")
+        str | None, typer.Option(metavar="SIZE", help="check that the run fits, else suggest changes: 24gb")
     ] = None,
     run_code: Annotated[
-        bool, typer.Option("--import", help="import rewards, recipes, searches and generators of your own")
+        bool, typer.Option("--import", help="import custom rewards, recipes, searches, generators")
     ] = False,
 ) -> None:
-    """Validate a config without running it: every problem, what it resolves to, the batch in words."""
+    """Validate a config without running it: all problems, the resolved settings, the batch size in words."""
     files, overrides = files_and_overrides(config, overrides, more)
     from align.checking.commands import examine
 
@@ -233,19 +233,19 @@ def sample(
     more: Overrides = None,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
-    image: Annotated[Path | None, typer.Option(help="source picture of every --prompt, for editors")] = None,
-    mask: Annotated[Path | None, typer.Option(help="mask of every --prompt: white is drawn anew")] = None,
+    image: Annotated[Path | None, typer.Option(help="source image for each --prompt, for editors")] = None,
+    mask: Annotated[Path | None, typer.Option(help="mask for each --prompt; white is regenerated")] = None,
     lora: Annotated[
-        Path | None, typer.Option(help="LoRA file or folder, or one with transformer/; a run's own by default")
+        Path | None, typer.Option(help="LoRA file, or folder of one or of transformer/; default: the run's")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the noise")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="override, such as evaluate.sampler.steps=20")
     ] = None,
 ) -> None:
-    """Draw samples from a config's generator or a run's policy into a folder."""
+    """Sample from a config's generator or a run's policy into a folder."""
     settings, run_dir = settings_of(source, more, overrides)
     if run_dir is not None and lora is None:
         lora = trained_of(run_dir).folder
@@ -261,21 +261,21 @@ def sample(
 @app.command(epilog="Example: alignflow score samples --reward shapes --out scores.csv")
 def score(
     files: Annotated[
-        list[Path], typer.Argument(help="pictures, clips, folders, or tables with image and prompt", show_default=False)
+        list[Path], typer.Argument(help="images, videos, folders, or tables with image and prompt", show_default=False)
     ],
     reward: Annotated[
-        list[str], typer.Option(help="kind, {kind: ..., ...} or a .yaml file; name=... names it; may be repeated")
+        list[str], typer.Option(help="kind, {kind: ..., ...} or .yaml file; name=... sets the column; may be repeated")
     ],
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="samples scored at once")] = 16,
+    device: Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1 or mps")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     out: Annotated[
-        Path | None, typer.Option(help="scores.csv, .jsonl or .json, written meanwhile; rows that are there are kept")
+        Path | None, typer.Option(help="output .csv, .jsonl or .json, written as scores arrive; existing rows are kept")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score pictures or clips with rewards: one prompt for all, one each, or those of a sample folder or table."""
+    """Score images or videos with rewards: one prompt for all, one each, or the prompts of a sample folder or table."""
     from align.cli.score import run
 
     prompts = prompts_of(prompt, prompts_file)
@@ -290,15 +290,15 @@ def score(
 def evaluate(
     source: SourceArgument,
     more: Overrides = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; a run's newest by default")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; default: the run's newest")] = None,
     best: Best = False,
     lora: Annotated[
-        Path | None, typer.Option(help="LoRA file or folder on the base, in place of a run's policy")
+        Path | None, typer.Option(help="LoRA file or folder to evaluate on the base, instead of a run's policy")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="override, such as evaluate.prompts=512")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out scores of a config's base, a run's policy or a LoRA."""
+    """Evaluate a config's base model, a run's policy or a LoRA on held-out prompts."""
     settings, run_dir = settings_of(source, more, overrides)
     from align.evaluation.evaluate import evaluate_run
 
@@ -319,16 +319,16 @@ def evaluate(
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
     to: Annotated[
-        str, typer.Option(help="diffusers, comfyui, kohya: LoRA files; merged: the whole pipeline", show_default=False)
+        str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="new folder; export/<to> in the run folder by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="new folder; default: export/<to> in the run folder")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; float32 by default, merged: as in the run")
+        str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
     ] = None,
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained policy for other programs, reload it, and compare before it counts as done."""
+    """Export a trained policy for other programs, then reload it and compare."""
     trained = trained_of(best_of(source) if best else source)
     from align.export import export as write
     from align.export import sentence
@@ -345,7 +345,7 @@ def export(
 
 @app.command(epilog="Example: alignflow report runs/shapes-nft")
 def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
-    """Write a run folder as one HTML page."""
+    """Write the report of a run folder, a single HTML page."""
     from align.report import write_report
     from align.report.search import write_search_report
 
@@ -356,7 +356,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
 
 @app.command(epilog="Example: alignflow recipes --json")
 def recipes(as_json: AsJson = False) -> None:
-    """List what there is: generators, recipes, rewards, samplers."""
+    """List the available generators, recipes, rewards, search methods and samplers."""
     from align.config.registry import summary
 
     rooms = summary()
@@ -370,10 +370,10 @@ def recipes(as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: alignflow env --torch")
 def env(
-    torch: Annotated[bool, typer.Option("--torch", help="import torch and show its devices too")] = False,
+    torch: Annotated[bool, typer.Option("--torch", help="import torch and list its devices too")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Versions and machine, for a bug report."""
+    """Show versions and machine, for a bug report."""
     from align.runs.environment import environment
 
     found = environment(torch_too=torch)
@@ -385,7 +385,7 @@ def env(
 
 @app.command(epilog="Example: alignflow schema > alignflow.schema.json")
 def schema() -> None:
-    """JSON schema of a config file, for editors."""
+    """Print the JSON schema of a config file, for editors."""
     from align.config.load import json_schema
 
     echo(json.dumps(json_schema(), indent=2))

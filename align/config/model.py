@@ -1,4 +1,4 @@
-"""Settings of the generator and of what is trained of it. No torch here."""
+"""Settings of the generator and of its trained part. No torch here."""
 
 from __future__ import annotations
 
@@ -17,19 +17,35 @@ Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
 
 
 class GeneratorConfig(Settings):
-    """The pipeline whose samples are to get better."""
+    """The diffusers pipeline to align."""
 
-    kind: str = Field("sd3", description="adapter: a file of generators/, or package.module:Class")
-    path: str = Field(description="embedded world (shapes, shapes-edit, shapes-fill), folder, or hub id owner/name")
+    kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
+    path: str = Field(
+        description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill), a local folder, or a hub id "
+        "owner/name"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
-    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's own")
-    frames: int | None = Field(None, ge=1, le=100_000, description="frames of a clip; null = the pipeline's own")
-    text_length: int | None = Field(None, ge=1, description="prompt tokens the network reads; null = pipeline's own")
-    embedded_guidance: float | None = Field(None, ge=0, description="guidance scale a distilled network takes as input")
-    negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
-    guidance_rescale: float = Field(0.0, ge=0, le=1, description="share of the spread guidance adds that is taken back")
-    frame_rate: int | None = Field(None, ge=1, description="frames a second the network is told; null = pipeline's own")
-    device: str = Field("auto", description="auto (what accelerate chooses), cpu, cuda, cuda:1, mps")
+    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's default")
+    frames: int | None = Field(None, ge=1, le=100_000, description="frames per video; null = the pipeline's default")
+    text_length: int | None = Field(
+        None, ge=1, description="maximum number of prompt tokens; null = the pipeline's default"
+    )
+    embedded_guidance: float | None = Field(
+        None,
+        ge=0,
+        description="guidance scale passed as an input to a guidance-distilled network; null = the pipeline's default",
+    )
+    negative_prompt: str = Field("", description="negative prompt of classifier-free guidance")
+    guidance_rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="guidance rescale: fraction of the added standard deviation that is removed again; 0 = off",
+    )
+    frame_rate: int | None = Field(
+        None, ge=1, description="frames per second passed to the network; null = the pipeline's default"
+    )
+    device: str = Field("auto", description="device: auto (chosen by accelerate), cpu, cuda, cuda:1 or mps")
 
     @field_validator("kind")
     @classmethod
@@ -55,12 +71,16 @@ class LoRAPolicy(Settings):
 
     kind: Literal["lora"] = Field("lora", description="low-rank adapters")
     rank: int = Field(16, ge=1, description="rank of every adapter")
-    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; null = rank, so scale 1")
+    alpha: float | None = Field(
+        None, gt=0, description="LoRA alpha; the scale is alpha / rank; null = rank, for a scale of 1"
+    )
     targets: list[Word] | None = Field(
-        None, min_length=1, description="module names to adapt; null = the generator's own list"
+        None, min_length=1, description="names of the modules to adapt; null = the generator's default list"
     )
     init: str | None = Field(
-        None, description="LoRA that training starts from: a file or folder; its ranks and layers replace those above"
+        None,
+        description="LoRA file or folder to start training from; its ranks and layers override the settings "
+        "above; null = a new LoRA",
     )
 
     def shown(self) -> dict[str, Any]:
@@ -79,7 +99,7 @@ class LoRAPolicy(Settings):
 class FullPolicy(Settings):
     """Train every weight of the backbone."""
 
-    kind: Literal["full"] = Field("full", description="all weights")
+    kind: Literal["full"] = Field("full", description="full fine-tuning")
 
     def shown(self) -> dict[str, Any]:
         """The settings that count."""

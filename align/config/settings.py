@@ -26,15 +26,19 @@ from rewards.scopes import has_parts, known_scope
 
 
 class Prompts(Settings):
-    """What is drawn: ``shapes:train`` or another embedded world's, a .txt file (one prompt a line), a .jsonl, .csv or
-    .parquet file, or ``hub:owner/name[:split]``, with columns prompt, image, mask; any other column is metadata for
-    rewards."""
+    """Source of prompts: ``shapes:train`` or another embedded world, a .txt file (one prompt per line), a .jsonl, .csv
+    or .parquet file, or ``hub:owner/name[:split]``. Columns prompt, image and mask are read; any other column is
+    metadata for rewards."""
 
-    train: str = Field(description="prompts to learn from")
-    heldout: str | None = Field(None, description="prompts never learnt from, for evaluation and samples")
-    limit: int | None = Field(None, ge=1, description="use only the first so many training prompts")
+    train: str = Field(description="training prompts")
+    heldout: str | None = Field(None, description="held-out prompts, for evaluation and sample grids; null = none")
+    limit: int | None = Field(
+        None, ge=1, description="maximum number of training prompts, counted from the first; null = all"
+    )
     bad: Literal["stop", "skip"] = Field(
-        "stop", description="rows that cannot be used (too long, pictures missing or damaged): stop, or leave them out"
+        "stop",
+        description="handling of unusable rows (prompts too long, images missing or damaged): stop = raise an "
+        "error | skip = leave them out",
     )
 
 
@@ -42,19 +46,22 @@ class Prompts(Settings):
 
 
 class OnlineRollout(Settings):
-    """Learn from the policy's own samples."""
+    """Train on samples of the policy itself."""
 
-    kind: Literal["online"] = Field("online", description="samples are made during training")
+    kind: Literal["online"] = Field("online", description="samples generated during training")
     prompts: int = Field(16, ge=1, description="prompts per rollout, over all processes")
     group: int = Field(12, ge=1, description="samples per prompt")
-    sampler: Sampler = Field(Sampler(), description="how the samples are made")
-    same_noise: bool = Field(False, description="one initial noise per group (DanceGRPO); needs stochastic steps")
-    chunk: int = Field(256, ge=1, description="samples per network call while sampling")
+    sampler: Sampler = Field(Sampler(), description="sampler of the rollouts")
+    same_noise: bool = Field(
+        False, description="share one initial noise within a group (DanceGRPO); requires stochastic steps"
+    )
+    chunk: int = Field(256, ge=1, description="samples per network call during sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
-        description="when samples are scored: none = after all are drawn | chunks = while the next chunk is drawn, to "
-        "the same result | next = also while the next rollout is drawn, therefore by the policy of one step ago",
+        description="when samples are scored: none = after all samples are generated | chunks = while the next "
+        "chunk is sampled, with the same result | next = also while the next rollout is sampled, "
+        "which therefore uses the policy of the previous step",
     )
 
     @model_validator(mode="after")
@@ -66,13 +73,13 @@ class OnlineRollout(Settings):
 
 
 class StoredRollout(Settings):
-    """Learn from a table with a column ``prompt`` and :attr:`columns`, whose file names are relative to it."""
+    """Train on a table with a column ``prompt`` and :attr:`columns`; file names are relative to the table."""
 
     columns: ClassVar[tuple[str, ...]]
     """Pictures or clips of a row: what of its group there is."""
 
     kind: str
-    file: str = Field(description="a .jsonl, .csv or .parquet file, or hub:owner/name[:split]")
+    file: str = Field(description=".jsonl, .csv or .parquet file, or hub:owner/name[:split]")
     prompts: int = Field(16, ge=1, description="rows per step, over all processes")
 
     @property
@@ -82,19 +89,21 @@ class StoredRollout(Settings):
 
 
 class PairsRollout(StoredRollout):
-    """Learn from stored preferences: columns prompt, chosen, rejected."""
+    """Train on stored preferences: columns prompt, chosen, rejected."""
 
     columns: ClassVar = ("chosen", "rejected")
-    kind: Literal["pairs"] = Field("pairs", description="preferences from a file")
+    kind: Literal["pairs"] = Field("pairs", description="preference pairs from a file")
 
 
 class SamplesRollout(StoredRollout):
-    """Learn from stored samples: columns prompt, sample, and reward where they are to be weighed by it."""
+    """Train on stored samples: columns prompt and sample, and reward if samples are weighted by it."""
 
     columns: ClassVar = ("sample",)
     kind: Literal["samples"] = Field("samples", description="samples from a file")
     by_reward: bool = Field(
-        False, description="compare the samples of a step, whatever their prompts, by the column reward; else all count"
+        False,
+        description="weight the samples of a step by the column reward, compared across prompts; false = all "
+        "samples count equally",
     )
 
 
@@ -105,29 +114,44 @@ ROLLOUTS = {"online": OnlineRollout, "pairs": PairsRollout, "samples": SamplesRo
 
 
 class Train(Settings):
-    """Optimisation."""
+    """Optimisation settings."""
 
-    steps: int = Field(100, ge=1, le=10_000_000, description="rollouts, each followed by its updates")
+    steps: int = Field(
+        100, ge=1, le=10_000_000, description="training steps; each is one rollout followed by its optimizer steps"
+    )
     updates: int = Field(
-        1, ge=1, le=100_000, description="optimizer steps per rollout, each on an equal share of the terms"
+        1, ge=1, le=100_000, description="optimizer steps per rollout, each on an equal share of the loss terms"
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
-        "adamw", description="AdamW of torch, or of bitsandbytes: states in 8 bits, and in pages the CPU takes over"
+        "adamw",
+        description="torch AdamW, or a bitsandbytes variant: adamw8bit = 8-bit states | paged_adamw = states "
+        "paged to the CPU | paged_adamw8bit = both",
     )
-    lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 learns nothing: the control")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
-    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
-    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
-    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warmup, to 0")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    micro_batch: int = Field(192, ge=1, description="terms per forward and backward pass; changes memory, not results")
-    ema: float = Field(0.9, ge=0, lt=1, description="decay of the averaged policy per optimizer step; 0 = off")
+    lr: float = Field(3e-4, ge=0, description="peak learning rate of AdamW; 0 = no learning (a control run)")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay")
+    warmup: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0; 0 = no warmup")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="learning rate after the warmup: constant, or decay to 0 along a cosine or a line"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="maximum gradient norm; larger gradients are scaled down to it")
+    micro_batch: int = Field(
+        192, ge=1, description="loss terms per forward and backward pass; affects memory, not results"
+    )
+    ema: float = Field(
+        0.9, ge=0, lt=1, description="decay per optimizer step of the averaged (EMA) weights; 0 = no average"
+    )
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of forward passes; no = float32")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
-    unscored: int = Field(
-        10, ge=0, description="rollouts in a row that may go by without any score, once there were some"
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = torch's own choice")
+    unscored: int = Field(
+        10,
+        ge=0,
+        description="stop after more than this many consecutive rollouts without any score (only once the reward "
+        "has worked)",
+    )
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = torch's default")
 
     @field_validator("betas")
     @classmethod
@@ -183,76 +207,86 @@ FAMILIES.update({RewardSettings: REWARD, Recipe: RECIPE})
 
 
 class RewardOnly(WithoutSecrets):
-    """A reward by itself, for commands that score."""
+    """A single reward, for commands that score."""
 
-    reward: Annotated[RewardSettings, REWARD] = Field(description="what scores")
+    reward: Annotated[RewardSettings, REWARD] = Field(description="reward to compute")
 
 
 class Evaluate(Settings):
-    """Held-out scores along the way."""
+    """Evaluation on held-out prompts during training."""
 
-    every: int = Field(10, ge=0, description="steps between evaluations; 0 = only before and after")
-    prompts: int = Field(256, ge=1, description="held-out prompts, one sample each")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the noise, the same at every evaluation")
-    sampler: Sampler = Field(Sampler(), description="how evaluation samples are made")
-    chunk: int = Field(256, ge=1, description="samples made and scored at a time")
+    every: int = Field(10, ge=0, description="training steps between evaluations; 0 = only before and after training")
+    prompts: int = Field(256, ge=1, description="number of held-out prompts, one sample each")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="random seed of the evaluation noise, which is the same at every evaluation"
+    )
+    sampler: Sampler = Field(Sampler(), description="sampler of the evaluation samples")
+    chunk: int = Field(256, ge=1, description="samples generated and scored at a time")
     rewards: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
-        {}, description="name -> reward to report"
+        {}, description="rewards to report, by name"
     )
-    gold: str | None = Field(None, description="name of the reward above that decides; it is never trained on")
+    gold: str | None = Field(
+        None,
+        description="name of the reward in evaluate.rewards used as the held-out metric; it is never optimised; "
+        "null = none",
+    )
     role: Literal["ema", "policy"] = Field(
-        "ema", description="weights evaluated: the average, or (and always where train.ema is 0) the policy"
+        "ema",
+        description="weights to evaluate: ema = the averaged weights, or the policy if train.ema is 0 | policy = "
+        "the current weights",
     )
-    at_start: bool = Field(True, description="evaluate the base before the first step")
+    at_start: bool = Field(True, description="evaluate the base model before the first step")
 
 
 class Samples(Settings):
-    """Pictures or clips on disk along the way, with the same prompts and seeds every time."""
+    """Images or videos saved during training, with the same prompts and seeds every time."""
 
-    every: int = Field(10, ge=0, description="steps between sample grids; 0 = only before and after")
-    count: int = Field(8, ge=0, description="samples in a grid; 0 = none")
+    every: int = Field(10, ge=0, description="training steps between sample grids; 0 = only before and after training")
+    count: int = Field(8, ge=0, description="samples per grid; 0 = none")
     clips: Literal["webp", "gif", "mp4"] = Field(
-        "webp", description="what clips are written as, each beside its middle frame as png"
+        "webp", description="file format of videos; the middle frame is saved beside each as PNG"
     )
-    fps: float = Field(16, gt=0, description="frames per second of written clips")
+    fps: float = Field(16, gt=0, description="frames per second of saved videos")
 
 
 class Checkpoint(Settings):
-    """Complete states to resume from."""
+    """Full training states to resume from."""
 
-    every: int = Field(10, ge=0, description="steps between checkpoints; 0 = only the last")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    every: int = Field(10, ge=0, description="training steps between checkpoints; 0 = only at the end")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
     best: str | None = Field(
-        None, description="name of a reward under evaluate.rewards: the checkpoint with its best score stays as well"
+        None,
+        description="name of a reward in evaluate.rewards; the checkpoint with its highest score is kept too; "
+        "null = none",
     )
 
 
 class Config(RunSettings):
-    """One run."""
+    """Settings of one training run."""
 
     command = "train"
 
-    generator: GeneratorConfig = Field(description="the pipeline whose samples are to get better")
+    generator: GeneratorConfig = Field(description="pipeline to align")
     policy: Annotated[
         LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")
-    ] = Field(LoRAPolicy(), description="what is trained of it")
-    prompts: Prompts = Field(description="what is drawn")
+    ] = Field(LoRAPolicy(), description="trained part of the generator: a LoRA or all weights")
+    prompts: Prompts = Field(description="training and held-out prompts")
     rollout: Annotated[
         OnlineRollout | PairsRollout | SamplesRollout,
         OneOf("rollout", lambda: ROLLOUTS, "online"),
-    ] = Field(OnlineRollout(), description="where the samples to learn from come from")
+    ] = Field(OnlineRollout(), description="source of the training samples")
     reward: Annotated[RewardSettings, REWARD] | None = Field(
-        None, description="what to raise; not needed for stored pairs or samples"
+        None, description="reward to optimise; may be null for stored pairs or samples"
     )
-    recipe: Annotated[Recipe, RECIPE] = Field(description="how")
+    recipe: Annotated[Recipe, RECIPE] = Field(description="training algorithm")
     train: Train = Field(Train(), description="optimisation")
-    memory: Memory = Field(Memory(), description="what fits a card; or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
-    evaluate: Evaluate = Field(Evaluate(), description="held-out scores along the way")
-    samples: Samples = Field(Samples(), description="images on disk along the way")
-    checkpoint: Checkpoint = Field(Checkpoint(), description="states to resume from")
+    memory: Memory = Field(Memory(), description="memory settings, or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
+    evaluate: Evaluate = Field(Evaluate(), description="evaluation on held-out prompts")
+    samples: Samples = Field(Samples(), description="images or videos saved during training")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="full training states to resume from")
     trackers: list[
         Literal["tensorboard", "wandb", "trackio", "aim", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
-    ] = Field([], description="accelerate trackers; metrics.jsonl is always written")
+    ] = Field([], description="accelerate trackers to log to; metrics.jsonl is always written")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
