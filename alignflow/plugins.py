@@ -125,7 +125,7 @@ def _module_file(name: str) -> Path | None:
             if spec is None:
                 break
             if spec.submodule_search_locations is None:
-                raise PluginError(f"cannot import {name!r}: {spec.name} is no package; {REMEDY}")
+                raise PluginError(f"cannot import {name!r}: {spec.name} is not a package; {REMEDY}")
             full = ".".join((top, *below[: index + 1]))
             spec = importlib.machinery.PathFinder.find_spec(full, list(spec.submodule_search_locations))
     except (ValueError, ImportError, OSError, AttributeError) as error:

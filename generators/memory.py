@@ -195,4 +195,4 @@ def compile_networks(networks: Iterable[Any], how: str) -> None:
             network.compile_repeated_blocks()
         except ValueError:
             known = f"memory.compile blocks: {type(network).__name__} names no repeated blocks"
-            raise GeneratorError(f"{known}; use full or none") from None
+            raise GeneratorError(f"{known}; use memory.compile: full or none") from None

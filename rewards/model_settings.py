@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rewards.networks.vision_features import VisionFeatures
 
 
-VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); its "
-"weights are frozen"
+VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); weights are frozen"
 
 
 class ModelRewardSettings(RewardSettings):

@@ -281,7 +281,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
             problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
             continue
         if len(keys) > limits.depth:
-            problems.append(Problem("", f"{len(keys)} keys inside each other; no setting lies so deep", place))
+            problems.append(Problem("", f"{len(keys)} nested keys; no setting is nested that deep", place))
             continue
         try:
             data, _ = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]

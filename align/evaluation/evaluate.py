@@ -272,7 +272,7 @@ def evaluate_run(
         raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
     rewards = alone.scored_alone(rewards, config.evaluate)
     if not rewards:
-        raise ConfigError("the reward compares samples, and evaluation draws one a prompt: name evaluate.rewards")
+        raise ConfigError("the reward compares samples, but evaluation has one per prompt: set evaluate.rewards")
     generator = build_generator(config, device_of(config))
     role, path = "base", checkpoint
     if of_run:

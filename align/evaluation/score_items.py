@@ -132,7 +132,7 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
     if skipped:
         say(f"{path}: {skipped} contact sheets, stills of clips and sources of edits skipped")
     if not count:
-        raise DataError(f"folder {path} holds no pictures or clips")
+        raise DataError(f"no images or videos in folder {path}")
 
 
 def _beside(file: Path, index: _Index) -> bool:

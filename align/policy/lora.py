@@ -255,4 +255,4 @@ def _check_targets(generator: Generator, targets: Sequence[str] | str | None) ->
         raise LoraError(f"LoRA targets {missing} match no linear layer; there are {', '.join(ends)}")
     useful = targets if isinstance(targets, str) else wanted
     if all(name in idle_layers(generator) for name in names if _matches(name, useful)):
-        raise LoraError(f"LoRA targets {list(wanted)} match only layers whose result this network drops")
+        raise LoraError(f"LoRA targets {list(wanted)} match only layers whose output this network discards")

@@ -72,7 +72,7 @@ def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, A
     say(f"{train.score.numel()} samples drawn and scored in {time.perf_counter() - started:.0f} s")
     known = train.score[train.score.isfinite()]
     if len(known) < 2 or float(known.std()) == 0:
-        raise DataError(f"{len(known)} scores, {'all equal' if len(known) > 1 else 'too few'}: nothing can be learnt")
+        raise DataError(f"{len(known)} scores, {'all equal' if len(known) > 1 else 'too few'}: nothing to learn")
     clip = load_backbone(config.text, device)
     manifest = latent.Manifest(
         text=config.text, generator=f"{config.generator.kind} {config.generator.path}", channels=train.x0.shape[2],

@@ -91,7 +91,7 @@ def check_removable(path: Path, kind: str) -> None:
     real = path.resolve()
     for what, place in (("working", Path.cwd()), ("home", Path.home())):
         if place.resolve().is_relative_to(real):
-            raise RunFolderError(f"{path} is the {what} folder or lies around it: --overwrite does not remove it")
+            raise RunFolderError(f"{path} is or contains the {what} folder: --overwrite does not remove it")
     if os.path.ismount(real):
         raise RunFolderError(f"{path} is a mount point: --overwrite does not remove it; choose another with --out")
     found = read_mark(path)

@@ -86,7 +86,7 @@ class Generic(Generator):
             if getattr(self.options, option) is not None and name not in self.parameters:
                 raise GeneratorError(f"generator.{option}: {self.named} takes no {name}")
         if self.inputs and self.options.size is None:
-            raise GeneratorError(f"generator.size is needed: {self.named} draws from pictures, which must have a size")
+            raise GeneratorError(f"generator.size is needed: {self.named} takes images, which need a size")
 
     def _media(self, *defaults: Any) -> tuple[str, ...]:
         """The pictures the pipeline takes, only those with one of ``defaults`` if any are given."""

@@ -35,8 +35,8 @@ class WanI2V(Wan):
         super()._check_options()
         if self.options.text_length not in (None, CONTEXT) and self._reads_features():
             raise GeneratorError(
-                f"generator.text_length {self.options.text_length}: beside a picture's features this network reads "
-                f"exactly {CONTEXT} tokens; leave it out"
+                f"generator.text_length {self.options.text_length}: together with image features this network takes "
+                f"exactly {CONTEXT} tokens; omit the setting"
             )
 
     def _reads_features(self) -> bool:

@@ -71,7 +71,7 @@ def denoiser(pipeline: Any) -> nn.Module:
     """
     found = {name: part for name in DENOISERS if isinstance(part := getattr(pipeline, name, None), nn.Module)}
     if not found:
-        raise GeneratorError(f"{type(pipeline).__name__} has none of {', '.join(DENOISERS)}: no network to train")
+        raise GeneratorError(f"{type(pipeline).__name__} has no network to train ({', '.join(DENOISERS)})")
     if len(found) > 1:
         raise GeneratorError(
             f"{type(pipeline).__name__} draws with {' and '.join(found)}: experts by time need an adapter of their own"

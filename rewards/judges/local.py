@@ -209,7 +209,7 @@ class LocalJudge:
         ids = self.encode(text)
         places = ids.count(self.picture_token)
         if places != len(sizes):
-            raise RewardError(f"the chat template of {self.settings.model} shows {places} of {len(sizes)} pictures")
+            raise RewardError(f"the chat template of {self.settings.model} includes {places} of {len(sizes)} images")
         left = iter(sizes)
         return [token for one in ids for token in ([one] * next(left) if one == self.picture_token else [one])]
 

@@ -42,7 +42,7 @@ class Patches:
         """
         fewest, own = settings.size["shortest_edge"], settings.size["longest_edge"]
         if most is not None and most < fewest:
-            raise RewardError(f"judge.pixels is {most}, but this model sees no picture with less than {fewest} pixels")
+            raise RewardError(f"judge.pixels is {most}, but this model needs at least {fewest} pixels per image")
         return cls(
             settings.patch_size,
             settings.merge_size,

@@ -127,7 +127,7 @@ def from_pngs(pictures: Mapping[str, Sequence[str | list[str]]], limits: Limits)
 def _contents(name: str, items: Sequence[str | list[str]], allowance: Allowance) -> list[list[bytes]]:
     """The bytes of every PNG, by sample and frame, after a look at the headers."""
     if name not in ARRAYS:
-        raise WireError(f"pictures should be called {', '.join(ARRAYS)}, given {name[:80]!r}")
+        raise WireError(f"image arrays must be named {', '.join(ARRAYS)}, given {name[:80]!r}")
     lists = [[item] if isinstance(item, str) else item for item in items]
     if not lists or not all(lists):
         raise WireError(f"{name} holds no picture, or a clip without frames")

@@ -66,7 +66,7 @@ class Ocr(RewardSettings):
         except Exception as error:  # whatever the engine makes of its models
             raise RewardError(f"reward 'ocr': RapidOCR does not run: {first_line(error)}") from error
         if closeness(seen, PROBE) < 0.8:
-            raise RewardError(f"reward 'ocr': RapidOCR read {seen!r} where {PROBE} was drawn; install it again")
+            raise RewardError(f"reward 'ocr': RapidOCR read {seen!r} in the test image of {PROBE!r}; reinstall it")
         return reader
 
 
