@@ -155,7 +155,7 @@ def test_a_staggered_run_resumes_to_the_same_bits(recipe: str, model: Path, tmp_
     train(config(tmp_path / "parts", model, "next", recipe, train={"steps": 2}))
     parts = config(tmp_path / "parts", model, "next", recipe, train={"steps": 4})
     train(parts, resume=True)
-    for role in ("policy", "old", "ahead"):
+    for role in ("policy", *(["old"] if recipe == "nft" else []), "ahead"):
         assert policy_gap(final_tensors(whole), final_tensors(parts), role) == 0
     evaluated = config(
         tmp_path / "whole", model, "next", recipe, prompts={"heldout": str(tmp_path / "whole/prompts.txt")}

@@ -27,12 +27,10 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
     config = settings(tmp_path, model, recipe)
     summary = train(config)
     weights = final_tensors(config)
-    moved = max(
-        float((weights[name] - weights[name.replace("policy/", "ref/")]).abs().max())
-        for name in weights
-        if name.startswith("policy/")
+    assert (
+        max(float(value.abs().max()) for name, value in weights.items() if "policy/" in name and "lora_B" in name)
+        > 1e-3
     )
-    assert moved > 1e-3
     assert summary["status"] == "finished"
     assert summary["steps"] == 3
     assert summary["network_calls"] > 0
@@ -40,7 +38,8 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "train"] == [1, 2, 3]
     assert [row["step"] for row in rows if row["event"] == "eval"] == [0, 2, 3]
-    assert {"kl_velocity", "contrast", "zero_variance_groups", "diversity", "time"} <= rows[1].keys()
+    assert {"kl_velocity", "zero_variance_groups", "diversity", "time"} <= rows[1].keys()
+    assert ("contrast" in rows[1]) == (recipe == "nft")  # the others hold no old policy
     assert (config.run_dir / "report.html").stat().st_size > 1000
     assert (config.run_dir / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert (config.run_dir / "samples" / "step-000000" / "grid.png").is_file()
@@ -223,10 +222,12 @@ def test_full_fine_tuning(recipe: str, model: Path, tmp_path: Path) -> None:
     train(config)
     weights = final_tensors(config)
     saved = SD3Transformer2DModel.from_pretrained(config.run_dir / "transformer").state_dict()
-    trained = [name for name in saved if f"ref/{name}" in weights]  # position embeddings are a buffer
-    moved = [name for name in trained if not torch.equal(saved[name], weights[f"ref/{name}"])]
-    assert moved
-    assert all(torch.equal(saved[name], weights[f"policy/{name}"]) for name in moved)
+    base = SD3Transformer2DModel.from_pretrained(model / "transformer").state_dict()
+    trained = [name for name in saved if f"policy/{name}" in weights]  # position embeddings are a buffer
+    assert any(not torch.equal(saved[name], base[name]) for name in trained)
+    assert all(torch.equal(saved[name], weights[f"policy/{name}"]) for name in trained)
+    if recipe == "nft":
+        assert all(torch.equal(base[name], weights[f"ref/{name}"]) for name in trained)
 
 
 def test_gradient_checkpointing_changes_no_gradient(model: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of
 from align.checking.remedies import remedies
 from align.checking.sizes import Shapes, shapes_of
+from align.policy import held
 from alignflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -141,11 +142,13 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     size = 4 if lora else SIZES[config.generator.dtype]
     each = 1 if optimizer.endswith("8bit") else size
     paged = optimizer.startswith("paged")
-    roles = 4 if lora else 3
+    copies = held.copies(config)
+    roles = [*(["policy"] if lora else []), *copies]
+    off = "; ref is the LoRA switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
     state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"
     return [
-        Item("roles", trained * size * roles, f"old, ref, ema{' and policy' if lora else ''}: {how}"),
+        Item("roles", trained * size * len(roles), f"{', '.join(roles) or 'none'}: {how}{off}"),
         Item("optimizer", 0.0 if paged else 2.0 * trained * each, f"{optimizer}: {state}"),
         Item("gradients", trained * size, how),
         Item("rollout", shapes.rollout_bytes, shapes.rollout_how),

@@ -238,11 +238,20 @@ def sample_media(
     made = {text: Prompt(text) for text in prompts if isinstance(text, str)}
     asked = [made[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
     check_needs(asked, generator, {})
-    return _draw(generator, encode(generator, asked)[0], seeds, sampler, chunk)
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(asked))}
+    row = torch.tensor([place[prompt] for prompt in asked])
+    return _draw(generator, encode(generator, list(place))[0], seeds, sampler, chunk, row)
 
 
-def _draw(generator: Generator, cond: Conditioning, seeds: Sequence[int], sampler: Sampler, chunk: int) -> Tensor:
-    latents, _ = draw(generator, cond, seeds, sampler, chunk=chunk)
+def _draw(
+    generator: Generator,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    chunk: int,
+    row: Tensor | None = None,
+) -> Tensor:
+    latents, _ = draw(generator, cond, seeds, sampler, row=row, chunk=chunk)
     return decode(generator, latents, chunk)
 
 
@@ -276,12 +285,12 @@ def evaluate_run(
     generator = build_generator(config, device_of(config))
     role, path = "base", checkpoint
     if of_run:
-        roles = Roles(trainable(config, generator), ["old", "ref", "ema"])
+        role = config.evaluate.role if config.train.ema else "policy"
+        roles = Roles(trainable(config, generator), [role] if role != "policy" else [])
         path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
         if path is None:
             raise CheckpointError(f"{run_dir} has no checkpoint yet")
         checkpoints.load(path, roles, refreshed=learning_reward.refresh if learning_reward else None)
-        role = config.evaluate.role if config.train.ema else "policy"
         with roles.use(role):
             result = _held_out(generator, config, rewards)
     else:

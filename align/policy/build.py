@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from align.config import memory
+from align.policy import held
+from align.policy.roles import Roles
 from alignflow.errors import ConfigError
 from generators.base import Generator, Options
 from rewards.base import Reward, RewardSettings
@@ -84,6 +87,15 @@ def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parame
         return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed)
     generator.backbone.requires_grad_(True)
     return list(generator.backbone.named_parameters())
+
+
+def build_roles(config: Config, generator: Generator) -> Roles:
+    """The policy's parameters on the generator, and the other roles that the config needs."""
+    from align.policy.lora import lora_off
+
+    parameters = trainable(config, generator)
+    base = partial(lora_off, generator) if held.reference_is_base(config) else None
+    return Roles(parameters, held.copies(config), base)
 
 
 def build_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from align.data.files import explained
@@ -83,6 +85,23 @@ def continue_lora(
     """:func:`load_lora`, to be trained further; (name, parameter) as :func:`add_lora` gives them."""
     load_lora(generator, path, name)
     return _trainable(generator, name)
+
+
+@contextmanager
+def lora_off(generator: Generator) -> Iterator[None]:
+    """Inside the block the backbone computes as the base: every LoRA on it is switched off, none is changed."""
+    layers = [module for module in generator.backbone.modules() if isinstance(module, BaseTunerLayer)]
+    # peft's switch also changes which parameters are trained
+    trained = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for value, wanted in trained:
+            value.requires_grad_(wanted)
 
 
 def drop_lora(generator: Generator, name: str) -> None:

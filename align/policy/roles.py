@@ -1,13 +1,14 @@
 """Policy, old, ref and ema: sets of values for the trainable parameters of one backbone.
 
 The backbone holds the policy. Another role is used by putting its values in place for the length of a block, so LoRA
-and full fine-tuning, and any wrapper around the backbone, are served by the same few lines.
+and full fine-tuning, and any wrapper around the backbone, are served by the same few lines. A LoRA's reference needs
+no values: it is the backbone with the LoRA switched off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,24 @@ class Roles:
 
     Args:
         parameters: (name, parameter) of the policy, in a fixed order.
-        names: the other roles; each starts equal to the policy.
+        names: the other roles that are copies; each starts equal to the policy.
+        base: makes the context in which the backbone computes as the role ``ref``, which is then not copied. The policy
+            must equal the base at the start.
     """
 
-    def __init__(self, parameters: Sequence[tuple[str, nn.Parameter]], names: Sequence[str]) -> None:
-        self.parameters = list(parameters)
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        names: Sequence[str],
+        base: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.parameters, self.base = list(parameters), base
         self.values: dict[str, list[Tensor]] = {name: self._policy_copy() for name in names}
         self._policy_version = 0
-        self._versions = dict.fromkeys(names, 0)
+        self._versions = dict.fromkeys([*names, *(["ref"] if base else [])], 0)
+
+    def __contains__(self, role: str) -> bool:
+        return role == "policy" or role in self._versions
 
     def _policy_copy(self) -> list[Tensor]:
         return [parameter.detach().clone() for _, parameter in self.parameters]
@@ -35,6 +46,10 @@ class Roles:
         """Inside the block the backbone computes as ``role``. Call it under ``no_grad``; backward comes after it."""
         if role == "policy" or self.same(role):
             yield
+            return
+        if role == "ref" and self.base is not None:
+            with self.base():
+                yield
             return
         policy = [parameter.data for _, parameter in self.parameters]
         for (_, parameter), value in zip(self.parameters, self.values[role], strict=True):
@@ -70,7 +85,7 @@ class Roles:
         self._versions[role] = self._versions[source]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every role's values, policy included, as ``role/parameter`` -> tensor."""
+        """Values of the policy and of every copied role as ``role/parameter`` -> tensor."""
         named = {f"policy/{name}": parameter.detach() for name, parameter in self.parameters}
         for role, values in self.values.items():
             named |= {f"{role}/{name}": value for (name, _), value in zip(self.parameters, values, strict=True)}
@@ -82,11 +97,11 @@ class Roles:
         for key, mine in self.tensors().items():
             mine.copy_(tensors[key])
         self._policy_version = versions["policy"]
-        self._versions = {role: versions[role] for role in self._versions}
+        self._versions |= {role: versions[role] for role in self.values}
 
     def versions(self) -> dict[str, int]:
-        """Which roles equal the policy, as numbers."""
-        return {"policy": self._policy_version, **self._versions}
+        """Versions of the policy and the copied roles; a role whose version is the policy's equals it."""
+        return {"policy": self._policy_version, **{role: self._versions[role] for role in self.values}}
 
 
 def ema_decay(update: int, decay: float) -> float:

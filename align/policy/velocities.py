@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align.maths.losses import mse
 from align.policy.roles import Roles
+from alignflow.errors import TrainingError
 from generators.base import Conditioning, Generator
 
 
@@ -57,6 +58,8 @@ class Networks:
 
     def _role(self, role: str) -> Tensor:
         assert self._point is not None
+        if role not in self.roles:
+            raise TrainingError(f"the recipe's loss uses the role {role!r}: its method roles() should return that name")
         if role not in self._known:
             point = self._point
             if self.roles.same(role):
@@ -68,6 +71,11 @@ class Networks:
     def _velocity(self, role: str, x: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
         with torch.no_grad(), self.roles.use(role), self.autocast():
             return self.generator.velocity(x, t, cond, guidance)
+
+    def drifts(self) -> dict[str, float]:
+        """Diagnostics at the last point, of the roles that the run has: ``kl_velocity`` (ref), ``contrast`` (old)."""
+        known = {"kl_velocity": "ref", "contrast": "old"}
+        return {name: self.drift(role) for name, role in known.items() if role in self.roles}
 
     def drift(self, role: str, rows: int = 32) -> float:
         """Diagnostic ``mean (v - v_role)^2`` at the last point, from its first ``rows`` rows if it must be asked."""

@@ -112,7 +112,7 @@ def _drawn(
         cond, inputs = encode(generator, some, reward.wants)
         row = torch.arange(len(some)).repeat_interleave(count)
         seeds = [derive(config.seed, which, first + int(b), k) for k, b in enumerate(row.tolist())]
-        x0, _ = draw(generator, cond[row.to(generator.device)], seeds, config.sampler, steps=(), chunk=config.chunk)
+        x0, _ = draw(generator, cond, seeds, config.sampler, row=row, steps=(), chunk=config.chunk)
         media = decode(generator, x0, 16)
         found = reward(media, [some[b].text for b in row.tolist()], row, take(inputs, row))
         latents.append(x0.float().cpu().unflatten(0, (len(some), count)))

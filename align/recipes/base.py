@@ -89,6 +89,10 @@ class Recipe(Strict):
         """Loss per term ``[M]`` of one chunk, with gradient to the policy."""
         raise NotImplementedError
 
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """Roles that loss or rollout use with these settings: ``old``, ``ref``. A run holds no others for it."""
+        return ("old",) if self.behaviour == "old" else ()
+
     def old_decay(self, step: int) -> float:
         """After the updates of rollout ``step`` (from 1): ``old <- d old + (1 - d) policy``; 0 follows the policy."""
         return 0.0
@@ -114,6 +118,10 @@ class ForwardRecipe(Recipe):
         if not (stored and self.compares):
             return []
         return [("rollout.by_reward", f"{self.kind} compares samples: set it, or use flow_rwr without control_variate")]
+
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The reference too, where something pulls towards it."""
+        return (*super().roles(config), *(("ref",) if self.kl else ()))
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""

@@ -54,6 +54,10 @@ class FlowDPO(ForwardRecipe):
             return [("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")]
         return []
 
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
+        return tuple(dict.fromkeys(("old" if self.refresh else "ref", *super().roles(config))))
+
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """The rewards themselves; pairs are formed inside a group, so inside one process."""
         return rewards

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,10 @@ class FlowRWR(ForwardRecipe):
     def compares(self) -> bool:
         """Weights of 1 teach the samples, unless the control variate takes that part away."""
         return self.control_variate
+
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The old policy for the control variate, the reference for the pull to the base."""
+        return (*(("old",) if self.control_variate else ()), *super().roles(config))
 
     def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
         """Positive weights with mean 1 in every group."""

@@ -62,6 +62,10 @@ class GRPO(Recipe):
             return [("rollout.sampler.kind", f"grpo needs a stochastic sampler: one of {', '.join(STOCHASTIC)}")]
         return []
 
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The reference, where the KL has a weight; the ratio is taken to the stored log-probabilities."""
+        return ("ref",) if self.kl else ()
+
     def terms_per_sample(self, config: Any) -> float:
         """One term per stochastic step."""
         return config.rollout.sampler.stochastic_count

@@ -60,7 +60,7 @@ class Rollout:
 
     def cond_of(self, sample: Tensor) -> Conditioning:
         """Conditioning of the samples ``[M]``."""
-        return self.cond[self.row[sample].to(self.latents.device)]
+        return self.cond[self.row[sample]]
 
     def noise(self, sample: Tensor, slot: Tensor) -> Tensor:
         """Noise ``[M, ...]`` of the terms (sample, slot): the same whenever and wherever it is asked for."""
@@ -92,16 +92,18 @@ def draw(
     seeds: Sequence[int],
     sampler: Sampler,
     *,
+    row: Tensor | None = None,
     start: Sequence[int] | None = None,
     steps: tuple[int, ...] | None = None,
     keep: bool = False,
     chunk: int = 256,
 ) -> tuple[Tensor, Trajectory | None]:
-    """Draw one sample per row of ``cond`` under whatever role is in place.
+    """Draw N samples under whatever role is in place.
 
     Args:
-        cond: N rows.
+        cond: conditioning of B prompts. Its rows are taken chunk by chunk, never for all N samples at once.
         seeds: ``[N]``; the initial noise and that of every stochastic step come from them alone.
+        row: ``[N]`` the row of ``cond`` that a sample has; None = N rows, in order.
         start: ``[N]`` seeds of the initial noise; None = from ``seeds``.
         steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
         keep: store the stochastic steps.
@@ -112,12 +114,12 @@ def draw(
     """
     times = generator.times(sampler.steps).to(generator.device)
     start = [derive(seed, "start") for seed in seeds] if start is None else start
+    row = torch.arange(len(seeds)) if row is None else row
     parts = []
     for first in range(0, len(seeds), chunk):
         some = slice(first, min(first + chunk, len(seeds)))
-        rows = torch.arange(some.start, some.stop, device=generator.device)
         x = generator.noise(list(start[some]))
-        parts.append(_draw_chunk(generator, cond[rows], x, list(seeds[some]), sampler, times, steps, keep))
+        parts.append(_draw_chunk(generator, cond[row[some]], x, list(seeds[some]), sampler, times, steps, keep))
     latents = torch.cat([latents for latents, _ in parts])
     kept = [path for _, path in parts if path is not None]
     return latents, join(kept) if kept else None

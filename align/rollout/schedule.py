@@ -74,7 +74,9 @@ class Drawing:
         return now
 
     def learnt(self, step: int) -> None:
-        """After the updates of a rollout: where ``old`` stands for the next one."""
+        """After the updates of a rollout: where ``old`` stands for the next one, in a run that has it."""
+        if "old" not in self.net.roles:
+            return
         if self.ahead and self.recipe.old_draws:
             self.net.roles.assign("old", "ahead")
         else:

@@ -80,13 +80,12 @@ class OnlineSource:
         with phases.phase("rollout"), acting():
             rollout, start = self._planned(step)
             steps = stochastic_steps(settings.sampler, step, self.seed)
-            cond = rollout.cond[rollout.row.to(self.generator.device)]
         latents, media, paths = [], [], []
         for rows in torch.arange(len(rollout.seeds)).split(settings.chunk):
             some = slice(int(rows[0]), int(rows[-1]) + 1)
             with phases.phase("rollout"), acting():
                 part, path = draw(
-                    self.generator, cond[rows.to(self.generator.device)], rollout.seeds[some], settings.sampler,
+                    self.generator, rollout.cond, rollout.seeds[some], settings.sampler, row=rollout.row[some],
                     start=None if start is None else start[some], steps=steps, keep=self.keep, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):

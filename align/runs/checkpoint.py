@@ -1,8 +1,8 @@
 """Checkpoints: complete, atomic, rotated, verified before they are loaded.
 
-``step-000030/`` holds ``roles.safetensors`` (policy, old, ref, ema), ``optimizer.pt`` (RNG states and what the reward
-has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``, or
-``transformer/`` where all weights are trained), and ``manifest.json``: counters (the data position and the learning
+``step-000030/`` holds ``roles.safetensors`` (the policy and the run's copied roles), ``optimizer.pt`` (RNG states and
+what the reward has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``,
+or ``transformer/`` where all weights are trained), and ``manifest.json``: counters (the data position and the learning
 rate follow from them), versions of the roles, whose checkpoint it is, and digests of all that. It appears in one
 rename, and goes in one.
 """
@@ -103,13 +103,14 @@ def load(
         state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a damaged file may raise, unpickling errors among it
         raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)}); {_remedy(path)}") from None
-    known = {"policy", *roles.values}  # who evaluates needs no role that only training has
-    tensors = {name: value for name, value in tensors.items() if name.partition("/")[0] in known}
-    _check_same_model(path, tensors, roles)
+    needs = {"policy", *roles.values}  # evaluation needs fewer roles than training
+    stored = {_role_of(name) for name in tensors} & about["roles"].keys()
+    tensors = {name: value for name, value in tensors.items() if _role_of(name) in needs}
+    _check_same_model(path, tensors, {k: value for k, value in roles.tensors().items() if _role_of(k) in stored})
     if identity is not None:
         _check_same_run(path, about.get("identity", {}), identity)
-    if missing := sorted(known - about["roles"].keys()):
-        raise CheckpointError(f"checkpoint {path} holds no role {missing[0]}; use the config it was made with")
+    if missing := sorted(needs - stored):
+        raise CheckpointError(f"checkpoint {path} does not hold the role {missing[0]}; use the config it was made with")
     needed = [*(["optimizer", "rng"] if optimizer is not None else []), *(["reward"] if refreshed is not None else [])]
     if not isinstance(state, dict) or not set(needed) <= state.keys():
         what = "no reward that learns" if refreshed is not None else "no optimizer"
@@ -191,8 +192,13 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, An
             )
 
 
-def _check_same_model(path: Path, tensors: dict[str, torch.Tensor], roles: Roles) -> None:
-    mine = {name: tuple(value.shape) for name, value in roles.tensors().items()}
+def _role_of(name: str) -> str:
+    """The role of a stored tensor ``role/parameter``."""
+    return name.partition("/")[0]
+
+
+def _check_same_model(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    mine = {name: tuple(value.shape) for name, value in expected.items()}
     theirs = {name: tuple(value.shape) for name, value in tensors.items()}
     different = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
     if different:

@@ -22,8 +22,8 @@ from align.evaluation import alone
 from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.evaluation.per_prompt import write_scores
 from align.maths import advantages
-from align.policy.build import build_generator, build_optimizer, build_rewards, trainable
-from align.policy.roles import Roles, ema_decay
+from align.policy.build import build_generator, build_optimizer, build_rewards, build_roles
+from align.policy.roles import ema_decay
 from align.policy.velocities import Networks
 from align.report import write_report
 from align.rollout.rollout import Rollout, spreads
@@ -89,8 +89,7 @@ class Trainer:
         self.recipe = config.recipe
         set_seed(config.seed)
         self.generator = build_generator(config, accelerator.device, training=True)
-        ahead = ["ahead"] if getattr(config.rollout, "overlap", "none") == "next" else []
-        self.roles = Roles(trainable(config, self.generator), ["old", "ref", "ema", *ahead])
+        self.roles = build_roles(config, self.generator)
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
         optimizer = build_optimizer(config, self.parameters)
@@ -108,7 +107,7 @@ class Trainer:
         self.net = Networks(self.generator, self.roles, accelerator.autocast)
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
-        if self.refreshed is not None and ahead:
+        if self.refreshed is not None and "ahead" in self.roles:
             raise TrainingError(
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
             )
@@ -282,7 +281,7 @@ class Trainer:
                 part = (values.detach() * scale).sum()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
             if first == 0:
-                drift = {"kl_velocity": self.net.drift("ref"), "contrast": self.net.drift("old")}
+                drift = self.net.drifts()
                 drift |= {"ratio": float(ratio.mean())} if (ratio := loss.metrics.get("ratio")) is not None else {}
             first += len(weight)
         metrics = self.processes.sums({name: float(value) for name, value in sums.items()})
