@@ -17,7 +17,7 @@ from alignflow.files.disk import aside, sync
 from alignflow.files.tensor_files import permissions
 
 _REMEDIES = {
-    errno.ENOSPC: "what was written before is intact: make room, then go on with --resume",
+    errno.ENOSPC: "earlier files are intact: free some space, then continue with --resume",
     errno.ENOENT: "no folder can be made there, or it was moved or deleted while it was in use",
     errno.EROFS: "choose a folder that can be written to, with --out",
     errno.ENOTDIR: "a part of this path is a file: choose another folder with --out",

@@ -101,7 +101,7 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         found = learn(judge, lessons, config.verdict)
         if not np.isfinite(found["loss"]):
-            raise RunFolderError(f"the loss is {found['loss']} at step {step}; nothing is written: a smaller fit.lr")
+            raise RunFolderError(f"the loss is {found['loss']} at step {step}; nothing saved. Try a smaller fit.lr")
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if step % plan.log_every == 0 or step in (1, plan.steps):

@@ -149,7 +149,7 @@ def fit_latent(
             gaps = (grid[:, :, None] - grid[:, None, :])[better]
             loss = loss + config.ranking * bradley_terry(gaps, torch.zeros_like(gaps)).mean()
         if not bool(loss.isfinite()):
-            raise RunFolderError(f"the loss is {loss.item()} at step {step}; nothing is written: a smaller fit.lr")
+            raise RunFolderError(f"the loss is {loss.item()} at step {step}; nothing saved. Try a smaller fit.lr")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -150,7 +150,7 @@ def fit(
             pick = torch.from_numpy(_batch(config, examples, rng)).to(examples.outcome.device)
             loss, right = _step_loss(config, scorer, examples, pick, min(1.0, 2 * step / settings.steps))
             if not bool(loss.isfinite()):
-                raise RunFolderError(f"the loss is {loss.item()} at step {step}; nothing is written: a smaller fit.lr")
+                raise RunFolderError(f"the loss is {loss.item()} at step {step}; nothing saved. Try a smaller fit.lr")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)

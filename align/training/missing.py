@@ -44,7 +44,7 @@ class Missing:
             return None
         return RewardError(
             f"reward '{self.name}' gave no score to any sample of {self.in_a_row} rollouts in a row: {self.said}; "
-            "nothing is lost: put it right, then go on with --resume"
+            "nothing is lost: fix the reward, then continue with --resume"
         )
 
     def news(self, reasons: Sequence[str]) -> str | None:
