@@ -57,7 +57,7 @@ def test_the_forward_process_agrees_on_the_pictures_frame():
 
 
 def test_a_text_that_would_be_taken_for_the_picture_is_refused():
-    with pytest.raises(GeneratorError, match=r"generator\.text_length 40: .* reads exactly 512 tokens"):
+    with pytest.raises(GeneratorError, match=r"generator\.text_length 40: .* takes exactly 512 tokens"):
         adapter("wan_i2v")(tiny_video.wan_i2v(), Options(size=(32, 64), frames=5, text_length=40))
 
 
