@@ -30,7 +30,19 @@ SMALL = (
     "train.steps=2", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=4", "samples.count=2",
     "checkpoint.every=1", "train.threads=1",
 )  # fmt: skip
-LEFT_OUT = ("seconds", "time", "images_per_second", "spent", "folder", "git_commit", "packages", "busy", "per_second")
+LEFT_OUT = (
+    "seconds",
+    "time",
+    "images_per_second",
+    "spent",
+    "folder",
+    "git_commit",
+    "packages",
+    "busy",
+    "per_second",
+    "overhead",
+    "curve",
+)
 METHODS = (
     "best_of_n", "zero_order", "trust_region", "paths", "fk", "beam", "svdd", "rbf", "evo", "das", "psi", "reno",
     "hyper_noise", "guidance", "prune",
