@@ -174,6 +174,11 @@ def _text_prompts(source: str) -> Iterator[Prompt]:
 
 
 def prompt_of_row(row: dict[str, Any], place: str, folder: Path, names: set[str], needed: Sequence[str]) -> Prompt:
+    """The prompt of one table row; columns in ``names`` hold media files, relative to ``folder``.
+
+    Raises:
+        DataError: the row has no text under ``prompt``, or lacks a column in ``needed``; names ``place``.
+    """
     text = row.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{place}: needs a text under "prompt"; {_instead(row)}')

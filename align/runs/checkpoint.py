@@ -211,6 +211,7 @@ def _check_same_model(path: Path, tensors: Mapping[str, torch.Tensor], expected:
 
 
 def rng_state() -> dict[str, Any]:
+    """The states of the random generators of Python, NumPy, torch and every GPU, as plain values and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -224,6 +225,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
+    """Set every random generator to the state that :func:`rng_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
