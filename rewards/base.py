@@ -40,6 +40,11 @@ def widest_known(scopes: Sequence[Scope | None]) -> Scope | None:
     return None if None in scopes and known == 0 else SCOPES[known]
 
 
+def all_known(answers: Sequence[bool | None]) -> bool | None:
+    """Whether all are True; None where that depends on those that are unknown (None)."""
+    return False if False in answers else None if None in answers else True
+
+
 class RewardError(RuntimeError):
     """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
 
@@ -70,6 +75,13 @@ class RewardSettings(Strict):
     def compares(self) -> Scope | None:
         """What must be scored together, as far as the settings tell before anything is built; None = unknown."""
         return "sample"
+
+    def gradient(self) -> bool | None:
+        """Whether gradients flow from scores to media, as far as the settings tell before anything is built.
+
+        None = unknown. Otherwise equal to :attr:`Reward.differentiable` of what :meth:`build` returns.
+        """
+        return False
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load what the reward needs onto ``device``. Torch is imported here, not before."""

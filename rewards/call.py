@@ -33,7 +33,11 @@ class CallableReward(RewardSettings):
     kind: str = Field(pattern=r"^[^:]+(:.*)?:[A-Za-z_][\w.]*$", description="package.module:name or path/file.py:name")
     options: dict[str, Any] = Field({}, description="keyword arguments of the function or the class")
     range: tuple[float, float] | None = Field(None, description="[lowest, highest] possible score; null = unbounded")
-    differentiable: bool = Field(False, description="whether gradients flow from the scores to the media")
+    differentiable: bool | None = Field(
+        None,
+        description="whether gradients flow from the scores to the media; null = false, unless the code is a "
+        "RewardSettings class, which declares it itself",
+    )
     scope: Scope | None = Field(
         None,
         description="samples that must be scored together; null = group if the code has a parameter group, else sample",
@@ -42,6 +46,10 @@ class CallableReward(RewardSettings):
     def compares(self) -> Scope | None:
         """Unknown unless it is written: the code is not imported for it."""
         return self.scope
+
+    def gradient(self) -> bool | None:
+        """Unknown unless it is written, like the scope."""
+        return self.differentiable
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Import it now, so that a missing module or option is found before anything is generated.
@@ -60,6 +68,7 @@ class CallableReward(RewardSettings):
         found = load_object(self.kind)
         given = resolved(self.options, f"reward {self.kind!r}: options")
         if isinstance(found, type) and issubclass(found, RewardSettings):
+            self._declares_itself()
             return from_outside(found).model_validate({"kind": self.kind, **given}).build(device)
         if isinstance(found, type):
             where = {"device": device} if "device" in self._signature(found).parameters else {}
@@ -77,7 +86,14 @@ class CallableReward(RewardSettings):
 
         name, span = self.kind.rsplit(":", 1)[1], self.range or (-math.inf, math.inf)
         scope = self.scope or ("group" if takes_group else "sample")
-        return Reward(name, function, span, self.differentiable, wants, scope, fingerprint=lambda: _source(found))
+        return Reward(name, function, span, bool(self.differentiable), wants, scope, fingerprint=lambda: _source(found))
+
+    def _declares_itself(self) -> None:
+        written = [name for name in ("range", "differentiable", "scope") if getattr(self, name) is not None]
+        if written:
+            raise RewardError(
+                f"reward {self.kind!r} is a RewardSettings class, which declares {', '.join(written)} itself"
+            )
 
     def _signature(self, call: Any) -> inspect.Signature:
         if not callable(call):

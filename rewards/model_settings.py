@@ -29,6 +29,10 @@ class ModelRewardSettings(RewardSettings):
         None, ge=1, description="frames scored per video, evenly spaced and averaged; null = all"
     )
 
+    def gradient(self) -> bool | None:
+        """Networks pass it to the pixels."""
+        return True
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load weights and tokenizer onto ``device``.
 
@@ -67,3 +71,7 @@ class FlowRewardSettings(RewardSettings):
         "content",
     )
     batch: int = Field(32, ge=1, description="frame pairs per call")
+
+    def gradient(self) -> bool | None:
+        """That of the built-in flow; unknown of custom code."""
+        return None if self.flow else True

@@ -19,6 +19,27 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=float, default=0.1, help="share of the fuzz cases to run; 1 is all of them")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def declared():
+    """Every reward that a test builds here has the gradient and the scope that its settings declare."""
+    from rewards import RewardSettings, kinds
+    from rewards.call import CallableReward
+
+    def checked(build):
+        def build_and_check(settings: RewardSettings, device="cpu"):
+            built = build(settings, device)
+            assert settings.gradient() in (None, built.differentiable), f"{settings!r} builds {built!r}"
+            assert settings.compares() in (None, built.scope), f"{settings!r} builds {built!r}"
+            return built
+
+        return build_and_check
+
+    with pytest.MonkeyPatch.context() as patch:
+        for cls in (*kinds().values(), CallableReward):
+            patch.setattr(cls, "build", checked(cls.build))
+        yield
+
+
 @pytest.fixture
 def small_sources(monkeypatch):
     """The Qwen editors bring a source picture to a megapixel; here to 64 x 64, by the function that both sides call."""

@@ -41,6 +41,10 @@ class HumanPreferenceScore(ModelRewardSettings):
         "native", description="native = built in | package = the installed hpsv2, one image at a time, without gradient"
     )
 
+    def gradient(self) -> bool | None:
+        """Only the native backend has one."""
+        return self.backend == "native"
+
     def load(self, device: torch.device | str) -> Reward:
         """Load weights and tokenizer, or the package."""
         file = self.weights or FILES[self.version]

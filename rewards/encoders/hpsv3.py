@@ -35,6 +35,10 @@ class HPSv3(RewardSettings):
     frames: int | None = Field(8, ge=1, description="frames scored per video, evenly spaced; null = all")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
+    def gradient(self) -> bool | None:
+        """The judge passes it to the pixels."""
+        return True
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load tokenizer and weights onto ``device``.
 

@@ -30,6 +30,10 @@ class ImageReward(ModelRewardSettings):
     )
     med_config: str = Field("THUDM/ImageReward/med_config.json", description="settings file of the package")
 
+    def gradient(self) -> bool | None:
+        """Only the native backend has one."""
+        return self.backend == "native"
+
     def load(self, device: torch.device | str) -> Reward:
         """Load weights and tokenizer, or the package."""
         if self.backend == "package":

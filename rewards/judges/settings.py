@@ -96,13 +96,12 @@ AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], B
 
 
 class JudgeRewardSettings(RewardSettings):
-    """A question to a vision-language model. A subclass has ``needs``, :meth:`score` and optionally no ``gradient``.
+    """A question to a vision-language model. A subclass has ``needs`` and :meth:`score`.
 
     A clip is shown as its frames, one picture after the other, in one question.
     """
 
     needs: ClassVar[Needs]
-    gradient: ClassVar[bool] = True
     taught: ClassVar[bool] = False
     """Whether a judge can be taught to answer it by pairs, see :meth:`lessons`."""
     judge: AnyJudge = Field(Local(), description="judge model: local or endpoint")
@@ -126,6 +125,10 @@ class JudgeRewardSettings(RewardSettings):
     def compares(self) -> Scope | None:
         """See :class:`~rewards.base.RewardSettings`."""
         return self.scope
+
+    def gradient(self) -> bool:
+        """A local judge passes it from probabilities to the pixels; written replies have none."""
+        return self.judge.kind == "local" and self.needs != "reply"
 
     @property
     def wants(self) -> tuple[str, ...]:
@@ -154,7 +157,7 @@ class JudgeRewardSettings(RewardSettings):
             getattr(self, "kind", ""),
             function,
             self.span,
-            judge.differentiable and self.gradient and self.needs != "reply",
+            judge.differentiable and self.gradient(),
             self.wants,
             self.scope,
             judge.fingerprint,

@@ -28,7 +28,6 @@ class Pairwise(SourceRewardSettings):
 
     needs: ClassVar[Needs] = "answers"
     taught: ClassVar[bool] = True
-    gradient: ClassVar[bool] = False  # what one gains another loses, so the sum of scores has none
     kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
     template: str = Field(TEMPLATE, description="question, with {prompt}; the answer is 1 or 2")
     opponents: int | None = Field(
@@ -46,6 +45,10 @@ class Pairwise(SourceRewardSettings):
     def scope(self) -> Scope:
         """The samples of a prompt meet."""
         return "group"
+
+    def gradient(self) -> bool:
+        """None: what one sample gains another loses, so the sum of the scores is constant."""
+        return False
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

@@ -23,6 +23,10 @@ class Ssim(RewardSettings):
     batch: int = Field(32, ge=1, description="images, or frames of videos, per call")
     frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
+    def gradient(self) -> bool | None:
+        """The formula is smooth."""
+        return True
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""
         from rewards.frames import by_frame

@@ -50,6 +50,10 @@ class SoliReward(RewardSettings):
     batch: int = Field(1, ge=1, description="videos per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
+    def gradient(self) -> bool | None:
+        """The judge passes it to the pixels."""
+        return True
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load tokenizer and weights onto ``device``.
 

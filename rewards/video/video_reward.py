@@ -51,6 +51,10 @@ class VideoReward(RewardSettings):
     lora_alpha: float = Field(128.0, gt=0, description="alpha of the LoRA in the weights; its rank is read from them")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
+    def gradient(self) -> bool | None:
+        """The judge passes it to the pixels."""
+        return True
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load tokenizer and weights onto ``device``.
 

@@ -32,6 +32,10 @@ class Consistent(RewardSettings):
         """The samples of a prompt at least."""
         return widest_known([self.reward.compares(), "group"])
 
+    def gradient(self) -> bool | None:
+        """As the reward inside."""
+        return self.reward.gradient()
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build both.
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from alignflow.strict import Named, Strict
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, widest_known
+from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, all_known, widest_known
 from rewards.reference import Reference, load
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ class Mixture(RewardSettings):
         """The widest of its parts', and of how they are normalised."""
         scopes = [scope for part in self.parts.values() for scope in (part.reward.compares(), part.normalised_over)]
         return widest_known([*scopes, "batch" if self.how == "log_tamed" else "sample"])
+
+    def gradient(self) -> bool | None:
+        """Whether all members that are added have one; gates do not count."""
+        return all_known([part.reward.gradient() for part in self.parts.values() if part.gate is None])
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build every member.

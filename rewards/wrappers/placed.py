@@ -38,6 +38,10 @@ class Placed(RewardSettings):
         """As the reward inside."""
         return self.reward.compares()
 
+    def gradient(self) -> bool | None:
+        """As the reward inside."""
+        return self.reward.gradient()
+
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it there.
 
