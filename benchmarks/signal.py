@@ -32,8 +32,8 @@ def share_of_signal(gradients: list[Tensor]) -> float:
 
 def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
     """Slot of the loss's terms -> gradients ``[D]`` of the halves of every rollout, all at the base."""
-    generator = build_generator(config, "cpu")
-    parameters = trainable(config, generator)
+    generator = build_generator(config.generator, config.memory, "cpu")
+    parameters = trainable(config.policy, generator, config.seed)
     net = Networks(generator, Roles(parameters, ["old", "ref", "ema"]))
     reward = build_rewards({"reward": config.reward}, "cpu")["reward"]
     recipe = config.recipe

@@ -149,7 +149,7 @@ def test_fp8_trains_a_lora_on_a_frozen_base(model: Path, tmp_path: Path) -> None
         tmp_path, model, train={"steps": 2, "precision": "bf16"}, memory={"quantise": "fp8"}, prompts={"heldout": None},
         generator={"dtype": "bfloat16", "path": str(model), "device": "cpu", "size": [32, 32]},
     )  # fmt: skip
-    generator = build.build_generator(config, "cpu")
+    generator = build.build_generator(config.generator, config.memory, "cpu")
     stored = next(m for m in generator.backbone.modules() if isinstance(m, nn.Linear)).weight
     assert "Float8" in type(stored.data).__name__ + type(stored).__name__
     assert train(config)["status"] == "finished"
@@ -180,7 +180,7 @@ def test_the_right_optimizer_is_made(name: str, made: str, model: Path, tmp_path
         tmp_path, model, train={"optimizer": name, "lr": 0.5, "betas": [0.1, 0.2], "weight_decay": 0.3},
         generator={"path": str(model), "device": "auto"},
     )  # fmt: skip
-    optimizer = build.build_optimizer(config, [nn.Parameter(torch.zeros(1))])
+    optimizer = build.build_optimizer(config.train, [nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is Made
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.1, 0.2), 0.3)

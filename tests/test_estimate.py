@@ -159,7 +159,7 @@ def test_weights_and_learning_are_counted_exactly(model: Path, tmp_path: Path) -
     trained = sum(value.numel() * value.itemsize for value in parameters)
     assert kept["gradients"] == trained
     assert kept["roles"] == 2 * trained  # the policy and ema
-    optimizer = build.build_optimizer(config, parameters)
+    optimizer = build.build_optimizer(config.train, parameters)
     for value in parameters:
         value.grad = torch.ones_like(value)
     optimizer.step()

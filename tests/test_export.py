@@ -56,8 +56,7 @@ def tiny_widths(monkeypatch):
 @pytest.fixture
 def in_memory(monkeypatch):
     """Fresh pipelines are built, not read: what is exported is on disk all the same."""
-    built = lambda config, device: generator_of(EVERY[config.name])  # noqa: E731
-    monkeypatch.setattr("align.export.build_generator", built)
+    monkeypatch.setattr("align.export.Job.load", lambda job, path=None: generator_of(EVERY[job.config.name]))
 
 
 def generator_of(case: Case) -> Generator:

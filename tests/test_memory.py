@@ -190,7 +190,7 @@ def test_a_machine_without_card_or_package_is_told(model: Path, tmp_path: Path, 
         memory={"quantise": "nf4", "attention": "xformers"},
     )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        build.build_generator(config, "cpu", training=True)
+        build.build_generator(config.generator, config.memory, "cpu", training=True, optimizer=config.train.optimizer)
     text = str(caught.value)
     assert "memory.quantise: nf4 needs the package bitsandbytes: pip install 'bitsandbytes'" in text
     assert "memory.attention: xformers needs the package xformers: pip install 'xformers>=0.0.29'" in text

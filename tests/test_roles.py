@@ -49,7 +49,7 @@ def test_roles_that_a_recipe_uses(
             rollout={"sampler": {"kind": "flow_sde" if kind == "grpo" else "ode", "steps": 3}},
         )  # fmt: skip
         assert held.copies(config) == names
-        roles = build_roles(config, build_generator(config, "cpu", training=True))
+        roles = build_roles(config, build_generator(config.generator, config.memory, "cpu", training=True))
         assert tuple(roles.values) == names
         assert ("ref" in roles) == (policy["kind"] == "lora" or "ref" in names)
         bytes_ = dict.fromkeys(("policy", *names), 0)
@@ -74,7 +74,7 @@ def test_settings_add_roles(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lora_switched_off_is_a_lora_of_zeros(dtype: str, model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, generator={"dtype": dtype})
-    generator = build_generator(config, "cpu", training=True)
+    generator = build_generator(config.generator, config.memory, "cpu", training=True)
     parameters = add_lora(generator, 4, 4)
     copied = Roles(parameters, ["ref"])  # B is zero
     for _, value in parameters:
@@ -97,7 +97,7 @@ def test_a_lora_switched_off_is_a_lora_of_zeros(dtype: str, model: Path, tmp_pat
 
 def test_a_role_that_is_not_declared_is_named(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, "grpo")
-    generator = build_generator(config, "cpu")
+    generator = build_generator(config.generator, config.memory, "cpu")
     net = Networks(generator, build_roles(config, generator))
     net.policy(generator.noise([1]), torch.tensor([0.5]), generator.encode(["a cat"]))
     net.ref()

@@ -25,7 +25,7 @@ def test_one_initial_noise_for_a_group(same: bool, tmp_path: Path) -> None:
     sd3_pipeline(t5=False).save_pretrained(folder)
     rollout = {"same_noise": same, "sampler": {"kind": "flow_sde", "steps": 3}}
     config = settings(tmp_path, folder, "grpo", rollout=rollout)
-    source = OnlineSource(config, build_generator(config, "cpu"), Share(), keep=True)
+    source = OnlineSource(config, build_generator(config.generator, config.memory, "cpu"), Share(), keep=True)
     drawn = source(0)
     assert drawn.trajectory is not None
     first, last = drawn.trajectory.x[:, 0].reshape(2, 4, -1), drawn.latents.reshape(2, 4, -1)
@@ -72,7 +72,7 @@ def test_conditioning_is_held_once_a_prompt_and_for_one_chunk(
     )  # fmt: skip
     real = load_config(Path(__file__).parent.parent / "configs/sd35-medium/nft.yaml").rollout
     assert (real.prompts, real.group, getattr(real, "chunk", None)) == (prompts, group, chunk)
-    generator = build_generator(config, "cpu")
+    generator = build_generator(config.generator, config.memory, "cpu")
     each = sum(value.numel() * value.itemsize for value in generator.encode(["a cat"]).tensors.values())
     seen = Rows()
     monkeypatch.setattr(generator, "velocity", seen)

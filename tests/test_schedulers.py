@@ -11,7 +11,7 @@ import tiny_video
 import torch
 
 from align.config.load import load_config
-from align.policy.build import build_generator
+from align.policy.build import build_generator, sampling_kinds
 from align.rollout.solver import remark
 from generators.adapters.cogvideox import CogVideoX
 from generators.adapters.mochi import Mochi
@@ -138,7 +138,8 @@ def test_the_line_is_printed_when_a_folder_is_loaded(tmp_path, capsys):
         f"generator: {{kind: wan, path: {tmp_path}, size: [32, 48], frames: 5}}\n"
         "prompts: {train: 'shapes-video:train'}\nreward: {kind: shapes_video}\nrecipe: {kind: nft}\n"
     )
-    build_generator(load_config(tmp_path / "run.yaml", []), "cpu")
+    config = load_config(tmp_path / "run.yaml", [])
+    build_generator(config.generator, config.memory, "cpu", kinds=sampling_kinds(config))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(said) == 1
     assert "UniPCMultistepScheduler" in said[0]

@@ -197,7 +197,7 @@ def test_a_lora_goes_onto_the_generator(folder, model):
     from align.policy.lora import add_lora, save_lora
 
     config = load_search(Path("search.yaml"))
-    trained = build_generator(runs.as_training(config), "cpu")
+    trained = build_generator(config.generator, config.memory, "cpu")
     for name, value in add_lora(trained, 2, 2):
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.5, generator=torch.Generator().manual_seed(0))
@@ -229,3 +229,8 @@ def test_clips_are_searched_written_and_read_back(folder, run):
     assert clip.with_suffix(".png").is_file()
     pairs = read_stored("pairs/pairs.jsonl", PAIR)
     assert read_sample(pairs[0], "chosen", (32, 32), 5).shape == (5, 3, 32, 32)
+
+
+def test_memory_settings_that_a_generator_cannot_have_are_found_before_it_loads(folder):
+    with pytest.raises(ConfigError, match=r"memory\.offload.*group needs a CUDA card, and generator\.device is cpu"):
+        load_search(Path("search.yaml"), ["memory.offload=group"])

@@ -38,7 +38,7 @@ def warm(made, tmp_path, file, **train_settings):
 def as_kohya(made, tmp_path):
     """The run's LoRA as a kohya file."""
     _, first = made
-    generator = build_generator(first, "cpu")
+    generator = build_generator(first.generator, first.memory, "cpu")
     from align.policy.lora import load_lora
 
     load_lora(generator, first.run_dir / "lora")
@@ -98,7 +98,7 @@ def test_ranks_are_the_files(made, tmp_path):
     few = {key: value for key, value in tensors.items() if "attn.to_q" in key}
     save_file(few, tmp_path / "few.safetensors")
     config = warm(made, tmp_path, tmp_path / "few.safetensors")
-    parameters = trainable(config, build_generator(config, "cpu"))
+    parameters = trainable(config.policy, build_generator(config.generator, config.memory, "cpu"), config.seed)
     assert len(parameters) == len(few) == 4
     assert all(value.requires_grad and value.dtype == torch.float32 for _, value in parameters)
     assert {min(value.shape) for _, value in parameters} == {4}

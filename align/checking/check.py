@@ -112,26 +112,32 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _clips, _policy, trackers, master_weights, memory.missing)
+    parts = (_prompts, _stored, _clips, _policy, trackers, master_weights)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
+    problems += memory.missing(config.memory, config.train.optimizer)
     if problems:
         raise ConfigError(problems, config.name)
 
 
 def _prompts(config: Config) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
+    read: Callable[[str], object]
     for name in ("train", "heldout"):
         source = getattr(config.prompts, name)
         if source is None:
             continue
         drawn = name == "heldout" or isinstance(config.rollout, OnlineRollout)
-        read = partial(_drawable, config=config) if drawn and config.prompts.bad == "stop" else _reader(config)
+        skips = config.prompts.bad == "skip"
+        if drawn and not skips:
+            read = partial(_drawable, generator=config.generator.kind)
+        else:
+            read = partial(_read, skipped={} if skips else None)
         problems += table_problems(f"prompts.{name}", source, read)
     return problems
 
 
-def _drawable(source: str, config: Config) -> None:
-    _check_inputs(_read(source), config)
+def _drawable(source: str, generator: str) -> None:
+    _check_inputs(_read(source), generator)
 
 
 def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
@@ -139,23 +145,18 @@ def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
     return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None, skipped=skipped)
 
 
-def _reader(config: Config) -> Callable[[str], object]:
-    """Reads prompts as training does; rows that cannot be used are left out where the config says so."""
-    return partial(_read, skipped={} if config.prompts.bad == "skip" else None)
-
-
 def _stored(config: Config) -> list[Problem]:
     rollout = config.rollout
     if isinstance(rollout, OnlineRollout):
         return []
-    columns = rollout.columns
+    columns, kind = rollout.columns, config.generator.kind
     if config.prompts.bad == "skip":
         return table_problems("rollout.file", rollout.file, lambda file: read_stored(file, columns, {}))
-    return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), config))
+    return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), kind))
 
 
-def _check_inputs(prompts: list[Prompt], config: Config) -> None:
-    check_media(prompts, registry.inputs(config.generator.kind), f"generator {config.generator.kind}")
+def _check_inputs(prompts: list[Prompt], generator: str) -> None:
+    check_media(prompts, registry.inputs(generator), f"generator {generator}")
 
 
 def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:

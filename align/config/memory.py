@@ -14,6 +14,7 @@ from alignflow.kinds import listing, nearest
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
+    from align.config.model import GeneratorConfig
     from align.config.settings import Config
 
 
@@ -82,52 +83,61 @@ def preset(name: str, place: str = "") -> dict[str, Any]:
 
 
 def problems(config: Config) -> list[tuple[str, str]]:
-    """(setting, what is wrong with it) of a config, whatever is installed."""
+    """(setting, what is wrong with it) of a training config, whatever is installed."""
     memory, train, found = config.memory, config.train, []
-    cpu = "needs a CUDA card, and generator.device is cpu"
     if config.policy.kind == "full" and memory.quantise != "none":
         found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
-    if config.generator.kind == "generic" and memory.cache_prompts != "none":
+    return found + conflicts(config.generator, memory, train.optimizer, train.precision)
+
+
+def conflicts(
+    generator: GeneratorConfig, memory: Memory, optimizer: str = "adamw", precision: str = "no"
+) -> list[tuple[str, str]]:
+    """(setting, what is wrong with it) of memory settings that this generator cannot have, whatever is installed."""
+    found = []
+    cpu = "needs a CUDA card, and generator.device is cpu"
+    if generator.kind == "generic" and memory.cache_prompts != "none":
         found.append(("memory.cache_prompts", "a pipeline without an adapter runs whole, with its encoders; use none"))
-    if config.generator.device == "cpu":
+    if generator.device == "cpu":
         if memory.offload != "none":
             found.append(("memory.offload", f"{memory.offload} {cpu}; use none"))
-        found += [(path, f"{value} {cpu}") for path, value, _, card in _needs(config) if card]
-    if memory.attention.startswith("flash") and (config.generator.dtype, train.precision) == ("float32", "no"):
+        found += [(path, f"{value} {cpu}") for path, value, _, card in _needs(memory, optimizer) if card]
+    if memory.attention.startswith("flash") and (generator.dtype, precision) == ("float32", "no"):
         found.append(("memory.attention", f"{memory.attention} has no float32; use generator.dtype=bfloat16"))
     return found
 
 
-def missing(config: Config, *, training: bool = True) -> list[Problem]:
+def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) -> list[Problem]:
     """What the settings need and is not installed, or has no gradient where ``training`` asks for one."""
     found = [
         Problem(path, f"{value} needs the package {package}: {INSTALL[package]}")
-        for path, value, package, _ in _needs(config)
+        for path, value, package, _ in _needs(memory, optimizer)
         if find_spec(package) is None
     ]
-    if training and config.memory.attention == "sage":
+    if training and memory.attention == "sage":
         found.append(
             Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash")
         )
     return found
 
 
-def require(config: Config, device: str, *, training: bool = True) -> None:
+def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: bool = True) -> None:
     """Raise ConfigError naming every setting that this machine cannot honour.
 
     Args:
+        optimizer: ``train.optimizer``.
         device: type of the device the run is on, ``cuda``.
         training: whether gradients are wanted.
     """
-    found = missing(config, training=training)
+    found = missing(memory, optimizer, training=training)
     if device != "cuda":
         found += [
             Problem(path, f"{value} needs a CUDA card ({CARDS.get(value, 'any')}), and this run is on {device}")
-            for path, value, _, card in _needs(config)
+            for path, value, _, card in _needs(memory, optimizer)
             if card
         ]
     if found:
-        raise ConfigError(found, config.name)
+        raise ConfigError(found)
 
 
 INSTALL = {
@@ -144,9 +154,8 @@ CARDS = {"flash": "Ampere or newer", "flash3": "Hopper", "sage": "Ampere or newe
 """Value -> which card."""
 
 
-def _needs(config: Config) -> list[tuple[str, str, str, bool]]:
+def _needs(memory: Memory, optimizer: str) -> list[tuple[str, str, str, bool]]:
     """(setting, value, package, whether it needs a CUDA card) of every setting that asks for one."""
-    memory, optimizer = config.memory, config.train.optimizer
     packages = {
         "xformers": "xformers",
         "flash": "flash_attn",

@@ -35,7 +35,7 @@ from rewards.base import Reward
 
 if TYPE_CHECKING:
     from align.config.sampling import Sampler
-    from align.config.settings import Config, Evaluate, Samples
+    from align.config.settings import Config, Evaluate, Prompts, Samples
     from align.training.processes import Processes
 
 
@@ -206,19 +206,24 @@ def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
 
 
 def held_out(
-    config: Config, generator: Generator, rewards: Mapping[str, Reward], skipped: dict[str, str] | None = None
+    source: Prompts,
+    settings: Evaluate,
+    generator: Generator,
+    rewards: Mapping[str, Reward],
+    skipped: dict[str, str] | None = None,
 ) -> list[Prompt]:
     """The prompts a config evaluates on.
 
     Args:
+        source: section ``prompts``, which names held-out ones.
         skipped: takes place -> why of the rows that are left out, where ``prompts.bad`` says so.
 
     Raises:
         DataError: they cannot be read, or come without what generator or rewards need.
     """
-    assert config.prompts.heldout is not None
-    skipped = (skipped if skipped is not None else {}) if config.prompts.bad == "skip" else None
-    prompts = read_prompts(config.prompts.heldout, config.evaluate.prompts, config.evaluate.seed, skipped=skipped)
+    assert source.heldout is not None
+    skipped = (skipped if skipped is not None else {}) if source.bad == "skip" else None
+    prompts = read_prompts(source.heldout, settings.prompts, settings.seed, skipped=skipped)
     if skipped is None:
         check_needs(prompts, generator, rewards)
     return prompts
@@ -275,18 +280,19 @@ def evaluate_run(
         raise ConfigError("a LoRA and a checkpoint are two policies; name one of them")
     of_run = lora is None and (run_dir is not None or checkpoint is not None)
     learning = "reward" if of_run else None
-    rewards = build_rewards({**trained, **config.evaluate.rewards}, device_of(config), learning=learning)
+    device = devices.chosen(config.generator.device)
+    rewards = build_rewards({**trained, **config.evaluate.rewards}, device, learning=learning)
     learning_reward = rewards.get("reward") if trained else None
     if not rewards:
         raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")
     rewards = alone.scored_alone(rewards, config.evaluate)
     if not rewards:
         raise ConfigError("the reward compares samples, but evaluation has one per prompt: set evaluate.rewards")
-    generator = build_generator(config, device_of(config))
+    generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
     role, path = "base", checkpoint
     if of_run:
         role = config.evaluate.role if config.train.ema else "policy"
-        roles = Roles(trainable(config, generator), [role] if role != "policy" else [])
+        roles = Roles(trainable(config.policy, generator, config.seed), [role] if role != "policy" else [])
         path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
         if path is None:
             raise CheckpointError(f"{run_dir} has no checkpoint yet")
@@ -302,7 +308,7 @@ def evaluate_run(
 
 
 def _held_out(generator: Generator, config: Config, rewards: Mapping[str, Reward]) -> Evaluation:
-    return evaluate(generator, held_out(config, generator, rewards), rewards, config.evaluate)
+    return evaluate(generator, held_out(config.prompts, config.evaluate, generator, rewards), rewards, config.evaluate)
 
 
 def sample_to_folder(
@@ -328,7 +334,8 @@ def sample_to_folder(
     check_free(out)
     source = config.prompts.heldout or config.prompts.train
     asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
-    generator = build_generator(config, device_of(config))
+    device = devices.chosen(config.generator.device)
+    generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
     if policy is not None:
         load_policy(generator, policy)
     repeated = [prompt for prompt in asked for _ in range(count)]
@@ -342,19 +349,6 @@ def sample_to_folder(
             out, to_pixels(media), texts, seeds,
             sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
         )  # fmt: skip
-
-
-def device_of(config: Config) -> torch.device:
-    """The device a command uses: the config's, or what accelerate would choose.
-
-    Raises:
-        ConfigError: this machine lacks the config's.
-    """
-    if config.generator.device != "auto":
-        return devices.require(config.generator.device)
-    from accelerate import PartialState
-
-    return PartialState().device
 
 
 def pictures(media: Tensor) -> list[np.ndarray]:

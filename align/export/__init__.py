@@ -11,14 +11,13 @@ import torch
 
 from align.config.load import load_config
 from align.data.files import check_free, new_folder
-from align.evaluation.evaluate import device_of
 from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
 from align.policy.build import build_generator
 from align.policy.lora import Lora, as_diffusers, file_of, linear_layers
 from align.policy.trained import Trained, load_policy
-from align.runs import checkpoint
+from align.runs import checkpoint, devices
 from align.runs.lock import locked
 from alignflow.files import tensor_files
 from generators.base import Generator
@@ -52,6 +51,13 @@ class Job:
     def tolerance(self) -> float:
         """Largest difference that counts as rounding: of velocities at the scale of 1, of a layer at its own."""
         return check.EXACT if {self.dtype, self.config.generator.dtype} == {"float32"} else check.ROUNDED
+
+    def load(self, path: Path | None = None) -> Generator:
+        """The run's generator, from another folder where one is given."""
+        config = self.config
+        settings = config.generator.model_copy(update={"path": str(path)} if path else {})
+        device = devices.chosen(settings.device)
+        return build_generator(settings, config.memory, device, kinds=[config.evaluate.sampler.kind])
 
     def names(self, components: list[str]) -> dict[str, str]:
         """File of each network's LoRA."""
@@ -89,7 +95,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     job = _job(trained, to, dtype)
     if trained.checkpoint:
         checkpoint.verify(trained.folder)
-    generator = build_generator(job.config, device_of(job.config))
+    generator = job.load()
     base = check.answers(generator, decode=to == "merged")
     load_policy(generator, trained.folder)
     policy = check.answers(generator, decode=to == "merged")
@@ -155,8 +161,7 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
     if job.to == "merged":
         digests = _write_pipeline(job, generator, staging)
         _free(generator)
-        moved = job.config.generator.model_copy(update={"path": str(staging)})
-        again = build_generator(job.config.model_copy(update={"generator": moved}), device_of(job.config))
+        again = job.load(staging)
         if digests != {name: check.fingerprint(network) for name, network in again.backbones().items()}:
             raise ExportError("--to merged: the pipeline does not read back as it was written; nothing was kept")
         return check.answers(again, decode=True)
@@ -164,7 +169,7 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
     files = _write_loras(job, generator, policy, staging)
     network = type(generator.pipeline.transformer).__name__
     _free(generator)
-    again = build_generator(job.config, device_of(job.config))
+    again = job.load()
     layout = None if job.to == "diffusers" else layouts.layout_of(network, job.to)
     if layout is None or layout.converter is None:
         check.read_lora(again, files, policy, job.tolerance)

@@ -18,7 +18,7 @@ from align.report.usage import Weights, code, differences, scheduler_of
 from align.report.using import shot, visit_of
 
 if TYPE_CHECKING:
-    from align.config.settings import Config
+    from align.config.settings import Config, GeneratorConfig
     from align.policy.trained import Trained
 
 TRAINED = {"trained": " (trained on)", "part": " (a part of the trained reward)"}
@@ -45,7 +45,7 @@ def write_card(folder: Path, config: Config, trained: Trained, to: str, found: M
         _about(config, trained, to),
         _numbers(run, trained.step),
         "\n".join(f"![{when}]({name})" for when, name in grids.items()),
-        "## Use\n\n" + _use(config, to, list(found["files"]), run, trained.step),
+        "## Use\n\n" + _use(config.generator, to, list(found["files"]), run, trained.step),
         "## Checked\n\n" + _checked(found),
         "## Settings\n\n```yaml\n" + re.sub(r"(?m)^out: .*\n", "", run.config_text).strip() + "\n```",
     ]
@@ -118,7 +118,7 @@ def _grids(folder: Path, run: Run, step: int) -> dict[str, str]:
     return copied
 
 
-def _use(config: Config, to: str, files: Iterable[str], run: Run, step: int) -> str:
+def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, step: int) -> str:
     """How it is loaded, and drawn as the run drew it."""
     weights = [file for file in files if file.endswith(".safetensors")]
     listed = " and ".join(f"`{file}`" for file in weights)
@@ -129,7 +129,7 @@ def _use(config: Config, to: str, files: Iterable[str], run: Run, step: int) -> 
     visit, stale = visit_of(run, step)
     place = None if to == "merged" else Weights(".", weights[1] if len(weights) > 1 else None)
     lines = code(run.config, place, shot(run, visit), bool(visit and visit.clips))
-    differs = [*stale, *differences(run.config, scheduler_of(config.generator.path, config.generator.kind))]
+    differs = [*stale, *differences(run.config, scheduler_of(generator.path, generator.kind))]
     said = f"In this folder, in plain diffusers; it draws the run's first sample of step {visit.step}" if visit else ""
     text = f"{said}{', but not the same picture' if differs else ''}.\n\n" if said else ""
     reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")

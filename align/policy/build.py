@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from align.config import memory
+from align.config.memory import INSTALL, Memory, require
+from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
 from align.policy import held
 from align.policy.roles import Roles
 from alignflow.errors import ConfigError
@@ -21,7 +22,7 @@ from generators.base import Generator, Options
 from rewards.base import Reward, RewardSettings
 
 if TYPE_CHECKING:
-    from align.config.settings import Config
+    from align.config.settings import Config, Train
 
 
 def hush() -> None:
@@ -34,13 +35,22 @@ def hush() -> None:
 
 
 def build_generator(
-    config: Config, device: torch.device | str, *, training: bool = False, kinds: Sequence[str] | None = None
+    generator: GeneratorConfig,
+    memory: Memory,
+    device: torch.device | str,
+    *,
+    training: bool = False,
+    optimizer: str = "adamw",
+    kinds: Sequence[str] = ("ode",),
 ) -> Generator:
     """The generator of a config, loaded onto ``device``.
 
     Args:
+        generator: section ``generator`` of any config.
+        memory: section ``memory`` of any config.
         training: whether gradients will be wanted.
-        kinds: of the sampling steps that will be taken; the config's by default.
+        optimizer: ``train.optimizer``, whose package is required before anything is loaded.
+        kinds: of the sampling steps that will be taken.
 
     A scheduler that steps otherwise is said in one line on stderr.
 
@@ -50,41 +60,39 @@ def build_generator(
     """
     from align.rollout.solver import remark
     from generators.load import load
-    from generators.memory import Memory
+    from generators.memory import Memory as Kept
 
     hush()
     device = torch.device(device)
-    memory.require(config, device.type, training=training)
-    settings = config.generator
-    options = Options(**{field.name: getattr(settings, field.name) for field in fields(Options)})
-    kept = {field.name: getattr(config.memory, field.name) for field in fields(Memory)}
+    require(memory, device.type, optimizer, training=training)
+    options = Options(**{field.name: getattr(generator, field.name) for field in fields(Options)})
+    kept = {field.name: getattr(memory, field.name) for field in fields(Kept)}
     if device.type == "cpu":
         kept["offload"] = "none"  # the encoders are there already
-    elif config.memory.cache_prompts != "none" and kept["offload"] == "none":
+    elif memory.cache_prompts != "none" and kept["offload"] == "none":
         kept["offload"] = "group"  # so that encoders which are about to go never stand on the card beside the network
-    generator = load(
-        settings.kind, settings.path, dtype=settings.dtype, options=options, device=device, memory=Memory(**kept)
+    loaded = load(
+        generator.kind, generator.path, dtype=generator.dtype, options=options, device=device, memory=Kept(**kept)
     )
-    if (line := remark(generator, kinds or _kinds(config))) and int(os.environ.get("RANK", "0")) == 0:
+    if (line := remark(loaded, kinds)) and int(os.environ.get("RANK", "0")) == 0:
         print(f"note: {line}", file=sys.stderr)
-    return generator
+    return loaded
 
 
-def _kinds(config: Config) -> list[str]:
-    """Kinds of the sampling steps that a run takes."""
+def sampling_kinds(config: Config) -> list[str]:
+    """Kinds of the sampling steps that a training run takes, in rollouts and in evaluations."""
     rollout = getattr(config.rollout, "sampler", None)
     return sorted({config.evaluate.sampler.kind, *([rollout.kind] if rollout else [])})
 
 
-def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
-    """The policy's parameters: a fresh LoRA on the backbone, or all of the backbone."""
-    policy = config.policy
+def trainable(policy: LoRAPolicy | FullPolicy, generator: Generator, seed: int) -> list[tuple[str, nn.Parameter]]:
+    """The policy's parameters: a LoRA on the backbone, or all of the backbone. The seed is that of a new LoRA."""
     if policy.kind == "lora":
         from align.policy.lora import add_lora, continue_lora
 
         if policy.init is not None:
             return continue_lora(generator, Path(policy.init).expanduser())
-        return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed)
+        return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=seed)
     generator.backbone.requires_grad_(True)
     return list(generator.backbone.named_parameters())
 
@@ -93,21 +101,20 @@ def build_roles(config: Config, generator: Generator) -> Roles:
     """The policy's parameters on the generator, and the other roles that the config needs."""
     from align.policy.lora import lora_off
 
-    parameters = trainable(config, generator)
+    parameters = trainable(config.policy, generator, config.seed)
     base = partial(lora_off, generator) if held.reference_is_base(config) else None
     return Roles(parameters, held.copies(config), base)
 
 
-def build_optimizer(config: Config, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(train: Train, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW of torch or, where its states are to be small, of bitsandbytes."""
-    train = config.train
     settings = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **settings)  # type: ignore[arg-type]
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        install = memory.INSTALL["bitsandbytes"]
+        install = INSTALL["bitsandbytes"]
         raise ConfigError(f"train.optimizer {train.optimizer} needs bitsandbytes ({error}): {install}") from error
     names = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
     return getattr(optim, names[train.optimizer])(parameters, **settings)

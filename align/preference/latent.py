@@ -14,16 +14,16 @@ from align.config.load import dump_config
 from align.data.files import new_folder, write_json, write_text
 from align.data.inputs import encode, take
 from align.data.prompts import Prompt, read_prompts
-from align.evaluation.evaluate import check_needs, device_of
+from align.evaluation.evaluate import check_needs
 from align.maths.losses import x_at
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards
 from align.preference import agreement as bench
 from align.preference.settings import LatentTrainConfig
 from align.rollout.rollout import decode, draw
+from align.runs import devices
 from align.runs.lock import locked
 from align.runs.owned import LATENT, check_out, mark
-from align.search.run import training_config
 from alignflow.errors import DataError, RunFolderError
 from generators.base import Generator
 from rewards.base import Reward
@@ -57,14 +57,13 @@ def train_latent(
 
 
 def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    bare = training_config(config.name, config.generator, config.memory, config.prompts.train)
-    device, started = device_of(bare), time.perf_counter()
+    device, started = devices.chosen(config.generator.device), time.perf_counter()
     prompts = read_prompts(config.prompts.train, config.prompts.limit, config.seed)
     heldout = (
         read_prompts(config.prompts.heldout, config.prompts.measured, config.seed) if config.prompts.heldout else []
     )
     reward = build_rewards({"reward": config.reward}, device)["reward"]
-    generator = build_generator(bare, device)
+    generator = build_generator(config.generator, config.memory, device, kinds=[config.sampler.kind])
     check_needs([*prompts, *heldout], generator, {"reward": reward})
     train, test = (_drawn(config, generator, reward, some, which) if some else None
                    for some, which in ((prompts, "train"), (heldout, "heldout")))  # fmt: skip

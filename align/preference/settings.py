@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from align.checking.check import generator_problems, one_line, table_problems
 from align.config import registry
 from align.config.load import Files, load_settings
-from align.config.memory import Memory
+from align.config.memory import Memory, conflicts, missing
 from align.config.sampling import Sampler
 from align.config.settings import REWARD, GeneratorConfig
 from align.data.prompts import read_prompts
@@ -131,8 +131,11 @@ class LatentTrainConfig(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        problems = conflicts(self.generator, self.memory)
         if self.text.tune != "none":
-            raise problems_at([("text.tune", "prompts are read by the CLIP as it is")])
+            problems.append(("text.tune", "prompts are read by the CLIP as it is"))
+        if problems:
+            raise problems_at(problems)
         return self
 
 
@@ -220,7 +223,7 @@ def check_files(config: RunSettings) -> None:
     read: Callable[[str], object]
     problems: list[Problem] = []
     if isinstance(config, LatentTrainConfig):
-        problems += generator_problems(config.generator)
+        problems += [*generator_problems(config.generator), *missing(config.memory, training=False)]
         part, read = "prompts", partial(read_prompts, count=1)
     else:
         problems += devices.problems("device", getattr(config, "device", "cpu"))

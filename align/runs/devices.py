@@ -34,3 +34,16 @@ def require(name: str, setting: str = "generator.device") -> torch.device:
     if wrong := unusable(name):
         raise ConfigError([Problem(setting, wrong)])
     return torch.device(name)
+
+
+def chosen(name: str, setting: str = "generator.device") -> torch.device:
+    """The device that a command uses: the one of this name or, for ``auto``, what accelerate would choose.
+
+    Raises:
+        ConfigError: it is malformed, or this machine lacks it; names the setting.
+    """
+    if name != "auto":
+        return require(name, setting)
+    from accelerate import PartialState
+
+    return PartialState().device

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
-from align.config.memory import Memory
-from align.config.settings import Config, GeneratorConfig
 from align.data import tables
 from align.data.files import new_folder, write_json
 from align.data.grids import save_samples, still
@@ -24,9 +21,10 @@ from align.data.media import encode as encode_media
 from align.data.media import to_pixels
 from align.data.prompts import Prompt, read_prompts
 from align.data.screening import Needs, recorded, usable
-from align.evaluation.evaluate import check_needs, device_of, mean, standard_error, wanted
+from align.evaluation.evaluate import check_needs, mean, standard_error, wanted
 from align.policy.build import build_generator, build_rewards
 from align.policy.lora import load_lora
+from align.runs import devices
 from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import SEARCH
@@ -39,8 +37,7 @@ from align.search.methods.best_of_n import BestOfN
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
-from alignflow.errors import ConfigError, RunFolderError, SearchError
-from alignflow.explain import explain
+from alignflow.errors import RunFolderError, SearchError
 from generators.base import Generator
 from rewards.base import Reward
 from rewards.call import load_object
@@ -106,12 +103,12 @@ def _search(
 
 def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, dict[str, Reward]]:
     """Generator, with its LoRA, and rewards, the one that is raised among them as ``reward``; checked to fit."""
-    device = device_of(as_training(config))
+    device = devices.chosen(config.generator.device)
     rewards = build_rewards({"reward": config.reward, **config.gold}, device)
     check_reward(config.search, rewards["reward"], latent_reward(config))
     for name in config.gold:
         check_alone(rewards[name])
-    generator = build_generator(as_training(config), device, kinds=[config.search.sampler.kind])
+    generator = build_generator(config.generator, config.memory, device, kinds=[config.search.sampler.kind])
     if config.lora is not None:
         folder = Path(config.lora)
         load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
@@ -120,33 +117,12 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     return generator, rewards
 
 
-def as_training(config: SearchConfig) -> Config:
-    """The config of a training run with the same generator, for what is built from one; raises ConfigError."""
-    return training_config(config.name, config.generator, config.memory, config.prompts.source)
-
-
-def training_config(name: str, generator: GeneratorConfig, memory: Memory, prompts: str) -> Config:
-    """The least config of a training run around a generator; raises ConfigError."""
-    data = {
-        "name": name,
-        "generator": generator.model_dump(),
-        "memory": memory.model_dump(),
-        "prompts": {"train": prompts},
-        "rollout": {"kind": "pairs", "file": prompts},
-        "recipe": {"kind": "flow_dpo"},
-    }
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Config, data, {}), name) from None
-
-
 def latent_reward(config: SearchConfig) -> LatentReward | None:
     """What judges unfinished samples; raises RewardError if it is not there."""
     if config.latent_reward is None:
         return None
     if Path(config.latent_reward).is_dir():
-        return _trained_latent(config.latent_reward, str(device_of(as_training(config))))
+        return _trained_latent(config.latent_reward, str(devices.chosen(config.generator.device)))
     return load_object(config.latent_reward)
 
 

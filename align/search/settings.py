@@ -13,7 +13,7 @@ from align.checking.check import generator_problems, one_line, sampler_line, tab
 from align.checking.folder_check import lora_problems
 from align.config import registry
 from align.config.load import Files, load_settings
-from align.config.memory import Memory
+from align.config.memory import Memory, conflicts, missing
 from align.config.settings import REWARD, GeneratorConfig, Samples, derived
 from align.data.prompts import read_prompts
 from align.runs import devices
@@ -98,6 +98,7 @@ class SearchConfig(RunSettings):
             problems.append(("latent_reward", f"no folder {self.latent_reward}, and not package.module:name"))
         if "reward" in self.gold:
             problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+        problems += conflicts(self.generator, self.memory)
         if problems:
             raise problems_at(problems)
         return self
@@ -130,6 +131,7 @@ def check_files(config: SearchConfig) -> None:
         *generator_problems(config.generator),
         *table_problems("prompts.source", config.prompts.source, partial(read_prompts, count=1, skipped=skipped)),
     ]
+    problems += missing(config.memory, training=False)
     if config.lora is not None:
         problems += lora_problems(config.lora, "lora")
     if problems:

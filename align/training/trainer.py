@@ -22,7 +22,7 @@ from align.evaluation import alone
 from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
 from align.evaluation.per_prompt import write_scores
 from align.maths import advantages
-from align.policy.build import build_generator, build_optimizer, build_rewards, build_roles
+from align.policy.build import build_generator, build_optimizer, build_rewards, build_roles, sampling_kinds
 from align.policy.roles import ema_decay
 from align.policy.velocities import Networks
 from align.report import write_report
@@ -88,11 +88,14 @@ class Trainer:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.recipe = config.recipe
         set_seed(config.seed)
-        self.generator = build_generator(config, accelerator.device, training=True)
+        self.generator = build_generator(
+            config.generator, config.memory, accelerator.device,
+            training=True, optimizer=config.train.optimizer, kinds=sampling_kinds(config),
+        )  # fmt: skip
         self.roles = build_roles(config, self.generator)
         self.parameters = [parameter for _, parameter in self.roles.parameters]
         options = config.train
-        optimizer = build_optimizer(config, self.parameters)
+        optimizer = build_optimizer(config.train, self.parameters)
         if options.gradient_checkpointing:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -132,7 +135,7 @@ class Trainer:
         trained = {"reward": self.reward} if self.reward else {}
         known = {**trained, **{name: reward for name, reward in rewards.items() if reward}}
         known = alone.scored_alone(known, settings)
-        return held_out(self.config, self.generator, known, self.held_out_skipped), known
+        return held_out(self.config.prompts, settings, self.generator, known, self.held_out_skipped), known
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
