@@ -23,6 +23,10 @@ class AlignflowError(Exception):
         super().__init__(shown(message))
 
 
+class EarlyExit(Exception):  # noqa: N818 - not an error
+    """Base of what ends a call early and is always caught by the code that made the call; a user never sees it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a config.

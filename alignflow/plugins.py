@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from alignflow.errors import AlignflowError
 from alignflow.paths import expanded, is_file
 from alignflow.text import first_line
 
@@ -28,7 +29,7 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _runs: ContextVar[bool] = ContextVar("runs", default=True)
 
 
-class PluginError(ValueError):
+class PluginError(AlignflowError, ValueError):
     """There is no such module, file or name, or it cannot be imported; says which and why."""
 
 

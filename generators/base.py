@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alignflow.errors import EarlyExit
 from generators import codec
 from generators.errors import GeneratorError as GeneratorError
 from generators.text_cache import TextCache, key_of, text_encoders
@@ -78,7 +79,7 @@ class Options:
     frame_rate: int | None = None
 
 
-class _LengthsKnown(Exception):  # noqa: N818 - no error: how a walk through encode_text ends
+class _LengthsKnown(EarlyExit):
     """Ends :meth:`Generator.encode_text` once the prompts' lengths are known."""
 
     def __init__(self, found: dict[int, str]) -> None:

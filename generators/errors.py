@@ -1,10 +1,7 @@
 """The single error class of this package."""
 
-from alignflow.secrets import shown
+from alignflow.errors import AlignflowError
 
 
-class GeneratorError(ValueError):
+class GeneratorError(AlignflowError, ValueError):
     """A generator cannot do what was asked; the message says what, where and what to do instead."""
-
-    def __init__(self, message: object = "") -> None:
-        super().__init__(shown(message))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ConfigDict
 
-from alignflow.secrets import resolve, shown
+from alignflow.errors import AlignflowError
+from alignflow.secrets import resolve
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
@@ -45,11 +46,8 @@ def all_known(answers: Sequence[bool | None]) -> bool | None:
     return False if False in answers else None if None in answers else True
 
 
-class RewardError(RuntimeError):
+class RewardError(AlignflowError, RuntimeError):
     """A reward cannot work as configured (missing weights, wrong shape returned); says which reward and what to do."""
-
-    def __init__(self, message: object = "") -> None:
-        super().__init__(shown(message))
 
 
 def resolved(value: Any, where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,3 +72,23 @@ def test_no_function_is_long():
                 if length > 50:
                     long.append(f"{dotted(file)}.{node.name}: {length} lines")
     assert not long
+
+
+def test_errors_have_one_root():
+    """An exception is an AlignflowError, which a user reads, or an EarlyExit, which the code catches itself."""
+    classes = {
+        node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def ancestors(name: str) -> set[str]:
+        return {name}.union(*(ancestors(base) for base in classes.get(name, []) if base != name))
+
+    exceptions = {
+        name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)
+    }
+    errors = {name: ancestors(name) for name in classes if ancestors(name) & exceptions}
+    assert len(errors) > 15
+    assert [name for name, above in errors.items() if not above & {"AlignflowError", "EarlyExit"}] == []

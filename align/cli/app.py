@@ -83,16 +83,8 @@ LESS_MEMORY = {
 
 def _explained(error: Exception, command: str = "") -> tuple[int, str] | None:
     """(exit code, message) of what a user can put right, None for anything else."""
-    from rewards.base import RewardError
-
     if isinstance(error, AlignflowError):
         return error.exit_code, str(error)
-    if isinstance(error, RewardError):
-        return 1, str(error)
-    # raised only where these are loaded already; importing them here would load torch
-    generators = sys.modules.get("generators.base")
-    if generators is not None and isinstance(error, generators.GeneratorError):
-        return 1, str(error)
     from align.checking.remedies import out_of_memory
 
     if reason := out_of_memory(error):

@@ -48,7 +48,7 @@ def train_latent(
     """Draw, score, train, measure; writes the folder and returns what ``summary.json`` holds.
 
     Raises:
-        AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
+        AlignflowError: says what was wrong and what to do.
     """
     check_out(config.run_dir, LATENT, overwrite=overwrite)
     with locked(config.run_dir):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.files import without_nan, write_text
+from alignflow.errors import AlignflowError
 
 FORMAT = 2
 NEEDED = ("roles.safetensors", "optimizer.pt")
@@ -18,7 +19,7 @@ _COUNTERS = {"step": int, "updates": int, "seconds": float, "skipped": int}
 NAME = re.compile(r"step-(\d{6,})")
 
 
-class DamagedError(Exception):
+class DamagedError(AlignflowError):
     """A checkpoint that is not as it was written; says what of it."""
 
 

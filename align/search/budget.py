@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
+from alignflow.errors import EarlyExit
 from alignflow.kinds import problem_at
 from alignflow.lazy import lazy
 from alignflow.settings import Settings
@@ -146,7 +147,7 @@ class Costs:
         return Cost(calls if self.steps == 1 else 2 * calls, 1, 1, calls)
 
 
-class BudgetSpent(Exception):  # noqa: N818
+class BudgetSpent(EarlyExit):
     """The next operation would exceed the budget; ends the method, not the search."""
 
 

@@ -54,7 +54,7 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
     """Search every prompt of a config; returns what ``results.json`` holds, without its rows.
 
     Raises:
-        AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do.
+        AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
     from align.config.load import dump_config

@@ -58,8 +58,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     """Run a config from start, or from its newest checkpoint, to its end. Returns the summary.
 
     Raises:
-        AlignflowError, GeneratorError, RewardError: each says what was wrong and what to do; a run folder keeps its
-            last checkpoint.
+        AlignflowError: says what was wrong and what to do; a run folder keeps its last checkpoint.
         KeyboardInterrupt: after a checkpoint, when the user stopped the run.
     """
     from align.config.load import dump_config

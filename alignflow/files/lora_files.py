@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignflow.errors import AlignflowError
 from alignflow.files import tensor_files
 from alignflow.files.tensor_files import Entry, TensorFileError
 from alignflow.files.weights import first, is_finite
@@ -70,7 +71,7 @@ ELSEWHERE = {
 }
 
 
-class LoraFileError(ValueError):
+class LoraFileError(AlignflowError, ValueError):
     """A file that is not a whole LoRA; names the file and the pair."""
 
 

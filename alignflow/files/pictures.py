@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from alignflow.errors import AlignflowError
 from alignflow.text import first_line, printable
 
 FORMATS = (
@@ -31,7 +32,7 @@ _MIN_IS_WHITE = (262, 0)
 _BITS = "bits a channel"
 
 
-class PictureError(ValueError):
+class PictureError(AlignflowError, ValueError):
     """A picture or clip that cannot be read; says why."""
 
 

@@ -11,12 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from alignflow.errors import AlignflowError
 from alignflow.text import printable
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,3})?")
 
 
-class RowError(ValueError):
+class RowError(AlignflowError, ValueError):
     """A line that cannot be read; the message begins with file and line."""
 
 

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from alignflow.errors import AlignflowError
 from alignflow.files.disk import aside
 from alignflow.text import first_line, printable
 
@@ -24,7 +25,7 @@ LARGEST = 100_000_000  # bytes of a header, the limit of the format
 _UMASK = threading.Lock()
 
 
-class TensorFileError(ValueError):
+class TensorFileError(AlignflowError, ValueError):
     """A file that is not a whole safetensors file; says why."""
 
 

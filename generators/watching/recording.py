@@ -18,6 +18,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from alignflow.errors import EarlyExit
 from generators.errors import GeneratorError
 
 DENOISERS = ("transformer", "unet", "transformer_2")  # components that may be called once a step
@@ -59,7 +60,7 @@ def stacked(value: Any) -> Any:
     return value
 
 
-class LeaveError(Exception):
+class LeaveError(EarlyExit):
     """Raised inside a pipeline to leave it once all that was wanted is known."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from alignflow.errors import AlignflowError
+
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 YES_NO = (("Yes",), ("No",))
 
 
-class ReplyError(ValueError):
+class ReplyError(AlignflowError, ValueError):
     """A written reply that does not say what was asked for; quotes how it begins."""
 
     def __init__(self, what: str, reply: str) -> None:

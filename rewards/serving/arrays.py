@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alignflow.errors import AlignflowError
 from alignflow.text import first_line
 from rewards.serving.limits import Limits
 
 ARRAYS = ("media", "image", "mask")
 
 
-class WireError(ValueError):
+class WireError(AlignflowError, ValueError):
     """A message that cannot be read; says what is wrong with it."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.errors import AlignflowError
 from alignflow.text import first_line
 from rewards.base import Reward, RewardExitError, Scores
 from rewards.serving.dispatch import Part, joined
@@ -24,7 +25,7 @@ PIECE = 1 << 24
 """Pixels scored at once, unless one sample alone has more: nobody waits longer than that takes."""
 
 
-class ClosingError(RuntimeError):
+class ClosingError(AlignflowError, RuntimeError):
     """The server ends; the request was not scored."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.secrets import shown
+from alignflow.errors import AlignflowError
 from alignflow.waiting import check_stop, pause
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
 
 
-class UnansweredError(Exception):
+class UnansweredError(AlignflowError):
     """A part was not scored.
 
     Args:
@@ -31,7 +31,7 @@ class UnansweredError(Exception):
     """
 
     def __init__(self, why: str, again: bool = True, after: float = 0.0) -> None:
-        super().__init__(shown(why))
+        super().__init__(why)
         self.again, self.after = again, after
 
 
