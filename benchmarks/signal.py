@@ -20,7 +20,8 @@ from align.config.load import load_config
 from align.config.settings import Config
 from align.policy.build import build_generator, build_rewards, trainable
 from align.policy.roles import Roles
-from align.policy.velocities import Networks
+from align.rollout.bench import Bench
+from align.rollout.rollout import Scored
 from align.rollout.sources import OnlineSource, Share
 
 
@@ -33,22 +34,22 @@ def share_of_signal(gradients: list[Tensor]) -> float:
 def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
     """Slot of the loss's terms -> gradients ``[D]`` of the halves of every rollout, all at the base."""
     generator = build_generator(config.generator, config.memory, "cpu")
-    parameters = trainable(config.policy, generator, config.seed)
-    net = Networks(generator, Roles(parameters, ["old", "ref", "ema"]))
+    parameters = trainable(config, generator)
+    bench = Bench(generator, {"policy": Roles(parameters, ["behaviour", "reference", "anchor"])})
     reward = build_rewards({"reward": config.reward}, "cpu")["reward"]
     recipe = config.recipe
-    source = OnlineSource(config, generator, Share(), recipe.keeps_trajectory, reward.wants)
+    source = OnlineSource(config, generator, Share(), recipe.needs, reward.wants)
     gradients: dict[int, list[Tensor]] = {}
     for step in range(rollouts):
         with torch.no_grad():
-            rollout = source(step)
-        rollout.rewards = reward(rollout.media, rollout.prompts, rollout.group, rollout.inputs).values.float()
-        terms = recipe.terms(rollout, recipe.credit(rollout.rewards, rollout.group))
+            drawn = source(step)
+        rollout = drawn.become(Scored, scores=reward(drawn.media, drawn.prompts, drawn.group, drawn.inputs))
+        terms = recipe.terms(rollout, recipe.credit(rollout.scores, rollout.group))
         for half in (0, 1):
             mine = rollout.group[terms.sample] % 2 == half
             for slot in terms.slot.unique().tolist():
                 rows = (mine & (terms.slot == slot)).nonzero().flatten()
-                loss = recipe.loss(terms[rows], rollout, net).value.mean()
+                loss = recipe.loss(terms[rows], rollout, bench).value.mean()
                 parts = torch.autograd.grad(loss, [parameter for _, parameter in parameters])
                 gradients.setdefault(slot, []).append(torch.cat([part.flatten() for part in parts]))
     return gradients

@@ -61,7 +61,7 @@ class Recorder:
         return noted
 
     def _network(self, predict: Any, arguments: list[Any], with_grad: bool) -> Call:
-        parameters = self.trainer.parameters
+        parameters = self.trainer.learners["policy"].stepper.parameters
 
         def call() -> None:
             with torch.set_grad_enabled(with_grad):

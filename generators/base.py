@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -245,11 +245,14 @@ class Generator(ABC):
             del self.check_length
         return {}
 
-    def encode(self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None) -> Conditioning:
+    def encode(
+        self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None, *, graph: bool = False
+    ) -> Conditioning:
         """Prompts and the media they come with -> conditioning with ``B = len(prompts)`` rows.
 
         Args:
             inputs: name -> ``[B, C, H, W]`` in [0, 1] for every name in :attr:`inputs`.
+            graph: keep the gradient to trained text encoders, where gradients are on.
 
         Raises:
             GeneratorError: a prompt too long, an input missing or of another size.
@@ -262,7 +265,7 @@ class Generator(ABC):
                 raise GeneratorError(
                     f"{name}: shape {tuple(given[name].shape)}, need {len(prompts)} of {self.size[0]} x {self.size[1]}"
                 )
-        with torch.no_grad():
+        with nullcontext() if graph else torch.no_grad():
             return Conditioning({**self._text(prompts, given), **self.encode_inputs(given)})
 
     def _text(self, prompts: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -114,12 +114,14 @@ class Scores:
     Args:
         values: ``[N]`` float32, higher is better; NaN where there is no score.
         reasons: index -> why ``values[index]`` is NaN. Every NaN has one.
-        parts: name -> ``[N]`` raw components, for logging (the members of a mixture, strict beside dense).
+        parts: name -> ``[N]`` raw components (the members of a mixture, strict beside dense).
+        steps: ``[N, S]`` scores of the clean samples that S sampling steps predict, for recipes that need them.
     """
 
     values: Tensor
     reasons: Mapping[int, str] = field(default_factory=dict)
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: Tensor | None = None
 
 
 @dataclass(frozen=True)

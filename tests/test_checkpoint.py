@@ -42,6 +42,7 @@ class Written:
 
     def __init__(self) -> None:
         self.state = {"optimizer": {"n": 1}}
+        self.counters: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)
@@ -49,13 +50,17 @@ class Written:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = {"optimizer": dict(state["optimizer"])}
 
+    def load_counters(self, counters: dict[str, int]) -> None:
+        self.counters = counters
+
 
 def written(folder: Path, step: int = 1) -> tuple[Path, Roles]:
     """A small checkpoint and the roles that it is of."""
     roles = Roles([("w", torch.nn.Parameter(torch.ones(3)))], ["ema"])
-    counters = {"step": step, "updates": step, "seconds": 1.25, "skipped": 0}
+    counters = {"step": step, "seconds": 1.25, "learners": {"policy": {"updates": step, "skipped": 0}}}
     optimizer: Any = Written()
-    path = checkpoint.save(folder, step, roles, optimizer, counters, identity={"run": "a", "settings": {"seed": 1}})
+    state = {"policy": roles}, {"policy": optimizer}
+    path = checkpoint.save(folder, step, *state, counters, identity={"run": "a", "settings": {"seed": 1}})
     return path, roles
 
 
@@ -63,7 +68,7 @@ def test_every_flipped_bit_of_the_manifest_is_refused(tmp_path: Path) -> None:
     path, roles = written(tmp_path)
     file = path / "manifest.json"
     whole = file.read_bytes()
-    assert checkpoint.load(path, roles)["updates"] == 1
+    assert checkpoint.load(path, {"policy": roles})["learners"]["policy"]["updates"] == 1
     for place in range(len(whole) * 8):
         data = bytearray(whole)
         data[place // 8] ^= 1 << place % 8
@@ -88,10 +93,12 @@ def test_no_manifest_is_a_traceback(text: bytes, tmp_path: Path) -> None:
 def test_a_manifest_of_before_is_read(tmp_path: Path) -> None:
     path, roles = written(tmp_path)
     found = manifest.read(path)
-    old = {**found, "format": 1}
+    counters = {**found["counters"]}
+    old = {**found, "format": 1, "counters": counters.pop("learners")["policy"] | counters}
+    old["roles"] = old["roles"]["policy"]
     del old["identity"]
     (path / "manifest.json").write_text(json.dumps(old))
-    assert checkpoint.load(path, roles, identity={"run": "b", "settings": {"seed": 2}})["step"] == 1
+    assert checkpoint.load(path, {"policy": roles}, identity={"run": "b", "settings": {"seed": 2}})["step"] == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,7 @@ def test_nothing_is_changed_by_a_checkpoint_that_does_not_fit(state: Any, tmp_pa
     optimizer: Any = Written()
     before = torch.get_rng_state()
     with pytest.raises(CheckpointError):
-        checkpoint.load(path, roles, optimizer)
+        checkpoint.load(path, {"policy": roles}, {"policy": optimizer})
     assert roles.parameters[0][1].tolist() == [0, 0, 0]
     assert optimizer.state == Written().state
     assert torch.equal(torch.get_rng_state(), before)

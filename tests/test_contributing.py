@@ -122,7 +122,9 @@ def test_the_recipe_trains_a_step_through_a_config(folder, model):
     Path("mine.yaml").write_text(text)
     config = load_config("mine.yaml")
     assert config.recipe.kind == names["recipe"]
-    credit = config.recipe.credit(torch.tensor([1.0, 3.0, float("nan"), 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]))
+    credit = config.recipe.credit(
+        Scores(torch.tensor([1.0, 3.0, float("nan"), 5.0, 5.0])), torch.tensor([0, 0, 0, 1, 1])
+    )
     assert credit.tolist() == [0, 1, 0, 0, 0]
     assert train(config)["status"] == "finished"
     again = load_config("run/config.yaml").recipe  # with the whole path of the file

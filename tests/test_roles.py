@@ -14,11 +14,11 @@ from tiny_run import RECIPES, final_tensors, policy_gap, settings
 from align.checking import estimate
 from align.config.load import load_config
 from align.policy import held
-from align.policy.build import build_generator, build_roles
+from align.policy.build import add_trained, build_generator, build_roles
 from align.policy.lora import add_lora, lora_off
 from align.policy.roles import Roles
-from align.policy.velocities import Networks
 from align.report import write_report
+from align.rollout.bench import Bench, Point
 from align.runs import checkpoint, manifest
 from align.training.trainer import train
 from alignflow.errors import CheckpointError, TrainingError
@@ -26,15 +26,15 @@ from alignflow.errors import CheckpointError, TrainingError
 ROOT = Path(__file__).parent.parent
 
 USED = [
-    ("nft", {}, ("old",), ("old", "ref")),
-    ("nft", {"kl": 0.0}, ("old",), ("old",)),
+    ("nft", {}, ("behaviour",), ("behaviour", "reference")),
+    ("nft", {"kl": 0.0}, ("behaviour",), ("behaviour",)),
     ("grpo", {}, (), ()),
-    ("grpo", {"kl": 0.1}, (), ("ref",)),
-    ("flow_rwr", {}, (), ("ref",)),
-    ("flow_rwr", {"control_variate": True, "kl": 0.0}, ("old",), ("old",)),
-    ("flow_dpo", {}, (), ("ref",)),
-    ("flow_dpo", {"refresh": 2}, ("old",), ("old",)),
-    ("flow_dpo", {"refresh": 2, "kl": 0.1}, ("old",), ("old", "ref")),
+    ("grpo", {"kl": 0.1}, (), ("reference",)),
+    ("flow_rwr", {}, (), ("reference",)),
+    ("flow_rwr", {"control_variate": True, "kl": 0.0}, ("behaviour",), ("behaviour",)),
+    ("flow_dpo", {}, (), ("reference",)),
+    ("flow_dpo", {"refresh": 2}, ("anchor",), ("anchor",)),
+    ("flow_dpo", {"refresh": 2, "kl": 0.1}, ("anchor",), ("anchor", "reference")),
 ]
 
 
@@ -49,9 +49,11 @@ def test_roles_that_a_recipe_uses(
             rollout={"sampler": {"kind": "flow_sde" if kind == "grpo" else "ode", "steps": 3}},
         )  # fmt: skip
         assert held.copies(config) == names
-        roles = build_roles(config, build_generator(config.generator, config.memory, "cpu", training=True))
+        generator = build_generator(config.generator, config.memory, "cpu", training=True)
+        add_trained(config, generator)
+        roles = build_roles(config, generator)["policy"]
         assert tuple(roles.values) == names
-        assert ("ref" in roles) == (policy["kind"] == "lora" or "ref" in names)
+        assert ("reference" in roles) == (policy["kind"] == "lora" or "reference" in names)
         bytes_ = dict.fromkeys(("policy", *names), 0)
         for name, value in roles.tensors().items():
             bytes_[name.partition("/")[0]] += value.numel() * value.itemsize
@@ -68,7 +70,7 @@ def test_settings_add_roles(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, {"kind": "grpo", "kl": 0.1}, policy=continued, rollout={
         "sampler": {"kind": "flow_sde", "steps": 3}
     })  # fmt: skip
-    assert held.copies(config) == ("ref", "ema")  # it starts away from the base
+    assert held.copies(config) == ("reference", "ema")  # it starts away from the base
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -76,13 +78,13 @@ def test_a_lora_switched_off_is_a_lora_of_zeros(dtype: str, model: Path, tmp_pat
     config = settings(tmp_path, model, generator={"dtype": dtype})
     generator = build_generator(config.generator, config.memory, "cpu", training=True)
     parameters = add_lora(generator, 4, 4)
-    copied = Roles(parameters, ["ref"])  # B is zero
+    copied = Roles(parameters, ["reference"])  # B is zero
     for _, value in parameters:
         value.data += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     copied.policy_changed()
     cond, x, t = generator.encode(["a cat", "a dog"]), generator.noise([1, 2]), torch.tensor([0.3, 0.8])
     trained = [value.requires_grad for value in generator.backbone.parameters()]
-    with torch.no_grad(), copied.use("ref"):
+    with torch.no_grad(), copied.use("reference"):
         zeros = generator.velocity(x, t, cond)
     policy = generator.velocity(x, t, cond)
     with torch.no_grad(), lora_off(generator):
@@ -98,12 +100,14 @@ def test_a_lora_switched_off_is_a_lora_of_zeros(dtype: str, model: Path, tmp_pat
 def test_a_role_that_is_not_declared_is_named(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, "grpo")
     generator = build_generator(config.generator, config.memory, "cpu")
-    net = Networks(generator, build_roles(config, generator))
-    net.policy(generator.noise([1]), torch.tensor([0.5]), generator.encode(["a cat"]))
-    net.ref()
-    with pytest.raises(TrainingError, match=r"uses the role 'old': its method roles\(\) should return that name"):
-        net.old()
-    assert net.drifts().keys() == {"kl_velocity"}
+    add_trained(config, generator)
+    bench = Bench(generator, build_roles(config, generator))
+    point = Point(generator.noise([1]), torch.tensor([0.5]), generator.encode(["a cat"]))
+    bench.velocity("policy", point)
+    bench.velocity("reference", point)
+    with pytest.raises(TrainingError, match=r"the role 'behaviour': its method roles\(\) should return that name"):
+        bench.velocity("behaviour", point)
+    assert bench.drifts().keys() == {"kl_velocity"}
 
 
 @pytest.mark.parametrize("policy", [{"kind": "lora", "rank": 4}, {"kind": "full"}], ids=["lora", "full"])
@@ -123,12 +127,14 @@ def test_rows_have_diagnostics_of_the_roles_there_are(policy: dict[str, Any], mo
 def with_roles(path: Path, change: dict[str, str | None]) -> None:
     """Rewrite a checkpoint: each role of ``change`` becomes a copy of another, or is left out."""
     tensors, found = load_file(path / "roles.safetensors"), manifest.read(path)
+    versions = found["roles"]["policy"]
     for role, source in change.items():
-        given = {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{source}/")}
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{role}/")}
-        tensors |= {f"{role}/{name}": value.clone() for name, value in given.items()}
-        found["roles"] = {name: value for name, value in found["roles"].items() if name != role}
-        found["roles"] |= {role: 0} if source else {}
+        start = f"policy/{source}/"
+        given = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(f"policy/{role}/")}
+        tensors |= {f"policy/{role}/{name}": value.clone() for name, value in given.items()}
+        versions = {name: value for name, value in versions.items() if name != role} | ({role: 0} if source else {})
+    found["roles"] = {"policy": versions}
     save_file(tensors, path / "roles.safetensors")
     (path / "manifest.json").unlink()
     manifest.write(path, {key: found[key] for key in ("step", "counters", "roles", "identity")})
@@ -142,7 +148,7 @@ def test_a_checkpoint_with_more_roles_is_resumed_and_one_with_fewer_is_refused(m
         train(runs[-1])
     path = checkpoint.latest(runs[1].run_dir / "checkpoints")
     assert path is not None
-    with_roles(path, {"old": "policy", "ref": "policy"})
+    with_roles(path, {"behaviour": "policy", "reference": "policy"})
     resumed = settings(tmp_path / "more", model, "grpo", train={"steps": 2})
     train(resumed, resume=True)
     assert policy_gap(final_tensors(runs[0]), final_tensors(resumed), "ema") == 0

@@ -25,7 +25,7 @@ def test_one_initial_noise_for_a_group(same: bool, tmp_path: Path) -> None:
     sd3_pipeline(t5=False).save_pretrained(folder)
     rollout = {"same_noise": same, "sampler": {"kind": "flow_sde", "steps": 3}}
     config = settings(tmp_path, folder, "grpo", rollout=rollout)
-    source = OnlineSource(config, build_generator(config.generator, config.memory, "cpu"), Share(), keep=True)
+    source = OnlineSource(config, build_generator(config.generator, config.memory, "cpu"), Share(), ("trajectory",))
     drawn = source(0)
     assert drawn.trajectory is not None
     first, last = drawn.trajectory.x[:, 0].reshape(2, 4, -1), drawn.latents.reshape(2, 4, -1)
@@ -78,7 +78,7 @@ def test_conditioning_is_held_once_a_prompt_and_for_one_chunk(
     monkeypatch.setattr(generator, "velocity", seen)
     monkeypatch.setattr(generator, "decode", lambda x: x[:, :3])
     if drawn_by == "source":
-        OnlineSource(config, generator, Share(), keep=False)(0)
+        OnlineSource(config, generator, Share())(0)
     else:
         asked = [f"a cat number {n}" for n in range(prompts) for _ in range(group)]
         sample_media(generator, asked, list(range(len(asked))), config.evaluate.sampler, chunk)

@@ -64,7 +64,7 @@ def optimizer_moments(run: Path) -> list[torch.Tensor]:
     """First moments of AdamW after one update: the gradient up to a factor."""
     path = checkpoint.latest(run / "checkpoints")
     assert path is not None
-    state = torch.load(path / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    state = torch.load(path / "optimizer.pt", weights_only=True)["learners"]["policy"]["optimizer"]["state"]
     return [entry["exp_avg"] for entry in state.values() if float(entry["exp_avg"].norm()) > 1e-9]
 
 
@@ -196,8 +196,8 @@ def test_stored_samples_count_alike_or_by_their_rewards(model: Path, tmp_path: P
         rollout = StoredSource(config(by_reward), load("sd3", model), Share())(0)
         assert rollout.group.tolist() == ([0] * 4 if by_reward else [0, 1, 2, 3])
         number = [int(prompt[-1]) for prompt in rollout.prompts]
-        assert rollout.rewards.tolist() == ([n / 4 for n in number] if by_reward else [1] * 4)
-        weight = config(by_reward).recipe.credit(rollout.rewards, rollout.group)
+        assert rollout.scores.values.tolist() == ([n / 4 for n in number] if by_reward else [1] * 4)
+        weight = config(by_reward).recipe.credit(rollout.scores, rollout.group)
         assert weight.mean().item() == pytest.approx(1)
         assert (weight[number.index(3)] > 3.9) == by_reward
     train(config(False))
@@ -227,7 +227,7 @@ def test_full_fine_tuning(recipe: str, model: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(saved[name], base[name]) for name in trained)
     assert all(torch.equal(saved[name], weights[f"policy/{name}"]) for name in trained)
     if recipe == "nft":
-        assert all(torch.equal(base[name], weights[f"ref/{name}"]) for name in trained)
+        assert all(torch.equal(base[name], weights[f"reference/{name}"]) for name in trained)
 
 
 def test_gradient_checkpointing_changes_no_gradient(model: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_ranks_are_the_files(made, tmp_path):
     few = {key: value for key, value in tensors.items() if "attn.to_q" in key}
     save_file(few, tmp_path / "few.safetensors")
     config = warm(made, tmp_path, tmp_path / "few.safetensors")
-    parameters = trainable(config.policy, build_generator(config.generator, config.memory, "cpu"), config.seed)
+    parameters = trainable(config, build_generator(config.generator, config.memory, "cpu"))
     assert len(parameters) == len(few) == 4
     assert all(value.requires_grad and value.dtype == torch.float32 for _, value in parameters)
     assert {min(value.shape) for _, value in parameters} == {4}

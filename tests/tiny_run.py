@@ -94,14 +94,15 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
 
 
 def final_tensors(config: Config) -> dict[str, Tensor]:
-    """All roles as the run's last checkpoint holds them."""
+    """All roles of the policy as the run's last checkpoint holds them."""
     from safetensors.torch import load_file
 
     from align.runs import checkpoint
 
     path = checkpoint.latest(config.run_dir / "checkpoints")
     assert path is not None
-    return load_file(path / "roles.safetensors")
+    stored = load_file(path / "roles.safetensors")
+    return {name.removeprefix("policy/"): value for name, value in stored.items() if name.startswith("policy/")}
 
 
 def policy_gap(a: dict[str, Tensor], b: dict[str, Tensor], role: str = "policy") -> float:

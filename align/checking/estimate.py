@@ -144,7 +144,7 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     paged = optimizer.startswith("paged")
     copies = held.copies(config)
     roles = [*(["policy"] if lora else []), *copies]
-    off = "; ref is the LoRA switched off" if held.reference_is_base(config) else ""
+    off = "; the reference is the LoRA switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
     state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"
     return [

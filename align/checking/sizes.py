@@ -119,17 +119,18 @@ def _sampled(config: Config) -> int:
 
 
 def _trained(config: Config) -> int:
-    """Samples whose graph is alive at once: a pair is two, and a trajectory's guidance is part of the policy."""
-    guided = config.recipe.keeps_trajectory and config.rollout.sampler.guidance != 1.0  # type: ignore[union-attr]
+    """Network rows whose graph is alive at once: a pair is two, and the guidance of sampled steps doubles them."""
+    guided = getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0 and bool(config.recipe.needs)
     samples = config.rollout.prompts * config.rollout.group
     terms = math.ceil(samples * config.recipe.terms_per_sample(config) / config.train.updates / _world())
-    return max(1, min(config.train.micro_batch, terms)) * (2 if guided or hasattr(config.recipe, "pairs") else 1)
+    each = config.recipe.rows_per_term(config)
+    return max(1, min(config.train.micro_batch, terms)) * each * (2 if guided else 1)
 
 
 def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
     samples = math.ceil(config.rollout.prompts * config.rollout.group / _world())
     steps = 0
-    if config.recipe.keeps_trajectory:
+    if "trajectory" in config.recipe.needs:
         steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]
     how = f"{samples} samples: pixels and latents" + (f", {steps} steps of three latents each" if steps else "")
     return float(samples * 4 * (pixels + numbers * (1 + 3 * steps))), how

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from align.config import registry
+from align.config import needs, registry
 from align.config.memory import Memory
 from align.config.memory import problems as memory_problems
 from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
@@ -45,6 +45,16 @@ class Prompts(Settings):
 # -- where samples come from ------------------------------------------------------------------------------------------
 
 
+class GroupFilter(Settings):
+    """Groups that are left out because they are solved (Edit-R1): all samples score high and alike."""
+
+    mean_above: float = Field(0.9, description="mean reward of the group above which it may be left out")
+    std_below: float = Field(
+        0.05, gt=0, description="standard deviation of the group's rewards below which it may be left out"
+    )
+    ban: bool = Field(True, description="never sample the prompt of such a group again in this run")
+
+
 class OnlineRollout(Settings):
     """Train on samples of the policy itself."""
 
@@ -57,6 +67,7 @@ class OnlineRollout(Settings):
     )
     chunk: int = Field(256, ge=1, description="samples per network call during sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+    filter: GroupFilter | None = Field(None, description="groups left out of training; null = none")
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
         description="when samples are scored: none = after all samples are generated | chunks = while the next "
@@ -69,6 +80,9 @@ class OnlineRollout(Settings):
         if self.same_noise and not self.sampler.stochastic:
             message = f"a group's samples would all be equal: {self.sampler.kind} adds no noise of its own"
             raise problems_at([("same_noise", message)])
+        if self.filter is not None and self.filter.ban and self.overlap == "next":
+            message = "the next rollout is sampled before this one's groups are filtered: set ban: false, or overlap"
+            raise problems_at([("filter.ban", message)])
         return self
 
 
@@ -365,4 +379,5 @@ CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_comparisons,
     _check_precision,
     memory_problems,
+    needs.problems,
 )

@@ -292,11 +292,11 @@ def evaluate_run(
     role, path = "base", checkpoint
     if of_run:
         role = config.evaluate.role if config.train.ema else "policy"
-        roles = Roles(trainable(config.policy, generator, config.seed), [role] if role != "policy" else [])
+        roles = Roles(trainable(config, generator), [role] if role != "policy" else [])
         path = checkpoint or checkpoints.latest(run_dir / "checkpoints" if run_dir else Path())
         if path is None:
             raise CheckpointError(f"{run_dir} has no checkpoint yet")
-        checkpoints.load(path, roles, refreshed=learning_reward.refresh if learning_reward else None)
+        checkpoints.load(path, {"policy": roles}, refreshed=learning_reward.refresh if learning_reward else None)
         with roles.use(role):
             result = _held_out(generator, config, rewards)
     else:

@@ -77,6 +77,7 @@ class Trajectory:
         t: ``[S]`` times before, ``t_next`` after.
         t_second: second time of the grid, what Flow-SDE needs at t = 1.
         steps: indices of the S steps among all steps.
+        x0: ``[N, S, ...]`` clean samples predicted at the steps, where they were asked for.
     """
 
     x: Tensor
@@ -88,6 +89,7 @@ class Trajectory:
     t_next: Tensor
     t_second: float
     steps: tuple[int, ...]
+    x0: Tensor | None = None
 
 
 def step(

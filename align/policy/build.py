@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 
 from align.config.memory import INSTALL, Memory, require
-from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
+from align.config.model import GeneratorConfig
 from align.policy import held
+from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_off, lora_only, lora_parameters
 from align.policy.roles import Roles
-from alignflow.errors import ConfigError
+from alignflow.errors import ConfigError, Problem
 from generators.base import Generator, Options
 from rewards.base import Reward, RewardSettings
 
@@ -85,25 +87,72 @@ def sampling_kinds(config: Config) -> list[str]:
     return sorted({config.evaluate.sampler.kind, *([rollout.kind] if rollout else [])})
 
 
-def trainable(policy: LoRAPolicy | FullPolicy, generator: Generator, seed: int) -> list[tuple[str, nn.Parameter]]:
-    """The policy's parameters: a LoRA on the backbone, or all of the backbone. The seed is that of a new LoRA."""
-    if policy.kind == "lora":
-        from align.policy.lora import add_lora, continue_lora
+def add_trained(config: Config, generator: Generator) -> None:
+    """Make the parameters of every learner of the recipe: fresh LoRAs, a continued one, or all of the network.
 
-        if policy.init is not None:
-            return continue_lora(generator, Path(policy.init).expanduser())
-        return add_lora(generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=seed)
-    generator.backbone.requires_grad_(True)
+    The network then computes as the policy.
+
+    Raises:
+        ConfigError: all weights are trained, and the recipe has several learners: they cannot share them.
+    """
+    policy, learners = config.policy, config.recipe.learners()
+    if policy.kind != "lora":
+        if others := [name for name in learners if name != "policy"]:
+            raise ConfigError(
+                [Problem("policy.kind", f"{config.recipe.kind} trains a {others[0]} on the same network: use lora")],
+                config.name,
+            )
+        generator.backbone.requires_grad_(True)
+        return
+    for name in learners:
+        if name == "policy" and policy.init is not None:
+            continue_lora(generator, Path(policy.init).expanduser())
+        else:
+            add_lora(
+                generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed,
+                name=adapter_of(name),
+            )  # fmt: skip
+    if len(learners) > 1:
+        for network in generator.backbones().values():
+            network.set_adapter(ADAPTER)  # type: ignore[operator]
+        for name in learners:
+            for _, value in lora_parameters(generator, adapter_of(name)):
+                value.requires_grad_(True)
+
+
+def adapter_of(learner: str) -> str:
+    """Name of a learner's LoRA."""
+    return ADAPTER if learner == "policy" else learner
+
+
+def parameters_of(config: Config, generator: Generator, learner: str = "policy") -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of a learner as the network has them now, so also after the accelerator prepared it."""
+    if config.policy.kind == "lora":
+        return lora_parameters(generator, adapter_of(learner))
     return list(generator.backbone.named_parameters())
 
 
-def build_roles(config: Config, generator: Generator) -> Roles:
-    """The policy's parameters on the generator, and the other roles that the config needs."""
-    from align.policy.lora import lora_off
+def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
+    """The policy's parameters: a LoRA on the backbone, or all of the backbone."""
+    add_trained(config, generator)
+    return parameters_of(config, generator)
 
-    parameters = trainable(config.policy, generator, config.seed)
+
+def build_roles(config: Config, generator: Generator) -> dict[str, Roles]:
+    """Learner -> its roles, after :func:`add_trained`. The policy has those that the config needs, others none."""
     base = partial(lora_off, generator) if held.reference_is_base(config) else None
-    return Roles(parameters, held.copies(config), base)
+    return {
+        name: Roles(parameters_of(config, generator, name), *((held.copies(config), base) if name == "policy" else ()))
+        for name in config.recipe.learners()
+    }
+
+
+def contexts(config: Config, generator: Generator) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Learner -> makes the context in which the network computes as that learner; empty where there is only one."""
+    learners = config.recipe.learners()
+    if len(learners) < 2:
+        return {}
+    return {name: partial(lora_only, generator, adapter_of(name)) for name in learners}
 
 
 def build_optimizer(train: Train, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Which roles a run holds beside its policy, and which of them are copies of the trained weights."""
+"""Roles that a run holds beside its policy, and which of them are copies of the trained weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def reference_is_base(config: Config) -> bool:
-    """Whether ``ref`` is the network with its LoRA switched off, which takes no memory.
+    """Whether ``reference`` is the network with its LoRA switched off, which takes no memory.
 
     A LoRA that starts from zero leaves the base as it is. A LoRA that continues another (``policy.init``) starts
     elsewhere, so its reference is a copy of the values at the start.
@@ -18,11 +18,11 @@ def reference_is_base(config: Config) -> bool:
 
 
 def copies(config: Config) -> tuple[str, ...]:
-    """Names of the roles that are copies of the trained weights: those that the recipe declares, and those of settings.
+    """Names of the roles that are copies of the policy's weights: those of the recipe, and those of settings.
 
     ``train.ema`` adds ``ema`` and ``rollout.overlap: next`` adds ``ahead``.
     """
-    names = [name for name in config.recipe.roles(config) if not (name == "ref" and reference_is_base(config))]
+    names = [name for name in config.recipe.roles(config) if not (name == "reference" and reference_is_base(config))]
     if config.train.ema:
         names.append("ema")
     if getattr(config.rollout, "overlap", "none") == "next":

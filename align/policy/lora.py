@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +88,38 @@ def continue_lora(
 
 
 @contextmanager
-def lora_off(generator: Generator) -> Iterator[None]:
-    """Inside the block the backbone computes as the base: every LoRA on it is switched off, none is changed."""
+def lora_only(generator: Generator, *names: str) -> Iterator[None]:
+    """Inside the block the backbone computes with these of its LoRAs and no others; without names, as the base.
+
+    No LoRA is changed, nor which parameters are trained. Gradient checkpointing computes again in the backward pass,
+    which then belongs inside the block too.
+    """
     layers = [module for module in generator.backbone.modules() if isinstance(module, BaseTunerLayer)]
-    # peft's switch also changes which parameters are trained
+    before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in layers]
+    # peft's switches also change which parameters are trained
     trained = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
+
+    def restore() -> None:
+        for value, wanted in trained:
+            value.requires_grad_(wanted)
+
     for layer in layers:
-        layer.enable_adapters(False)
+        if names:
+            layer.set_adapter(list(names))
+        layer.enable_adapters(bool(names))
+    restore()
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for value, wanted in trained:
-            value.requires_grad_(wanted)
+        for layer, active, off in before:
+            layer.set_adapter(active)
+            layer.enable_adapters(not off)
+        restore()
+
+
+def lora_off(generator: Generator) -> AbstractContextManager[None]:
+    """Inside the block the backbone computes as the base: :func:`lora_only` without names."""
+    return lora_only(generator)
 
 
 def drop_lora(generator: Generator, name: str) -> None:
@@ -126,16 +144,21 @@ def _use_all(network: Any) -> None:
 def _trainable(generator: Generator, name: str) -> list[tuple[str, nn.Parameter]]:
     """One LoRA's parameters, the only trained ones from here, in float32."""
     generator.backbone.requires_grad_(False)
-    idle = idle_layers(generator)
-    parameters = [
-        (key, value)
-        for key, value in generator.backbone.named_parameters()
-        if f".{name}." in key and not any(f".{layer}.lora_" in f".{key}" for layer in idle)
-    ]
+    parameters = lora_parameters(generator, name)
     for _, value in parameters:
         value.requires_grad_(True)
         value.data = value.data.float()
     return parameters
+
+
+def lora_parameters(generator: Generator, name: str = ADAPTER) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of one LoRA that have an effect, in the backbone's order."""
+    idle = idle_layers(generator)
+    return [
+        (key, value)
+        for key, value in generator.backbone.named_parameters()
+        if f".{name}." in key and not any(f".{layer}.lora_" in f".{key}" for layer in idle)
+    ]
 
 
 def idle_layers(generator: Generator, targets: Sequence[str] | str | None = None) -> list[str]:

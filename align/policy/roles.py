@@ -1,8 +1,17 @@
-"""Policy, old, ref and ema: sets of values for the trainable parameters of one backbone.
+"""Roles of one learner: sets of values for its trained parameters.
 
-The backbone holds the policy. Another role is used by putting its values in place for the length of a block, so LoRA
-and full fine-tuning, and any wrapper around the backbone, are served by the same few lines. A LoRA's reference needs
-no values: it is the backbone with the LoRA switched off.
+The network holds the policy. Another role is used by putting its values in place for the length of a block, so LoRA
+and full fine-tuning, and any wrapper around the network, are served by the same few lines. A LoRA's reference needs
+no values: it is the network with the LoRA switched off.
+
+========== ===========================================================================
+policy     the values that the optimizer changes
+behaviour  the policy that generated the samples (follows by :meth:`Roles.follow`)
+reference  the policy at the start, which never moves
+anchor     a reference that moves on a schedule of its recipe
+ema        the averaged policy
+ahead      the policy that generates the next rollout, where that overlaps with this one
+========== ===========================================================================
 """
 
 from __future__ import annotations
@@ -15,25 +24,25 @@ from torch import Tensor, nn
 
 
 class Roles:
-    """The roles of one training run.
+    """The roles of one learner.
 
     Args:
         parameters: (name, parameter) of the policy, in a fixed order.
         names: the other roles that are copies; each starts equal to the policy.
-        base: makes the context in which the backbone computes as the role ``ref``, which is then not copied. The policy
-            must equal the base at the start.
+        base: makes the context in which the network computes as the role ``reference``, which is then not copied. The
+            policy must equal the base at the start.
     """
 
     def __init__(
         self,
         parameters: Sequence[tuple[str, nn.Parameter]],
-        names: Sequence[str],
+        names: Sequence[str] = (),
         base: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.parameters, self.base = list(parameters), base
         self.values: dict[str, list[Tensor]] = {name: self._policy_copy() for name in names}
         self._policy_version = 0
-        self._versions = dict.fromkeys([*names, *(["ref"] if base else [])], 0)
+        self._versions = dict.fromkeys([*names, *(["reference"] if base else [])], 0)
 
     def __contains__(self, role: str) -> bool:
         return role == "policy" or role in self._versions
@@ -43,11 +52,11 @@ class Roles:
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
-        """Inside the block the backbone computes as ``role``. Call it under ``no_grad``; backward comes after it."""
+        """Inside the block the network computes as ``role``. Call it under ``no_grad``; backward comes after it."""
         if role == "policy" or self.same(role):
             yield
             return
-        if role == "ref" and self.base is not None:
+        if role == "reference" and self.base is not None:
             with self.base():
                 yield
             return
@@ -65,7 +74,7 @@ class Roles:
         return role == "policy" or self._versions[role] == self._policy_version
 
     def policy_changed(self) -> None:
-        """Tell that the optimizer moved the policy."""
+        """Record that the optimizer changed the policy."""
         self._policy_version += 1
 
     @torch.no_grad()
@@ -93,7 +102,7 @@ class Roles:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Take back what :meth:`tensors` and :meth:`versions` gave."""
+        """Restore what :meth:`tensors` and :meth:`versions` returned."""
         for key, mine in self.tensors().items():
             mine.copy_(tensors[key])
         self._policy_version = versions["policy"]

@@ -1,12 +1,12 @@
-"""Interface of an algorithm: settings, credit from rewards, loss terms, loss. The trainer owns everything else.
+"""Interface of an algorithm: settings, credit from scores, loss terms, loss. The trainer does everything else.
 
 The formulas are in :mod:`align.maths`; torch is imported on first use.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field
 
@@ -20,54 +20,113 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.maths.losses import Loss
-    from align.policy.velocities import Networks
-    from align.rollout.rollout import Rollout
+    from align.rollout import bench as benches
+    from align.rollout.bench import Bench, Point
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
 else:
-    torch = lazy("torch")
+    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+
+Need = Literal["trajectory", "reward_gradient", "parts", "step_scores", "text_gradient"]
+"""What a recipe needs of a run:
+
+- trajectory: the stochastic steps of the sampler and their log-probabilities;
+- reward_gradient: a gradient of the reward to the media; the loss then samples by itself;
+- parts: named parts of the scores beside their values;
+- step_scores: scores of the clean samples that the stochastic steps predict, ``Scores.steps``;
+- text_gradient: a gradient through the text encoders.
+"""
+
+Part = Literal["network", "text"]
+"""What of a generator can be trained: its network (or networks), its text encoders."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The M summands of one rollout's loss.
+    """The M summands of one rollout's loss. A recipe with more fields derives a class; all of them are ``[M, ...]``.
 
     Args:
-        sample: ``[M]`` row of the rollout a term belongs to.
+        sample: ``[M]`` row of the rollout to which a term belongs.
         slot: ``[M]`` which of its sample's terms it is; with ``sample`` it names the term's noise.
-        weight: ``[M]`` weight in the mean; 0 for a sample without a score.
-        values: name -> ``[M, ...]`` what the recipe's loss needs besides (time, credit, the partner in a pair).
+        weight: ``[M]`` weight in the mean; 0 for a sample that is not trained on.
     """
 
     sample: Tensor
     slot: Tensor
     weight: Tensor
-    values: dict[str, Tensor]
 
     def __len__(self) -> int:
         return self.sample.shape[0]
 
-    def __getitem__(self, rows: Tensor | slice) -> Terms:
-        values = {name: value[rows] for name, value in self.values.items()}
-        return Terms(self.sample[rows], self.slot[rows], self.weight[rows], values)
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        return type(self)(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
 
-class Recipe(Strict):
+@dataclass(frozen=True, kw_only=True)
+class NoisedTerms(Terms):
+    """Terms that add noise to a sample again.
+
+    Args:
+        t: ``[M]`` time of the noised copy.
+        credit: ``[M]`` of its sample.
+    """
+
+    t: Tensor
+    credit: Tensor
+
+
+class Noised(NamedTuple):
+    """M noised copies: the samples ``x0``, the noise ``eps``, and the point ``x_t`` between them."""
+
+    x0: Tensor
+    eps: Tensor
+    point: Point
+
+
+class Objective(Strict):
+    """What a learner minimises: terms of a scored rollout, and one loss per term."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
+        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; not called without samples."""
+        raise NotImplementedError
+
+    def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> Loss:
+        """Loss per term ``[M]`` of one chunk, with gradient to the learner."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Learns:
+    """How one learner of a recipe is trained.
+
+    Args:
+        objective: its terms and loss.
+        trains: parts of the generator whose parameters it has.
+        updates: optimizer steps per rollout; None = ``train.updates``.
+        lr: learning rate; None = ``train.lr``.
+    """
+
+    objective: Objective
+    trains: tuple[Part, ...] = ("network",)
+    updates: int | None = None
+    lr: float | None = None
+
+
+class Recipe(Objective):
     """Base of every recipe. A subclass adds ``kind: Literal["name"]``, its options (defaults: vetted) and the methods.
 
     The first line of the subclass's docstring is what ``alignflow recipes`` prints.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     kind: str
-    keeps_trajectory: ClassVar[bool] = False
-    """Whether the loss needs the stochastic steps of the rollout and their log-probabilities."""
-    behaviour: ClassVar[Literal["policy", "old"]] = "policy"
-    """The role that makes the samples."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What it needs of the run; ``alignflow check`` compares it with rollout, reward and memory."""
+    behaviour: ClassVar[Literal["policy", "behaviour"]] = "policy"
+    """The role that generates the samples."""
     compares_group: ClassVar[bool] = False
     """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
-
-    old_draws: ClassVar[bool] = True
-    """Whether ``old`` stands for what made the samples; if not it is a reference with a schedule of its own."""
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""
@@ -77,24 +136,34 @@ class Recipe(Strict):
         """Terms of the loss per sample of the rollout, for the batch geometry in words."""
         raise NotImplementedError
 
-    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
-        """Rewards ``[N]`` of all processes (NaN = missing) and their groups ``[N]`` -> credit ``[N]``."""
+    def rows_per_term(self, config: Any) -> int:
+        """Rows of the network call with gradient per term, for the estimate of memory."""
+        return 1
+
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
+        """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``."""
         raise NotImplementedError
 
-    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
-        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; not called without samples."""
-        raise NotImplementedError
+    def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
+        """What the updates of a rollout share, computed before the first of them, without gradient.
 
-    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
-        """Loss per term ``[M]`` of one chunk, with gradient to the policy."""
-        raise NotImplementedError
+        Called with chunks of the samples ``[M]``; the results, name -> ``[M, ...]``, are joined to ``[N, ...]`` in
+        :attr:`~align.rollout.rollout.Scored.seen`. So neither chunks nor earlier updates of the rollout change them.
+        """
+        return {}
+
+    def learners(self) -> dict[str, Learns]:
+        """Learner -> how it is trained, in the order of their updates; ``policy`` generates the samples."""
+        return {"policy": Learns(self)}
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """Roles that loss or rollout use with these settings: ``old``, ``ref``. A run holds no others for it."""
-        return ("old",) if self.behaviour == "old" else ()
+        """Roles of the policy that loss or rollout use with these settings: see :mod:`align.policy.roles`. A run holds
+        no others for it."""
+        return ("behaviour",) if self.behaviour == "behaviour" else ()
 
-    def old_decay(self, step: int) -> float:
-        """After the updates of rollout ``step`` (from 1): ``old <- d old + (1 - d) policy``; 0 follows the policy."""
+    def decay(self, role: str, step: int) -> float:
+        """After the updates of rollout ``step`` (from 1): ``role <- d role + (1 - d) policy``, for the roles behaviour
+        and anchor; 0 follows the policy, 1 stays."""
         return 0.0
 
 
@@ -121,33 +190,35 @@ class ForwardRecipe(Recipe):
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """The reference too, where something pulls towards it."""
-        return (*super().roles(config), *(("ref",) if self.kl else ()))
+        return (*super().roles(config), *(("reference",) if self.kl else ()))
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
         return self.times
 
-    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at :attr:`times` stratified times."""
         count = len(credit)
         sample = torch.arange(count).repeat_interleave(self.times)
         slot = torch.arange(self.times).repeat(count)
-        t = stratified_times(rollout.seeds, self.times, self.t_range)
-        return Terms(sample, slot, rollout.valid.float()[sample], {"t": t.flatten(), "credit": credit[sample]})
+        t = stratified_times(rollout.seeds, self.times, self.t_range).flatten()
+        weight = rollout.valid.float()[sample]
+        return NoisedTerms(sample=sample, slot=slot, weight=weight, t=t, credit=credit[sample])
 
-    def noised(self, terms: Terms, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``(x0, eps, x_t, t)`` of the terms, each with M rows."""
-        x0 = rollout.latents[terms.sample]
-        eps = rollout.noise(terms.sample, terms.slot)
-        t = terms.values["t"].to(x0.device)
-        return x0, eps, losses.x_at(x0, eps, t), t
-
-    def anchored(self, loss: Loss, v: Tensor, v_ref: Tensor | None) -> Loss:
-        """Add ``kl * mean (v - v_ref)^2``; ``v_ref`` is None where the weight is 0."""
-        if v_ref is None:
+    def anchored(self, loss: Loss, point: Point, bench: Bench) -> Loss:
+        """Add ``kl * mean (v - v_ref)^2`` at the point, where ``kl`` has a weight."""
+        if not self.kl:
             return loss
-        drift = losses.mse(v, v_ref)
+        drift = losses.mse(bench.velocity("policy", point), bench.velocity("reference", point))
         return losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
+
+
+def noised(terms: NoisedTerms, rollout: Scored) -> Noised:
+    """The terms' samples with the terms' noise at the terms' times."""
+    x0 = rollout.latents[terms.sample]
+    eps = rollout.noise(terms.sample, terms.slot)
+    t = terms.t.to(x0.device)
+    return Noised(x0, eps, benches.Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
 
 
 def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,10 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.maths.losses import Loss
-    from align.policy.velocities import Networks
-    from align.rollout.rollout import Rollout
+    from align.rollout import bench as benches
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
 else:
-    torch = lazy("torch")
+    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTerms(Terms):
+    """One pair at one time ``t [M]``: its sample is the winner, ``loser [M]`` the other one."""
+
+    t: Tensor
+    loser: Tensor
 
 
 class FlowDPO(ForwardRecipe):
@@ -27,8 +38,6 @@ class FlowDPO(ForwardRecipe):
     Online, the best and the worst of each group are paired (``pairs`` of them: best with worst, second best with
     second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
     """
-
-    old_draws: ClassVar[bool] = False
 
     compares_group: ClassVar[bool] = True
     kind: Literal["flow_dpo"] = "flow_dpo"
@@ -54,39 +63,43 @@ class FlowDPO(ForwardRecipe):
             return [("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")]
         return []
 
+    def rows_per_term(self, config: Any) -> int:
+        """Winner and loser."""
+        return 2
+
     def roles(self, config: Any) -> tuple[str, ...]:
         """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
-        return tuple(dict.fromkeys(("old" if self.refresh else "ref", *super().roles(config))))
+        return tuple(dict.fromkeys(("anchor" if self.refresh else "reference", *super().roles(config))))
 
-    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """The rewards themselves; pairs are formed inside a group, so inside one process."""
-        return rewards
+        return scores.values
 
-    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every pair at :attr:`times` stratified times; the term's sample is the winner."""
         chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
         rows = torch.arange(len(chosen.winner)).repeat_interleave(self.times)
-        winner, loser = chosen.winner[rows], chosen.loser[rows]
         slot = torch.arange(self.times).repeat(len(chosen.winner))
-        t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.times, self.t_range)
-        return Terms(winner, slot, chosen.valid.float()[rows], {"t": t.flatten(), "loser": loser})
+        t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.times, self.t_range).flatten()
+        weight = chosen.valid.float()[rows]
+        return PairTerms(sample=chosen.winner[rows], slot=slot, weight=weight, t=t, loser=chosen.loser[rows])
 
-    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+    def loss(self, terms: PairTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """``-log sigmoid`` of how much more the policy favours the winner than the reference does."""
         x0 = rollout.latents
-        both = torch.cat([terms.sample, terms.values["loser"]])
+        both = torch.cat([terms.sample, terms.loser])
         eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
-        t = terms.values["t"].to(x0.device).repeat(2)
+        t = terms.t.to(x0.device).repeat(2)
         target = eps - x0[both]
-        v = net.policy(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
-        v_ref = net.old() if self.refresh else net.ref()
+        point = benches.Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
+        v, v_ref = bench.velocity("policy", point), bench.velocity("anchor" if self.refresh else "reference", point)
         (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
         loss = losses.pair_pref(won, lost, ref_won, ref_lost, self.beta)
-        drift = losses.mse(v, net.ref()).chunk(2) if self.kl else None
-        if drift is None:
+        if not self.kl:
             return loss
+        drift = losses.mse(v, bench.velocity("reference", point)).chunk(2)
         return losses.Loss(loss.value + self.kl * (drift[0] + drift[1]) / 2, loss.metrics)
 
-    def old_decay(self, step: int) -> float:
-        """The reference stands still between refreshes."""
-        return 0.0 if self.refresh and step % self.refresh == 0 else 1.0
+    def decay(self, role: str, step: int) -> float:
+        """The anchor stands still between refreshes."""
+        return 1.0 if role == "anchor" and step % self.refresh else 0.0

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from align.maths import losses, weights
-from align.recipes.base import ForwardRecipe, Terms
+from align.recipes.base import ForwardRecipe, NoisedTerms, noised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.maths.losses import Loss
-    from align.policy.velocities import Networks
-    from align.rollout.rollout import Rollout
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
 
 
 class FlowRWR(ForwardRecipe):
@@ -52,19 +53,19 @@ class FlowRWR(ForwardRecipe):
         return self.control_variate
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """The old policy for the control variate, the reference for the pull to the base."""
-        return (*(("old",) if self.control_variate else ()), *super().roles(config))
+        """The behaviour policy for the control variate, the reference for the pull to the base."""
+        return (*(("behaviour",) if self.control_variate else ()), *super().roles(config))
 
-    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Positive weights with mean 1 in every group."""
         return weights.softmax_weight(
-            rewards, group, self.temperature, clip=self.max_weight, standardise=self.standardise
+            scores.values, group, self.temperature, clip=self.max_weight, standardise=self.standardise
         )
 
-    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+    def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Weighted flow matching plus the pull to the base."""
-        x0, eps, x_t, t = self.noised(terms, rollout)
-        v = net.policy(x_t, t, rollout.cond_of(terms.sample))
-        v_old = net.old() if self.control_variate else None
-        loss = losses.weighted_fm(v, x0, eps, terms.values["credit"].to(x0.device), v_old)
-        return self.anchored(loss, v, net.ref() if self.kl else None)
+        x0, eps, point = noised(terms, rollout)
+        v = bench.velocity("policy", point)
+        v_old = bench.velocity("behaviour", point) if self.control_variate else None
+        loss = losses.weighted_fm(v, x0, eps, terms.credit.to(x0.device), v_old)
+        return self.anchored(loss, point, bench)

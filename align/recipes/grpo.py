@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from align.maths import advantages, losses
-from align.recipes.base import Recipe, Terms
+from align.recipes.base import Need, Recipe, Terms
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.maths.losses import Loss
-    from align.policy.velocities import Networks
-    from align.rollout.rollout import Rollout
+    from align.maths.samplers import Step
+    from align.rollout import bench as benches
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
 else:
-    torch = lazy("torch")
+    torch, benches = lazy("torch"), lazy("align.rollout.bench")
 
-STOCHASTIC = ("flow_sde", "dance_sde", "cps", "ddim", "exact")
+
+@dataclass(frozen=True, kw_only=True)
+class StepTerms(Terms):
+    """One sample at one stochastic step, its slot; ``credit [M]`` is the sample's advantage."""
+
+    credit: Tensor
 
 
 class GRPO(Recipe):
@@ -31,8 +40,7 @@ class GRPO(Recipe):
     (arXiv 2510.22319).
     """
 
-    keeps_trajectory: ClassVar[bool] = True
-
+    needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
     compares_group: ClassVar[bool] = True
     kind: Literal["grpo"] = "grpo"
     clip_range: float = Field(
@@ -53,52 +61,44 @@ class GRPO(Recipe):
     )
     clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
 
-    def check(self, config: Any) -> list[tuple[str, str]]:
-        """Needs log-probabilities, so stochastic steps."""
-        sampler = getattr(config.rollout, "sampler", None)
-        if sampler is None:
-            return [("rollout.kind", "grpo learns from its own samples: use kind 'online'")]
-        if not sampler.stochastic:
-            return [("rollout.sampler.kind", f"grpo needs a stochastic sampler: one of {', '.join(STOCHASTIC)}")]
-        return []
-
     def roles(self, config: Any) -> tuple[str, ...]:
         """The reference, where the KL has a weight; the ratio is taken to the stored log-probabilities."""
-        return ("ref",) if self.kl else ()
+        return ("reference",) if self.kl else ()
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per stochastic step."""
         return config.rollout.sampler.stochastic_count
 
-    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Advantages ``[N]``."""
-        return advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+        return advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)
 
-    def terms(self, rollout: Rollout, credit: Tensor) -> Terms:
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at every stochastic step."""
         assert rollout.trajectory is not None
         count, steps = rollout.trajectory.logp.shape
         sample = torch.arange(count).repeat_interleave(steps)
         slot = torch.arange(steps).repeat(count)
-        return Terms(sample, slot, rollout.valid.float()[sample], {"credit": credit[sample]})
+        return StepTerms(sample=sample, slot=slot, weight=rollout.valid.float()[sample], credit=credit[sample])
 
-    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+    def loss(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Clipped surrogate, plain or guarded, plus the KL of the steps."""
         path = rollout.trajectory
         assert path is not None
         n, s = terms.sample, terms.slot
-        x, t, t_next = path.x[n, s], path.t[s], path.t_next[s]
+        t, t_next = path.t[s], path.t_next[s]
+        point = benches.Point(path.x[n, s], t, rollout.cond_of(n), rollout.guidance)
 
-        def taken(v: Tensor) -> Any:
-            return rollout.step(x, v, t, t_next, x_next=path.x_next[n, s])
+        def taken(role: str) -> Step:
+            return rollout.step(point.x, bench.velocity(role, point), t, t_next, x_next=path.x_next[n, s])
 
-        step = taken(net.policy(x, t, rollout.cond_of(n), rollout.guidance))
+        step = taken("policy")
         guard = None
         if self.ratio == "guard":
             guard = losses.Guard(step.mean, path.mean[n, s], step.std, t_next - t)
-        advantage = terms.values["credit"].to(x.device)
+        advantage = terms.credit.to(point.x.device)
         loss = losses.clipped_pg(step.logp, path.logp[n, s], advantage, self.clip_range, guard=guard)
         if self.kl:
-            kl = losses.kl_mean(step.mean, taken(net.ref()).mean, step.std)
+            kl = losses.kl_mean(step.mean, taken("reference").mean, step.std)
             loss = losses.Loss(loss.value + self.kl * kl, {**loss.metrics, "kl_step": kl.detach()})
         return loss

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from align.maths import advantages, losses, weights
-from align.recipes.base import ForwardRecipe, Terms
+from align.recipes.base import ForwardRecipe, NoisedTerms, noised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.maths.losses import Loss
-    from align.policy.velocities import Networks
-    from align.rollout.rollout import Rollout
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
 
 
 class NFT(ForwardRecipe):
@@ -24,7 +25,7 @@ class NFT(ForwardRecipe):
     ``v+ = (1-b) v_old + b v`` to good samples and ``v- = (1+b) v_old - b v`` to bad ones.
     """
 
-    behaviour: ClassVar[Literal["policy", "old"]] = "old"
+    behaviour: ClassVar[Literal["policy", "behaviour"]] = "behaviour"
 
     compares_group: ClassVar[bool] = True
     kind: Literal["nft"] = "nft"
@@ -51,21 +52,19 @@ class NFT(ForwardRecipe):
         "= 0 until 75, then rising by 0.0075 per rollout to 0.999",
     )
 
-    def credit(self, rewards: Tensor, group: Tensor) -> Tensor:
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Probability in [0, 1] that a sample is good; 1/2 for a group without differences."""
-        advantage = advantages.group_advantage(rewards, group, std=self.std, clip=self.clip)
+        advantage = advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)
         return weights.nft_probability(advantage, clip=self.clip, mode=self.mode)
 
-    def loss(self, terms: Terms, rollout: Rollout, net: Networks) -> Loss:
+    def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """The contrast of both velocities plus the pull to the base."""
-        x0, _, x_t, t = self.noised(terms, rollout)
-        cond = rollout.cond_of(terms.sample)
-        v = net.policy(x_t, t, cond)
-        probability = terms.values["credit"].to(x0.device)
-        loss = losses.nft(x0, x_t, t, v, net.old(), probability, self.beta)
-        return self.anchored(loss, v, net.ref() if self.kl else None)
+        x0, _, point = noised(terms, rollout)
+        v, v_old = bench.velocity("policy", point), bench.velocity("behaviour", point)
+        loss = losses.nft(x0, point.x, point.t, v, v_old, terms.credit.to(x0.device), self.beta)
+        return self.anchored(loss, point, bench)
 
-    def old_decay(self, step: int) -> float:
+    def decay(self, role: str, step: int) -> float:
         """The published schedules 0, 1 and 2."""
         if self.old == "on_policy":
             return 0.0

@@ -1,10 +1,10 @@
-"""Prompts -> samples: latents, media, the stochastic steps that produced them, and later their rewards."""
+"""Samples of a step in three stages: asked for, drawn, scored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,26 +13,25 @@ from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
 from generators.base import Conditioning, Generator, seeded_noise
+from rewards.base import Scores
 
 if TYPE_CHECKING:
     from align.config.sampling import Sampler
 
+Stage = TypeVar("Stage", bound="Asked")
 
-@dataclass
-class Rollout:
-    """One process's share of a step's samples: B prompts, G samples each, N = B * G rows.
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One process's share of a step before sampling: B prompts, G samples each, N = B * G rows.
 
     Args:
         prompts: ``[N]`` the prompt of every sample.
         group: ``[N]`` number of its prompt, counted over all processes.
-        seeds: ``[N]`` the seed everything random about a sample comes from.
-        cond: conditioning of the B local prompts; ``row [N]`` says which one a sample has.
-        latents: ``[N, ...]``, float32.
-        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
-        sampler: settings the samples were drawn with; None for stored samples.
-        trajectory: the stochastic steps, if the recipe needs them.
-        rewards: ``[N]``, NaN where there is none; None until scored.
-        inputs: what the prompts came with, as far as the reward wants it: name -> N of them.
+        seeds: ``[N]`` the seed from which everything random about a sample comes.
+        cond: conditioning of the B local prompts, encoded by the role that samples; ``row [N]`` maps samples to them.
+        sampler: settings of sampling; None for stored samples.
+        inputs: inputs of the prompts that the reward wants: name -> N of them.
     """
 
     prompts: list[str]
@@ -40,30 +39,39 @@ class Rollout:
     seeds: list[int]
     cond: Conditioning
     row: Tensor
-    latents: Tensor
-    media: Tensor
     sampler: Sampler | None = None
-    trajectory: Trajectory | None = None
-    rewards: Tensor | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def valid(self) -> Tensor:
-        """``[N]`` whether the sample has a score."""
-        assert self.rewards is not None
-        return self.rewards.isfinite()
+    def become(self, stage: type[Stage], **added: Any) -> Stage:
+        """The next stage: the fields of this one, and those that ``added`` sets or replaces."""
+        return stage(**{**{one.name: getattr(self, one.name) for one in fields(self)}, **added})
 
     @property
     def guidance(self) -> float:
-        """Guidance scale the samples were drawn with."""
+        """Guidance scale of sampling."""
         return self.sampler.guidance if self.sampler else 1.0
 
     def cond_of(self, sample: Tensor) -> Conditioning:
         """Conditioning of the samples ``[M]``."""
         return self.cond[self.row[sample]]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Asked):
+    """The samples.
+
+    Args:
+        latents: ``[N, ...]``, float32.
+        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1], on the CPU.
+        trajectory: the stochastic steps, if the recipe needs them.
+    """
+
+    latents: Tensor
+    media: Tensor
+    trajectory: Trajectory | None = None
+
     def noise(self, sample: Tensor, slot: Tensor) -> Tensor:
-        """Noise ``[M, ...]`` of the terms (sample, slot): the same whenever and wherever it is asked for."""
+        """Noise ``[M, ...]`` of the terms (sample, slot), which is the same at every call."""
         seeds = [derive(self.seeds[n], "term", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
         return seeded_noise(seeds, tuple(self.latents.shape[1:])).to(self.latents.device)
 
@@ -73,6 +81,27 @@ class Rollout:
         assert self.trajectory is not None
         second, level = self.trajectory.t_second, self.sampler.level or 0.0
         return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Drawn):
+    """The samples and their scores.
+
+    Args:
+        scores: of the N samples; NaN where a score is missing.
+        void: ``[N]`` bool, samples of groups that a filter took out; None = none.
+        seen: name -> ``[N, ...]`` results of the recipe's :meth:`~align.recipes.base.Recipe.look`.
+    """
+
+    scores: Scores
+    void: Tensor | None = None
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """``[N]`` whether a sample is trained on: it has a score, and its group is not void."""
+        known = self.scores.values.isfinite()
+        return known if self.void is None else known & ~self.void
 
 
 def stochastic_steps(sampler: Sampler, iteration: int, seed: int) -> tuple[int, ...]:
@@ -96,6 +125,7 @@ def draw(
     start: Sequence[int] | None = None,
     steps: tuple[int, ...] | None = None,
     keep: bool = False,
+    predictions: bool = False,
     chunk: int = 256,
 ) -> tuple[Tensor, Trajectory | None]:
     """Draw N samples under whatever role is in place.
@@ -107,6 +137,7 @@ def draw(
         start: ``[N]`` seeds of the initial noise; None = from ``seeds``.
         steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
         keep: store the stochastic steps.
+        predictions: store the clean sample ``x0_hat`` that each of them predicts, too.
         chunk: samples per network call.
 
     Returns:
@@ -119,7 +150,9 @@ def draw(
     for first in range(0, len(seeds), chunk):
         some = slice(first, min(first + chunk, len(seeds)))
         x = generator.noise(list(start[some]))
-        parts.append(_draw_chunk(generator, cond[row[some]], x, list(seeds[some]), sampler, times, steps, keep))
+        parts.append(
+            _draw_chunk(generator, cond[row[some]], x, list(seeds[some]), sampler, times, steps, keep, predictions)
+        )
     latents = torch.cat([latents for latents, _ in parts])
     kept = [path for _, path in parts if path is not None]
     return latents, join(kept) if kept else None
@@ -134,15 +167,23 @@ def _draw_chunk(
     times: Tensor,
     steps: tuple[int, ...] | None,
     keep: bool,
+    predictions: bool,
 ) -> tuple[Tensor, Trajectory | None]:
+    predicted: list[Tensor] = []
+
     def step_noise(index: int) -> Tensor:
         return seeded_noise([derive(seed, "step", index) for seed in seeds], tuple(x.shape[1:])).to(x.device)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, cond, sampler.guidance)
 
-    level = sampler.level or 0.0
-    return samplers.sample(velocity, x, times, kind=sampler.kind, level=level, steps=steps, noise=step_noise, keep=keep)
+    latents, path = samplers.sample(
+        velocity, x, times, kind=sampler.kind, level=sampler.level or 0.0, steps=steps, noise=step_noise, keep=keep,
+        on_x0=(lambda _, x0: predicted.append(x0)) if predictions else None,
+    )  # fmt: skip
+    if path is not None and predictions:
+        path.x0 = torch.stack([predicted[i] for i in path.steps], 1)
+    return latents, path
 
 
 def join(paths: Sequence[Trajectory]) -> Trajectory:
@@ -154,6 +195,7 @@ def join(paths: Sequence[Trajectory]) -> Trajectory:
         mean=torch.cat([path.mean for path in paths]),
         logp=torch.cat([path.logp for path in paths]),
         std=torch.cat([path.std for path in paths]),
+        x0=None if paths[0].x0 is None else torch.cat([path.x0 for path in paths if path.x0 is not None]),
     )
 
 
@@ -182,8 +224,7 @@ def diversity(media: Tensor, group: Tensor) -> float:
     return float(found.mean()) if len(found) else 0.0
 
 
-def none_drawn(sampler: Sampler | None) -> Rollout:
-    """The rollout of a process that has no prompt in a step: no samples, nothing to learn from."""
-    empty = torch.empty(0)
+def nothing_asked(sampler: Sampler | None) -> Asked:
+    """The share of a process that has no prompt in a step."""
     whole = torch.empty(0, dtype=torch.long)
-    return Rollout([], whole, [], Conditioning({}), whole, empty, empty, sampler)
+    return Asked(prompts=[], group=whole, seeds=[], cond=Conditioning({}), row=whole, sampler=sampler)

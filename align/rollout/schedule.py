@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from align.rollout.rollout import Rollout
+from align.rollout.bench import Bench
+from align.rollout.rollout import Drawn, Scored
 from align.rollout.scoring import Scoring
 from align.rollout.sources import Acting, OnlineSource, StoredSource
 from align.training.processes import Processes
@@ -18,9 +19,8 @@ from rewards.base import Reward
 
 if TYPE_CHECKING:
     from align.config.settings import Config
-    from align.policy.velocities import Networks
 
-Drawn = tuple[Rollout, Scoring | None]
+Draw = tuple[Drawn | Scored, Scoring | None]
 
 
 class Drawing:
@@ -31,7 +31,7 @@ class Drawing:
             comes from the policy of one update ago, which the role ``ahead`` holds.
         source: what draws.
         reward: what scores; None where rollouts come with their rewards.
-        net: generator, roles and precision.
+        bench: generator, roles and precision.
         processes: those that share a rollout.
     """
 
@@ -40,21 +40,21 @@ class Drawing:
         config: Config,
         source: OnlineSource | StoredSource,
         reward: Reward | None,
-        net: Networks,
+        bench: Bench,
         phases: Phases,
         processes: Processes | None = None,
     ) -> None:
         overlap = getattr(config.rollout, "overlap", "none")
         self.recipe, self.steps = config.recipe, config.train.steps
-        self.source, self.reward, self.net, self.phases = source, reward, net, phases
+        self.source, self.reward, self.bench, self.phases = source, reward, bench, phases
         self.processes = processes
         self.thread = None if overlap == "none" else ThreadPoolExecutor(1, "scoring")
         self.ahead = overlap == "next"
-        self.in_hand: Drawn | None = None
+        self.in_hand: Draw | None = None
         self.counted = False
         """Whether a rollout that was in hand at the checkpoint stands in its network calls."""
 
-    def next(self, step: int) -> Drawn:
+    def next(self, step: int) -> Draw:
         """This step's rollout. Ahead, the next one is then drawn while this one is scored.
 
         ``ahead`` moves before it draws and not after, so that a checkpoint holds what drew the rollout in hand, which a
@@ -62,25 +62,26 @@ class Drawing:
         """
         if not self.ahead:
             return self._draw(step, self.recipe.behaviour)
-        generator, roles = self.net.generator, self.net.roles
+        generator, roles = self.bench.generator, self.bench.roles
         calls = generator.network_calls
         now = self.in_hand or self._draw(step, "ahead")
         if self.in_hand is None and self.counted:
             generator.network_calls = calls
         self.in_hand, self.counted = None, False
-        roles.follow("ahead", self.recipe.old_decay(step) if self.recipe.behaviour == "old" else 0.0)
+        roles.follow("ahead", self.recipe.decay("behaviour", step) if self.recipe.behaviour == "behaviour" else 0.0)
         if step + 1 < self.steps:
             self.in_hand = self._draw(step + 1, "ahead")
         return now
 
-    def learnt(self, step: int) -> None:
-        """After the updates of a rollout: where ``old`` stands for the next one, in a run that has it."""
-        if "old" not in self.net.roles:
-            return
-        if self.ahead and self.recipe.old_draws:
-            self.net.roles.assign("old", "ahead")
-        else:
-            self.net.roles.follow("old", self.recipe.old_decay(step + 1))
+    def learned(self, step: int) -> None:
+        """After the updates of a rollout: move the roles that follow the policy."""
+        roles = self.bench.roles
+        if "behaviour" in roles and self.ahead:
+            roles.assign("behaviour", "ahead")
+        elif "behaviour" in roles:
+            roles.follow("behaviour", self.recipe.decay("behaviour", step + 1))
+        if "anchor" in roles:
+            roles.follow("anchor", self.recipe.decay("anchor", step + 1))
 
     def wait(self) -> None:
         """Until nothing is being scored: a reward is asked one thing at a time."""
@@ -92,14 +93,16 @@ class Drawing:
         if self.thread is not None:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
-    def _draw(self, step: int, role: str) -> Drawn:
-        scoring = Scoring(self.reward, self.thread, self.processes) if self.reward is not None else None
+    def _draw(self, step: int, role: str) -> Draw:
+        device = self.bench.generator.device
+        scores = self.reward is not None and "reward_gradient" not in self.recipe.needs
+        scoring = Scoring(self.reward, self.thread, self.processes, device) if scores and self.reward else None
         return self.source(step, self._acting(role), self.phases, scoring.add if scoring else None), scoring
 
     def _acting(self, role: str) -> Acting:
         @contextmanager
         def acting() -> Iterator[None]:
-            with torch.no_grad(), self.net.roles.use(role), self.net.autocast():
+            with torch.no_grad(), self.bench.roles.use(role), self.bench.autocast():
                 yield
 
         return acting

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from align.data.inputs import take
+from align.rollout.rollout import Drawn
 from align.training.processes import Processes
+from generators.base import Generator
 from rewards.base import Reward, Scores
 from rewards.serving.dispatch import Part, joined
 
@@ -24,13 +26,18 @@ class Scoring:
     Args:
         reward: what scores; its scope says what must be scored together.
         thread: where it does; None = when the scores are asked for.
+        device: on which media are scored; they wait on the CPU.
         processes: those that share the rollout, for a reward that compares all samples of a batch.
     """
 
     def __init__(
-        self, reward: Reward, thread: ThreadPoolExecutor | None = None, processes: Processes | None = None
+        self,
+        reward: Reward,
+        thread: ThreadPoolExecutor | None = None,
+        processes: Processes | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.reward, self.thread = reward, thread
+        self.reward, self.thread, self.device = reward, thread, device
         self.processes = processes if reward.scope == "batch" and processes and processes.share.world > 1 else None
         self.parts: list[Part] = []
         self.futures: list[Future[Scores]] = []
@@ -76,8 +83,7 @@ class Scoring:
         shared = processes.objects([mine.inputs])
         names = dict.fromkeys(name for inputs in shared for name in inputs)
         inputs = {name: _cat([one[name] for one in shared if name in one]) for name in names}
-        device = mine.media.device
-        whole = Part(list(range(len(prompts))), media.to(device), prompts, group, inputs)
+        whole = Part(list(range(len(prompts))), media, prompts, group, inputs)
         scores = processes.settled(lambda: self._score(whole))
         start = sum(counts[: processes.share.rank])
         return _rows_of(scores, range(start, start + counts[processes.share.rank]))
@@ -91,7 +97,29 @@ class Scoring:
             self.futures.append(self.thread.submit(self._score, part))
 
     def _score(self, part: Part) -> Scores:
-        return self.reward(part.media, part.prompts, part.group, part.inputs)
+        return self.reward(part.media.to(self.device), part.prompts, part.group, part.inputs)
+
+
+@torch.no_grad()
+def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: int) -> Tensor:
+    """Scores ``[N, S]`` of the clean samples that the S stochastic steps predict, NaN where one is missing.
+
+    Args:
+        reward: must score samples one by one.
+        chunk: samples decoded and scored at a time.
+    """
+    path = drawn.trajectory
+    assert path is not None
+    assert path.x0 is not None
+    columns = []
+    for x0 in path.x0.unbind(1):
+        found = []
+        for rows in torch.arange(len(x0)).split(chunk):
+            prompts = [drawn.prompts[n] for n in rows.tolist()]
+            media = generator.decode(x0[rows])
+            found.append(reward(media, prompts, drawn.group[rows], take(drawn.inputs, rows)).values.cpu())
+        columns.append(torch.cat(found))
+    return torch.stack(columns, 1)
 
 
 def _rows_of(scores: Scores, rows: range) -> Scores:

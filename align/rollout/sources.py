@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +13,12 @@ from align.data.inputs import Inputs, encode, read_sample, take
 from align.data.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
 from align.data.screening import Needs
 from align.maths.seeds import derive
-from align.rollout.rollout import Rollout, decode, draw, join, none_drawn, stochastic_steps
+from align.rollout.rollout import Asked, Drawn, Scored, decode, draw, join, nothing_asked, stochastic_steps
 from align.training.processes import Share
 from align.training.timing import Phases
-from alignflow.errors import DataError
+from alignflow.errors import DataError, TrainingError
 from generators.base import Generator
+from rewards.base import Scores
 
 if TYPE_CHECKING:
     from align.config.settings import Config, OnlineRollout, PairsRollout, SamplesRollout
@@ -30,7 +30,7 @@ class OnlineSource:
     """Samples drawn by the role in place when called.
 
     Args:
-        keep: store the stochastic steps of the sampler.
+        needs: of the recipe; see :attr:`align.recipes.base.Recipe.needs`.
         wants: inputs of the prompts that the reward asks for.
 
     Raises:
@@ -38,14 +38,18 @@ class OnlineSource:
     """
 
     def __init__(
-        self, config: Config, generator: Generator, share: Share, keep: bool, wants: Sequence[str] = ()
+        self, config: Config, generator: Generator, share: Share, needs: Collection[str] = (), wants: Sequence[str] = ()
     ) -> None:
         assert config.rollout.kind == "online"
         self.settings: OnlineRollout = config.rollout
+        self.banned: list[str] = []
+        """Places of the prompts that a filter took out for good, which checkpoints keep."""
         self.skipped: dict[str, str] = {}
         skip = config.prompts.bad == "skip"
         self.prompts = read_prompts(config.prompts.train, config.prompts.limit, skipped=self.skipped if skip else None)
-        self.generator, self.share, self.keep, self.seed = generator, share, keep, config.seed
+        self.generator, self.share, self.seed = generator, share, config.seed
+        self.drawn, self.kept = "reward_gradient" not in needs, "trajectory" in needs
+        self.predictions = "step_scores" in needs
         self.wants = wants
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
@@ -60,14 +64,35 @@ class OnlineSource:
         """Use no prompt that stands at one of ``places``."""
         self.prompts = [prompt for prompt in self.prompts if prompt.place not in places]
 
+    def ban(self, step: int, groups: Sequence[int]) -> None:
+        """Sample the prompts of these groups of rollout ``step`` no more.
+
+        Raises:
+            TrainingError: no prompt would be left.
+        """
+        chosen = indices_at(step, self.settings.prompts, len(self.prompts), self.seed)
+        self.ban_places([self.prompts[chosen[number]].place for number in groups])
+
+    def ban_places(self, places: Sequence[str]) -> None:
+        """Sample no prompt that stands at one of ``places`` any more; raises as :meth:`ban`."""
+        self.banned += places
+        self.leave_out(places)
+        if not self.prompts:
+            raise TrainingError(
+                "rollout.filter has banned every training prompt, so nothing is left to train on; give more prompts, "
+                "or set rollout.filter.ban: false"
+            )
+
     def __call__(
         self,
         step: int,
         acting: Acting = nullcontext,
         phases: Phases | None = None,
         ready: Callable[[Tensor, list[str], Tensor, Inputs], None] | None = None,
-    ) -> Rollout:
+    ) -> Drawn:
         """The rollout of step ``step`` (from 0): this process's share of the prompts with ``group`` samples each.
+
+        A recipe that follows the reward's gradient samples in its loss: its rollout holds the noise and no media.
 
         Args:
             acting: makes the context in which samples are drawn (the role, the precision).
@@ -76,31 +101,34 @@ class OnlineSource:
         """
         phases, settings = phases or Phases(), self.settings
         if not self.share.of(settings.prompts):
-            return none_drawn(settings.sampler)
+            return nothing_asked(settings.sampler).become(Drawn, latents=torch.empty(0), media=torch.empty(0))
         with phases.phase("rollout"), acting():
-            rollout, start = self._planned(step)
+            asked, start = self._asked(step)
             steps = stochastic_steps(settings.sampler, step, self.seed)
+            if not self.drawn:
+                start = start or [derive(seed, "start") for seed in asked.seeds]
+                return asked.become(Drawn, latents=self.generator.noise(start), media=torch.empty(0))
         latents, media, paths = [], [], []
-        for rows in torch.arange(len(rollout.seeds)).split(settings.chunk):
+        for rows in torch.arange(len(asked.seeds)).split(settings.chunk):
             some = slice(int(rows[0]), int(rows[-1]) + 1)
             with phases.phase("rollout"), acting():
                 part, path = draw(
-                    self.generator, rollout.cond, rollout.seeds[some], settings.sampler, row=rollout.row[some],
-                    start=None if start is None else start[some], steps=steps, keep=self.keep, chunk=settings.chunk,
+                    self.generator, asked.cond, asked.seeds[some], settings.sampler, row=asked.row[some],
+                    start=None if start is None else start[some], steps=steps, keep=self.kept,
+                    predictions=self.predictions, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):
-                seen = decode(self.generator, part, settings.decode_chunk)
+                seen = decode(self.generator, part, settings.decode_chunk).cpu()
             if ready is not None:
-                ready(seen, rollout.prompts[some], rollout.group[some], take(rollout.inputs, rows))
+                ready(seen, asked.prompts[some], asked.group[some], take(asked.inputs, rows))
             latents.append(part)
             media.append(seen)
             paths += [] if path is None else [path]
-        rollout.latents, rollout.media = torch.cat(latents), torch.cat(media)
-        rollout.trajectory = join(paths) if paths else None
-        return rollout
+        trajectory = join(paths) if paths else None
+        return asked.become(Drawn, latents=torch.cat(latents), media=torch.cat(media), trajectory=trajectory)
 
-    def _planned(self, step: int) -> tuple[Rollout, list[int] | None]:
-        """The rollout before anything is drawn, and the seeds of the initial noise where a group shares it."""
+    def _asked(self, step: int) -> tuple[Asked, list[int] | None]:
+        """The prompts of a step, and the seeds of the initial noise where a group shares it."""
         settings, generator = self.settings, self.generator
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local = self.share.of(settings.prompts)
@@ -113,8 +141,10 @@ class OnlineSource:
         shared = [derive(self.seed, "start", step, int(g)) for g in group] if settings.same_noise else None
         prompts = [asked[i].text for i in row.tolist()]
         wanted = take({name: inputs[name] for name in self.wants}, row)
-        none = torch.empty(0)
-        return Rollout(prompts, group, seeds, cond, row, none, none, settings.sampler, inputs=wanted), shared
+        one = Asked(
+            prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, sampler=settings.sampler, inputs=wanted
+        )
+        return one, shared
 
 
 class StoredSource:
@@ -127,7 +157,7 @@ class StoredSource:
     """
 
     def __init__(
-        self, config: Config, generator: Generator, share: Share, keep: bool = False, wants: Sequence[str] = ()
+        self, config: Config, generator: Generator, share: Share, needs: Collection[str] = (), wants: Sequence[str] = ()
     ) -> None:
         assert config.rollout.kind != "online"
         self.settings: PairsRollout | SamplesRollout = config.rollout
@@ -161,10 +191,11 @@ class StoredSource:
 
     def __call__(
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
-    ) -> Rollout:
-        """The rows of step ``step`` as a rollout that already has its rewards."""
+    ) -> Scored:
+        """The rows of step ``step``, with their rewards."""
         if not self.share.of(self.settings.prompts):
-            return replace(none_drawn(None), rewards=torch.empty(0))
+            empty = torch.empty(0)
+            return nothing_asked(None).become(Scored, latents=empty, media=empty, scores=Scores(empty))
         with (phases or Phases()).phase("rollout"), acting():
             return self._stored(step)
 
@@ -179,20 +210,21 @@ class StoredSource:
             raise DataError(f'{prompt.where}: rollout.by_reward needs a number under "reward", given {value!r:.80}')
         return [float(value)]
 
-    def _stored(self, step: int) -> Rollout:
+    def _stored(self, step: int) -> Scored:
         generator, settings = self.generator, self.settings
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
         local, size = self.share.of(settings.prompts), settings.group
         rows = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
         stored = [read_sample(row, name, generator.size, frames) for row in rows for name in settings.columns]
-        media = torch.stack(stored).to(generator.device)
+        media = torch.stack(stored)
         with torch.no_grad():
-            latents = torch.cat([generator.encode_media(part) for part in media.split(64)])
+            latents = torch.cat([generator.encode_media(part) for part in media.to(generator.device).split(64)])
         cond, _ = encode(generator, rows)
         row = torch.arange(len(rows)).repeat_interleave(size)
         group = torch.tensor([0 if self.by_reward else i for i in local]).repeat_interleave(size)
         seeds = [derive(self.seed, settings.kind, step, size * local.start + i) for i in range(len(row))]
         prompts = [rows[i].text for i in row.tolist()]
         rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
-        return Rollout(prompts, group, seeds, cond, row, latents.float(), media, rewards=rewards)
+        asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row)
+        return asked.become(Scored, latents=latents.float(), media=media, scores=Scores(rewards))

@@ -1,7 +1,8 @@
 """Checkpoints: complete, atomic, rotated, verified before they are loaded.
 
-``step-000030/`` holds ``roles.safetensors`` (the policy and the run's copied roles), ``optimizer.pt`` (RNG states and
-what the reward has learnt too; read with ``weights_only``), what others load (``pytorch_lora_weights.safetensors``,
+``step-000030/`` holds ``roles.safetensors`` (``learner/role/parameter``: every learner's policy and copied roles),
+``optimizer.pt`` (state of each learner's optimizer, of the random generators and of a reward that learns; read with
+``weights_only``), what others load (``pytorch_lora_weights.safetensors``,
 or ``transformer/`` where all weights are trained), and ``manifest.json``: counters (the data position and the learning
 rate follow from them), versions of the roles, whose checkpoint it is, and digests of all that. It appears in one
 rename, and goes in one.
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 
 from align.data.files import new_folder
 from align.policy.roles import Roles
-from align.runs import manifest
+from align.runs import manifest, old_layout
 from align.runs.manifest import DamagedError, latest, list_steps
 from align.training.stepping import Stepper
 from alignflow.errors import CheckpointError
@@ -37,8 +38,8 @@ __all__ = ["latest", "list_steps", "load", "rotate", "save", "verify"]
 def save(
     folder: Path,
     step: int,
-    roles: Roles,
-    optimizer: Stepper,
+    roles: Mapping[str, Roles],
+    steppers: Mapping[str, Stepper],
     counters: dict[str, Any],
     export: Callable[[Path], None] = lambda folder: None,
     refreshed: Refreshed | None = None,
@@ -47,7 +48,8 @@ def save(
     """Write ``folder/step-NNNNNN``.
 
     Args:
-        counters: JSON numbers the trainer needs to go on (steps, updates, seconds, network calls).
+        roles: learner -> its roles, ``steppers`` its optimizer.
+        counters: plain values that the trainer needs to go on (step, each learner's updates, seconds, network calls).
         export: writes into the checkpoint what other programs load.
         refreshed: what of the reward learns beside the policy.
         identity: whose checkpoint it is, as plain values; :func:`load` compares.
@@ -57,17 +59,19 @@ def save(
     """
     path = folder / f"step-{step:06d}"
     with new_folder(path, replaces=True) as staging:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in roles.tensors().items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(roles).items()}
         try:
             tensor_files.save(staging / "roles.safetensors", tensors)
-            state = {**optimizer.state_dict(), "rng": rng_state()}
+            state: dict[str, Any] = {"learners": {name: one.state_dict() for name, one in steppers.items()}}
+            state["rng"] = rng_state()
             if refreshed is not None:
                 state["reward"] = refreshed.state_dict()
             torch.save(state, staging / "optimizer.pt")
             export(staging)
         except RuntimeError as error:  # how torch tells of a full disk
             raise OSError(first_line(error)) from error
-        about = {"step": step, "counters": counters, "roles": roles.versions(), "identity": dict(identity or {})}
+        versions = {name: one.versions() for name, one in roles.items()}
+        about = {"step": step, "counters": counters, "roles": versions, "identity": dict(identity or {})}
         manifest.write(staging, about)
     return path
 
@@ -81,16 +85,21 @@ def rotate(folder: Path, keep: int, best: int | None = None) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
+def _tensors(roles: Mapping[str, Roles]) -> dict[str, torch.Tensor]:
+    return {f"{name}/{key}": value for name, one in roles.items() for key, value in one.tensors().items()}
+
+
 def load(
     path: Path,
-    roles: Roles,
-    optimizer: Stepper | None = None,
+    roles: Mapping[str, Roles],
+    steppers: Mapping[str, Stepper] | None = None,
     refreshed: Refreshed | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put a checkpoint's state into ``roles``, ``optimizer`` and ``refreshed``; returns its counters.
+    """Put a checkpoint's state into the learners' ``roles`` and ``steppers``, and ``refreshed``; returns its counters.
 
     Args:
+        steppers: None where the run is not continued; evaluation also needs fewer learners and roles than training.
         identity: of the run that wants to go on from it; None accepts any run's.
 
     Raises:
@@ -103,29 +112,48 @@ def load(
         state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a damaged file may raise, unpickling errors among it
         raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)}); {_remedy(path)}") from None
-    needs = {"policy", *roles.values}  # evaluation needs fewer roles than training
-    stored = {_role_of(name) for name in tensors} & about["roles"].keys()
+    if about["format"] < manifest.SEVERAL:
+        anchor = any("anchor" in one for one in roles.values())
+        about, tensors, state = old_layout.converted(about, tensors, state, anchor)
+    needs = {f"{name}/{role}" for name, one in roles.items() for role in ("policy", *one.values)}
+    versions = {f"{name}/{role}" for name, one in about["roles"].items() for role in one}
+    stored = {_role_of(name) for name in tensors} & versions
     tensors = {name: value for name, value in tensors.items() if _role_of(name) in needs}
-    _check_same_model(path, tensors, {k: value for k, value in roles.tensors().items() if _role_of(k) in stored})
+    _check_same_model(path, tensors, {k: value for k, value in _tensors(roles).items() if _role_of(k) in stored})
     if identity is not None:
         _check_same_run(path, about.get("identity", {}), identity)
     if missing := sorted(needs - stored):
-        raise CheckpointError(f"checkpoint {path} does not hold the role {missing[0]}; use the config it was made with")
-    needed = [*(["optimizer", "rng"] if optimizer is not None else []), *(["reward"] if refreshed is not None else [])]
+        said = missing[0].removeprefix("policy/")
+        raise CheckpointError(f"checkpoint {path} does not hold the role {said}; use the config it was made with")
+    _load_state(path, state, dict(about["counters"]), steppers, refreshed)
+    for name, one in roles.items():
+        mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        one.load(mine, about["roles"][name])
+    return dict(about["counters"])
+
+
+def _load_state(
+    path: Path,
+    state: Any,
+    counters: dict[str, Any],
+    steppers: Mapping[str, Stepper] | None,
+    refreshed: Refreshed | None,
+) -> None:
+    needed = [*(["learners", "rng"] if steppers is not None else []), *(["reward"] if refreshed is not None else [])]
     if not isinstance(state, dict) or not set(needed) <= state.keys():
         what = "no reward that learns" if refreshed is not None else "no optimizer"
         raise CheckpointError(f"checkpoint {path} holds {what}; use the config it was made with")
     try:
-        if optimizer is not None:
+        if steppers is not None:
             restore_rng(state["rng"])
-            optimizer.load_state_dict(state)
+        for name, stepper in (steppers or {}).items():
+            stepper.load_state_dict(state["learners"][name])
+            stepper.load_counters(counters["learners"][name])
         if refreshed is not None:
             refreshed.load_state_dict(state["reward"])
     except Exception as error:
         said = f"optimizer.pt does not fit this run ({first_line(error)})"
         raise CheckpointError(f"checkpoint {path}: {said}; {_remedy(path)}") from None
-    roles.load(tensors, about["roles"])
-    return dict(about["counters"])
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -193,8 +221,8 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, An
 
 
 def _role_of(name: str) -> str:
-    """The role of a stored tensor ``role/parameter``."""
-    return name.partition("/")[0]
+    """``learner/role`` of a stored tensor ``learner/role/parameter``."""
+    return "/".join(name.split("/", 2)[:2])
 
 
 def _check_same_model(path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

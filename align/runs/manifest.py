@@ -12,9 +12,12 @@ from typing import Any
 from align.data.files import without_nan, write_text
 from alignflow.errors import AlignflowError
 
-FORMAT = 2
+FORMAT = 3
+SEVERAL = 3
+"""Since this format a checkpoint holds learners; before, one policy."""
 NEEDED = ("roles.safetensors", "optimizer.pt")
-_COUNTERS = {"step": int, "updates": int, "seconds": float, "skipped": int}
+_COUNTERS: dict[str, type] = {"step": int, "seconds": float}
+_OF_A_LEARNER: dict[str, type] = {"updates": int, "skipped": int}
 
 NAME = re.compile(r"step-(\d{6,})")
 
@@ -46,10 +49,10 @@ def read(path: Path) -> dict[str, Any]:
         raise DamagedError("manifest.json is damaged") from None
     if not isinstance(found, dict):
         raise DamagedError("manifest.json is damaged")
-    if (version := found.get("format")) not in (1, FORMAT) or isinstance(version, bool):
-        raise DamagedError(f"manifest.json has format {version!r:.20}; this version reads {FORMAT}, and 1 of before")
+    if type(version := found.get("format")) is not int or not 1 <= version <= FORMAT:
+        raise DamagedError(f"manifest.json has format {version!r:.20}; this version reads 1 to {FORMAT}")
     sha = found.pop("sha256", None)
-    if (version == FORMAT and (sha != _sha(found) or text != _text({**found, "sha256": sha}))) or (
+    if (version > 1 and (sha != _sha(found) or text != _text({**found, "sha256": sha}))) or (
         version == 1 and sha is not None
     ):
         raise DamagedError("manifest.json is damaged")
@@ -100,19 +103,29 @@ def _sha(content: Mapping[str, Any]) -> str:
 def _wrong(found: Mapping[str, Any], name: str) -> str:
     """What of a manifest's content cannot be; empty if nothing."""
     counters, roles, files = found.get("counters"), found.get("roles"), found.get("files")
-    if not isinstance(counters, dict) or not all(_number(counters.get(key), kind) for key, kind in _COUNTERS.items()):
+    if not isinstance(counters, dict) or not _counted(counters, _COUNTERS):
         return "counters"
-    if type(found.get("step")) is not int or found["step"] != counters["step"]:
-        return "step"
-    if name.startswith("step-") and name != f"step-{found['step']:06d}":
-        return "step is not that of the folder"
-    if not isinstance(roles, dict) or "policy" not in roles or not all(type(value) is int for value in roles.values()):
+    several = found["format"] >= SEVERAL
+    learners, versions = (counters.get("learners"), roles) if several else ({"policy": counters}, {"policy": roles})
+    if not isinstance(learners, dict) or not all(_counted(one, _OF_A_LEARNER) for one in learners.values()):
+        return "counters"
+    if not isinstance(versions, dict) or not versions.keys() == learners.keys() >= {"policy"}:
+        return "roles"
+    if not all(map(_versions, versions.values())):
         return "roles"
     if not isinstance(files, dict) or not set(NEEDED) <= files.keys():
         return "files"
     if any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
         return "files outside the checkpoint"
     return "" if isinstance(found.get("identity", {}), dict) else "identity"
+
+
+def _counted(counters: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(counters, dict) and all(_number(counters.get(key), kind) for key, kind in kinds.items())
+
+
+def _versions(roles: Any) -> bool:
+    return isinstance(roles, dict) and "policy" in roles and all(type(value) is int for value in roles.values())
 
 
 def _number(value: Any, kind: type) -> bool:

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from align.rollout.sources import OnlineSource
 from align.runs import checkpoint
 from align.runs.identity import BY_CONTENT, data_digest, lasting, model_digest
 from align.training.lr import new_course
 
 if TYPE_CHECKING:
+    from align.policy.roles import Roles
+    from align.training.stepping import Stepper
     from align.training.trainer import Trainer
 
 
@@ -37,10 +40,11 @@ def counters(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint counts; network calls as if every process had made as many as this one."""
     return {
         "seconds": trainer.seconds,
-        **trainer.stepper.counters,
+        "learners": {name: learner.stepper.counters for name, learner in trainer.learners.items()},
+        **({"banned": [*banned]} if (banned := getattr(trainer.source, "banned", [])) else {}),
         "all_network_calls": trainer.calls_before + trainer.generator.network_calls * trainer.share.world,
         "drawn": trainer.drawing.in_hand is not None,
-        "best": trainer.best.state(),
+        "best": trainer.held_out.best.state(),
     }
 
 
@@ -55,10 +59,15 @@ def write(trainer: Trainer, step: int, counted: dict[str, Any], *, any_data: boo
     trainer.run.sync()
     whose = {**trainer.identity, "moved": []} | ({"data": ""} if any_data else {})
     checkpoint.save(
-        trainer.run.checkpoints, step, trainer.roles, trainer.stepper, {"step": step, **counted},
+        trainer.run.checkpoints, step, *_state(trainer), {"step": step, **counted},
         trainer.export, trainer.refreshed, whose,
     )  # fmt: skip
-    checkpoint.rotate(trainer.run.checkpoints, trainer.config.checkpoint.keep, trainer.best.step)
+    checkpoint.rotate(trainer.run.checkpoints, trainer.config.checkpoint.keep, trainer.held_out.best.step)
+
+
+def _state(trainer: Trainer) -> tuple[dict[str, Roles], dict[str, Stepper]]:
+    learners = trainer.learners
+    return {name: one.roles for name, one in learners.items()}, {name: one.stepper for name, one in learners.items()}
 
 
 def resume(trainer: Trainer) -> tuple[int, list[str]]:
@@ -77,16 +86,17 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
             notes.append(f"{found}: the run starts anew")
         run.forget_after(-1)
         return 0, notes
-    counters = checkpoint.load(path, trainer.roles, trainer.stepper, trainer.refreshed, trainer.identity)
-    trainer.stepper.load_counters(counters)
+    counters = checkpoint.load(path, *_state(trainer), trainer.refreshed, trainer.identity)
+    if isinstance(trainer.source, OnlineSource):
+        trainer.source.ban_places(counters.get("banned", []))
     trainer.seconds, trainer.drawing.counted = counters["seconds"], counters.get("drawn", False)
     each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
     trainer.calls_before = counters.get("all_network_calls", each * trainer.share.world)
-    trainer.best.load(counters.get("best"))
+    trainer.held_out.best.load(counters.get("best"))
     if unreadable := run.forget_after(counters["step"]):
         notes.append(f"{run.metrics}: {unreadable} lines could not be read and are gone; the rows around them stay")
     if run.writes:
-        checkpoint.rotate(run.checkpoints, trainer.config.checkpoint.keep, trainer.best.step)
+        checkpoint.rotate(run.checkpoints, trainer.config.checkpoint.keep, trainer.held_out.best.step)
     if run.changed:
         said = (f"{key} {then!r} -> {now!r}" for key, (then, now) in run.changed.items())
         notes.append("changed since the last part: " + ", ".join(said))
@@ -102,4 +112,5 @@ def _course(trainer: Trainer) -> str | None:
         before = Train.model_validate((trainer.run.before or {}).get("train", {}))
     except ValidationError:
         return None
-    return new_course(before, trainer.config.train, trainer.stepper.updates) if trainer.run.changed else None
+    updates = trainer.learners["policy"].stepper.updates
+    return new_course(before, trainer.config.train, updates) if trainer.run.changed else None

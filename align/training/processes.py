@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from alignflow.errors import TrainingError
+from rewards.base import Scores
 
 BATCH = 2**24
 """Gradients added up over the processes at a time."""
@@ -87,6 +88,22 @@ class Processes:
             padded[: len(values)] = values.to(padded.device)
         parts = self.accelerator.gather(padded).cpu().split(longest) if longest else [padded.cpu()] * len(shapes)
         return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
+
+    def gather_scores(self, scores: Scores) -> Scores:
+        """Scores of all processes' samples, on the CPU; a process without samples has none of the parts."""
+        if self.share.world == 1:
+            parts = {name: column.cpu() for name, column in scores.parts.items()}
+            return Scores(self.gather(scores.values), scores.reasons, parts, scores.steps)
+        counts = self.objects([len(scores.values)])
+        before = sum(counts[: self.share.rank])
+        mine = {before + index: why for index, why in scores.reasons.items()}
+        reasons = {index: why for one in self.objects([mine]) for index, why in one.items()}
+        names = dict.fromkeys(name for one in self.objects([list(scores.parts)]) for name in one)
+        missing = torch.full((len(scores.values),), math.nan)
+        parts = {name: self.gather(scores.parts.get(name, missing).detach()) for name in names}
+        stepped = any(self.objects([scores.steps is not None]))
+        steps = self.gather(scores.steps if scores.steps is not None else torch.empty(0)) if stepped else None
+        return Scores(self.gather(scores.values), reasons, parts, steps)
 
     def add(self, values: Tensor) -> Tensor:
         """The sum of every process's tensor, all of one shape, on the CPU."""

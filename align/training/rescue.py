@@ -37,7 +37,7 @@ class Rescue:
         self.whole, self.moved = (step, counted, checkpoint.rng_state(), self._versions()), False
 
     def _versions(self) -> Any:
-        return self.trainer.stepper.updates, self.trainer.roles.versions()
+        return [(one.stepper.updates, one.roles.versions()) for one in self.trainer.learners.values()]
 
     def __enter__(self) -> Rescue:
         return self

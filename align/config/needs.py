@@ -1,0 +1,97 @@
+"""Comparison of what a recipe needs with the rest of a config, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from align.maths.samplers import STOCHASTIC
+from alignflow.settings import Problems
+from rewards.scopes import has_parts, known_scope
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+    from rewards.base import RewardSettings
+
+
+def problems(config: Config) -> Problems:
+    """(path, message) of every need of the recipe that the config does not meet, and of its learners."""
+    found: Problems = []
+    for need in config.recipe.needs:
+        found += CHECKS[need](config)
+    return found + _learners(config)
+
+
+def _trajectory(config: Config) -> Problems:
+    kind, sampler = config.recipe.kind, getattr(config.rollout, "sampler", None)
+    if sampler is None:
+        return [("rollout.kind", f"{kind} learns from its own samples: use kind 'online'")]
+    if not sampler.stochastic:
+        return [("rollout.sampler.kind", f"{kind} needs a stochastic sampler: one of {', '.join(STOCHASTIC)}")]
+    return []
+
+
+def _reward_gradient(config: Config) -> Problems:
+    kind, reward = config.recipe.kind, config.reward
+    if config.rollout.kind != "online":
+        return [("rollout.kind", f"{kind} learns from its own samples: use kind 'online'")]
+    if reward is None:
+        return []
+    if reward.gradient() is False:
+        message = (
+            f"{kind} follows the reward's gradient, and {_kind(reward)} has none; `alignflow recipes` says which do"
+        )
+        return [("reward", message)]
+    if known_scope(reward) != "sample":
+        return [("reward", f"{kind} scores samples chunk by chunk, and {_kind(reward)} compares samples")]
+    if config.rollout.filter is not None or config.rollout.overlap != "none":
+        key = "filter" if config.rollout.filter is not None else "overlap"
+        return [(f"rollout.{key}", f"{kind} samples and scores in its loss: leave this out")]
+    return []
+
+
+def _kind(reward: RewardSettings) -> str:
+    return str(getattr(reward, "kind", "this reward"))
+
+
+def _parts(config: Config) -> Problems:
+    if config.reward is None or has_parts(config.reward):
+        return []
+    return [("reward", f"{config.recipe.kind} needs the named parts of a reward, as a mixture has")]
+
+
+def _step_scores(config: Config) -> Problems:
+    found = _trajectory(config)
+    if not found and config.reward is not None and known_scope(config.reward) != "sample":
+        found.append(
+            ("reward", f"{config.recipe.kind} scores predictions step by step: {_kind(config.reward)} compares")
+        )
+    return found
+
+
+def _text_gradient(config: Config) -> Problems:
+    kind, found = config.recipe.kind, []
+    if config.memory.cache_prompts != "none":
+        found.append(("memory.cache_prompts", f"{kind} trains the text encoders, so prompts cannot be cached: none"))
+    if config.policy.kind != "lora":
+        found.append(("policy.kind", f"{kind} trains LoRAs on the text encoders: use lora"))
+    return found
+
+
+CHECKS: dict[str, Callable[[Config], Problems]] = {
+    "trajectory": _trajectory,
+    "reward_gradient": _reward_gradient,
+    "parts": _parts,
+    "step_scores": _step_scores,
+    "text_gradient": _text_gradient,
+}
+
+
+def _learners(config: Config) -> Problems:
+    kind, others = config.recipe.kind, [name for name in config.recipe.learners() if name != "policy"]
+    found: Problems = []
+    if others and config.policy.kind != "lora":
+        found.append(("policy.kind", f"{kind} trains a {others[0]} on the same network: use lora"))
+    if others and config.train.precision == "fp16":
+        found.append(("train.precision", f"{kind} trains a {others[0]} too, and fp16 scales one loss: use bf16 or no"))
+    return found

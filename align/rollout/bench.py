@@ -1,0 +1,208 @@
+"""Operations of a recipe's loss: velocities of roles, sampling, decoding, scoring and encoding, with gradients.
+
+A recipe and its config decide the formula; this module runs the networks. No network is called twice for one result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from align.data.inputs import take
+from align.maths.losses import mse
+from align.policy.roles import Roles
+from align.rollout.rollout import Asked
+from align.rollout.unroll import unroll
+from alignflow.errors import TrainingError
+from generators.base import Conditioning, Generator
+from rewards.base import Reward, Scores
+
+if TYPE_CHECKING:
+    from align.rollout.unroll import StepFunction
+
+Context = AbstractContextManager[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where M velocities are taken.
+
+    Args:
+        x: ``[M, ...]`` latents at the times ``t [M]`` in [0, 1].
+        cond: M rows.
+        guidance: scale of classifier-free guidance; 1 = none.
+    """
+
+    x: Tensor
+    t: Tensor
+    cond: Conditioning
+    guidance: float = 1.0
+
+    def __getitem__(self, rows: Tensor) -> Point:
+        return Point(self.x[rows], self.t[rows], self.cond[rows], self.guidance)
+
+
+class Bench:
+    """What the loss of a recipe computes with.
+
+    Args:
+        generator: its network holds the policy.
+        roles: learner -> its roles; ``policy`` is the learner that samples.
+        autocast: makes the context of mixed precision.
+        reward: of the run, for :meth:`reward`.
+        only: learner -> makes the context in which the network computes as that learner, for learners other than the
+            policy that share its network.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        roles: Mapping[str, Roles],
+        autocast: Callable[[], Context] = nullcontext,
+        reward: Reward | None = None,
+        only: Mapping[str, Callable[[], Context]] | None = None,
+    ) -> None:
+        self.generator, self.learners, self.autocast, self.scorer = generator, dict(roles), autocast, reward
+        self.roles, self.only = self.learners["policy"], dict(only or {})
+        self._acting = "policy"
+        self._point: Point | None = None
+        self._known: dict[str, Tensor] = {}
+
+    # -- learners and roles -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def acting(self, learner: str) -> Iterator[None]:
+        """Inside the block velocities of ``learner`` have gradients; loss and backward of its update belong here."""
+        before, self._acting = self._acting, learner
+        self._point, self._known = None, {}
+        try:
+            with self.only[learner]() if learner in self.only else nullcontext():
+                yield
+        finally:
+            self._acting, self._point, self._known = before, None, {}
+
+    @contextmanager
+    def role(self, role: str) -> Iterator[None]:
+        """Inside the block the generator computes as ``role``: a role of the policy, or another learner."""
+        self._check(role)
+        if role == self._acting:
+            yield
+        elif role in self.only:
+            with self.only[role]():
+                yield
+        else:
+            with self.only["policy"]() if self._acting != "policy" else nullcontext(), self.roles.use(role):
+                yield
+
+    def _check(self, role: str) -> None:
+        if role not in self.roles and role not in self.learners:
+            raise TrainingError(f"the recipe's loss uses the role {role!r}: its method roles() should return that name")
+
+    def velocity(self, role: str, point: Point) -> Tensor:
+        """Velocity ``[M, ...]`` of a role at a point, with gradient for the learner that is being updated.
+
+        A role that equals the policy costs no network call at a :class:`Point` where the policy's is known, and no
+        role is computed twice at one Point.
+
+        Args:
+            role: ``policy``, one of its roles, or the name of another learner.
+
+        Raises:
+            TrainingError: the run does not hold the role.
+        """
+        self._check(role)
+        if self._point is not point:
+            self._point, self._known = point, {}
+        if role not in self._known:
+            known = self._known.get("policy")
+            if known is not None and self._same(role):
+                self._known[role] = known.detach()
+            else:
+                self._known[role] = self._velocity(role, point)
+        return self._known[role]
+
+    def _same(self, role: str) -> bool:
+        return role not in self.learners and self.roles.same(role)
+
+    def _velocity(self, role: str, point: Point) -> Tensor:
+        trained = role == self._acting
+        with nullcontext() if trained else torch.no_grad(), self.role(role), self.autocast():
+            return self.generator.velocity(point.x, point.t, point.cond, point.guidance)
+
+    # -- sampling, decoding, scoring, encoding ----------------------------------------------------------------------
+
+    def unroll(
+        self,
+        x: Tensor,
+        times: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        step: StepFunction | None = None,
+        last: int | None = None,
+        checkpoint: bool = True,
+    ) -> Tensor:
+        """Latents at ``times[-1]`` of the policy, from ``x [M, ...]`` at ``times[0]``; see :func:`unroll`.
+
+        Args:
+            cond: M rows.
+            last: number of steps with gradient, counted from the end; None = all.
+        """
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            with self.autocast():
+                return self.generator.velocity(x, t, cond, guidance)
+
+        return unroll(velocity, x, times, step=step, last=last, checkpoint=checkpoint)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Media in [0, 1] of latents ``[M, ...]``, with gradient."""
+        return self.generator.decode(latents)
+
+    def reward(self, media: Tensor, sample: Tensor, rollout: Asked) -> Scores:
+        """Scores of media ``[M, ...]`` that stand for the samples ``[M]`` of a rollout, with gradient to the media.
+
+        Raises:
+            RewardError: as the reward does.
+        """
+        assert self.scorer is not None
+        rows = sample.cpu()
+        prompts = [rollout.prompts[n] for n in rows.tolist()]
+        return self.scorer(media, prompts, rollout.group[rows], take(rollout.inputs, rows))
+
+    def encode(self, prompts: Sequence[str], role: str = "policy") -> Conditioning:
+        """Conditioning of M prompts by a role, with gradient to text encoders of the learner that is being updated.
+
+        A prompt that occurs several times is encoded once.
+        """
+        unique = list(dict.fromkeys(prompts))
+        row = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.generator.device)
+        with self.role(role), self.autocast(), torch.set_grad_enabled(role == self._acting):
+            return self.generator.encode(unique, graph=role == self._acting)[row]
+
+    # -- diagnostics ------------------------------------------------------------------------------------------------
+
+    def drifts(self) -> dict[str, float]:
+        """``kl_velocity`` (from the reference) and ``contrast`` (from the behaviour policy) at the last point.
+
+        Only of the roles that the run holds, and only where the policy's velocity was the loss's.
+        """
+        if "policy" not in self._known:
+            return {}
+        known = {"kl_velocity": "reference", "contrast": "behaviour"}
+        return {name: self.drift(role) for name, role in known.items() if role in self.roles}
+
+    def drift(self, role: str, rows: int = 32) -> float:
+        """``mean (v - v_role)^2`` at the last point; of its first ``rows`` rows where the role is not known there."""
+        assert self._point is not None
+        point, v = self._point, self._known["policy"].detach()
+        if role in self._known or self.roles.same(role):
+            return float(mse(v, self.velocity(role, point)).mean())
+        few = torch.arange(min(rows, len(point.x)), device=point.x.device)
+        here = Point(point.x.detach(), point.t, point.cond, point.guidance)[few]
+        return float(mse(v[few], self._velocity(role, here)).mean())

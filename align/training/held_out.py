@@ -1,0 +1,112 @@
+"""Evaluation on held-out prompts and sample grids during training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from align.data.prompts import Prompt
+from align.data.screening import Needs, recorded, usable
+from align.evaluation import alone
+from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
+from align.evaluation.per_prompt import write_scores
+from align.policy.build import build_rewards
+from align.report import write_report
+from align.runs import checkpoint
+from align.runs.best import Best
+from align.runs.progress import Progress, said
+from align.training.lr import due
+from rewards.base import Reward
+
+if TYPE_CHECKING:
+    from align.training.trainer import Trainer
+
+
+class HeldOut:
+    """The held-out prompts of a run, their rewards, and the best score so far.
+
+    Args:
+        trainer: whose generator and reward are ready; the reward that is optimised is not built twice.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.config = trainer, trainer.config
+        self.skipped: dict[str, str] = {}
+        self.prompts: list[Prompt] = []
+        self.rewards: dict[str, Reward] = {}
+        self.best = Best(self.config.checkpoint.best)
+        if self.config.prompts.heldout is not None:
+            self.rewards = alone.scored_alone(self._rewards(), self.config.evaluate)
+            self.prompts = held_out(
+                self.config.prompts, self.config.evaluate, trainer.generator, self.rewards, self.skipped
+            )
+
+    def _rewards(self) -> dict[str, Reward]:
+        settings, reward = self.config.evaluate, self.trainer.reward
+        other = {name: one for name, one in settings.rewards.items() if one != self.config.reward}
+        built = build_rewards(other, self.trainer.accelerator.device)
+        rewards = {name: built.get(name, reward) for name in settings.rewards}
+        trained = {"reward": reward} if reward else {}
+        return {**trained, **{name: one for name, one in rewards.items() if one}}
+
+    @property
+    def role(self) -> str:
+        """The role that is evaluated and exported."""
+        return "policy" if not self.config.train.ema else self.config.evaluate.role
+
+    def screen(self, say: Callable[[str], None]) -> None:
+        """Read the media of all prompts, once for all processes, and leave out those that cannot be used."""
+        skip, trainer = self.config.prompts.bad == "skip", self.trainer
+        source, generator, folder = trainer.source, trainer.generator, trainer.run.path
+        needs = Needs(tuple(dict.fromkeys((*generator.inputs, *wanted(self.rewards)))))
+
+        def found() -> dict[str, dict[str, str]]:
+            bad = {
+                "train": usable(source.prompts, source.skipped, generator, source.needs, skip, say),
+                "heldout": usable(self.prompts, self.skipped, generator, needs, skip, say),
+            }
+            on = checkpoint.latest(trainer.run.checkpoints) is not None
+            return {name: recorded(folder, name, one, on) for name, one in bad.items()} if skip else bad
+
+        bad = trainer.processes.settled(found)
+        source.leave_out(bad["train"])
+        self.prompts = [prompt for prompt in self.prompts if prompt.place not in bad["heldout"]]
+
+    def look(self, step: int, progress: Progress) -> bool:
+        """Evaluate and save samples when they are due; whether the policy is better than at every evaluation before."""
+        config, steps, trainer = self.config, self.config.train.steps, self.trainer
+        full = due(step, config.evaluate.every, steps) and bool(self.prompts)
+        drawn = bool(self.prompts and config.samples.count) and due(step, config.samples.every, steps)
+        if not full and not drawn:
+            return False
+        better, run = False, trainer.run
+        trainer.drawing.wait()
+        began = time.perf_counter()
+        with trainer.phases.phase("evaluate"):
+            result = self._evaluate(self.prompts if full else self.prompts[: config.samples.count])
+        if full:
+            if run.writes:
+                write_scores(run.path, step, self.role, result.by_prompt())
+            row = {"event": "eval", "step": step, "role": self.role, **result.row()}
+            row["range"] = {name: list(reward.range) for name, reward in self.rewards.items()}
+            trainer.log(row)
+            better = self.best.see(step, row["scores"])
+            scores = "  ".join(f"{name} {said(value)}" for name, value in row["scores"].items())
+            progress.say(f"held-out, step {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
+        if run.writes and config.samples.count:
+            save_grid(run.path / "samples" / f"step-{step:06d}", result, config.samples)
+        if run.writes:
+            write_report(run.path)
+        trainer.phases.take()
+        return better
+
+    def _evaluate(self, prompts: list[Prompt]) -> Evaluation:
+        trainer = self.trainer
+        with trainer.bench.roles.use(self.role), torch.no_grad():
+            return evaluate(
+                trainer.generator, prompts, self.rewards, self.config.evaluate,
+                show=self.config.samples.count, processes=trainer.processes,
+            )  # fmt: skip
