@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_run import final_tensors, policy_gap, settings
 
 from align.config.load import load_config
@@ -93,12 +94,51 @@ def test_no_manifest_is_a_traceback(text: bytes, tmp_path: Path) -> None:
 def test_a_manifest_of_before_is_read(tmp_path: Path) -> None:
     path, roles = written(tmp_path)
     found = manifest.read(path)
+    tensors = load_file(path / "roles.safetensors")
+    save_file({name.removeprefix("policy/"): value for name, value in tensors.items()}, path / "roles.safetensors")
     counters = {**found["counters"]}
     old = {**found, "format": 1, "counters": counters.pop("learners")["policy"] | counters}
-    old["roles"] = old["roles"]["policy"]
+    old |= {"roles": old["roles"]["policy"], "files": {name: manifest.digest(path / name) for name in found["files"]}}
     del old["identity"]
     (path / "manifest.json").write_text(json.dumps(old))
     assert checkpoint.load(path, {"policy": roles}, identity={"run": "b", "settings": {"seed": 2}})["step"] == 1
+
+
+def as_before_learners(path: Path) -> None:
+    """Rewrite a checkpoint as it was written before a run could have several learners."""
+    names = {"behaviour": "old", "anchor": "old", "reference": "ref"}
+    found, tensors = manifest.read(path), {}
+    for key, value in load_file(path / "roles.safetensors").items():
+        role, _, name = key.removeprefix("policy/").partition("/")
+        tensors[f"{names.get(role, role)}/{name}"] = value
+    save_file(tensors, path / "roles.safetensors")
+    state = torch.load(path / "optimizer.pt", weights_only=True)
+    torch.save({**state.pop("learners")["policy"], **state}, path / "optimizer.pt")
+    counters = dict(found["counters"])
+    about = {"step": found["step"], "counters": counters.pop("learners")["policy"] | counters}
+    versions = {names.get(role, role): version for role, version in found["roles"]["policy"].items()}
+    about |= {"roles": versions, "identity": found["identity"]}
+    (path / "manifest.json").unlink()
+    manifest.write(path, about, version=2)
+
+
+@pytest.mark.parametrize("recipe", [{"kind": "nft", "times": 2}, {"kind": "flow_dpo", "times": 2, "refresh": 3}])
+def test_a_run_of_before_learners_is_resumed_to_the_bit(recipe: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    runs = []
+    for name, steps in (("whole", 2), ("before", 1)):
+        (tmp_path / name).mkdir()
+        full = {"policy": {"kind": "full"}, "train": {"steps": steps, "lr": 1e-3}, "prompts": {"heldout": None}}
+        runs.append(settings(tmp_path / name, model, recipe, **full))
+        train(runs[-1])
+    path = checkpoint.latest(runs[1].run_dir / "checkpoints")
+    assert path is not None
+    as_before_learners(path)
+    resumed = settings(tmp_path / "before", model, recipe, **{**full, "train": {"steps": 2, "lr": 1e-3}})
+    train(resumed, resume=True)
+    whole, again = final_tensors(runs[0]), final_tensors(resumed)
+    assert {name.partition("/")[0] for name in whole} >= {"policy", "anchor" if "refresh" in recipe else "behaviour"}
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from align.policy.lora import add_lora
 from align.training.trainer import train
 from generators.base import GeneratorError
 from generators.load import load
+from rewards.base import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {

@@ -26,10 +26,10 @@ class DamagedError(AlignflowError):
     """A checkpoint that is not as it was written; says what of it."""
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> None:
+def write(folder: Path, content: Mapping[str, Any], version: int = FORMAT) -> None:
     """Write the manifest of all files in ``folder``: ``step``, ``counters``, ``roles`` and ``identity`` are given."""
     files = {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
-    whole = without_nan({"format": FORMAT, **content, "files": files})
+    whole = without_nan({"format": version, **content, "files": files})
     write_text(folder / "manifest.json", _text({**whole, "sha256": _sha(whole)}))
 
 

@@ -42,6 +42,7 @@ from align.training.rescue import Rescue
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.memory import compile_networks
+from rewards.base import RewardError
 
 if TYPE_CHECKING:
     from align.config.settings import Config
@@ -99,6 +100,10 @@ class Trainer:
         self.roles = self.learners["policy"].roles
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
+        if "reward_gradient" in self.recipe.needs and self.reward is not None and not self.reward.differentiable:
+            raise RewardError(
+                f"recipe {self.recipe.kind} follows the reward's gradient, and reward {self.reward.name!r} has none"
+            )
         if self.refreshed is not None and "ahead" in self.roles:
             raise TrainingError(
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
