@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from alignflow.errors import Problem
 from alignflow.kinds import OneOf, Settings, child, class_of, listing, nearest, options_at
+from alignflow.renamed import new_name
 from alignflow.words import brief
 
 MOST = 50  # problems that are told at once
@@ -71,7 +72,7 @@ def strip_tags(loc: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
 
 def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]) -> str:
     if detail["type"] == "extra_forbidden":
-        return _unknown(str(path[-1]), options_at(root, data, path[:-1]), _at(data, path[:-1]))
+        return _unknown(path, options_at(root, data, path[:-1]), _at(data, path[:-1]))
     if detail["type"] == "setting":
         return detail["msg"]
     message = WORDS.get(detail["type"]) or re.sub(r"^(Value error, |[A-Z]\w+ (?=should))", "", detail["msg"])
@@ -84,8 +85,9 @@ def _given(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else brief(value)
 
 
-def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
-    """What to say of a key that its settings do not have: another kind's, misspelt, or just not there."""
+def _unknown(path: Sequence[str | int], options: Sequence[Any], siblings: Any) -> str:
+    """What to say of a key that its settings do not have: renamed, another kind's, misspelt, or just not there."""
+    key = str(path[-1])
     rewards = any(isinstance(option, OneOf) and option.what == "reward" for option in options)
     if rewards and ":" in str(child(siblings, "kind")):
         return f"no such setting; arguments of a reward of your own go under options: {{{key:.80}: ...}}"
@@ -93,6 +95,8 @@ def _unknown(key: str, options: Sequence[Any], siblings: Any) -> str:
         cls = class_of(option, siblings)
         if cls is None:
             continue
+        if new := new_name(cls, key):
+            return f"is now {new if '.' in new else '.'.join([*map(str, path[:-1]), new])}"
         if isinstance(option, OneOf):
             others = [kind for kind, other in option.choices().items() if key in other.model_fields]
             if others:

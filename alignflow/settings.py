@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,6 +19,9 @@ Problems = list[tuple[str, str]]
 
 class Settings(Strict):
     """Base of every part of the tree: unknown keys are errors, values do not change."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name -> new name of settings of this class; a new name with a dot is a path from the root of the config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -41,6 +45,8 @@ class RunSettings(WithoutSecrets):
 
     command: ClassVar[str]
     """What runs it: ``alignflow`` and this."""
+    trains: ClassVar[str] = ""
+    """What the run trains, where one command has several trees of settings."""
 
     name: str = Field(
         pattern=r"^[\w+-][\w.+-]*$",

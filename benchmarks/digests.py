@@ -70,7 +70,7 @@ def cases(folder: Path) -> Iterator[tuple[str, list[list[str]], Path]]:
         yield out.name, [["search", "configs/shapes/search.yaml", *given]], out
     out = folder / "latent"
     fit = ["fit.steps=10", "prompts.limit=16", "prompts.measured=4"]
-    yield "latent", [["reward", "latent", "configs/rewards/latent_shapes.yaml", *fit, "--out", str(out)]], out
+    yield "latent", [["reward", "train", "configs/rewards/latent_shapes.yaml", *fit, "--out", str(out)]], out
 
 
 def run(command: list[str]) -> None:

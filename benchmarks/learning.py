@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning configs/shapes/nft.yaml configs/shapes/grpo.yaml --seeds 0 1 2 --json out.json
 
-A seed is that of training and of the held-out noise, so every seed has a base of its own. ``--set train.lr=0`` is
+A seed is that of training and of the held-out noise, so every seed has a base of its own. ``train.lr=0`` is
 the control: nothing may rise.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.training.trainer import train
 
@@ -29,16 +30,16 @@ def learn(path: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Run every config with every seed; print a row each and a mean, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="configs, then overrides of all of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override, such as train.lr=1e-4")
     parser.add_argument("--json", type=Path, help="write the summaries here")
     options = parser.parse_args()
+    configs, overrides = files_and_overrides(options.words[0], options.words[1:])
     results: dict[str, list[dict[str, Any]]] = {}
-    for path in options.configs:
+    for path in configs:
         runs = results[str(path)] = []
         for seed in options.seeds:
-            runs.append(learn(path, seed, options.overrides))
+            runs.append(learn(path, seed, overrides))
             last = runs[-1]
             rise = last["gold_after"] - last["gold_before"]
             line = f"{last['gold_before']:.3f} -> {last['gold_after']:.3f}  {rise:+.3f}  {last['seconds']:.0f} s"

@@ -1,6 +1,6 @@
 """How much of a slow reward's time a training step does not see.
 
-    python -m benchmarks.overlap configs/shapes/nft.yaml --reward-seconds 1 --set rollout.chunk=24
+    python -m benchmarks.overlap configs/shapes/nft.yaml rollout.chunk=24 --reward-seconds 1
 
 A reward that takes a second a call, on no CPU of this machine, is trained on with each ``rollout.overlap``, all taking
 turns. Its cost is what the loop waits for it without overlap, beyond a reward that takes no time; hidden is the share
@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from align.config.command_line import files_and_overrides
 from align.config.load import load_config, settings_of
 from align.config.settings import Config
 from align.runs.run_folder import RunFolder
@@ -79,13 +80,13 @@ def measure(path: Path, overrides: list[str], seconds: float, steps: int) -> dic
 def main() -> None:
     """Measure a config, print what came out, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override: rollout.chunk=8")
+    parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="config, then overrides of it")
     parser.add_argument("--reward-seconds", type=float, default=1.0, help="what a call of the reward takes")
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     options = parser.parse_args()
-    result = measure(options.config, options.overrides, options.reward_seconds, options.steps)
+    (config,), overrides = files_and_overrides(options.words[0], options.words[1:])
+    result = measure(config, overrides, options.reward_seconds, options.steps)
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

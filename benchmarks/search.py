@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--methods", nargs="+", default=list(registry.searches()), help="kinds, or JSON mappings")
     parser.add_argument("--reward", choices=("clip", "gold"), default="clip")
-    parser.add_argument("--latent", help="folder of alignflow reward latent")
+    parser.add_argument("--latent", help="folder of a latent reward")
     parser.add_argument("--batch", type=int, default=16, help="prompts searched together")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """How much of a recipe's gradient is signal: agreement of the gradients of disjoint batches, at the base.
 
-    python -m benchmarks.signal configs/shapes/nft.yaml configs/shapes/grpo.yaml --set rollout.prompts=48
+    python -m benchmarks.signal configs/shapes/nft.yaml configs/shapes/grpo.yaml rollout.prompts=48
 
 Every rollout is split in two by prompts. With gradients g_1 .. g_n of the halves, the share of signal is the mean of
 g_i . g_j over pairs divided by the mean of |g_i|^2: 1 where every batch says the same, 0 where a batch says nothing
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 from itertools import combinations
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.config.settings import Config
 from align.policy.build import build_generator, build_rewards, trainable
@@ -58,12 +58,12 @@ def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
 def main() -> None:
     """A row per config: all terms together, then slot by slot (times of the forward process, or sampling steps)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="configs, then overrides of all of them")
     parser.add_argument("--rollouts", type=int, default=3)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override, such as recipe.times=2")
     options = parser.parse_args()
-    for path in options.configs:
-        by_slot = half_gradients(load_config(path, options.overrides), options.rollouts)
+    configs, overrides = files_and_overrides(options.words[0], options.words[1:])
+    for path in configs:
+        by_slot = half_gradients(load_config(path, overrides), options.rollouts)
         together = [torch.stack(parts).sum(0) for parts in zip(*by_slot.values(), strict=True)]
         slots = " ".join(f"{share_of_signal(parts):+.3f}" for parts in by_slot.values())
         print(f"{path}  all {share_of_signal(together):+.3f}  by slot {slots}", flush=True)

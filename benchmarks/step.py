@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.config.settings import Config
 from align.runs.run_folder import RunFolder
@@ -137,16 +138,16 @@ def peak_memory() -> float:
 def main() -> None:
     """Benchmark every config named on the command line; print a table, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="override, such as train.lr=1e-4")
+    parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="configs, then overrides of all of them")
     parser.add_argument("--steps", type=int, default=5, help="measured steps per config")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     options = parser.parse_args()
+    configs, overrides = files_and_overrides(options.words[0], options.words[1:])
     results = {}
     columns = ("step_seconds", "network_seconds", "decode_seconds", "reward_seconds", "overhead", "images_per_second")
     print("config".ljust(28), *(column.rjust(17) for column in columns), "peak MiB".rjust(9))
-    for path in options.configs:
-        result = measure(load_config(path, options.overrides), options.steps)
+    for path in configs:
+        result = measure(load_config(path, overrides), options.steps)
         results[str(path)] = result
         cells = [f"{result[column]:17.3f}" for column in columns]
         print(str(path).ljust(28), *cells, f"{result['peak_memory_mib']:9.0f}", flush=True)

@@ -9,37 +9,60 @@ import written
 from PIL import Image
 
 from align.checking.commands import CONFIGS
+from align.config.settings import Config
+from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
+from align.search.settings import SearchConfig
 
 run = written.run
 SHIPPED = Path(__file__).parent.parent / "configs"
 OWN = {
-    "train": "shapes/nft.yaml",
-    "search": "shapes/search_fk.yaml",
-    "reward train": "rewards/pairs.yaml",
-    "reward judge": "rewards/judge.yaml",
-    "reward latent": "rewards/latent_shapes.yaml",
+    Config: "shapes/nft.yaml",
+    SearchConfig: "shapes/search_fk.yaml",
+    RewardTrainConfig: "rewards/pairs.yaml",
+    JudgeTrainConfig: "rewards/judge.yaml",
+    LatentTrainConfig: "rewards/latent_shapes.yaml",
 }
 
 
-def test_every_command_that_reads_a_config_is_here():
+def test_every_tree_of_settings_is_here():
     assert set(OWN) == set(CONFIGS)
 
 
-@pytest.mark.parametrize("command", OWN)
-def test_a_config_of_another_command_is_named(command, run):
-    path = SHIPPED / OWN[command]
-    for other in OWN:
+@pytest.mark.parametrize("root", OWN)
+def test_a_config_of_another_command_is_named(root, run):
+    path = SHIPPED / OWN[root]
+    command = root.command
+    for other in {each.command for each in OWN}:
         if other != command:
             code, _, err = run(*other.split(), str(path))
             assert code == 2
-            assert f"{OWN[command].split('/')[1]} is a config for alignflow {command}, not for alignflow {other}" in err
+            assert f"{path.name} is a config for alignflow {command}, not for alignflow {other}" in err
             assert len(err.splitlines()) == 1
+
+
+def test_reward_train_runs_what_the_config_trains(run, monkeypatch):
+    trained = []
+    monkeypatch.setattr("align.cli.reward._train_reward", lambda settings, _: trained.append(settings))
+    monkeypatch.setattr("align.cli.reward._train_judge", lambda settings, _: trained.append(settings))
+    monkeypatch.setattr("align.cli.reward._train_latent", lambda settings, _: trained.append(settings))
+    kinds = [root for root in OWN if root.command == "reward train"]
+    for root in kinds:
+        assert run("reward", "train", str(SHIPPED / OWN[root]), "seed=7", "--out", "my/reward") == (0, "", "")
+    assert [type(settings) for settings in trained] == kinds
+    assert {(settings.seed, settings.out) for settings in trained} == {(7, "my/reward")}
+
+
+def test_configs_that_train_different_things_are_not_merged(run):
+    pairs, judge = (SHIPPED / OWN[root] for root in (RewardTrainConfig, JudgeTrainConfig))
+    code, _, err = run("reward", "train", str(pairs), str(judge))
+    assert code == 2
+    assert f"{pairs} for alignflow reward train (a reward), {judge} for alignflow reward train (a judge)" in err
 
 
 def test_a_config_is_known_by_all_its_keys_not_by_one(tmp_path, monkeypatch, run):
     """What has a default may be left out, and what is missing is told as missing."""
     monkeypatch.chdir(tmp_path)
-    latent = (SHIPPED / OWN["reward latent"]).read_text().splitlines()
+    latent = (SHIPPED / OWN[LatentTrainConfig]).read_text().splitlines()
     Path("latent.yaml").write_text("\n".join(line for line in latent if not line.startswith("fit:")))
     code, out, err = run("check", "latent.yaml")
     assert (code, err) == (0, "")
@@ -56,14 +79,14 @@ def test_a_config_is_known_by_all_its_keys_not_by_one(tmp_path, monkeypatch, run
 
 def test_memory_is_estimated_of_training_runs_alone(run):
     for option in (["--memory"], ["--card", "24gb"]):
-        code, out, err = run("check", str(SHIPPED / OWN["search"]), *option)
+        code, out, err = run("check", str(SHIPPED / OWN[SearchConfig]), *option)
         assert (code, out) == (2, "")
         assert "--memory and --card are for training runs" in err
         assert "is a config for alignflow search" in err
 
 
 def test_a_mistake_in_the_right_config_is_told_with_its_place(run):
-    code, _, err = run("check", str(SHIPPED / OWN["reward latent"]), "fit.setps=3")
+    code, _, err = run("check", str(SHIPPED / OWN[LatentTrainConfig]), "fit.setps=3")
     assert code == 2
     assert "no such setting 'setps'; did you mean 'steps'?" in err
 
@@ -71,7 +94,7 @@ def test_a_mistake_in_the_right_config_is_told_with_its_place(run):
 def test_check_reads_what_a_reward_is_trained_on(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     tables = ("data.train=a.jsonl", "data.heldout=b.jsonl")
-    pairs = str(SHIPPED / OWN["reward train"])
+    pairs = str(SHIPPED / OWN[RewardTrainConfig])
     code, _, err = run("check", pairs, *tables)
     assert code == 2
     assert "data.train: file a.jsonl does not exist" in err
@@ -83,7 +106,7 @@ def test_check_reads_what_a_reward_is_trained_on(tmp_path, monkeypatch, run):
     code, _, err = run("check", pairs, *tables)
     assert code == 2
     assert 'data.heldout: b.jsonl line 2: "tie" should be true or false' in err
-    for config in ("reward train", "reward judge"):
+    for config in (RewardTrainConfig, JudgeTrainConfig):
         code, out, err = run("check", str(SHIPPED / OWN[config]), tables[0], "seed=7")
         assert (code, err) == (0, "")
         assert "seed 7" in out
@@ -93,7 +116,7 @@ def test_check_reads_what_a_reward_is_trained_on(tmp_path, monkeypatch, run):
 
 def test_check_asks_for_the_generator_and_the_prompts_of_every_command(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    latent, search = (str(SHIPPED / OWN[name]) for name in ("reward latent", "search"))
+    latent, search = (str(SHIPPED / OWN[name]) for name in (LatentTrainConfig, SearchConfig))
     for config, prompts in ((latent, "prompts.train"), (search, "prompts.source")):
         code, _, err = run("check", config, "generator.path=./gone", f"{prompts}=gone.txt")
         assert code == 2

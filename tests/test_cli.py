@@ -225,7 +225,7 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
         ["sample", "."],
         ["sample", "run.yaml", "--count", "0"],
         ["evaluate", "gone"],
-        ["evaluate", "run.yaml", "--set", "evaluate.promts=1"],
+        ["evaluate", "run.yaml", "evaluate.promts=1"],
         ["report", "gone"],
         ["score", "a.png", "--prompt", "a red circle", "--reward", "shapess"],
         ["score", "a.png", "--prompt", "a red circle", "--reward", "gone.yaml"],
@@ -361,7 +361,7 @@ def run_folder(folder):
 
 def test_sample_from_a_config_or_a_run(run, run_folder, evaluated):
     words = ["--prompt", "a", "--prompt", "b", "--count", "2", "--seed", "5", "--out", "here"]
-    assert run("sample", "run.yaml", *words, "--set", "evaluate.sampler.steps=3")[:2] == (0, "here\n")
+    assert run("sample", "run.yaml", *words, "evaluate.sampler.steps=3")[:2] == (0, "here\n")
     config, out, options = evaluated[-1]
     assert (config.evaluate.sampler.steps, out) == (3, Path("here"))
     assert [prompt.text for prompt in options.pop("prompts")] == ["a", "b"]
@@ -381,7 +381,7 @@ def test_sample_from_a_run_with_nothing_trained_does_not_draw_the_base_silently(
 
 
 def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
-    code, out, _ = run("evaluate", str(run_folder), "--checkpoint", "step", "--set", "evaluate.prompts=4")
+    code, out, _ = run("evaluate", str(run_folder), "--checkpoint", "step", "evaluate.prompts=4")
     assert code == 0
     assert evaluated[-1][0].evaluate.prompts == 4
     assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step"), "lora": None}

@@ -188,7 +188,7 @@ def test_all_weights_trained_become_a_pipeline(tmp_path, run):
     assert torch.equal(whole.backbone.proj_out.weight, 1.5 * base.backbone.proj_out.weight)
     with pytest.raises(ExportError, match="trained all weights, there is no LoRA; use --to merged"):
         export(find_policy(folder), "kohya", tmp_path / "no")
-    words = ["--prompt", "a", "--set", "evaluate.sampler.steps=1", "--seed", "3", "--out"]
+    words = ["--prompt", "a", "evaluate.sampler.steps=1", "--seed", "3", "--out"]
     assert run("sample", str(folder), *words, str(tmp_path / "drawn"))[0] == 0
     assert run("sample", str(folder / "config.yaml"), *words, str(tmp_path / "base"))[0] == 0
     assert (tmp_path / "drawn/000.png").read_bytes() != (tmp_path / "base/000.png").read_bytes()

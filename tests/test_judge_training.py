@@ -204,7 +204,7 @@ def test_a_lora_that_does_not_fit_is_refused(model, tmp_path):
 
 def test_the_command_says_how_to_use_it(model, tmp_path):
     config(tmp_path, model, "reward_dance")
-    found = CliRunner().invoke(app, ["reward", "judge", str(tmp_path / "judge.yaml"), "fit.steps=2"])
+    found = CliRunner().invoke(app, ["reward", "train", str(tmp_path / "judge.yaml"), "fit.steps=2"])
     assert found.exit_code == 0, found.output
     assert "held out before value" in found.output
     assert f'judge: {{model: "{model}", lora: "{tmp_path / "out"}"}}' in found.output

@@ -16,23 +16,36 @@ from alignflow import plugins
 from alignflow.errors import ConfigError, Problem
 from alignflow.settings import RunSettings
 
-CONFIGS: dict[str, type[RunSettings]] = {
-    config.command: config
-    for config in (
-        Config,
-        searches.SearchConfig,
-        preferences.RewardTrainConfig,
-        preferences.JudgeTrainConfig,
-        preferences.LatentTrainConfig,
-    )
-}
-"""Command -> the tree of its settings."""
+CONFIGS: tuple[type[RunSettings], ...] = (
+    Config,
+    searches.SearchConfig,
+    preferences.RewardTrainConfig,
+    preferences.JudgeTrainConfig,
+    preferences.LatentTrainConfig,
+)
+"""The trees of settings of all commands."""
 
 
-def commands_of(keys: Iterable[str]) -> list[str]:
-    """The commands whose settings hold most of a config's ``keys``; several where the keys do not tell."""
-    known = {command: len(set(keys) & set(config.model_fields)) for command, config in CONFIGS.items()}
-    return [command for command, count in known.items() if count == max(known.values())]
+def roots_of(keys: Iterable[str]) -> list[type[RunSettings]]:
+    """The trees of settings that hold most of a config's ``keys``; several where the keys do not tell."""
+    known = {root: len(set(keys) & set(root.model_fields)) for root in CONFIGS}
+    return [root for root, count in known.items() if count == max(known.values())]
+
+
+def load_for(command: str, path: Files, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read a config of a command that has several trees of settings; the keys of the files say which.
+
+    Raises:
+        ConfigError: as :func:`align.config.load.load_config`; also if the config is one for another command.
+    """
+    likely = roots_of({key for layer in read_layers(path) for key in layer.data})
+    root = next(root for root in (*likely, *CONFIGS) if root.command == command)
+    return load_settings(path, overrides, root)
+
+
+def _said(root: type[RunSettings]) -> str:
+    """``alignflow reward train (a judge)``."""
+    return f"alignflow {root.command}" + (f" ({root.trains})" if root.trains else "")
 
 
 def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[RunSettings]) -> None:
@@ -41,14 +54,14 @@ def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[Run
     Args:
         layers: those of all the files and overrides.
     """
-    meant = commands_of({key for layer in layers for key in layer.data})
-    each = {file: commands_of({key for layer in read_layers(file) for key in layer.data}) for file in files}
+    meant = roots_of({key for layer in layers for key in layer.data})
+    each = {file: roots_of({key for layer in read_layers(file) for key in layer.data}) for file in files}
     if not set.intersection(*map(set, each.values())):
-        said = ", ".join(f"{file} for alignflow {commands[0]}" for file, commands in each.items())
-        raise ConfigError(f"these configs are for different commands and cannot be merged: {said}")
-    if root.command not in meant:
+        said = ", ".join(f"{file} for {_said(roots[0])}" for file, roots in each.items())
+        raise ConfigError(f"these configs are for different kinds of run and cannot be merged: {said}")
+    if root.command not in {other.command for other in meant}:
         is_a = "is a config" if len(files) == 1 else "are configs"
-        raise ConfigError(f"{said_of(files)} {is_a} for alignflow {meant[0]}, not for alignflow {root.command}")
+        raise ConfigError(f"{said_of(files)} {is_a} for alignflow {meant[0].command}, not for alignflow {root.command}")
 
 
 def _replaced(files: Sequence[Path]) -> Iterator[str]:
@@ -87,11 +100,13 @@ def examine(
     """
     files = files_of(path)
     shown = said_of(files)
-    command = commands_of({key for layer in read_layers(files) for key in layer.data})[0]
-    if memory and command != Config.command:
-        raise ConfigError(f"--memory and --card are for training runs; {shown} is a config for alignflow {command}")
+    root = roots_of({key for layer in read_layers(files) for key in layer.data})[0]
+    if memory and root is not Config:
+        raise ConfigError(
+            f"--memory and --card are for training runs; {shown} is a config for alignflow {root.command}"
+        )
     with nullcontext() if run_code else plugins.unread():
-        config = load_settings(files, overrides, CONFIGS[command])
+        config = load_settings(files, overrides, root)
         found = named(config, run_code)
         yield from _replaced(files)
         yield from map(line, _essentials(config))

@@ -20,6 +20,7 @@ from align.cli.shared import best_of, cell, print_values, prompts_of, settings_o
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
+from alignflow.renamed import check_words
 from alignflow.terminal import echo
 
 app = typer.Typer(
@@ -43,7 +44,6 @@ Overrides = Annotated[
     ),
 ]
 Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
-MoreOverrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="further override")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]
 PromptsFile = Annotated[
@@ -57,13 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
     for word, following in zip(given, [*given, ""][1:], strict=True):
         if option := re.fullmatch(r"--(\w+(?:\.\w+)+)(?:=(.*))?", word, re.DOTALL):
             meant = f"{option[1]}={option[2] or following or 'VALUE'}"
             echo(f"error: settings are written without dashes: {meant}, not {word}", err=True)
             sys.exit(2)
     try:
-        app([word for word in given if word != "--debug"])
+        check_words(given)
+        app(given)
     except Exception as error:
         explained = _explained(error, given[0] if given else "")
         if debug or explained is None:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 SMALLER = "memory.vae_tiling=true, generator.dtype=bfloat16"
 LESS_MEMORY = {
-    **dict.fromkeys(("sample", "evaluate"), f"\n  lower it with --set: a smaller evaluate.chunk, {SMALLER}"),
+    **dict.fromkeys(("sample", "evaluate"), f"\n  lower it with a smaller evaluate.chunk, {SMALLER}"),
     "search": f"\n  lower it with a smaller batch, chunk or decode_chunk, {SMALLER}",
 }
 """Command -> what lowers its memory; training says it by its own settings."""
@@ -103,13 +105,12 @@ def _options(show_version: Annotated[bool, typer.Option("--version", help="print
 def train(
     config: ConfigArgument,
     overrides: Overrides = None,
-    more: MoreOverrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="resume from the newest checkpoint")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
 ) -> None:
     """Fine-tune a generator; writes a run folder."""
-    files, overrides = files_and_overrides(config, overrides, more)
+    files, overrides = files_and_overrides(config, overrides)
     from align.config.load import load_config
 
     settings = load_config(files, with_out(overrides, out))
@@ -157,7 +158,6 @@ def launch(
 def search(
     source: SourceArgument,
     overrides: Overrides = None,
-    more: MoreOverrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue with the prompts not searched yet")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")] = False,
     out: Annotated[Path | None, typer.Option(help="run folder")] = None,
@@ -166,7 +166,7 @@ def search(
     ] = None,
 ) -> None:
     """Search for better samples within a counted budget, without training; or export a finished search as data."""
-    files, overrides = files_and_overrides(source, overrides, more)
+    files, overrides = files_and_overrides(source, overrides)
     run_dir = source
     if not source.is_dir():
         from align.search.settings import load_search
@@ -202,7 +202,6 @@ def search(
 def check(
     config: ConfigArgument,
     overrides: Overrides = None,
-    more: MoreOverrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="estimate GPU memory; takes seconds")] = False,
     card: Annotated[
         str | None, typer.Option(metavar="SIZE", help="check that the run fits, else suggest changes: 24gb")
@@ -212,7 +211,7 @@ def check(
     ] = False,
 ) -> None:
     """Validate a config without running it: all problems, the resolved settings, the batch size in words."""
-    files, overrides = files_and_overrides(config, overrides, more)
+    files, overrides = files_and_overrides(config, overrides)
     from align.checking.commands import examine
 
     for line in examine(files, overrides, memory or card is not None, card, run_code):
@@ -222,7 +221,7 @@ def check(
 @app.command(epilog='Example: alignflow sample runs/shapes-nft --prompt "a red circle" --count 4 --out samples')
 def sample(
     source: SourceArgument,
-    more: Overrides = None,
+    overrides: Overrides = None,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     image: Annotated[Path | None, typer.Option(help="source image for each --prompt, for editors")] = None,
@@ -233,12 +232,9 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the noise")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="override, such as evaluate.sampler.steps=20")
-    ] = None,
 ) -> None:
     """Sample from a config's generator or a run's policy into a folder."""
-    settings, run_dir = settings_of(source, more, overrides)
+    settings, run_dir = settings_of(source, overrides)
     if run_dir is not None and lora is None:
         lora = trained_of(run_dir).folder
     from align.evaluation.evaluate import sample_to_folder
@@ -278,20 +274,19 @@ def score(
         raise typer.Exit(code)
 
 
-@app.command(epilog="Example: alignflow evaluate runs/shapes-nft --set evaluate.prompts=1024")
+@app.command(epilog="Example: alignflow evaluate runs/shapes-nft evaluate.prompts=1024")
 def evaluate(
     source: SourceArgument,
-    more: Overrides = None,
+    overrides: Overrides = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; default: the run's newest")] = None,
     best: Best = False,
     lora: Annotated[
         Path | None, typer.Option(help="LoRA file or folder to evaluate on the base, instead of a run's policy")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="override, such as evaluate.prompts=512")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a config's base model, a run's policy or a LoRA on held-out prompts."""
-    settings, run_dir = settings_of(source, more, overrides)
+    settings, run_dir = settings_of(source, overrides)
     from align.evaluation.evaluate import evaluate_run
 
     checkpoint = best_of(source) if best else checkpoint

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from align.cli.shared import with_out
 from align.config.command_line import files_and_overrides
 from align.runs.devices import require
 from alignflow.errors import ConfigError
 from alignflow.extras import optional
 from alignflow.secrets import remember
 from alignflow.terminal import echo
+
+if TYPE_CHECKING:
+    from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
 
 FORMATS = "pairs, hpdv2, hpdv3, image-reward, pick-a-pic, genai-bench, mj-bench, videogen-rewardbench, mmrb2"
 
@@ -157,37 +161,42 @@ def bench(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as fit.lr=1e-4")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the reward folder if it exists")] = False,
-    out: Annotated[Path | None, typer.Option(help="reward folder to write")] = None,
-) -> None:
-    """Train a reward on a table of preferences; writes a folder for reward: {kind: trained, path: ...}."""
-    from align.preference.settings import load_reward_training
-
-    files, overrides = files_and_overrides(config, overrides)
-    settings = load_reward_training(files, [*overrides, *([f"out={out}"] if out else [])])
-    from align.preference.train import train_reward
-
-    summary = train_reward(settings, overwrite=overwrite, say=echo)
-    say_accuracy(summary)
-    echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
-
-
-@app.command(epilog="Example: alignflow reward latent configs/rewards/latent_shapes.yaml fit.steps=2000")
-def latent(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as samples=8")
+        list[str] | None,
+        typer.Argument(
+            metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as fit.lr=1e-4"
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
     out: Annotated[Path | None, typer.Option(help="folder to write")] = None,
 ) -> None:
-    """Train a reward on noised latents of a generator; writes a folder for latent_reward: of a search."""
-    from align.preference.settings import load_latent_training
+    """Train a reward, a latent reward or a judge, whichever the config describes.
+
+    A reward is trained on a table of preferences, for reward: {kind: trained, path: ...}. A latent reward is trained
+    on noised latents of a generator, for latent_reward: of a search. A judge is a LoRA of a vision-language model,
+    trained on a table of preferences, for judge: {model: ..., lora: ...}.
+    """
+    from align.checking.commands import load_for
+    from align.preference import settings as kinds
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_latent_training(files, [*overrides, *([f"out={out}"] if out else [])])
+    settings = load_for("reward train", files, with_out(overrides, out))
+    if isinstance(settings, kinds.LatentTrainConfig):
+        _train_latent(settings, overwrite)
+    elif isinstance(settings, kinds.JudgeTrainConfig):
+        _train_judge(settings, overwrite)
+    else:
+        assert isinstance(settings, kinds.RewardTrainConfig)
+        _train_reward(settings, overwrite)
+
+
+def _train_reward(settings: RewardTrainConfig, overwrite: bool) -> None:
+    from align.preference.train import train_reward
+
+    say_accuracy(train_reward(settings, overwrite=overwrite, say=echo))
+    echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
+
+
+def _train_latent(settings: LatentTrainConfig, overwrite: bool) -> None:
     from align.preference.latent import train_latent
 
     summary = train_latent(settings, overwrite=overwrite, say=echo)
@@ -198,24 +207,10 @@ def latent(
     echo(f"latent_reward: {settings.run_dir}")
 
 
-@app.command(epilog="Example: alignflow reward judge configs/rewards/judge.yaml data.train=pairs.jsonl --out my/judge")
-def judge(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="MORE.yaml|KEY=VALUE", help="overrides, such as lora.rank=8")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
-    out: Annotated[Path | None, typer.Option(help="folder to write")] = None,
-) -> None:
-    """Train a vision-language judge on a table of preferences; writes a LoRA for judge: {model: ..., lora: ...}."""
-    from align.preference.settings import load_judge_training
-
-    files, overrides = files_and_overrides(config, overrides)
-    settings = load_judge_training(files, [*overrides, *([f"out={out}"] if out else [])])
+def _train_judge(settings: JudgeTrainConfig, overwrite: bool) -> None:
     from align.preference.judge import train_judge
 
-    summary = train_judge(settings, overwrite=overwrite, say=echo)
-    say_accuracy(summary)
+    say_accuracy(train_judge(settings, overwrite=overwrite, say=echo))
     echo(f'judge: {{model: "{settings.asking.judge.model}", lora: "{settings.run_dir}"}}')
 
 

@@ -17,11 +17,11 @@ def with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:
     return [*(overrides or []), *([f"out={json.dumps(str(out), ensure_ascii=False)}"] if out is not None else [])]
 
 
-def settings_of(source: Path, words: Sequence[str] | None, more: Sequence[str] | None) -> tuple[Any, Path | None]:
+def settings_of(source: Path, words: Sequence[str] | None) -> tuple[Any, Path | None]:
     """Config of YAML files, or of a run folder together with the folder."""
     from align.config.load import load_config
 
-    (_, *others), overrides = files_and_overrides(source, words, more)
+    (_, *others), overrides = files_and_overrides(source, words)
     if not source.is_dir():
         return load_config([source, *others], overrides), None
     if not (source / "config.yaml").is_file():

@@ -11,9 +11,7 @@ from alignflow.paths import exists
 SUFFIXES = (".yaml", ".yml")
 
 
-def files_and_overrides(
-    first: str | Path, words: Sequence[str] | None, more: Sequence[str] | None = None
-) -> tuple[list[Path], list[str]]:
+def files_and_overrides(first: str | Path, words: Sequence[str] | None) -> tuple[list[Path], list[str]]:
     """(config files, overrides), each in the order in which they were written.
 
     The first word of ``a.yaml b.yaml train.lr=1e-4`` is a config, whatever its name is. Of the other words, those that
@@ -22,7 +20,6 @@ def files_and_overrides(
     Args:
         first: the first word.
         words: the words after it.
-        more: overrides that were given with ``--set``; they come last.
 
     Raises:
         ConfigError: an override stands before a config file.
@@ -39,4 +36,4 @@ def files_and_overrides(
             raise ConfigError(f"{word} comes after the override {overrides[-1]}; config files come first: {written}")
         else:
             files.append(Path(word))
-    return files, [*overrides, *(more or ())]
+    return files, overrides

@@ -1,4 +1,4 @@
-"""Training of a judge on a table of preferences, as in ``alignflow reward judge``."""
+"""Training of a judge on a table of preferences, as in ``alignflow reward train``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of a latent reward on a generator's scored samples, as in ``alignflow reward latent``."""
+"""Training of a latent reward on a generator's scored samples, as in ``alignflow reward train``."""
 
 from __future__ import annotations
 

@@ -70,6 +70,7 @@ class RewardTrainConfig(RunSettings):
     """Settings for training one reward; the run folder is the reward."""
 
     command = "reward train"
+    trains = "a reward"
 
     device: Device = Field("cpu", description=NAMES)
     data: Data = Field(description="preference tables")
@@ -112,7 +113,8 @@ class LatentPrompts(Settings):
 class LatentTrainConfig(RunSettings):
     """Settings for training one latent reward on scored samples of a generator; the run folder is the reward."""
 
-    command = "reward latent"
+    command = "reward train"
+    trains = "a latent reward"
 
     generator: GeneratorConfig = Field(description="generator whose latents the reward judges")
     memory: Memory = Field(
@@ -154,7 +156,8 @@ class JudgeLora(Settings):
 class JudgeTrainConfig(RunSettings):
     """Settings for training one judge on preferences; the run folder is a LoRA for ``judge: {lora: ...}``."""
 
-    command = "reward judge"
+    command = "reward train"
+    trains = "a judge"
 
     device: Device = Field("cpu", description=NAMES)
     data: Data = Field(

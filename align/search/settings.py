@@ -65,7 +65,7 @@ class SearchConfig(RunSettings):
     reward: Annotated[RewardSettings, REWARD] = Field(description="reward to optimise")
     latent_reward: str | None = Field(
         None,
-        description="reward of unfinished, undecoded samples: a folder written by alignflow reward latent, or "
+        description="reward of unfinished, undecoded samples: a folder written by alignflow reward train, or "
         "package.module:name with signature (x_t [n, ...], t [n], prompts) -> [n]; null = none",
     )
     search: Annotated[Method, METHOD] = Field(description="search method")

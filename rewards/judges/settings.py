@@ -38,7 +38,7 @@ class Local(Strict):
     batch: int = Field(4, ge=1, description="questions per network call")
     pixels: int | None = Field(None, ge=1, description="maximum number of pixels per image; null = the model's default")
     longest: int = Field(16384, ge=1, description="maximum number of tokens per question, including images and reply")
-    lora: str | None = Field(None, description="folder of a LoRA written by alignflow reward judge; null = none")
+    lora: str | None = Field(None, description="folder of a LoRA written by alignflow reward train; null = none")
 
     def load(self, device: torch.device | str) -> Judge:
         """Read model, tokenizer and image settings; RewardError where that fails."""

@@ -141,7 +141,7 @@ def save(folder: Path, reward: LatentReward) -> None:
 def load(path: str | Path, device: torch.device | str = "cpu") -> LatentReward:
     """What :func:`save` wrote; raises RewardError where it is not there or does not fit."""
     folder = expanded(path, RewardError)
-    manifest = read_manifest(folder / "latent.json", Manifest, FORMAT, "alignflow reward latent")
+    manifest = read_manifest(folder / "latent.json", Manifest, FORMAT, "alignflow reward train")
     state = read_state_dict(folder / "latent.safetensors")
     check_keys(state, skeleton(manifest.build), str(folder / "latent.safetensors"), "this latent reward")
     net = manifest.build()

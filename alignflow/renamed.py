@@ -1,0 +1,44 @@
+"""Names that changed. An old command, option, setting or environment variable is an error that gives the new name.
+
+A settings class lists its own old names in ``renamed``; see :class:`alignflow.settings.Settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from alignflow.errors import ConfigError
+
+COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("reward", "latent"): ("reward", "train"),
+    ("reward", "judge"): ("reward", "train"),
+}
+"""Old command -> new command."""
+VARIABLES: dict[str, str] = {}
+"""Old environment variable -> new one."""
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise ConfigError if the words of a command line use an old command or the old option ``--set``."""
+    if new := COMMANDS.get(tuple(words[:2])):
+        written = " ".join(["alignflow", *new, *words[2:]])
+        raise ConfigError(f"alignflow {' '.join(words[:2])} is now alignflow {' '.join(new)}: {written}")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--set" or word.startswith("--set="):
+            override = word.partition("=")[2] or following or "KEY=VALUE"
+            raise ConfigError(f"overrides are written without --set: {override}")
+
+
+def new_name(settings: type, key: str) -> str | None:
+    """The new name of the setting that a class once called ``key``; None where it never had such a setting."""
+    tables = (vars(cls).get("renamed", {}) for cls in settings.__mro__)
+    return next((table[key] for table in tables if key in table), None)
+
+
+def variable(name: str, default: str = "") -> str:
+    """The value of the environment variable ``name``; raises ConfigError if one of its old names is set."""
+    for old, new in VARIABLES.items():
+        if new == name and old in os.environ:
+            raise ConfigError(f"the environment variable {old} is now {new}; unset {old}")
+    return os.environ.get(name, default)
