@@ -15,7 +15,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("reward", "judge"): ("reward", "train"),
 }
 """Old command -> new command."""
-VARIABLES: dict[str, str] = {}
+VARIABLES = {
+    "ALIGNFLOW_PICTURE_PIXELS": "ALIGNFLOW_IMAGE_PIXELS",
+    "ALIGNFLOW_CLIP_PIXELS": "ALIGNFLOW_VIDEO_PIXELS",
+}
 """Old environment variable -> new one."""
 
 
@@ -24,7 +27,7 @@ def check_words(words: Sequence[str]) -> None:
     if new := COMMANDS.get(tuple(words[:2])):
         written = " ".join(["alignflow", *new, *words[2:]])
         raise ConfigError(f"alignflow {' '.join(words[:2])} is now alignflow {' '.join(new)}: {written}")
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == "--set" or word.startswith("--set="):
             override = word.partition("=")[2] or following or "KEY=VALUE"
             raise ConfigError(f"overrides are written without --set: {override}")

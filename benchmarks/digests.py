@@ -4,7 +4,7 @@
     python -m benchmarks.digests after.json --compare before.json
 
 Each run goes through the command line in a folder of its own. A digest covers the tensors of every weight file, the
-pixels of every picture and the scores of the run; times, paths and versions are left out. Exits with 1 where two
+pixels of every image and the scores of the run; times, paths and versions are left out. Exits with 1 where two
 digests differ.
 """
 
@@ -93,8 +93,8 @@ def digest(folder: Path) -> dict[str, str]:
             for name, value in sorted(load_file(file).items()):
                 weights.update(name.encode() + str(value.shape).encode() + np.ascontiguousarray(value).tobytes())
         elif file.suffix in (".png", ".webp") and file.name != "grid.png":
-            with Image.open(file) as picture:
-                for frame in ImageSequence.Iterator(picture):
+            with Image.open(file) as image:
+                for frame in ImageSequence.Iterator(image):
                     pixels.update(np.asarray(frame.convert("RGB")).tobytes())
         elif file.name in ("metrics.jsonl", "prompts.json", "results.json", "results.jsonl"):
             lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]

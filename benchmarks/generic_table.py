@@ -61,8 +61,8 @@ def stand_ins() -> dict[str, Any]:
 
     def processor(*_: Any, **__: Any) -> Any:
         pixels = {"shortest_edge": 28 * 28, "longest_edge": 4 * 56 * 56}
-        pictures = transformers.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
-        return tiny_image.ImageOnlyProcessor(pictures, tiny_image.qwen_tokenizer())
+        images = transformers.Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
+        return tiny_image.ImageOnlyProcessor(images, tiny_image.qwen_tokenizer())
 
     def text_processor(*_: Any, **__: Any) -> Any:
         return tiny_flux2.TextProcessor(tiny_image.qwen_tokenizer(), tiny_flux2.CHAT)
@@ -99,15 +99,15 @@ def fit(pipeline: Any) -> None:
 
 
 def size_of(inputs: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that a dummy's inputs ask for, or those of its picture."""
+    """(height, width) that a dummy's inputs ask for, or those of its image."""
     if inputs.get("height"):
         return inputs["height"], inputs["width"]
-    picture = inputs.get("image")
-    while isinstance(picture, list):  # of pictures, or of lists of them
-        picture = picture[0]
-    if isinstance(picture, torch.Tensor):
-        return picture.shape[-2], picture.shape[-1]
-    return None if picture is None else (picture.height, picture.width)
+    image = inputs.get("image")
+    while isinstance(image, list):  # of images, or of lists of them
+        image = image[0]
+    if isinstance(image, torch.Tensor):
+        return image.shape[-2], image.shape[-1]
+    return None if image is None else (image.height, image.width)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 
 A command is run once undisturbed. Then it is killed before its first file operation and run again as its user would
 (``--resume``), killed before its second and run again, and so on. It passes where the second run ends by itself and
-leaves the same folder: the same names, weights, pictures and rows, no litter. Every run is forked from a process that
+leaves the same folder: the same names, weights, images and rows, no litter. Every run is forked from a process that
 has imported everything, so that a point costs about what the command itself costs. Ends with 1 if any point failed.
 """
 

@@ -33,10 +33,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks.reward_parity import PROMPTS, TOLERANCE, pictures, widen
+from benchmarks.reward_parity import PROMPTS, TOLERANCE, sample_images, widen
 
 SIZES = ((448, 448), (224, 224), (720, 1280), (333, 200), (97, 61))  # height, width: as it is, larger, smaller, odd
-LENGTHS = ((16, 8.0), (81, 16.0), (5, 16.0), (33, 24.0), (24, 8.0))  # frames of a clip, frames a second
+LENGTHS = ((16, 8.0), (81, 16.0), (5, 16.0), (33, 24.0), (24, 8.0))  # frames of a video, frames a second
 MARKS = ("VQ", "MQ", "TA")
 NORM = {"VQ_mean": 3.6757, "VQ_std": 2.2476, "MQ_mean": 1.1646, "MQ_std": 1.3811, "TA_mean": 2.8105, "TA_std": 2.5121}
 CHAT = (  # what the hub's template makes of one question
@@ -142,7 +142,7 @@ def write_base(folder: Path, tied: bool, corpus: Sequence[str]) -> None:
 
 
 def upstream_hpsv3(out: Path) -> dict[str, list[float]]:
-    """``HPSv3RewardInferencer.reward`` of five pictures at once."""
+    """``HPSv3RewardInferencer.reward`` of five images at once."""
     yaml: Any = importlib.import_module("yaml")
     inference: Any = importlib.import_module("hpsv3.inference")
     question: Any = importlib.import_module("hpsv3.dataset.data_collator_qwen")
@@ -157,19 +157,19 @@ def upstream_hpsv3(out: Path) -> dict[str, list[float]]:
     network = widen(inference.create_model_and_processor(model, lora, training)[0], 0)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
     judge = inference.HPSv3RewardInferencer(config, file, device="cpu")
-    images = pictures(SIZES)
+    images = sample_images(SIZES)
     for i, image in enumerate(images):
-        image.save(out / f"picture_{i}.png")
+        image.save(out / f"image_{i}.png")
         batch = judge.prepare_batch([image], [PROMPTS[i]])
-        save_file({"patches": batch["pixel_values"], "grid": batch["image_grid_thw"]}, out / f"picture_{i}.safetensors")
+        save_file({"patches": batch["pixel_values"], "grid": batch["image_grid_thw"]}, out / f"image_{i}.safetensors")
     with torch.no_grad():
         scores = judge.reward(images, list(PROMPTS))
     return {"hpsv3": scores[:, 0].tolist(), "hpsv3 deviation": scores[:, 1].exp().tolist()}
 
 
-def clips() -> Iterator[tuple[np.ndarray, float]]:
-    """Frames ``[F, H, W, 3]`` and how many of a second, a picture that moves and brightens."""
-    for image, (length, rate) in zip(pictures(SIZES), LENGTHS, strict=True):
+def videos() -> Iterator[tuple[np.ndarray, float]]:
+    """Frames ``[F, H, W, 3]`` and how many of a second, an image that moves and brightens."""
+    for image, (length, rate) in zip(sample_images(SIZES), LENGTHS, strict=True):
         first = np.asarray(image).astype(np.float32)
         moved = [np.roll(first, 3 * f, axis=1) * (0.7 + 0.4 * f / length) for f in range(length)]
         yield np.stack(moved).clip(0, 255).astype(np.uint8), rate
@@ -200,7 +200,7 @@ def write_video_checkpoint(out: Path, module: Any, outputs: int) -> Path:
 
 
 def upstream_video_reward(out: Path) -> dict[str, list[float]]:
-    """``VideoVLMRewardInference.reward`` of five clips at once, from a head of three outputs and from one of one."""
+    """``VideoVLMRewardInference.reward`` of five videos at once, from a head of three outputs and from one of one."""
     modules: list[Any] = [importlib.import_module(f) for f in ("inference", "prompt_template", "train_reward")]
     inference, template, training = modules
     shutil.copy(template.__file__, out)
@@ -208,7 +208,7 @@ def upstream_video_reward(out: Path) -> dict[str, list[float]]:
     # its constructor asks for flash attention, which needs a GPU
     inference.TrainingConfig = lambda **given: training.TrainingConfig(**given | {"disable_flash_attn2": True})
     paths = []
-    for i, (frames, rate) in enumerate(clips()):
+    for i, (frames, rate) in enumerate(videos()):
         paths.append(str(out / f"clip{i}_{rate}.npy"))
         np.save(paths[-1], frames)
     found: dict[str, list[float]] = {}
@@ -268,20 +268,20 @@ def native(out: Path) -> bool:
 
 def natives(out: Path, i: int) -> Iterator[tuple[str, torch.Tensor, dict[str, Any], dict[str, str]]]:
     """What medium ``i`` is, itself, the settings of a reward, and which row each of its parts belongs to."""
-    picture = torch.from_numpy(np.array(Image.open(out / f"picture_{i}.png"))).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(np.array(Image.open(out / f"image_{i}.png"))).permute(2, 0, 1)[None].float() / 255
     settings: dict[str, Any] = {"kind": "hpsv3", "template": str(out / "data_collator_qwen.py")}
     settings |= {"weights": str(out / "HPSv3.safetensors"), "base": str(out / "base-7b")}
-    yield "picture", picture, settings, {"hpsv3": "", "hpsv3 deviation": "deviation"}
+    yield "image", image, settings, {"hpsv3": "", "hpsv3 deviation": "deviation"}
     rate = LENGTHS[i][1]
-    clip = torch.from_numpy(np.load(out / f"clip{i}_{rate}.npy")).permute(0, 3, 1, 2)[None].float() / 255
+    video = torch.from_numpy(np.load(out / f"clip{i}_{rate}.npy")).permute(0, 3, 1, 2)[None].float() / 255
     for outputs in (3, 1):
-        settings = {"kind": "video_reward", "template": str(out / "prompt_template.py"), "frame_rate": rate}
+        settings = {"kind": "video_reward", "template": str(out / "prompt_template.py"), "fps": rate}
         weights = str(out / f"video{outputs}" / "checkpoint-1" / "model.pth")
         settings |= {"weights": weights, "base": str(out / "base-2b"), "lora_alpha": 16}
         parts = zip(MARKS, ("visual_quality", "motion_quality", "text_alignment"), strict=True)
         names = {f"video{outputs} {mark}": part for mark, part in parts}
-        yield "clip", clip, settings | {"normalise": False}, names
-        yield "clip", clip, settings, {f"video{outputs} Overall": ""}
+        yield "clip", video, settings | {"normalise": False}, names
+        yield "clip", video, settings, {f"video{outputs} Overall": ""}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Native rewards against the authors' packages, on identical random weights in the published layouts.
 
 The packages' pins do not go with this project's, so each side runs in an environment of its own and the two meet in a
-folder (about 7 GB of weights). The upstream side writes weights, pictures and scores, the native side reads them:
+folder (about 7 GB of weights). The upstream side writes weights, images and scores, the native side reads them:
 
     python3 -m venv upstream && upstream/bin/pip install torch==2.13.0 torchvision==0.28.0 transformers==4.55.4 \
         hpsv2==1.2.0 image-reward==1.5 && upstream/bin/pip install --no-deps open_clip_torch==3.3.0 torchmetrics \
@@ -11,7 +11,7 @@ folder (about 7 GB of weights). The upstream side writes weights, pictures and s
     PYTHONPATH=. upstream/bin/python -m benchmarks.reward_parity package OUT     # with pydantic there: the same by ours
 
 What the upstream side has to mend to run the packages at all is in :func:`mend`; their scores are computed by their own
-functions. Random weights are drawn wide, so that pictures and prompts differ in score: the spread is in the table.
+functions. Random weights are drawn wide, so that images and prompts differ in score: the spread is in the table.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def mend() -> Any:
     return library
 
 
-def pictures(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
+def sample_images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
     """One of each size (height, width): smooth, with some noise."""
     draw = np.random.default_rng(0)
     found = []
@@ -79,7 +79,7 @@ def pictures(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image.Image]:
 
 @torch.no_grad()
 def widen(model: Any, seed: int, gain: float = 3.0) -> Any:
-    """Larger matrices: fresh ones make of every picture nearly the same."""
+    """Larger matrices: fresh ones make of every image nearly the same."""
     draw = torch.Generator().manual_seed(seed)
     for name, value in model.named_parameters():
         if value.ndim >= 2 and "embed" not in name:
@@ -254,11 +254,11 @@ def write_tokenizers(out: Path) -> None:
 
 
 def upstream(out: Path, only: str = "") -> None:
-    """Write weights, pictures and scores into ``out``; of the parts whose name contains ``only``."""
+    """Write weights, images and scores into ``out``; of the parts whose name contains ``only``."""
     out.mkdir(parents=True, exist_ok=True)
     _kept = mend()
     write_tokenizers(out)
-    images = pictures()
+    images = sample_images()
     for i, image in enumerate(images):
         image.save(out / f"{i}.png")
     file = out / "scores.json"
@@ -301,9 +301,7 @@ def native(out: Path, only: str = "") -> bool:
     expected = json.loads((out / "scores.json").read_text())
     images = [np.array(Image.open(out / f"{i}.png")) for i in range(len(SIZES))]
     media = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
-    print(
-        "| reward | upstream scores from .. to | largest difference | of that at 224 x 224 | pictures per CPU second |"
-    )
+    print("| reward | upstream scores from .. to | largest difference | of that at 224 x 224 | images per CPU second |")
     print("|---|---|---|---|---|")
     good = True
     for name, options in settings(out).items():

@@ -62,12 +62,12 @@ class Options:
 
     Args:
         size: (height, width) in pixels.
-        frames: frames of a clip.
+        frames: frames of a video.
         text_length: tokens of the prompt the network reads (``max_sequence_length``).
         embedded_guidance: the guidance scale a distilled network takes as an input (FLUX dev, HunyuanVideo).
         negative_prompt: what classifier-free guidance leads away from.
         guidance_rescale: share in [0, 1] by which guided velocities are drawn back to the conditional's spread.
-        frame_rate: frames a second the network is told.
+        fps: frames per second passed to the network.
     """
 
     size: tuple[int, int] | None = None
@@ -76,7 +76,7 @@ class Options:
     embedded_guidance: float | None = None
     negative_prompt: str = ""
     guidance_rescale: float = 0.0
-    frame_rate: int | None = None
+    fps: int | None = None
 
 
 class _LengthsKnown(EarlyExit):
@@ -156,7 +156,7 @@ class Generator(ABC):
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The text's share of the conditioning, B rows each. Raises GeneratorError for a prompt too long.
 
-        ``inputs`` matters only where the text encoder looks at the picture as well.
+        ``inputs`` matters only where the text encoder looks at the image as well.
         """
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ class Generator(ABC):
     def too_long(self, prompts: Sequence[str]) -> dict[int, str]:
         """Index -> why of the prompts that :meth:`encode` would refuse for their length; asks tokenizers alone.
 
-        Empty where the adapter has no limit of its own, or needs a picture to know it.
+        Empty where the adapter has no limit of its own, or needs an image to know it.
         """
 
         def measure(texts: Sequence[str], tokenizer: Any, limit: int) -> None:
@@ -239,7 +239,7 @@ class Generator(ABC):
             self.encode_text(prompts, {})
         except _LengthsKnown as measured:
             return measured.found
-        except (KeyError, IndexError):  # of a picture that the text is read with
+        except (KeyError, IndexError):  # of an image that the text is read with
             return {}
         finally:
             del self.check_length

@@ -43,8 +43,8 @@ class Memory:
             by layer).
         quantise: what the trained networks' frozen weights are stored as: ``none``, ``nf4``, ``int8``, ``fp8``.
         attention: backend of the trained networks, a key of :data:`BACKENDS`, or ``auto`` for diffusers' own.
-        vae_tiling: code pictures tile by tile.
-        vae_slicing: code pictures one by one.
+        vae_tiling: code images tile by tile.
+        vae_slicing: code images one by one.
     """
 
     offload: str = "none"

@@ -10,10 +10,10 @@ from generators.base import Generator, GeneratorError, Options
 
 
 class VideoGenerator(Generator):
-    """A generator of clips whose VAE keeps the first frame and compresses those after it in time.
+    """A generator of videos whose VAE keeps the first frame and compresses those after it in time.
 
     Attributes:
-        frames: frames of a clip, one more than a multiple of the VAE's compression in time.
+        frames: frames of a video, one more than a multiple of the VAE's compression in time.
     """
 
     accepts: tuple[str, ...] = ("size", "frames", "text_length", "negative_prompt")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 INPUTS = ("image", "mask", "metadata")
-"""What a prompt may come with: the source picture ``[N, 3, H, W]``, its mask ``[N, 1, H, W]`` (1 = to be drawn anew),
+"""What a prompt may come with: the source image ``[N, 3, H, W]``, its mask ``[N, 1, H, W]`` (1 = to be drawn anew),
 both float in [0, 1] at the size of the media, and N dicts of whatever else the prompt's row held."""
 
 

@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], batch: int, frames: int | None = None) -> Tensor:
-    """Scores ``[N]`` of ``media``; a clip's is the mean of its frames'.
+    """Scores ``[N]`` of ``media``; a video's is the mean of its frames'.
 
     Args:
         media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
         score: ``(images [b, 3, H, W], samples [b]) -> [b]``, where ``samples`` numbers the sample of each image.
         batch: largest b.
-        frames: how many frames of a clip count, in the middles of equal stretches; all by default.
+        frames: how many frames of a video count, in the middles of equal stretches; all by default.
     """
     if not len(media):
         return media.new_zeros(0)
-    clips = media if media.ndim == 5 else media[:, None]
-    chosen = middles(clips.shape[1], frames)
-    if len(chosen) < clips.shape[1]:
-        clips = clips[:, chosen]
-    samples = torch.arange(len(clips)).repeat_interleave(len(chosen))
-    parts = zip(clips.flatten(0, 1).split(batch), samples.split(batch), strict=True)
+    videos = media if media.ndim == 5 else media[:, None]
+    chosen = middles(videos.shape[1], frames)
+    if len(chosen) < videos.shape[1]:
+        videos = videos[:, chosen]
+    samples = torch.arange(len(videos)).repeat_interleave(len(chosen))
+    parts = zip(videos.flatten(0, 1).split(batch), samples.split(batch), strict=True)
     values = torch.cat([score(images, numbers) for images, numbers in parts])
-    return values.unflatten(0, (len(clips), len(chosen))).mean(1)
+    return values.unflatten(0, (len(videos), len(chosen))).mean(1)
 
 
 def middles(length: int, count: int | None) -> list[int]:

@@ -66,7 +66,7 @@ def read_task(include: Sequence[Any], exclude: Sequence[Any], tag: str = "") -> 
 
 
 def judge(objects: Mapping[str, Sequence[Found]], task: Task, colors: Colors) -> Verdict:
-    """All three scores of one picture.
+    """All three scores of one image.
 
     Args:
         objects: class -> those above :attr:`Task.threshold`, the surest first; 16 of each count.

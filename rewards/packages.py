@@ -34,7 +34,7 @@ def hpsv2_reward(file: str, factor: float, frames: int | None = None) -> Reward:
         return lambda image, prompt: factor * float(score(image, prompt, cp=path)[0])
 
     judge = _loaded("hpsv2", load)
-    return Reward("hpsv2", _by_picture(judge, frames), range=(-factor, factor))
+    return Reward("hpsv2", _by_image(judge, frames), range=(-factor, factor))
 
 
 def image_reward_reward(
@@ -57,7 +57,7 @@ def image_reward_reward(
 
         return judge
 
-    return Reward("image_reward", _by_picture(_loaded("image-reward", load), frames))
+    return Reward("image_reward", _by_image(_loaded("image-reward", load), frames))
 
 
 def _loaded(package: str, load: Callable[[], Judge]) -> Judge:
@@ -72,8 +72,8 @@ def _loaded(package: str, load: Callable[[], Judge]) -> Judge:
         raise RewardError(f"the package {package} does not load: {first_line(error)}; {remedy}") from error
 
 
-def _by_picture(judge: Judge, frames: int | None) -> Callable[..., Scores]:
-    """Score picture by picture; what raises is NaN with the package's own words."""
+def _by_image(judge: Judge, frames: int | None) -> Callable[..., Scores]:
+    """Score image by image; what raises is NaN with the package's own words."""
     from PIL import Image
 
     def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
@@ -84,7 +84,7 @@ def _by_picture(judge: Judge, frames: int | None) -> Callable[..., Scores]:
             pixels = (images[0].float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
             try:
                 return torch.tensor([judge(Image.fromarray(pixels.cpu().numpy()), prompts[sample])])
-            except Exception as error:  # one picture's failure is not the others'
+            except Exception as error:  # one image's failure is not the others'
                 reasons[sample] = first_line(error)
                 return torch.tensor([torch.nan])
 

@@ -13,8 +13,8 @@ _given: ContextVar[float | None] = ContextVar("frames a second", default=None)
 
 
 @contextmanager
-def clips_at(fps: float | None) -> Iterator[None]:
-    """Inside the block, rewards called in this thread know that their clips have ``fps``; None = nobody knows."""
+def videos_at(fps: float | None) -> Iterator[None]:
+    """Inside the block, rewards called in this thread know that their videos have ``fps``; None = nobody knows."""
     token = _given.set(fps)
     try:
         yield
@@ -22,13 +22,13 @@ def clips_at(fps: float | None) -> Iterator[None]:
         _given.reset(token)
 
 
-def frame_rate(setting: float | None) -> float:
-    """Frames a second: what the settings say, or the file does, or :data:`USUAL`.
+def fps_of(setting: float | None) -> float:
+    """Frames per second: what the settings say, or the file does, or :data:`USUAL`.
 
     >>> with clips_at(30.0):
-    ...     frame_rate(None), frame_rate(8.0)
+    ...     fps_of(None), fps_of(8.0)
     (30.0, 8.0)
-    >>> frame_rate(None)
+    >>> fps_of(None)
     16.0
     """
     return setting or _given.get() or USUAL

@@ -16,24 +16,24 @@ from rewards.frames import middles
 def by_row(
     media: Tensor, rows: Sequence[Any], judge: Callable[[Tensor, Any], Mapping[str, float]], frames: int | None = None
 ) -> dict[str, Scores]:
-    """Name -> scores of all samples; a clip's are the means of its frames'.
+    """Name -> scores of all samples; a video's are the means of its frames'.
 
     Args:
         media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
         rows: what each sample is judged by, N of them.
         judge: ``(frames [f, 3, H, W], row) -> name -> mean score of the frames``; always the same names. A
             ``ValueError`` says why this sample has no score.
-        frames: frames of a clip that are judged, in the middles of equal stretches; all by default.
+        frames: frames of a video that are judged, in the middles of equal stretches; all by default.
     """
-    clips = (media if media.ndim == 5 else media[:, None]).detach()
-    chosen = middles(clips.shape[1], frames)
+    videos = (media if media.ndim == 5 else media[:, None]).detach()
+    chosen = middles(videos.shape[1], frames)
     values: dict[str, Tensor] = {}
     reasons: dict[int, str] = {}
     for index, row in enumerate(rows):
         try:
-            if not clips[index].isfinite().all():
+            if not videos[index].isfinite().all():
                 raise ValueError("the media hold NaN or infinity")
-            found = judge(clips[index, chosen], row)
+            found = judge(videos[index, chosen], row)
         except ValueError as error:
             reasons[index] = str(error)
             continue

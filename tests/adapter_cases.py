@@ -48,7 +48,7 @@ class Case:
         inputs: name -> our tensors [B, C, H, W] in [0, 1], one per prompt.
         steps: of either sampler; one where the pipeline puts fresh noise between two.
         solver: our kind of step, where the pipeline's scheduler takes another than Euler's.
-        single: the pipeline takes one prompt a call, and its pictures from PIL.
+        single: the pipeline takes one prompt a call, and its images from PIL.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Case:
     single: bool = False
 
 
-def pictures(channels: int) -> Tensor:
-    """Two smooth pictures [2, channels, 64, 64] in [0, 1]."""
+def images(channels: int) -> Tensor:
+    """Two smooth images [2, channels, 64, 64] in [0, 1]."""
     source = torch.Generator().manual_seed(7)
     return torch.nn.functional.interpolate(torch.rand(2, channels, 8, 8, generator=source), (64, 64), mode="bilinear")
 
@@ -79,8 +79,8 @@ def moved(generator: Generator) -> list[tuple[str, torch.nn.Parameter]]:
     return parameters
 
 
-CLIP = Options(size=(32, 48), frames=9, text_length=40)
-IMAGE, HOLE = pictures(3), (pictures(1) > 0.5).float()
+VIDEO = Options(size=(32, 48), frames=9, text_length=40)
+IMAGE, HOLE = images(3), (images(1) > 0.5).float()
 CASES = [
     Case("flux-dev", "flux", tiny_image.flux, call={"guidance_scale": 3.5}, latents=packed),
     Case(
@@ -112,17 +112,17 @@ CASES = [
     ),
     Case("z-image", "z_image", tiny_image.z_image, call={"guidance_scale": 0.0}),
     Case("z-image-cfg", "z_image", tiny_image.z_image, guidance=4.0, call={"guidance_scale": 3.0}),
-    Case("wan21", "wan", tiny_video.wan, call={"guidance_scale": 1.0, "max_sequence_length": 40}, options=CLIP),
+    Case("wan21", "wan", tiny_video.wan, call={"guidance_scale": 1.0, "max_sequence_length": 40}, options=VIDEO),
     Case(
         "wan21-cfg", "wan", tiny_video.wan, guidance=5.0, call={"guidance_scale": 5.0, "max_sequence_length": 40},
-        options=CLIP,
+        options=VIDEO,
     ),
     Case(
         "wan22-two-experts", "wan", lambda: tiny_video.wan(2), guidance=3.0,
-        call={"guidance_scale": 3.0, "max_sequence_length": 40}, options=CLIP,
+        call={"guidance_scale": 3.0, "max_sequence_length": 40}, options=VIDEO,
     ),
     Case(
         "wan22-times-per-token", "wan", lambda: tiny_video.wan(expand_timesteps=True), guidance=3.0,
-        call={"guidance_scale": 3.0, "max_sequence_length": 40}, options=CLIP,
+        call={"guidance_scale": 3.0, "max_sequence_length": 40}, options=VIDEO,
     ),
 ]  # fmt: skip

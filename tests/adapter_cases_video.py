@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tiny_hunyuan
 import tiny_video
-from adapter_cases import Case, pictures
+from adapter_cases import Case, images
 from torch import Tensor
 
 from generators.base import Generator, Options
@@ -20,13 +20,13 @@ def frames_first(generator: Generator, noise: Tensor) -> Tensor:
     return noise.transpose(1, 2)
 
 
-CLIP = Options(size=(32, 48), frames=9, text_length=40)
+VIDEO = Options(size=(32, 48), frames=9, text_length=40)
 WIDE = Options(size=(32, 64), frames=5)
 
 
 def bytes_of(height: int, width: int) -> dict:
-    """Two smooth pictures that a file can hold exactly."""
-    return {"image": (pictures(3)[..., :height, :width] * 255).round() / 255}
+    """Two smooth images that a file can hold exactly."""
+    return {"image": (images(3)[..., :height, :width] * 255).round() / 255}
 
 
 KINDS = ["wan", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox"]  # those a config trains
@@ -46,7 +46,7 @@ CASES = [
     ),
     Case(
         "wan22-i2v-two-experts", "wan_i2v", lambda: tiny_video.wan_i2v(2), guidance=3.0, single=True,
-        call={"guidance_scale": 3.0, "max_sequence_length": 40}, inputs=bytes_of(32, 48), options=CLIP,
+        call={"guidance_scale": 3.0, "max_sequence_length": 40}, inputs=bytes_of(32, 48), options=VIDEO,
     ),
     Case(
         "wan22-i2v-first-frame", "wan_i2v", lambda: tiny_video.wan_i2v(first_frame=True), single=True,
@@ -81,7 +81,7 @@ CASES = [
     ),
     Case(
         "ltx-cfg", "ltx", tiny_video.ltx, guidance=3.0, latents=tokens, options=Options(
-            size=(64, 64), frames=9, text_length=40, negative_prompt="blurry", frame_rate=8
+            size=(64, 64), frames=9, text_length=40, negative_prompt="blurry", fps=8
         ), call={
             "guidance_scale": 3.0, "max_sequence_length": 40, "negative_prompt": ["blurry", "blurry"], "frame_rate": 8
         },

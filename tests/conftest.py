@@ -42,7 +42,7 @@ def declared():
 
 @pytest.fixture
 def small_sources(monkeypatch):
-    """The Qwen editors bring a source picture to a megapixel; here to 64 x 64, by the function that both sides call."""
+    """The Qwen editors bring a source image to a megapixel; here to 64 x 64, by the function that both sides call."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
     for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):

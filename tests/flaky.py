@@ -76,10 +76,10 @@ def grouped(media: Tensor, prompts: list[str], group: Tensor) -> Tensor:
 
 
 def refuses(media: Tensor, prompts: list[str]) -> Tensor:
-    """A reward for clips only."""
+    """A reward for videos only."""
     from rewards.base import RewardError
 
-    raise RewardError("this judge reads clips, got pictures")
+    raise RewardError("this judge reads videos, got images")
 
 
 def poisoned(media: Tensor, prompts: list[str]) -> Tensor:

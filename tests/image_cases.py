@@ -18,12 +18,12 @@ from generators.base import Options
 
 
 def pil(image: Tensor) -> Image.Image:
-    """The only picture of ``[1, 3, H, W]``."""
+    """The only image of ``[1, 3, H, W]``."""
     return Image.fromarray((image[0] * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def shades(size: tuple[int, int]) -> Tensor:
-    """Two pictures [2, 3, H, W] whose values are multiples of 1/255, as PIL holds them."""
+    """Two images [2, 3, H, W] whose values are multiples of 1/255, as PIL holds them."""
     return (F.interpolate(IMAGE, size, mode="bilinear") * 255).round() / 255
 
 

@@ -19,7 +19,7 @@ from image_cases import pil
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align.evaluation.evaluate import pictures
+from align.evaluation.evaluate import images
 from align.maths import samplers
 from align.policy.lora import FILE, file_of, save_lora
 from align.training.trainer import train
@@ -114,7 +114,7 @@ def test_encoding_inverts_decoding_but_for_the_vae(case):
         media = generator.decode(generator.noise([0]))
         latents = generator.encode_media(media)
         pixels = (media.transpose(1, 2) if media.ndim == 5 else media) * 2 - 1
-        if case.kind.startswith("qwen_image"):  # its VAE knows clips only
+        if case.kind.startswith("qwen_image"):  # its VAE knows videos only
             pixels = pixels.unsqueeze(2)
         vae = generator.pipeline.vae
         told = {"temb": torch.zeros(1)} if vae.config.get("timestep_conditioning") else {}
@@ -231,8 +231,8 @@ def test_texts_of_unequal_length_are_padded():
     assert flat.tensors["n"].tolist() == [1.0, 2.0]
 
 
-def test_a_clip_is_shown_by_its_middle_frame():
+def test_a_video_is_shown_by_its_middle_frame():
     media = torch.rand(2, 5, 3, 4, 6)
-    shown = pictures(media)
-    assert [picture.shape for picture in shown] == [(4, 6, 3)] * 2
+    shown = images(media)
+    assert [image.shape for image in shown] == [(4, 6, 3)] * 2
     assert torch.equal(torch.from_numpy(shown[1]), (media[1, 2] * 255).round().byte().permute(1, 2, 0))

@@ -20,7 +20,7 @@ from generators.load import adapter
 # -- Wan, image to video ------------------------------------------------------------------------------------------
 
 SMALL = Options(size=(32, 64), frames=5)
-PICTURES = bytes_of(32, 64)
+IMAGES = bytes_of(32, 64)
 
 
 def first_frame() -> Generator:
@@ -28,10 +28,10 @@ def first_frame() -> Generator:
 
 
 @pytest.mark.parametrize("kind", samplers.KINDS)
-def test_every_sampler_ends_on_the_picture(kind):
+def test_every_sampler_ends_on_the_image(kind):
     """All kinds of stochastic step, and none in the last: some add noise there that nothing removes."""
     generator = first_frame()
-    cond = generator.encode(PROMPTS, PICTURES)
+    cond = generator.encode(PROMPTS, IMAGES)
     times = generator.times(4)
     noise = generator.noise([1, 2])
     with torch.no_grad():
@@ -44,10 +44,10 @@ def test_every_sampler_ends_on_the_picture(kind):
     assert (x[:, :, 1:] - noise[:, :, 1:]).abs().max() > 0.05
 
 
-def test_the_forward_process_agrees_on_the_pictures_frame():
-    """``v = eps - x0`` there for any clip that begins with the picture, at any time: nothing to learn, no loss."""
+def test_the_forward_process_agrees_on_the_images_frame():
+    """``v = eps - x0`` there for any video that begins with the image, at any time: nothing to learn, no loss."""
     generator = first_frame()
-    cond = generator.encode(PROMPTS, PICTURES)
+    cond = generator.encode(PROMPTS, IMAGES)
     x0, eps, t = generator.noise([3, 4]), generator.noise([5, 6]), torch.tensor([0.3, 0.8])
     x0[:, :, :1] = cond.tensors["first"]
     x = (1 - t.view(-1, 1, 1, 1, 1)) * x0 + t.view(-1, 1, 1, 1, 1) * eps
@@ -56,18 +56,18 @@ def test_the_forward_process_agrees_on_the_pictures_frame():
     torch.testing.assert_close(v[:, :, :1], (eps - x0)[:, :, :1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_text_that_would_be_taken_for_the_picture_is_refused():
+def test_a_text_that_would_be_taken_for_the_image_is_refused():
     with pytest.raises(GeneratorError, match=r"generator\.text_length 40: .* takes exactly 512 tokens"):
         adapter("wan_i2v")(tiny_video.wan_i2v(), Options(size=(32, 64), frames=5, text_length=40))
 
 
-def test_a_lora_without_the_pictures_branch_loads(tmp_path):
+def test_a_lora_without_the_images_branch_loads(tmp_path):
     """diffusers adds zeros to it, for LoRA of text to video; ours reads it to the same values."""
     trained, fresh = (adapter("wan_i2v")(tiny_video.wan_i2v(), SMALL) for _ in range(2))
     for _, value in add_lora(trained, 4, 8, targets=["to_q", "to_k"]):
         value.data += 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     save_lora(trained, tmp_path)
-    cond, noise = trained.encode(PROMPTS, PICTURES), trained.noise([1, 2])
+    cond, noise = trained.encode(PROMPTS, IMAGES), trained.noise([1, 2])
     with torch.no_grad():
         base = fresh.velocity(noise, torch.tensor(0.7), cond)
         load_lora(fresh, tmp_path)
@@ -141,7 +141,7 @@ def test_a_config_trains_both_experts(tmp_path):
 # -- LTX ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_decoder_that_adds_noise_adds_the_same_to_every_clip():
+def test_a_decoder_that_adds_noise_adds_the_same_to_every_video():
     generator = adapter("ltx")(tiny_video.ltx(told_time=True), Options(size=(32, 64), frames=9))
     latents = generator.noise([1, 2])
     with torch.no_grad():

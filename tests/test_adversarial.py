@@ -20,8 +20,8 @@ from align.evaluation.evaluate import evaluate_run
 from align.training.trainer import train
 from alignflow.errors import CheckpointError, TrainingError
 from rewards.base import RewardError
+from rewards.images import RENDERS, read_folder
 from rewards.networks.vision_features import VisionFeatures
-from rewards.pictures import RENDERS, read_folder
 from rewards.training.discriminator import PATCHES, Discriminator
 
 LIKENESS: dict[str, Any] = {"kind": "adversarial", "model": "shapes", "hidden": 32, "lr": 1e-2}
@@ -34,7 +34,7 @@ def features() -> VisionFeatures:
 
 
 def plain(red: float, blue: float, count: int = 4) -> torch.Tensor:
-    """Plain pictures, a little noisy."""
+    """Plain images, a little noisy."""
     noise = 0.05 * torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(int(100 * red)))
     return (noise + torch.tensor([red, 0.2, blue])[:, None, None]).clamp(0, 1)
 
@@ -121,12 +121,12 @@ def test_tokens_of_dinov2_are_its_class_token_and_its_patches(registers, tmp_pat
 
 @pytest.fixture
 def red(tmp_path: Path) -> Path:
-    """A folder of two red pictures of different sizes, and a file that is none."""
+    """A folder of two red images of different sizes, and a file that is none."""
     folder = tmp_path / "red"
     folder.mkdir()
     Image.new("RGB", (40, 32), "red").save(folder / "b.png")
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(folder / "a.webp", lossless=True)
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -140,11 +140,11 @@ def test_references_are_read_by_name_at_their_own_sizes(red: Path) -> None:
 
 
 def test_references_that_cannot_be_read_are_named(red: Path) -> None:
-    (red / "c.png").write_bytes(b"no picture")
+    (red / "c.png").write_bytes(b"no image")
     for folder, said in (
         (red, r"c\.png cannot be read"),
         (red / "none", "no folder"),
-        (red.parent, "holds no picture"),
+        (red.parent, "holds no image"),
     ):
         with pytest.raises(RewardError, match=said):
             rewards.parse({**LIKENESS, "references": str(folder)}).build()
@@ -152,7 +152,7 @@ def test_references_that_cannot_be_read_are_named(red: Path) -> None:
 
 @pytest.mark.slow
 def test_it_leads_a_policy_to_its_references(tmp_path: Path) -> None:
-    """Held-out samples become brighter although nothing but white pictures says so."""
+    """Held-out samples become brighter although nothing but white images says so."""
     white = tmp_path / "white"
     white.mkdir()
     for name, light in (("a", 255), ("b", 235)):

@@ -17,15 +17,15 @@ import rewards
 from align.training.trainer import train
 from rewards.base import RewardError
 from rewards.encoders.clip import weights
+from rewards.images import RENDERS, read_table
 from rewards.networks.clip import Clip
-from rewards.pictures import RENDERS, read_table
 from rewards.training.tuned_clip import TunedClip
 
 TUNED: dict[str, Any] = {"kind": "adversarial_pick_score", "model": "shapes", "processor": "shapes", "lr": 1e-3}
 LAST = ("vision_model.encoder.layers.2.", "vision_model.encoder.layers.3.")
 
 
-def pictures(seed: int, count: int = 4) -> torch.Tensor:
+def images(seed: int, count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -52,12 +52,12 @@ def same(before: dict[str, torch.Tensor], model: torch.nn.Module) -> list[str]:
 
 def test_only_the_last_layers_learn_and_the_loss_is_the_closed_form(good, caption):
     """Noise stands for references, renders for samples, which are ahead by far."""
-    judge = tuned({caption: list(pictures(0, 3))}, seed=3, batch=3)
+    judge = tuned({caption: list(images(0, 3))}, seed=3, batch=3)
     media, prompts = torch.stack(good * 4), [caption] * 4
     before = copy.deepcopy(judge.clip.model.state_dict())
     with torch.no_grad():
         scale, text = judge.clip.logit_scale, judge.clip.text_features([caption], 1)
-        noise = scale * (judge.clip.image_features(pictures(0, 3)) @ text[0])
+        noise = scale * (judge.clip.image_features(images(0, 3)) @ text[0])
         sample = scale * (judge.clip.image_features(good[0][None]) @ text[0])
     rng = np.random.default_rng([3, 0])
     drawn = noise[[int(rng.integers(3)) for _ in range(4)]]
@@ -79,7 +79,7 @@ def test_only_the_last_layers_learn_and_the_loss_is_the_closed_form(good, captio
 def test_it_waits_while_references_are_ahead(good, caption):
     judge = tuned({caption: good})
     before, name = copy.deepcopy(judge.clip.model.state_dict()), judge.reward("r").fingerprint()
-    found = judge.fit(pictures(0), [caption] * 4)
+    found = judge.fit(images(0), [caption] * 4)
     assert found["real"] > found["fake"]
     assert not judge.instead
     assert len(same(before, judge.clip.model)) == len(before)
@@ -89,20 +89,20 @@ def test_it_waits_while_references_are_ahead(good, caption):
 
 
 def test_prompts_without_references_teach_nothing(good, caption):
-    judge = tuned({caption: list(pictures(0, 1))}, batch=1)
+    judge = tuned({caption: list(images(0, 1))}, batch=1)
     before = copy.deepcopy(judge.clip.model.state_dict())
     found = judge.fit(torch.stack(good), ["a purple star nobody drew"])
     assert found["pairs"] == 0
     assert not judge.instead
     assert len(same(before, judge.clip.model)) == len(before)
-    some = judge.fit(torch.stack([pictures(1, 1)[0], *good]), ["a purple star nobody drew", caption])
+    some = judge.fit(torch.stack([images(1, 1)[0], *good]), ["a purple star nobody drew", caption])
     assert some["pairs"] == 1
     assert judge.instead
 
 
 def test_it_goes_on_to_the_same_bits_and_scores_with_gradient(good, caption):
     def made():
-        return tuned({caption: list(pictures(0, 5))})
+        return tuned({caption: list(images(0, 5))})
 
     media, prompts = torch.stack(good * 2), [caption] * 2
     whole, half = made(), made()
@@ -125,7 +125,7 @@ def test_it_goes_on_to_the_same_bits_and_scores_with_gradient(good, caption):
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Plain pictures for each of the run's prompts."""
+    """Plain images for each of the run's prompts."""
     rows = []
     for i, prompt in enumerate(["a red cube", "a blue ball", "a cat", "two dogs", "a small hat", "a tree"]):
         Image.new("RGB", (40, 32), (40 * i, 90, 0)).save(tmp_path / f"{i}.png")
@@ -135,7 +135,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_the_policy_waits_in_a_run_and_a_resumed_run_ends_with_the_same_bits(table, model, tmp_path):
-    """Two prompts a rollout: plain pictures are now ahead of a random generator's, now behind."""
+    """Two prompts a rollout: plain images are now ahead of a random generator's, now behind."""
     reward = {**TUNED, "references": str(table), "lr": 3e-4}
 
     def run(name, steps, resume=False):

@@ -19,7 +19,7 @@ def clip_folder(tmp_path_factory):
 
 
 def reference(folder, images, prompts):
-    """Cosine by transformers' own model, tokenizer and image processor on 8-bit pictures."""
+    """Cosine by transformers' own model, tokenizer and image processor on 8-bit images."""
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
     model = CLIPModel.from_pretrained(folder)
@@ -33,7 +33,7 @@ def reference(folder, images, prompts):
 
 
 def eight_bit(count, height, width):
-    """The same pictures as PIL images and as a tensor; smooth, since 8-bit rounding is what the two may differ by."""
+    """The same images as PIL images and as a tensor; smooth, since 8-bit rounding is what the two may differ by."""
     noise = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(1))
     smooth = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")
     pixels = (smooth * 255).round().to(torch.uint8)

@@ -103,13 +103,13 @@ def test_the_adapter_trains_its_targets_and_refuses_long_prompts(folder, model):
         generator.encode(["a " * 300])
 
 
-def test_the_reward_scores_two_pictures(folder):
+def test_the_reward_scores_two_images(folder):
     reward = load_reward("my_reward.py:MyReward").build()
     media = torch.zeros(2, 3, 4, 4)
     media[0, 0], media[1, 1] = 1.0, 0.5  # red, dark green
     assert reward(media, ["a", "b"]).values.tolist() == [1.0, -0.25]
-    clips = media.unsqueeze(1).expand(2, 5, 3, 4, 4)
-    assert reward(clips, ["a", "b"]).values.tolist() == [1.0, -0.25]
+    videos = media.unsqueeze(1).expand(2, 5, 3, 4, 4)
+    assert reward(videos, ["a", "b"]).values.tolist() == [1.0, -0.25]
     green = load_reward("{kind: 'my_reward.py:MyReward', options: {channel: 1}}").build()
     assert green(media, ["a", "b"]).values.tolist() == [-0.5, 0.5]
     media.requires_grad_()

@@ -225,7 +225,7 @@ def painted(monkeypatch):
     monkeypatch.setattr(Detector, "load", classmethod(lambda cls, *args: Painted()))
 
 
-def picture(dog, cat=None):
+def painting(dog, cat=None):
     image = torch.full((3, 40, 60), 0.2)
     for channel, box in enumerate([dog, cat]):
         if box:
@@ -236,8 +236,8 @@ def picture(dog, cat=None):
 def test_geneval_from_rows_to_scores(painted):
     reward = rewards.parse({"kind": "geneval", "clip": "shapes", "score": "strict"}).build()
     pair = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["right of", 0]}]
-    media = torch.stack([picture((0, 5, 20, 30), (30, 5, 50, 30))] * 6)
-    media[1] = picture((30, 5, 50, 30), (0, 5, 20, 30))
+    media = torch.stack([painting((0, 5, 20, 30), (30, 5, 50, 30))] * 6)
+    media[1] = painting((30, 5, 50, 30), (0, 5, 20, 30))
     rows = [
         {"include": pair},
         {"include": pair},
@@ -264,7 +264,7 @@ def test_colors_are_of_the_object_on_grey(painted, monkeypatch):
         geneval, "_crop", lambda image, one, crop=geneval._crop: seen.append(crop(image, one)) or seen[-1]
     )
     reward = rewards.parse({"kind": "geneval", "clip": "shapes"}).build()
-    media = picture((10, 5, 30, 25))
+    media = painting((10, 5, 30, 25))
     media[0, 5:10, 10:15] = 0.2  # a corner that is not the object
     rows = [{"include": [{"class": "dog", "count": 1, "color": "red"}]}]
     dense = reward(media[None], [""], None, {"metadata": rows}).values.item()
@@ -285,9 +285,9 @@ def test_a_blind_detector_is_found_at_the_start(painted, tmp_path):
         rewards.parse({**settings, "probe": [str(tmp_path / "dog.png"), "cat"]}).build()
 
 
-def test_layout_is_iou_in_shares_of_the_picture(painted):
+def test_layout_is_iou_in_shares_of_the_image(painted):
     reward = rewards.parse({"kind": "layout"}).build()
-    media = torch.stack([picture((0, 0, 30, 20), (30, 20, 60, 40))] * 4)
+    media = torch.stack([painting((0, 0, 30, 20), (30, 20, 60, 40))] * 4)
     dog, cat = {"class": "dog", "box": [0, 0, 0.5, 0.5]}, {"class": "cat", "box": [0.5, 0, 1, 1]}
     rows = [{"boxes": [dog]}, {"boxes": [dog, cat]}, {"boxes": [dog, dog]}, {"boxes": [{**dog, "box": [0, 0, 60, 40]}]}]
     scores = reward(media, [""] * 4, None, {"metadata": rows})
@@ -305,7 +305,7 @@ def test_genevals_file_is_a_prompt_file(painted, tmp_path):
     prompts = read_prompts(str(tmp_path / "evaluation_metadata.jsonl"))
     reward = rewards.parse({"kind": "geneval", "clip": "shapes"}).build()
     inputs = read_inputs(prompts, {"metadata"}, (40, 60))
-    assert reward(picture((0, 0, 9, 9))[None], [prompts[0].text], None, inputs).values.tolist() == [1]
+    assert reward(painting((0, 0, 9, 9))[None], [prompts[0].text], None, inputs).values.tolist() == [1]
 
 
 def test_boxes_are_matched_where_they_overlap_most():

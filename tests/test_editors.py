@@ -1,4 +1,4 @@
-"""Pictures that come with prompts reach the generator and the rewards that want them, and mistakes name their row."""
+"""Images that come with prompts reach the generator and the rewards that want them, and mistakes name their row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZE = (32, 32)
 
 
 def likeness(media, prompts, image):
-    """Less the distance from the source: a reward for leaving the picture alone."""
+    """Less the distance from the source: a reward for leaving the image alone."""
     return -(media - image).abs().mean(dim=(1, 2, 3))
 
 
@@ -55,18 +55,16 @@ def inside(media, prompts, image, mask, metadata, group):
 
 @pytest.fixture
 def edits(tmp_path):
-    """A table of six edits with pictures and masks of several sizes; its rows."""
+    """A table of six edits with images and masks of several sizes; its rows."""
     rows, source = [], np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(6):
         height, width = 40, 40 + 8 * (i % 3)
-        Image.fromarray(source.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
-            tmp_path / f"pictures/{i}.png"
-        )
+        Image.fromarray(source.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
         mask = np.zeros((height, width), np.uint8)
         mask[10:30, 10:30] = 255
-        Image.fromarray(mask).save(tmp_path / f"pictures/mask{i}.png")
-        rows.append({"prompt": f"edit {i}", "image": f"pictures/{i}.png", "mask": f"pictures/mask{i}.png", "weight": i})
+        Image.fromarray(mask).save(tmp_path / f"images/mask{i}.png")
+        rows.append({"prompt": f"edit {i}", "image": f"images/{i}.png", "mask": f"images/mask{i}.png", "weight": i})
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return rows
 
@@ -124,18 +122,18 @@ def test_an_editor_learns_from_stored_pairs(edits, tmp_path):
     assert train(config)["status"] == "finished"
 
 
-def test_sample_takes_pictures_by_name_or_from_a_table(edits, tmp_path, run):
+def test_sample_takes_images_by_name_or_from_a_table(edits, tmp_path, run):
     config = config_of(tmp_path, "flux_fill")
     file = tmp_path / "run.yaml"
     from align.config.load import dump_config
 
     file.write_text(dump_config(config))
-    pictures = ["--image", str(tmp_path / edits[4]["image"]), "--mask", str(tmp_path / edits[4]["mask"])]
+    images = ["--image", str(tmp_path / edits[4]["image"]), "--mask", str(tmp_path / edits[4]["mask"])]
     one, table = str(tmp_path / "one"), str(tmp_path / "table")
-    assert run("sample", str(file), "--prompt", "edit 4", *pictures, "--out", one)[0] == 0
+    assert run("sample", str(file), "--prompt", "edit 4", *images, "--out", one)[0] == 0
     assert run("sample", str(file), "--prompts-file", str(tmp_path / "edits.jsonl"), "--out", table)[0] == 0
     assert json.loads(Path(table, "prompts.json").read_text())["prompts"] == [row["prompt"] for row in edits]
-    code, _, err = run("sample", str(file), "--prompt", "edit 4", *pictures[:2], "--out", str(tmp_path / "none"))
+    code, _, err = run("sample", str(file), "--prompt", "edit 4", *images[:2], "--out", str(tmp_path / "none"))
     assert code == 2
     assert "--prompt 'edit 4': FluxFillPipeline needs 'mask' with every prompt" in err
     assert not (tmp_path / "none").exists()
@@ -244,7 +242,7 @@ def test_callables_and_mixtures_pass_their_wishes_on():
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_do_not_serve_name_their_row(edits, tmp_path, generator):
+def test_images_that_do_not_serve_name_their_row(edits, tmp_path, generator):
     def says(message, **media):
         prompt = Prompt("x", media, place="edits.jsonl line 7")
         with pytest.raises(DataError, match=message) as caught:
@@ -253,13 +251,13 @@ def test_pictures_that_do_not_serve_name_their_row(edits, tmp_path, generator):
 
     image, mask = (tmp_path / edits[0][name] for name in ("image", "mask"))
     other = tmp_path / edits[1]["mask"]
-    says("pictures of one prompt must be of one size.* image 40 x 40, mask 40 x 48", image=image, mask=other)
+    says("images of one prompt must be of one size.* image 40 x 40, mask 40 x 48", image=image, mask=other)
     (tmp_path / "bad.png").write_text("no")
     says("'mask': .*bad.png is not an image that can be read", image=image, mask=tmp_path / "bad.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(
         tmp_path / "two.gif", save_all=True, append_images=[Image.new("L", (8, 8), 255)]
     )
-    says("'image' is a clip of 2 frames; give a picture", image=tmp_path / "two.gif", mask=mask)
+    says("'image' is a video of 2 frames; give an image", image=tmp_path / "two.gif", mask=mask)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +268,7 @@ def test_pictures_that_do_not_serve_name_their_row(edits, tmp_path, generator):
         ("image", "flux_kontext", "edits.jsonl line 2: FluxKontextPipeline needs 'image' with every prompt"),
     ],
 )
-def test_training_refuses_prompts_without_pictures_before_any_work(edits, tmp_path, missing, kind, says):
+def test_training_refuses_prompts_without_images_before_any_work(edits, tmp_path, missing, kind, says):
     del edits[1][missing]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
     config = config_of(tmp_path, kind)
@@ -282,7 +280,7 @@ def test_training_refuses_prompts_without_pictures_before_any_work(edits, tmp_pa
         train(without)
 
 
-def test_prompts_of_the_embedded_world_have_no_pictures(generator):
+def test_prompts_of_the_embedded_world_have_no_images(generator):
     with pytest.raises(DataError, match="shapes:heldout: FluxFillPipeline needs 'image' with every prompt"):
         sample_media(generator, read_prompts("shapes:heldout", 1), [0], Evaluate().sampler)
     with pytest.raises(DataError, match="'a cat': FluxFillPipeline needs 'image'"):

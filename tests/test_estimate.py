@@ -126,7 +126,7 @@ def test_what_lives_in_a_pass_without_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_what_lives_while_decoding_clips(frames: int) -> None:
+def test_what_lives_while_decoding_videos(frames: int) -> None:
     vae = AutoencoderKLWan(base_dim=16).to(HALF)
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, 8, 8, dtype=HALF)
     with torch.no_grad(), Live() as live:
@@ -135,7 +135,7 @@ def test_what_lives_while_decoding_clips(frames: int) -> None:
     assert live.peak == pytest.approx(maps * channels * 64 * 64 * HALF.itemsize, rel=0.3)
 
 
-def test_what_lives_while_decoding_pictures() -> None:
+def test_what_lives_while_decoding_images() -> None:
     vae = AutoencoderKL(
         block_out_channels=(32, 64, 128, 128), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2,
         up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,

@@ -11,9 +11,9 @@ import tiny
 import torch
 import written
 from adapter_cases import CASES, Case, moved
-from adapter_cases_video import CASES as CLIPS
+from adapter_cases_video import CASES as VIDEOS
 from diffusers.loaders import lora_conversion_utils, lora_pipeline, single_file_utils
-from image_cases import CASES as PICTURES
+from image_cases import CASES as IMAGES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +28,7 @@ from generators.load import adapter, load
 
 run = written.run
 SD3 = Case("sd3", "sd3", lambda: tiny.sd3_pipeline(t5=False), options=Options(size=(32, 32)))
-EVERY = {case.name: case for case in (SD3, *CASES, *CLIPS, *PICTURES)}
+EVERY = {case.name: case for case in (SD3, *CASES, *VIDEOS, *IMAGES)}
 SINGLE = r"single_transformer_blocks\.\d\.(attn\.to_[qkv]|proj_mlp|proj_out)"
 DEEP = {
     "flux-dev": rf"(transformer_blocks\.\d\.(attn\.to_[qv]|ff\.net\.2)|{SINGLE})",

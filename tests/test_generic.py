@@ -41,7 +41,7 @@ def test_every_watched_case_is_there():
 @each
 def test_equals_the_adapter_somebody_wrote(case: Case):
     """The adapters equal the pipelines' own calls (test_adapters); both see the same noise, packed or not."""
-    if case.name == "flux-kontext":  # its picture is optional: watched as text to image, it is FLUX
+    if case.name == "flux-kontext":  # its image is optional: watched as text to image, it is FLUX
         case = next(c for c in CASES if c.name == "flux-dev")
     written, watched = adapter(case.kind)(case.build(), case.options), Generic(case.build(), case.options)
     noise = written.noise([3, 4])

@@ -51,8 +51,8 @@ def build(base, **options):
     return rewards.parse({"kind": "hpsv3", "weights": str(base / "HPSv3.safetensors"), **settings, **options}).build()
 
 
-def expected(network, picture, prompt):
-    patches, grid = patched(picture[None], network.config.vision_config, (PIXELS, PIXELS), "image")
+def expected(network, image, prompt):
+    patches, grid = patched(image[None], network.config.vision_config, (PIXELS, PIXELS), "image")
     chat = ["<|im_start|>", "user", "<|vision_start|>", *["<|image_pad|>"] * (len(patches) // 4), "<|vision_end|>"]
     texts = TEMPLATE.replace("{text_prompt}", prompt).split()
     ids = torch.tensor([[*WORDS, TOKEN].index(word) for word in [*chat, *texts, "<|im_end|>"]])
@@ -65,17 +65,17 @@ def expected(network, picture, prompt):
 
 def test_the_score_is_that_of_the_authors_network(base, network):
     scores = build(base)(MEDIA, PROMPTS)
-    wanted = torch.stack([expected(network, picture, prompt) for picture, prompt in zip(MEDIA, PROMPTS, strict=True)])
+    wanted = torch.stack([expected(network, image, prompt) for image, prompt in zip(MEDIA, PROMPTS, strict=True)])
     assert torch.allclose(scores.values, wanted[:, 0], atol=1e-5)
     assert torch.allclose(scores.parts["deviation"], wanted[:, 1].exp(), atol=1e-5)
     assert scores.values.std() > 1e-5
 
 
-def test_of_a_clip_the_mean_of_its_frames(base):
+def test_of_a_video_the_mean_of_its_frames(base):
     reward = build(base, frames=None)
-    clip = torch.stack([MEDIA[0], MEDIA[1]])[None]
-    each = reward(clip[0], ["circle", "circle"])
-    whole = reward(clip, ["circle"])
+    video = torch.stack([MEDIA[0], MEDIA[1]])[None]
+    each = reward(video[0], ["circle", "circle"])
+    whole = reward(video, ["circle"])
     assert torch.allclose(whole.values[0], each.values.mean(), atol=1e-6)
     assert torch.allclose(whole.parts["deviation"][0], each.parts["deviation"].mean(), atol=1e-6)
 
@@ -90,18 +90,18 @@ def test_gradients_reach_the_pixels_and_a_control_token_in_a_prompt_costs_that_s
     assert leaf.grad[1].abs().sum() > 0
 
 
-def test_every_picture_has_about_as_many_pixels():
+def test_every_image_has_about_as_many_pixels():
     for height, width in [(480, 832), (64, 64), (1080, 1920), (336, 300), (1024, 1024)]:
         assert fitting(height, width, 28, (PIXELS, PIXELS)) == smart_resize(height, width, 28, PIXELS, PIXELS)
 
 
 @pytest.mark.parametrize("size", [(40, 56), (600, 700)])
 def test_pixels_are_those_of_pillow(size):
-    picture = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+    image = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
     sides = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
-    array = picture[0].permute(1, 2, 0).numpy().astype("uint8")
+    array = image[0].permute(1, 2, 0).numpy().astype("uint8")
     theirs = Qwen2VLImageProcessorPil(size=sides)(array, return_tensors="pt")
-    rows, grid = patched(picture / 255, tiny_config().vision_config, (PIXELS, PIXELS), "image")
+    rows, grid = patched(image / 255, tiny_config().vision_config, (PIXELS, PIXELS), "image")
     assert grid.tolist() == theirs.image_grid_thw.tolist()
     assert torch.allclose(rows, theirs.pixel_values, atol=1e-5)
 

@@ -37,7 +37,7 @@ EDITORS = [("qwen_image_edit", "QwenImageEditPipeline"), ("qwen_image_edit_plus"
 
 @pytest.mark.parametrize(("kind", "name"), EDITORS)
 def test_a_qwen_editor_brings_its_source_to_the_pipelines_areas(kind, name):
-    """Sides of the two pictures the pipeline makes of a 32 x 96 one, and what a step of it draws."""
+    """Sides of the two images the pipeline makes of a 32 x 96 one, and what a step of it draws."""
     generator, pipeline = (
         adapter(kind)(tiny_image.qwen_image(name), Options(size=(32, 96))),
         tiny_image.qwen_image(name),
@@ -74,12 +74,12 @@ def test_flux2_shrinks_a_source_beyond_a_megapixel_as_its_pipeline_does():
 
 
 @pytest.mark.parametrize(("kind", "name"), EDITORS)
-def test_a_qwen_editor_reads_both_texts_beside_each_picture(kind, name, small_sources):
+def test_a_qwen_editor_reads_both_texts_beside_each_image(kind, name, small_sources):
     generator = adapter(kind)(tiny_image.qwen_image(name), Options(size=(64, 64), negative_prompt="blurry"))
     one = generator.encode(["a", "a"], {"image": shades((64, 64))})
     negative = generator.negative(one)
     for texts in (one.tensors["embeds"], negative.tensors["embeds"]):
-        assert (texts[0] - texts[1]).abs().max() > 1e-4  # the prompts are equal, the pictures are not
+        assert (texts[0] - texts[1]).abs().max() > 1e-4  # the prompts are equal, the images are not
     assert negative.tensors["embeds"].shape[1] == one.tensors["embeds"].shape[1] + len("blurry") - len("a")
     assert torch.equal(negative.tensors["source"], one.tensors["source"])
 

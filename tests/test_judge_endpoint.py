@@ -22,7 +22,7 @@ SURE = {"Yes": math.log(0.5), " yes": math.log(0.1), "No": math.log(0.2), "Well"
 
 
 def shades(body):
-    """Mean of every picture of a request, in [0, 1], in order."""
+    """Mean of every image of a request, in [0, 1], in order."""
     found = []
     for part in body["messages"][0]["content"]:
         if part["type"] == "image_url":
@@ -61,7 +61,7 @@ def test_yes_probability_and_what_is_sent(monkeypatch):
 
 
 def test_digits_and_pairs():
-    """The judge sees pictures in the order of the question: it likes light ones, and the first place a little."""
+    """The judge sees images in the order of the question: it likes light ones, and the first place a little."""
 
     def answer(body):
         if "one digit" in texts(body):
@@ -103,9 +103,9 @@ def test_paco_means_over_pairs_of_panels():
         p = 0.99 if abs(first - second) < 0.1 else 0.01
         return said("Yes", {"Yes": math.log(p), "No": math.log(1 - p)})
 
-    picture = torch.cat([torch.zeros(1, 3, 8, 6), torch.ones(1, 3, 8, 6)], 3)
+    image = torch.cat([torch.zeros(1, 3, 8, 6), torch.ones(1, 3, 8, 6)], 3)
     with endpoint(answer) as (url, seen):
-        scores = built("paco", url)(picture, ["a"])
+        scores = built("paco", url)(image, ["a"])
     assert len(seen) == 1 + 6
     assert scores.values.item() == pytest.approx((2 * 0.99 + 4 * 0.01) / 6)
 
@@ -237,7 +237,7 @@ def test_rubric_and_think_score():
 
 
 def test_video_judge_looks_where_it_wants():
-    """Frames 3 and 7 of 8 at first; frame 8 when asked for; then it must answer. A clip of one frame is answered."""
+    """Frames 3 and 7 of 8 at first; frame 8 when asked for; then it must answer. A video of one frame is answered."""
 
     def answer(body):
         seen = shades(body)
@@ -247,17 +247,17 @@ def test_video_judge_looks_where_it_wants():
             return said("<think>the end?</think><select>8, 7</select>")
         return said("<select>99</select>")
 
-    clip = (torch.arange(8.0) / 8).view(1, 8, 1, 1, 1).expand(1, 8, 3, 8, 8)
+    video = (torch.arange(8.0) / 8).view(1, 8, 1, 1, 1).expand(1, 8, 3, 8, 8)
     with endpoint(answer) as (url, seen):
-        scores = built("video_judge", url, frames=2, rounds=1)(clip, ["a"])
+        scores = built("video_judge", url, frames=2, rounds=1)(video, ["a"])
         assert scores.values.item() == pytest.approx(0.3)
         assert scores.parts["frames"].item() == 3
         assert shades(seen[1]) == pytest.approx([2 / 8, 6 / 8], abs=0.01)
         assert shades(seen[2]) == pytest.approx([2 / 8, 6 / 8, 7 / 8], abs=0.01)
         assert "the end?" in texts(seen[2])
-        lost = built("video_judge", url, frames=2, rounds=2)(clip, ["a"])
+        lost = built("video_judge", url, frames=2, rounds=2)(video, ["a"])
         assert "no frame of 1 to 8" in lost.reasons[0]
-        for one in (clip[:, :1], clip[:, 0]):
+        for one in (video[:, :1], video[:, 0]):
             assert built("video_judge", url, frames=2)(one, ["a"]).values.item() == pytest.approx(0.1)
 
 

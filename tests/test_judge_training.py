@@ -31,7 +31,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def table(folder: Path, count: int, seed: int, brighter: bool = False, **columns) -> Path:
-    """Pairs of which the darker picture is chosen, or the brighter."""
+    """Pairs of which the darker image is chosen, or the brighter."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(count):
@@ -166,7 +166,7 @@ def test_bad_input_is_named(model, tmp_path):
     with pytest.raises(RunFolderError, match="is not a judge's LoRA that alignflow made"):
         train_judge(made, overwrite=True)
     assert (made.run_dir / "notes.txt").read_text() == "mine"
-    (tmp_path / "0-3-chosen.png").write_bytes(b"no picture")
+    (tmp_path / "0-3-chosen.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0-3-chosen\.png"):
         train_judge(
             made.model_copy(update={"lora": JudgeLora(), "out": str(tmp_path / "other"), "fit": Steps(batch=24)})

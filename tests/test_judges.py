@@ -28,14 +28,14 @@ def folders(tmp_path_factory):
     return {family: tiny_vlm.save(out / family, family) for family in FAMILIES}
 
 
-def picture(seed, height=SEEN[0], width=SEEN[1]):
+def noise_image(seed, height=SEEN[0], width=SEEN[1]):
     pixels = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
     return (pixels * 255).round() / 255
 
 
 @pytest.fixture(scope="module")
 def media():
-    return torch.stack([picture(seed) for seed in range(3)])
+    return torch.stack([noise_image(seed) for seed in range(3)])
 
 
 def judge_of(folder, **options):
@@ -56,9 +56,9 @@ def test_patches_are_the_processors(size):
     processor = Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 64, "longest_edge": 1024}
     )
-    image = picture(0, *size)
-    want = processor([pillow(image), pillow(picture(1))], return_tensors="pt")
-    patches, grid = Patches.of_processor(processor)([image, picture(1)])
+    image = noise_image(0, *size)
+    want = processor([pillow(image), pillow(noise_image(1))], return_tensors="pt")
+    patches, grid = Patches.of_processor(processor)([image, noise_image(1)])
     assert torch.equal(grid, torch.as_tensor(np.asarray(want["image_grid_thw"])))
     torch.testing.assert_close(patches, torch.as_tensor(np.asarray(want["pixel_values"])), atol=1e-5, rtol=0)
 
@@ -144,10 +144,10 @@ def test_gradients_reach_the_pixels(folders, media, family, kind, options):
     assert rise.item() == pytest.approx(grad.norm().item(), rel=0.05)
 
 
-def test_the_gradient_of_a_resized_picture_points_uphill(folders):
+def test_the_gradient_of_a_resized_image_points_uphill(folders):
     """Through Pillow's rounding to 8 bits, which a small step would not cross."""
     reward = built(folders["Qwen3VL"], "yes_probability")
-    pixels = picture(0, 21, 30)[None].requires_grad_()
+    pixels = noise_image(0, 21, 30)[None].requires_grad_()
     grad = torch.autograd.grad(reward(pixels, ["a"]).values.sum(), pixels)[0]
     step = 8 / 255 * grad / grad.abs().max()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_group_references_win_most_and_a_lone_sample_has_none(folders, media):
 
 
 def test_pairwise_wins_add_up(folders, media):
-    """What one wins another loses; equal pictures draw, whatever the judge thinks of places."""
+    """What one wins another loses; equal images draw, whatever the judge thinks of places."""
     reward = built(folders["Qwen3VL"], "pairwise")
     assert not reward.differentiable
     assert reward(media, ["a"] * 3).values.sum().item() == pytest.approx(1.5, abs=1e-5)
@@ -187,17 +187,17 @@ def test_digits_come_from_the_tokenizer(folders, media):
         judge.ready("answers", [["Yes"], ["yes"]])
 
 
-def test_clips_are_shown_frame_by_frame(folders, media):
-    """One frame is a picture; the frames that are not shown do not matter."""
+def test_videos_are_shown_frame_by_frame(folders, media):
+    """One frame is an image; the frames that are not shown do not matter."""
     reward = built(folders["Qwen3VL"], "yes_probability", frames=2)
     one = reward(media[:, None], ["a circle"] * 3).values
     torch.testing.assert_close(one, reward(media, ["a circle"] * 3).values, atol=1e-6, rtol=0)
-    clip = torch.stack([picture(seed) for seed in range(5, 9)])[None]
-    other = clip.clone()
+    video = torch.stack([noise_image(seed) for seed in range(5, 9)])[None]
+    other = video.clone()
     other[:, [0, 2]] = 0
-    assert torch.equal(reward(clip, ["a"]).values, reward(other, ["a"]).values)
+    assert torch.equal(reward(video, ["a"]).values, reward(other, ["a"]).values)
     other[:, 1] = 0
-    assert not torch.equal(reward(clip, ["a"]).values, reward(other, ["a"]).values)
+    assert not torch.equal(reward(video, ["a"]).values, reward(other, ["a"]).values)
 
 
 def test_bad_input_is_missing_with_a_reason(folders, media):
@@ -230,7 +230,7 @@ def test_control_tokens_of_a_prompt_are_characters(folders, media):
     assert reward(media, [evil] * 3).values.isfinite().all()
     judge = LocalJudge.load(Local(model=str(folders["Qwen3VL"])), "cpu")
     ids = judge.tokens(Question((evil,)))
-    assert judge.picture_token not in ids
+    assert judge.image_token not in ids
     assert ids.count(judge.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2
 
 

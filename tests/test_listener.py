@@ -1,4 +1,4 @@
-"""Judges whose words are read twice: by a listener, and for where a clip gives itself away."""
+"""Judges whose words are read twice: by a listener, and for where a video gives itself away."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_reasons_and_verdict_are_read_or_refused(reply, found):
 
 
 def test_a_listener_shapes_the_verdict():
-    """Of a dark, a gray and a light picture; the listener is told the reasons, sees the picture, not the verdict."""
+    """Of a dark, a gray and a light image; the listener is told the reasons, sees the image, not the verdict."""
 
     def reason(body):
         dark = shades(body)[0] < 0.3
@@ -120,7 +120,7 @@ def test_both_published_formats_are_read(reply, found):
         read_fakeness(f"I think: {reply}")
 
 
-def test_grounding_beyond_the_clip_is_missing():
+def test_grounding_beyond_the_video_is_missing():
     inside = read("FAKE [8, 2, 16, 6] starting at 1.5", 16, 8, 2.0)
     assert inside == [0, 0.5, 0.25, 1, 0.75, 1.5]
     for reply in (
@@ -135,8 +135,8 @@ def test_grounding_beyond_the_clip_is_missing():
         assert all(math.isnan(value) for value in grounding)
 
 
-def test_a_clip_that_gives_itself_away():
-    """Four frames of twelve, each behind its time; a picture has no time; who does not decide has no score."""
+def test_a_video_that_gives_itself_away():
+    """Four frames of twelve, each behind its time; an image has no time; who does not decide has no score."""
 
     def answer(body):
         shade = shades(body)[0] if shades(body) else 1.0
@@ -146,10 +146,10 @@ def test_a_clip_that_gives_itself_away():
             "FAKE <coordinates>[3, 2, 6, 8]</coordinates> <start_time>0.5</start_time>" if shade < 0.3 else "REAL"
         )
 
-    clips = MEDIA[:, None].expand(-1, 12, -1, -1, -1)
+    videos = MEDIA[:, None].expand(-1, 12, -1, -1, -1)
     with endpoint(answer) as (url, seen):
-        reward = built("deeptrace", url, frames=4, frame_rate=8, judge={"parallel": 1})
-        scores, still = reward(clips, ["", "a", "b"]), reward(MEDIA, ["a"] * 3)
+        reward = built("deeptrace", url, frames=4, fps=8, judge={"parallel": 1})
+        scores, still = reward(videos, ["", "a", "b"]), reward(MEDIA, ["a"] * 3)
     assert scores.values[:2].tolist() == still.values[:2].tolist() == [0, 1]
     assert scores.values[2].isnan()
     assert "'Hard to say.'" in scores.reasons[2]

@@ -1,4 +1,4 @@
-"""Pictures and clips go to files and come back: what is exact is exact, what loses detail loses a stated amount."""
+"""Images and videos go to files and come back: what is exact is exact, what loses detail loses a stated amount."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from align.data import video
 from align.data.media import encode, fit, read_media, read_pixels, to_pixels, write_media
 from alignflow.errors import DataError, RunFolderError
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-CLIP = np.random.default_rng(1).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+VIDEO = np.random.default_rng(1).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
 
 
 def moving(frames: int = 9, side: int = 64) -> np.ndarray:
@@ -35,7 +35,7 @@ def as_media(pixels: np.ndarray) -> torch.Tensor:
 # -- round trips ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pixels", "suffix"), [(PICTURE, ".png"), (PICTURE, ".webp"), (CLIP, ".webp")])
+@pytest.mark.parametrize(("pixels", "suffix"), [(IMAGE, ".png"), (IMAGE, ".webp"), (VIDEO, ".webp")])
 def test_png_and_webp_keep_every_pixel(tmp_path, pixels, suffix):
     path = tmp_path / f"x{suffix}"
     write_media(path, as_media(pixels))
@@ -45,17 +45,17 @@ def test_png_and_webp_keep_every_pixel(tmp_path, pixels, suffix):
 
 
 def test_gif_is_exact_within_its_palette(tmp_path):
-    write_media(tmp_path / "x.gif", as_media(CLIP // 86 * 86))  # 3 levels a channel: 27 colours
-    assert np.array_equal(read_pixels(tmp_path / "x.gif"), CLIP // 86 * 86)
+    write_media(tmp_path / "x.gif", as_media(VIDEO // 86 * 86))  # 3 levels a channel: 27 colours
+    assert np.array_equal(read_pixels(tmp_path / "x.gif"), VIDEO // 86 * 86)
     write_media(tmp_path / "y.gif", as_media(moving()))
     error = np.abs(read_pixels(tmp_path / "y.gif").astype(int) - moving())
     assert 0 < error.mean() < 1.5
 
 
 def test_jpeg_and_lossy_webp_come_close():
-    picture = moving()[0]
-    for content in (encode(picture, ".jpg"), encode(picture, ".webp", quality=90)):
-        assert np.abs(read_pixels(content).astype(int) - picture).mean() < 3
+    image = moving()[0]
+    for content in (encode(image, ".jpg"), encode(image, ".webp", quality=90)):
+        assert np.abs(read_pixels(content).astype(int) - image).mean() < 3
 
 
 @pytest.mark.parametrize("package", ["imageio_ffmpeg", "av"])
@@ -73,15 +73,15 @@ def test_mp4_comes_close(tmp_path, monkeypatch, package):
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
 def test_frames_that_do_not_change_are_not_lost(suffix):
-    clip = (CLIP // 86 * 86)[[0, 1, 1, 2, 2, 2, 0]]
-    assert np.array_equal(read_pixels(encode(clip, suffix)), clip)
+    video = (VIDEO // 86 * 86)[[0, 1, 1, 2, 2, 2, 0]]
+    assert np.array_equal(read_pixels(encode(video, suffix)), video)
 
 
 def test_durations_without_a_common_unit_count_once():
     buffer = io.BytesIO()
-    first, *rest = (Image.fromarray(frame) for frame in CLIP[:3])
+    first, *rest = (Image.fromarray(frame) for frame in VIDEO[:3])
     first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=[40, 70, 90], lossless=True)
-    assert np.array_equal(read_pixels(buffer.getvalue()), CLIP[:3])
+    assert np.array_equal(read_pixels(buffer.getvalue()), VIDEO[:3])
 
 
 def test_pixels_are_rounded_and_cut():
@@ -93,28 +93,28 @@ def test_pixels_are_rounded_and_cut():
 
 
 def test_transparency_becomes_white_and_the_camera_is_believed(tmp_path):
-    clear = np.dstack([PICTURE, np.zeros((16, 24), np.uint8)])
+    clear = np.dstack([IMAGE, np.zeros((16, 24), np.uint8)])
     clear[:, 12:, 3] = 255
     Image.fromarray(clear).save(tmp_path / "clear.png")
     back = read_pixels(tmp_path / "clear.png")
     assert (back[:, :12] == 255).all()
-    assert np.array_equal(back[:, 12:], PICTURE[:, 12:])
+    assert np.array_equal(back[:, 12:], IMAGE[:, 12:])
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    Image.fromarray(PICTURE).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_pixels(tmp_path / "turned.png"), np.rot90(PICTURE, -1))
-    Image.fromarray(PICTURE[:, :, 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_pixels(tmp_path / "grey.png"), PICTURE[:, :, :1].repeat(3, 2))
+    Image.fromarray(IMAGE).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_pixels(tmp_path / "turned.png"), np.rot90(IMAGE, -1))
+    Image.fromarray(IMAGE[:, :, 0]).save(tmp_path / "grey.png")
+    assert np.array_equal(read_pixels(tmp_path / "grey.png"), IMAGE[:, :, :1].repeat(3, 2))
 
 
 def test_previews_inside_a_photo_are_no_motion(tmp_path):
     for name, form in (("photo.jpg", "MPO"), ("pages.tiff", "TIFF")):
-        first, second = Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)
+        first, second = Image.fromarray(IMAGE), Image.fromarray(255 - IMAGE)
         first.save(tmp_path / name, form, save_all=True, append_images=[second])
         with Image.open(tmp_path / name) as image:
             assert image.n_frames == 2
-        assert read_pixels(tmp_path / name).shape == PICTURE.shape
-    assert np.array_equal(read_pixels(tmp_path / "pages.tiff"), PICTURE)
+        assert read_pixels(tmp_path / name).shape == IMAGE.shape
+    assert np.array_equal(read_pixels(tmp_path / "pages.tiff"), IMAGE)
 
 
 def test_a_size_crops_about_the_middle():
@@ -128,16 +128,16 @@ def test_a_size_crops_about_the_middle():
 
 
 def test_files_that_cannot_be_read_say_so(tmp_path):
-    (tmp_path / "text.png").write_text("not a picture")
-    (tmp_path / "text.mp4").write_text("not a clip")
-    torn = encode(CLIP, ".webp")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "text.mp4").write_text("not a video")
+    torn = encode(VIDEO, ".webp")
     (tmp_path / "torn.webp").write_bytes(torn[: len(torn) // 2])
-    (tmp_path / "torn.png").write_bytes(encode(PICTURE, ".png")[:600])
+    (tmp_path / "torn.png").write_bytes(encode(IMAGE, ".png")[:600])
     for name, says in (
         ("gone.png", "no image .*gone.png"),
-        ("gone.mp4", "no clip .*gone.mp4"),
+        ("gone.mp4", "no video .*gone.mp4"),
         ("text.png", "text.png is not an image that can be read"),
-        ("text.mp4", "text.mp4 is not a clip that can be read"),
+        ("text.mp4", "text.mp4 is not a video that can be read"),
         ("torn.webp", "torn.webp is not an image that can be read"),
         ("torn.png", "torn.png is not an image that can be read"),
     ):
@@ -151,32 +151,32 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
 
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     for pixels, suffix, says in (
-        (CLIP, ".png", "a clip does not fit into .png; write .webp, .gif, .mp4"),
-        (PICTURE, ".tiff", "'.tiff': media are written as .png, .jpg"),
-        (CLIP[:, :15], ".mp4", "needs even sides, this clip has 15 x 24 pixels"),
+        (VIDEO, ".png", "a video does not fit into .png; write .webp, .gif, .mp4"),
+        (IMAGE, ".tiff", "'.tiff': media are written as .png, .jpg"),
+        (VIDEO[:, :15], ".mp4", "needs even sides, this video has 15 x 24 pixels"),
     ):
         with pytest.raises(DataError, match=says):
             encode(pixels, suffix)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"\.mp4 needs a codec: pip install imageio-ffmpeg, or av"):
-        encode(CLIP, ".mp4")
+        encode(VIDEO, ".mp4")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.webp"
-    write_media(path, as_media(PICTURE))
+    write_media(path, as_media(IMAGE))
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
-        write_media(path, as_media(CLIP))
-    assert np.array_equal(read_pixels(path), PICTURE)
+        write_media(path, as_media(VIDEO))
+    assert np.array_equal(read_pixels(path), IMAGE)
     assert [file.name for file in tmp_path.iterdir()] == ["x.webp"]
 
 
 def test_the_speed_is_written():
-    with Image.open(io.BytesIO(encode(CLIP, ".gif", fps=10))) as image:
+    with Image.open(io.BytesIO(encode(VIDEO, ".gif", fps=10))) as image:
         assert image.info["duration"] == 100
         assert image.info["loop"] == 0

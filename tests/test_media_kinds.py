@@ -1,4 +1,4 @@
-"""Files as others write them: every mode of picture, what is hidden in a container, and the time of clips."""
+"""Files as others write them: every mode of image, what is hidden in a container, and the time of videos."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from PIL import Image, ImageCms
 
 from align.data.media import encode, read_media, read_pixels, read_recording
 from alignflow.errors import DataError
-from alignflow.files.pictures import CLIP_LIMIT, PICTURE_LIMIT
+from alignflow.files.images import IMAGE_LIMIT, VIDEO_LIMIT
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-CLIP = np.random.default_rng(1).integers(0, 3, (5, 16, 24, 3), dtype=np.uint8) * 100
+VIDEO = np.random.default_rng(1).integers(0, 3, (5, 16, 24, 3), dtype=np.uint8) * 100
 
 
-def saved(picture: Image.Image, form: str, **options) -> bytes:
+def saved(image: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -72,14 +72,14 @@ def test_colours_of_any_depth_and_kind():
     assert np.array_equal(read_pixels(png(16, 2, rows, (24, 16))), COLOURS)
     first = struct.pack(">3H", *(COLOURS[0, 0].astype(int) * 256 + 7))
     assert (read_pixels(png(16, 2, rows, (24, 16), first))[0, 0] == 255).all()
-    picture = Image.fromarray(COLOURS)
-    assert np.array_equal(read_pixels(saved(picture.convert("CMYK"), "TIFF")), COLOURS)
+    image = Image.fromarray(COLOURS)
+    assert np.array_equal(read_pixels(saved(image.convert("CMYK"), "TIFF")), COLOURS)
     lab = ImageCms.profileToProfile(
-        picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     assert np.abs(read_pixels(saved(lab, "TIFF")).astype(int) - COLOURS).mean() < 4  # 8 bits of Lab are coarse
-    clear = picture.copy()
-    clear.putalpha(Image.new("L", picture.size, 0))
+    clear = image.copy()
+    clear.putalpha(Image.new("L", image.size, 0))
     assert (read_pixels(saved(clear, "PNG")) == 255).all()
 
 
@@ -119,16 +119,16 @@ def test_every_orientation_and_an_odd_exif(turn):
 
 
 def test_the_still_of_an_animated_png_is_no_frame():
-    still, *frames = (Image.fromarray(frame) for frame in CLIP)
+    still, *frames = (Image.fromarray(frame) for frame in VIDEO)
     content = saved(still, "PNG", save_all=True, append_images=frames, default_image=True, duration=100)
     found = read_recording(content)
-    assert np.array_equal(found.pixels, CLIP[1:])
+    assert np.array_equal(found.pixels, VIDEO[1:])
     assert found.fps == pytest.approx(10)
     alone = saved(still, "PNG", save_all=True, append_images=frames[:1], default_image=True, duration=500)
-    assert np.array_equal(read_pixels(alone), np.stack([CLIP[1]] * 8))
+    assert np.array_equal(read_pixels(alone), np.stack([VIDEO[1]] * 8))
 
 
-def test_an_avif_is_a_picture_or_a_clip():
+def test_an_avif_is_an_image_or_a_video():
     frames = [Image.fromarray(np.full((16, 24, 3), value, np.uint8)) for value in (0, 120, 240)]
     try:
         single = saved(frames[0], "AVIF")
@@ -146,7 +146,7 @@ def ffmpeg(*arguments: object) -> None:
 
 
 @pytest.fixture
-def clip(tmp_path):
+def video(tmp_path):
     """Ten different grey frames of a second, as an mp4."""
     frames = np.stack([np.full((32, 48, 3), 20 * i + 20, np.uint8) for i in range(10)])
     (tmp_path / "clip.mp4").write_bytes(encode(frames, ".mp4", fps=10))
@@ -157,45 +157,47 @@ def levels(pixels: np.ndarray) -> list[int]:
     return [round(float(frame.mean()) / 20) * 20 for frame in pixels]
 
 
-def test_a_cover_is_no_frame(clip, tmp_path):
+def test_a_cover_is_no_frame(video, tmp_path):
     Image.new("RGB", (640, 480), "red").save(tmp_path / "cover.png")
     for streams in (("1", "0"), ("0", "1")):  # the cover before or after the video
         maps = [word for stream in streams for word in ("-map", stream)]
         cover = f"-disposition:v:{streams.index('1')}"
-        ffmpeg("-i", clip, "-i", tmp_path / "cover.png", *maps, "-c", "copy", cover, "attached_pic", tmp_path / "c.mp4")
+        ffmpeg(
+            "-i", video, "-i", tmp_path / "cover.png", *maps, "-c", "copy", cover, "attached_pic", tmp_path / "c.mp4"
+        )
         found = read_recording(tmp_path / "c.mp4")
         assert found.pixels.shape == (10, 32, 48, 3)
         assert levels(found.pixels) == [20 * i + 20 for i in range(10)]
         assert found.fps == pytest.approx(10)
 
 
-def test_a_variable_rate_keeps_its_frames(clip, tmp_path):
+def test_a_variable_rate_keeps_its_frames(video, tmp_path):
     for name in ("varied.mp4", "varied.webm"):
         codec = ["-c:v", "libvpx-vp9", "-lossless", "1"] if name.endswith("webm") else ["-crf", "5"]
         times = "setpts='(N+if(gt(N,5),72,0))/10/TB'"  # a pause of more than 7 s before the seventh frame
-        ffmpeg("-i", clip, "-vf", f"settb=1/1000,{times}", "-fps_mode", "passthrough", *codec, tmp_path / name)
+        ffmpeg("-i", video, "-vf", f"settb=1/1000,{times}", "-fps_mode", "passthrough", *codec, tmp_path / name)
         found = read_recording(tmp_path / name)
         assert levels(found.pixels) == [20 * i + 20 for i in range(10)]
         assert found.fps == pytest.approx(9 / 8.1, rel=0.01)
 
 
-def test_a_clip_of_one_frame_is_a_clip(tmp_path):
-    (tmp_path / "one.mp4").write_bytes(encode(CLIP[:1], ".mp4", fps=12))
+def test_a_video_of_one_frame_is_a_video(tmp_path):
+    (tmp_path / "one.mp4").write_bytes(encode(VIDEO[:1], ".mp4", fps=12))
     found = read_recording(tmp_path / "one.mp4")
     assert found.pixels.shape == (1, 16, 24, 3)
     assert found.fps == pytest.approx(12)
     assert read_media((tmp_path / "one.mp4").read_bytes()).shape == (1, 3, 16, 24)  # as a cell of a dataset
 
 
-def test_a_damaged_clip_is_refused(clip, tmp_path):
-    content = clip.read_bytes()
+def test_a_damaged_video_is_refused(video, tmp_path):
+    content = video.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
-    ffmpeg("-i", clip, "-c", "copy", "-movflags", "faststart", tmp_path / "front.mp4")
+    ffmpeg("-i", video, "-c", "copy", "-movflags", "faststart", tmp_path / "front.mp4")
     front = (tmp_path / "front.mp4").read_bytes()
     (tmp_path / "cut2.mp4").write_bytes(front[:-200])
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nclip.mp4\n")
     for name in ("cut.mp4", "cut2.mp4", "list.mp4"):
-        with pytest.raises(DataError, match=rf"{name} is not a clip that can be read: ."):
+        with pytest.raises(DataError, match=rf"{name} is not a video that can be read: ."):
             read_pixels(tmp_path / name)
 
 
@@ -205,9 +207,9 @@ def test_a_damaged_clip_is_refused(clip, tmp_path):
 @pytest.mark.parametrize("fps", [8, 12, 15, 16, 23.976, 24, 25, 30, 60])
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
 def test_the_rate_survives_writing_and_reading(suffix, fps):
-    content = encode(CLIP[[0, 1, 1, 1, 2]], suffix, fps)
+    content = encode(VIDEO[[0, 1, 1, 1, 2]], suffix, fps)
     found = read_recording(content)
-    assert np.array_equal(found.pixels, CLIP[[0, 1, 1, 1, 2]])
+    assert np.array_equal(found.pixels, VIDEO[[0, 1, 1, 1, 2]])
     assert found.fps == pytest.approx(fps, abs=1e-5)
     with Image.open(io.BytesIO(content)) as image:
         image.load()
@@ -217,20 +219,20 @@ def test_the_rate_survives_writing_and_reading(suffix, fps):
 
 def test_the_rate_of_an_mp4(tmp_path):
     for fps in (8, 23.976, 30):
-        (tmp_path / "x.mp4").write_bytes(encode(CLIP, ".mp4", fps))
+        (tmp_path / "x.mp4").write_bytes(encode(VIDEO, ".mp4", fps))
         assert read_recording(tmp_path / "x.mp4").fps == pytest.approx(fps, rel=1e-3)
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
-def test_a_clip_that_stands_still_stays_a_clip(suffix):
+def test_a_video_that_stands_still_stays_a_video(suffix):
     for frames in (1, 2, 5, 300):
-        found = read_recording(encode(CLIP[[0] * frames], suffix, 15))
+        found = read_recording(encode(VIDEO[[0] * frames], suffix, 15))
         assert found.pixels.shape == (frames, 16, 24, 3)
         assert found.fps == pytest.approx(15)
 
 
-def test_a_still_clip_of_others_is_known_by_its_duration_or_its_index(tmp_path):
-    frames = [Image.fromarray(CLIP[0])] * 4
+def test_a_still_video_of_others_is_known_by_its_duration_or_its_index(tmp_path):
+    frames = [Image.fromarray(VIDEO[0])] * 4
     content = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
     found = read_recording(content)
     assert (len(found.pixels), found.fps) == (6, pytest.approx(15))  # 0.4 s at about 16 a second
@@ -261,22 +263,22 @@ def test_a_frame_that_is_held_for_long_is_a_pause():
 
 def test_limits_are_named_and_can_be_raised(tmp_path, monkeypatch):
     big = saved(Image.new("L", (12_000, 12_000)), "PNG", compress_level=1)
-    with pytest.raises(DataError, match=r"12000 x 12000 pixels .* set ALIGNFLOW_PICTURE_PIXELS=144000000 to read it"):
+    with pytest.raises(DataError, match=r"12000 x 12000 pixels .* set ALIGNFLOW_IMAGE_PIXELS=144000000 to read it"):
         read_pixels(big)
     frames = [Image.new("L", (2000, 2000), value) for value in range(150)]
     gif = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
-    with pytest.raises(DataError, match=r"150 frames of 2000 x 2000 .* set ALIGNFLOW_CLIP_PIXELS=600000000"):
+    with pytest.raises(DataError, match=r"150 frames of 2000 x 2000 .* set ALIGNFLOW_VIDEO_PIXELS=600000000"):
         read_pixels(gif)
-    (tmp_path / "x.mp4").write_bytes(encode(CLIP, ".mp4"))
-    monkeypatch.setenv(CLIP_LIMIT[0], str(4 * 4096))
-    for source in (encode(CLIP, ".webp"), tmp_path / "x.mp4"):
+    (tmp_path / "x.mp4").write_bytes(encode(VIDEO, ".mp4"))
+    monkeypatch.setenv(VIDEO_LIMIT[0], str(4 * 4096))
+    for source in (encode(VIDEO, ".webp"), tmp_path / "x.mp4"):
         with pytest.raises(DataError, match=r"5 frames of 24 x 16 are more than the 16384 pixels"):
             read_pixels(source)
-    monkeypatch.setenv(CLIP_LIMIT[0], str(5 * 4096))
-    assert len(read_pixels(encode(CLIP, ".webp"))) == len(read_pixels(tmp_path / "x.mp4")) == 5
-    monkeypatch.setenv(PICTURE_LIMIT[0], "100")
-    with pytest.raises(DataError, match=r"x\.mp4 is not a clip that can be read: "):
+    monkeypatch.setenv(VIDEO_LIMIT[0], str(5 * 4096))
+    assert len(read_pixels(encode(VIDEO, ".webp"))) == len(read_pixels(tmp_path / "x.mp4")) == 5
+    monkeypatch.setenv(IMAGE_LIMIT[0], "100")
+    with pytest.raises(DataError, match=r"x\.mp4 is not a video that can be read: "):
         read_pixels(tmp_path / "x.mp4")
-    monkeypatch.setenv(PICTURE_LIMIT[0], "many")
-    with pytest.raises(DataError, match="ALIGNFLOW_PICTURE_PIXELS should be a number of pixels, given 'many'"):
+    monkeypatch.setenv(IMAGE_LIMIT[0], "many")
+    with pytest.raises(DataError, match="ALIGNFLOW_IMAGE_PIXELS should be a number of pixels, given 'many'"):
         read_pixels(encode(COLOURS, ".png"))

@@ -54,7 +54,7 @@ def test_every_model_draws_the_same_from_kept_prompts_without_its_encoders(case:
         generator.encode(["never seen", *PROMPTS[1:]], case.inputs)
 
 
-def test_a_prompt_beside_another_picture_is_another_prompt() -> None:
+def test_a_prompt_beside_another_image_is_another_prompt() -> None:
     case = EVERY["qwen_image_edit"]
     generator = generator_of(case)
     cache = TextCache()

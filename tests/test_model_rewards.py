@@ -1,4 +1,4 @@
-"""Rewards on tiny random weights in the published layouts: the published formulas, gradients, clips, odd prompts."""
+"""Rewards on tiny random weights in the published layouts: the published formulas, gradients, videos, odd prompts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def media():
-    """Five pictures of the towers' own size, so that only the networks count."""
+    """Five images of the towers' own size, so that only the networks count."""
     noise = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return (F.interpolate(noise, (32, 32), mode="bilinear") * 255).round() / 255
 
@@ -64,7 +64,7 @@ def settings(folder):
         "image_reward clip": {"kind": "clip_score", "variant": "image_reward", **openai},
         "aesthetic v1": {"kind": "aesthetic", "version": "v1", "head": str(folder / "v1.pth"), **openai},
         "aesthetic v2": {"kind": "aesthetic", "head": str(folder / "v2.pth"), **openai},
-        "goal_baseline": {"kind": "goal_baseline", "baseline": ["a photo", "a picture"], "alpha": 0.7,
+        "goal_baseline": {"kind": "goal_baseline", "baseline": ["a photo", "an image"], "alpha": 0.7,
                           "quick_gelu": True, **openai},
         "image_reward": {"kind": "image_reward", "weights": str(folder / "ImageReward.pt"),
                          "tokenizer": str(folder / "bert")},
@@ -84,7 +84,7 @@ def pixels(media):
 
 @torch.no_grad()
 def clip_rows(folder, file, media, prompts):
-    """Unit rows of pictures and prompts by the reference network, prompts as open_clip pads them: with zeros."""
+    """Unit rows of images and prompts by the reference network, prompts as open_clip pads them: with zeros."""
     tokens = tiny.clip_tokenizer()
     network = tiny_rewards.OpenClip(len(tokens), file == "openai")
     state = torch.load(folder / f"{file}.pt")
@@ -113,7 +113,7 @@ def expected(folder, name, media, prompts):
         head.load_state_dict({key.removeprefix("layers."): value for key, value in weights.items()})
         return head(seen).squeeze(-1)
     if name == "goal_baseline":
-        start = clip_rows(folder, file, media, ["a photo", "a picture"])[1].mean(0)
+        start = clip_rows(folder, file, media, ["a photo", "an image"])[1].mean(0)
         return torch.stack([by_matrix(x, goal, start, 0.7) for x, goal in zip(seen, read, strict=True)])
     return {"hpsv2 percent": 100 * cosine, "hessel": 2.5 * cosine.clamp(min=0)}.get(name, cosine)
 
@@ -276,7 +276,7 @@ def test_no_pixels(folder):
 
 
 def test_files_of_every_kind_are_scored(folder, tmp_path):
-    """Other sizes, grey, with transparency, a clip of one frame: the score of the same pixels on white in RGB."""
+    """Other sizes, grey, with transparency, a video of one frame: the score of the same pixels on white in RGB."""
     from align.data.prompts import Prompt
     from align.evaluation.files import score_files
 
@@ -285,8 +285,8 @@ def test_files_of_every_kind_are_scored(folder, tmp_path):
     grey = Image.fromarray(draw.integers(0, 256, (33, 21), dtype=np.uint8))
     white = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     pairs = {"alpha.png": (colours, white.convert("RGB")), "grey.png": (grey, grey.convert("RGB"))}
-    for name, (picture, same) in pairs.items():
-        picture.save(tmp_path / name)
+    for name, (image, same) in pairs.items():
+        image.save(tmp_path / name)
         same.save(tmp_path / f"same-{name}")
     white.convert("RGB").save(tmp_path / "one.webp", save_all=True, lossless=True)
     names = [*pairs, *(f"same-{name}" for name in pairs), "one.webp"]

@@ -62,7 +62,7 @@ def test_truths(key, value):
         "generator.kind=" + "a" * 3000, "recipe.kind=" + "a" * 3000, "reward.kind=" + "a" * 3000,
         "generator.path=true", "generator.path=[]", "generator.dtype=1", "prompts.train=3", "trackers=[1]",
         "trackers={a: b}", "memory=99gb", "memory=[]", "memory=true", "policy=3", "policy.kind=[]", "recipe=[]",
-        "reward=[]", "evaluate.rewards=[shapes]", "evaluate.gold=true", "checkpoint=[]", "samples.clips=avi",
+        "reward=[]", "evaluate.rewards=[shapes]", "evaluate.gold=true", "checkpoint=[]", "samples.video=avi",
     ],
 )  # fmt: skip
 def test_nonsense(override):

@@ -87,12 +87,12 @@ def test_scoring_runs_beside_drawing() -> None:
 
 def test_what_a_reward_raises_in_the_thread_is_raised_here() -> None:
     def function(media, prompts, group):
-        raise RewardError("reads clips")
+        raise RewardError("reads videos")
 
     with ThreadPoolExecutor(1) as thread:
         scoring = Scoring(Reward("clips", function), thread)
         scoring.add(MEDIA, ["p"] * 12, GROUP, {})
-        with pytest.raises(RewardError, match="reads clips"):
+        with pytest.raises(RewardError, match="reads videos"):
             scoring.scores()
 
 

@@ -219,7 +219,7 @@ def test_what_is_there_instead_of_a_pipeline(intact, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_samples_of_nan_are_no_pictures(value):
+def test_samples_of_nan_are_no_images(value):
     media = torch.rand(3, 3, 4, 4)
     assert len(to_pixels(media)) == 3
     media[1, 2, 0, 3] = value

@@ -51,7 +51,7 @@ def test_scores_come_back_in_order():
 def test_a_reward_that_cannot_be_built_or_refuses():
     with pytest.raises(RewardError, match=r"a worker could not start: .*no_such_module"):
         pool("no_such_module:judge", cpus=0.5).build()
-    with pytest.raises(RewardError, match="reads clips, got pictures"):
+    with pytest.raises(RewardError, match="reads videos, got images"):
         pool("flaky:refuses", cpus=0.5).build()(MEDIA, PROMPTS)
     with pytest.raises(RewardError, match=r"no worker was ready after 0.1 s; does the cluster have 99 CPUs"):
         pool("flaky:judge", cpus=99, start_timeout=0.1).build()

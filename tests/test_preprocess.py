@@ -1,4 +1,4 @@
-"""Preprocessing is what Pillow, torchvision and transformers make of the same 8-bit picture."""
+"""Preprocessing is what Pillow, torchvision and transformers make of the same 8-bit image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewards.networks.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, _pillow
 SHAPES = [(32, 32), (64, 64), (50, 90), (91, 35), (17, 40), (33, 32), (37, 300)]
 
 
-def picture(height, width, levels=(0, 256)):
+def noise_image(height, width, levels=(0, 256)):
     """The same noise as a Pillow image and as ``[1, 3, H, W]``."""
     pixels = np.random.default_rng(0).integers(*levels, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
@@ -26,7 +26,7 @@ def normalised(image):
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_cropped_is_pillow_and_torchvisions_middle(height, width):
-    image, media = picture(height, width)
+    image, media = noise_image(height, width)
     size = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
     small = image.resize((size[0], height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
     left, top = (round((side - 32) / 2.0) for side in size)  # torchvision's offset
@@ -38,7 +38,9 @@ def test_cropped_is_pillow_and_torchvisions_middle(height, width):
 def test_processor_is_transformers(height, width):
     from transformers import CLIPImageProcessorPil
 
-    image, media = picture(height, width, levels=(96, 160))  # Pillow 13 resizes some shapes height first: cutting shows
+    image, media = noise_image(
+        height, width, levels=(96, 160)
+    )  # Pillow 13 resizes some shapes height first: cutting shows
     for options in ({"size": {"shortest_edge": 32}}, {"size": {"height": 32, "width": 40}}, {"do_resize": False}):
         processor = CLIPImageProcessorPil(crop_size={"height": 32, "width": 32}, **options)
         wrong = Preprocess.of_processor(processor)(media) - processor([image], return_tensors="pt")["pixel_values"]
@@ -80,21 +82,21 @@ def test_float_resizing_is_neither_cut_nor_rounded():
 
 
 @pytest.mark.parametrize("target", [(336, 364), (28, 56)])
-def test_clips_are_resized_as_torchvision_does_with_8_bit_tensors(target):
+def test_videos_are_resized_as_torchvision_does_with_8_bit_tensors(target):
     bytes_ = torch.randint(0, 256, (2, 3, 97, 61), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     floats = torch.nn.functional.interpolate(bytes_.float(), target, mode="bicubic", antialias=True)
     media = (bytes_ / 255).requires_grad_()
     found = resized(media, target, eight_bit="tensor")
     assert torch.equal((found * 255).round().byte(), floats.clamp(0, 255).round().byte())
     torch.testing.assert_close(found * 255, (found * 255).round(), atol=1e-4, rtol=0)
-    nearly = resized(media.detach() + 0.4 / 255, target, eight_bit="tensor")  # what a picture cannot hold is not seen
+    nearly = resized(media.detach() + 0.4 / 255, target, eight_bit="tensor")  # what an image cannot hold is not seen
     assert torch.equal(nearly, found)
     found.mean().backward()
     assert media.grad.abs().sum() > 0
 
 
 def test_antialias_is_what_it_says():
-    _, media = picture(128, 128)
+    _, media = noise_image(128, 128)
     smooth, rough = resized(media, (32, 32)), resized(media, (32, 32), antialias=False)
     assert rough.std() > 2 * smooth.std()
     bigger = torch.rand(1, 3, 8, 8)
@@ -103,7 +105,7 @@ def test_antialias_is_what_it_says():
 
 
 def test_gradient_passes_the_rounding():
-    _, media = picture(64, 48)
+    _, media = noise_image(64, 48)
     media = (media * 0.5 + 0.25).requires_grad_()
     out = Preprocess((32, 32), "exact", mean=(0, 0, 0), std=(1, 1, 1))(media)
     out.sum().backward()
@@ -112,14 +114,14 @@ def test_gradient_passes_the_rounding():
 
 
 def test_too_thin_to_show():
-    with pytest.raises(RewardError, match="a picture of 1 x 1000 is too thin to be shown at 32 x 32"):
+    with pytest.raises(RewardError, match="an image of 1 x 1000 is too thin to be shown at 32 x 32"):
         Preprocess.padded(32)(torch.zeros(1, 3, 1, 1000))
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 3000), (3000, 40), (2, 30_000)])
-def test_long_thin_pictures_are_cheap_and_the_same(height, width, monkeypatch):
+def test_long_thin_images_are_cheap_and_the_same(height, width, monkeypatch):
     """Weights of an axis were a matrix of target x size: 27 GB for the last."""
-    image, media = picture(height, width)
+    image, media = noise_image(height, width)
     size = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
     found = Preprocess.cropped(32)(media)
     assert found.shape == (1, 3, 32, 32)
@@ -139,7 +141,7 @@ def test_sparse_weights_pass_gradients_as_dense_ones_do(monkeypatch):
     for dense in (1 << 22, 0):
         monkeypatch.setattr("rewards.networks.preprocess.DENSE", dense)
         _pillow_weights.cache_clear()
-        media = picture(50, 90)[1].requires_grad_()
+        media = noise_image(50, 90)[1].requires_grad_()
         (slope,) = torch.autograd.grad(Preprocess.cropped(32)(media).square().sum(), media)
         slopes.append(slope)
     _pillow_weights.cache_clear()

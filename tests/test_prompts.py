@@ -26,7 +26,7 @@ needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working directory with two pictures in a folder."""
+    """A working directory with two images in a folder."""
     monkeypatch.chdir(tmp_path)
     Path("set").mkdir()
     for name, value in (("a", 60), ("b", 200)):
@@ -254,10 +254,10 @@ class Table:
         return (self[row] for row in range(len(next(iter(self.columns.values())))))
 
 
-def test_pictures_stay_in_the_dataset_until_asked_for(monkeypatch):
-    pictures = [{"bytes": b"one", "path": "x.png"}, {"bytes": None, "path": "/y.png"}, None]
+def test_images_stay_in_the_dataset_until_asked_for(monkeypatch):
+    cells = [{"bytes": b"one", "path": "x.png"}, {"bytes": None, "path": "/y.png"}, None]
     features = {"prompt": "text", "image": {"bytes": 0, "path": 0}, "mask": SimpleNamespace(dtype="binary"), "n": "int"}
-    columns = {"prompt": ["a", "b", "c"], "image": pictures, "mask": [b"m"] * 3, "n": [1, None, 3]}
+    columns = {"prompt": ["a", "b", "c"], "image": cells, "mask": [b"m"] * 3, "n": [1, None, 3]}
     asked = []
 
     def load(source, name, split, **options):
@@ -303,7 +303,7 @@ def as_bytes(value: int) -> bytes:
 
 
 @needs_datasets
-def test_parquet_with_pictures_inside(here, cache):
+def test_parquet_with_images_inside(here, cache):
     rows = {"prompt": ["a", "b"], "n": [1, 2], "image": [{"bytes": as_bytes(v), "path": None} for v in (60, 200)]}
     features = cache.Features({"prompt": cache.Value("string"), "n": cache.Value("int64"), "image": cache.Image()})
     cache.Dataset.from_dict(rows, features=features).to_parquet("set/p.parquet")
@@ -318,8 +318,8 @@ def test_parquet_in_a_folder_with_a_pattern_for_a_name(here, cache, monkeypatch)
     folder = here / "set [1]*?"
     folder.mkdir()
     (folder / "a.png").write_bytes(as_bytes(60))
-    picture = {"bytes": cache.Value("binary"), "path": cache.Value("string")}
-    features = cache.Features({"prompt": cache.Value("string"), "image": picture})
+    image = {"bytes": cache.Value("binary"), "path": cache.Value("string")}
+    features = cache.Features({"prompt": cache.Value("string"), "image": image})
     rows = {"prompt": ["a"], "image": [{"bytes": None, "path": "a.png"}]}
     cache.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "p[0].parquet"))
     (prompt,) = read_prompts("set [1]*?/p[0].parquet")
@@ -357,7 +357,7 @@ def test_folders_as_datasets(here, cache):
 
 
 @needs_datasets
-def test_a_folder_of_pictures_as_dataset(here, cache):
+def test_a_folder_of_images_as_dataset(here, cache):
     write("set/metadata.csv", "file_name,prompt\na.png,make it blue\nb.png,make it green\n")
     prompts = read_prompts("hub:./set")
     assert [prompt.text for prompt in prompts] == ["make it blue", "make it green"]
@@ -391,11 +391,11 @@ def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
         "heldout: shapes:heldout: generator flux_",
     ):
         assert f"  prompts.{says}" in str(caught.value)
-    config = load_config(write("run.yaml", text % '"hub:owner/name"'), ["samples.clips=mp4"])
+    config = load_config(write("run.yaml", text % '"hub:owner/name"'), ["samples.video=mp4"])
     monkeypatch.setattr(check, "find_spec", lambda name: object())
     check.check_files(config)
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         check.check_files(config)
     assert "prompts.train: hub:owner/name needs the package datasets" in str(caught.value)
-    assert "samples.clips: mp4 needs a codec: pip install imageio-ffmpeg, or av" in str(caught.value)
+    assert "samples.video: mp4 needs a codec: pip install imageio-ffmpeg, or av" in str(caught.value)

@@ -196,7 +196,7 @@ def test_too_large():
 def test_a_reward_that_refuses_stops_the_run_as_it_would_here():
     with served.in_thread({"kind": "flaky:refuses"}) as url:
         reward = remote(url)
-        with pytest.raises(RewardError, match="reads clips, got pictures"):
+        with pytest.raises(RewardError, match="reads videos, got images"):
             reward(MEDIA, PROMPTS)
 
 

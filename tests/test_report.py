@@ -21,8 +21,8 @@ from align.data.grids import save_samples
 from align.report import write_report
 from align.report.changes import change
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
+from align.report.images import gallery
 from align.report.intervals import t95
-from align.report.pictures import gallery
 from align.report.reading import read_run
 from align.report.using import snippet
 from align.report.verdict import judge

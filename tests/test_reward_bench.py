@@ -22,8 +22,8 @@ from rewards.base import Reward
 BRIGHTNESS = Reward("brightness", lambda media, prompts, group: media.flatten(1).mean(1))
 
 
-def picture(path: Path, level: int) -> str:
-    """A gray picture; its brightness is level / 255."""
+def image(path: Path, level: int) -> str:
+    """A gray image; its brightness is level / 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), (level,) * 3).save(path)
     return path.name
@@ -31,9 +31,9 @@ def picture(path: Path, level: int) -> str:
 
 @pytest.fixture
 def shades(tmp_path):
-    """Pictures dark.png, middle.png and light.png in a folder."""
+    """Images dark.png, middle.png and light.png in a folder."""
     for name, level in (("dark", 0), ("middle", 128), ("light", 255)):
-        picture(tmp_path / f"{name}.png", level)
+        image(tmp_path / f"{name}.png", level)
     return tmp_path
 
 
@@ -187,7 +187,7 @@ def test_the_threshold_never_comes_from_the_test_pairs_unless_it_says_so(shades)
     plain, tuned = measure(BRIGHTNESS, pairs), measure(BRIGHTNESS, pairs, tune_on_test=True)
     assert (plain.threshold.source, plain.with_ties.value) == ("zero", 0.5)
     assert (tuned.threshold.source, tuned.with_ties.value) == ("test", 1.0)
-    picture(shades / "gray.png", 64)
+    image(shades / "gray.png", 64)
     other = [{"prompt": "b", "chosen": "gray.png", "rejected": D, "tie": True}]
     outside = measure(BRIGHTNESS, pairs, validation=read_set("pairs", written(shades, "validation.json", other)))
     assert outside.threshold.source == "validation"

@@ -24,7 +24,7 @@ WIDTH = 6
 
 
 def features(count: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features of pictures and prompts."""
+    """Unit features of images and prompts."""
     rows = torch.randn(2, count, WIDTH, generator=torch.Generator().manual_seed(seed))
     image, text = torch.nn.functional.normalize(rows, dim=-1)
     return image, text
@@ -69,7 +69,7 @@ def test_an_ideal_point_is_a_mixture_of_prototypes():
         model.prototypes[:] = torch.eye(2)
         model.mixture[:] = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
         model.project.weight[:] = 0
-        model.project.bias[:] = torch.tensor([1.0, 0.0])  # every picture lies on the first prototype
+        model.project.bias[:] = torch.tensor([1.0, 0.0])  # every image lies on the first prototype
         assert torch.allclose(model(image, text, torch.tensor([0, 1]))[:, 0], torch.tensor([0.0, -2.0]))
         assert torch.allclose(model(image, text, None)[:, 0], torch.tensor([-0.5, -0.5]))
 
@@ -94,7 +94,7 @@ def test_a_latent_user_is_inferred_from_other_pairs_in_any_order():
 
 
 def table(folder: Path, name: str, count: int, seed: int, single: bool = False) -> str:
-    """Plain pictures; ``red`` prefers the redder of two, ``blue`` the bluer; their pictures' number is the red."""
+    """Plain images; ``red`` prefers the redder of two, ``blue`` the bluer; their images' number is the red."""
     rng, rows = np.random.default_rng(seed), []
 
     def draw(level: int, number: int, side: str) -> str:
@@ -145,7 +145,7 @@ def config(folder: Path, *overrides: str, single: bool = False, only: str = "red
 def test_every_loss_learns_a_preference(overrides, tmp_path):
     settings = config(tmp_path, *overrides)
     summary = train_reward(settings)
-    assert summary["after"]["value"] > 0.9  # the redder of two pictures never seen
+    assert summary["after"]["value"] > 0.9  # the redder of two images never seen
     still = train_reward(config(tmp_path, *overrides, "fit.lr=1e-12", "fit.steps=2", f"out={tmp_path / 'still'}"))
     assert still["after"]["value"] == still["before"]["value"]
 
@@ -155,12 +155,12 @@ def test_two_tastes_are_told_apart(kind, steps, tmp_path):
     settings = config(tmp_path, f"head.kind={kind}", f"fit.steps={steps}", "fit.batch=32", only="")
     assert train_reward(settings)["after"]["value"] > 0.8  # one score for all would be right for half of the pairs
     path = settings.run_dir
-    pictures = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
-    pictures[0, 0], pictures[1, 2] = 0.9, 0.9
+    images = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
+    images[0, 0], images[1, 2] = 0.9, 0.9
     gaps = {}
     for user in ("red", "blue"):
         reward = load_reward(f"{{kind: trained, path: {path}, user: {user}}}").build()
-        red, blue = reward(pictures, ["a circle"] * 2).values.tolist()
+        red, blue = reward(images, ["a circle"] * 2).values.tolist()
         gaps[user] = red - blue
     assert gaps["red"] > 0 > gaps["blue"]
     with pytest.raises(RewardError, match="does not know user 'green'; it knows blue, red"):
@@ -201,7 +201,7 @@ def test_a_trained_reward_has_gradients_and_its_deviation(tmp_path):
     scores.values.sum().backward()
     assert float(media.grad.abs().sum()) > 0
     assert (scores.parts["deviation"] > 0).all()
-    clip = torch.stack([media.detach()] * 3, 1)  # a clip that does not move scores as its picture
+    clip = torch.stack([media.detach()] * 3, 1)  # a video that does not move scores as its image
     assert torch.allclose(reward(clip, ["a", "b"]).values, scores.values.detach(), atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_a_latent_reward_judges_each_sample_alone_at_its_time_and_comes_back_fro
     assert torch.allclose(reward(x[1:2], t[1:2], prompts[1:2]), values[1:2], atol=1e-6)
     assert not torch.allclose(reward(x, t.flip(0), prompts)[0], values[0])
     assert not torch.allclose(reward(x[:1], t[:1], ["a square"])[0], values[0])
-    still = x[:, :, None].expand(-1, -1, 3, -1, -1)  # a clip that does not move
+    still = x[:, :, None].expand(-1, -1, 3, -1, -1)  # a video that does not move
     assert torch.allclose(reward(still, t, prompts), values, atol=1e-6)
     latent.save(tmp_path, reward)
     assert torch.equal(latent.load(tmp_path)(x, t, prompts), values)

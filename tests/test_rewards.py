@@ -293,14 +293,14 @@ def test_mixture_keeps_the_gradient():
 # -- the embedded world's verifier ----------------------------------------------------------------------------------
 
 
-def test_verifier_prefers_the_right_picture():
+def test_verifier_prefers_the_right_image():
     from alignflow.worlds.shapes import world
 
     rng = np.random.default_rng(0)
     specs = world.sample_specs("train", 4, seed=0)
     captions = [world.caption(spec) for spec in specs]
-    pictures = np.stack([world.render(world.sample_scene(spec, rng)) for spec in specs])
-    media = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    images = np.stack([world.render(world.sample_scene(spec, rng)) for spec in specs])
+    media = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     reward = rewards.parse("shapes").build()
     right = reward(media, captions)
     assert right.values.tolist() == [1, 1, 1, 1]

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Two grey pictures in the working directory."""
+def images(tmp_path, monkeypatch):
+    """Two grey images in the working directory."""
     monkeypatch.chdir(tmp_path)
     for name, size in (("a.png", 64), ("b.png", 32)):
         Image.fromarray(np.full((size, size, 3), 128, np.uint8)).save(name)
@@ -30,23 +30,23 @@ REWARD = "tests.test_score:brightness"
 
 
 def brightness(media, prompts):
-    """Mean of the picture."""
+    """Mean of the image."""
     return media.mean(dim=(1, 2, 3))
 
 
-def test_score_prints_a_table_or_json(run, pictures, monkeypatch):
+def test_score_prints_a_table_or_json(run, images, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    code, out, _ = run("score", *pictures, "--prompt", "grey", "--reward", REWARD)
+    code, out, _ = run("score", *images, "--prompt", "grey", "--reward", REWARD)
     assert code == 0
     assert out.splitlines()[0].split() == ["file", REWARD]
-    code, out, _ = run("score", *pictures, "--prompt", "a", "--prompt", "b", "--reward", REWARD, "--json")
+    code, out, _ = run("score", *images, "--prompt", "a", "--prompt", "b", "--reward", REWARD, "--json")
     rows = json.loads(out)
     assert [(row["file"], row["prompt"]) for row in rows] == [("a.png", "a"), ("b.png", "b")]
     assert rows[0]["scores"][REWARD] == pytest.approx(128 / 255)
 
 
-def test_score_refuses_bad_images_and_counts(run, pictures):
-    Path("broken.png").write_text("not a picture")
+def test_score_refuses_bad_images_and_counts(run, images):
+    Path("broken.png").write_text("not an image")
     for arguments, says in (
         (["gone.png", "--prompt", "a"], "no image gone.png"),
         (["broken.png", "--prompt", "a"], "broken.png is not an image"),
@@ -59,7 +59,7 @@ def test_score_refuses_bad_images_and_counts(run, pictures):
 
 
 def contrast(media, prompts, group):
-    """How far each picture is from the mean of its prompt."""
+    """How far each image is from the mean of its prompt."""
     values = media.mean(dim=(1, 2, 3))
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     index = torch.tensor([numbers[prompt] for prompt in prompts])
@@ -71,7 +71,7 @@ GROUPED = "{kind: mixture, parts: {bright: {reward: 'tests.test_score:brightness
 
 @pytest.fixture
 def levels(tmp_path, monkeypatch):
-    """Pictures of brightness 0, 51, ..., 204 of 255 in a folder."""
+    """Images of brightness 0, 51, ..., 204 of 255 in a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     Path("many").mkdir()
@@ -108,7 +108,7 @@ def test_a_comparison_with_nothing_is_told_in_words(run, levels):
 
 
 def test_a_bad_file_is_a_bad_row(run, levels):
-    (levels / "2.png").write_bytes(b"no picture")
+    (levels / "2.png").write_bytes(b"no image")
     code, out, err = run("score", "many", "gone.png", "--prompt", "a", "--reward", f"light={REWARD}", "--json")
     assert code == 2
     found = scored(out)
@@ -176,7 +176,7 @@ def test_sample_folders_bring_their_prompts_and_no_contact_sheet(run, levels):
 
 
 def prompted(media, prompts):
-    """Mean of the sample, a picture or a clip."""
+    """Mean of the sample, an image or a video."""
     return media.flatten(1).mean(1)
 
 
@@ -218,12 +218,12 @@ def test_memory_does_not_grow_with_the_number_of_files(levels):
 
 def rate(media, prompts):
     """The frames a second that rewards are told."""
-    from rewards.rate import frame_rate
+    from rewards.rate import fps_of
 
-    return [frame_rate(None)] * len(media)
+    return [fps_of(None)] * len(media)
 
 
-def test_rewards_are_told_the_rate_of_a_file(run, pictures, monkeypatch):
+def test_rewards_are_told_the_rate_of_a_file(run, images, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     clip = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
     for name in ("a.mp4", "a.webp", "a.gif"):

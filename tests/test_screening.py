@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 
 class Editor:
-    """As much of a generator as is asked: prompts of up to three words, with a picture and a mask."""
+    """As much of a generator as is asked: prompts of up to three words, with an image and a mask."""
 
     pipeline_class, size, inputs, options, frames = "Editor", (8, 8), ("image", "mask"), None, None
 
@@ -74,10 +74,8 @@ def test_what_was_read_is_kept_by_content(table, tmp_path, monkeypatch):
     monkeypatch.setattr(screening, "WORTH_KEEPING", 0.0)
     monkeypatch.setattr(screening, "CHUNK", 2)
     prompts, read = read_prompts(str(table)), []
-    pictures_of = screening.pictures_of
-    monkeypatch.setattr(
-        screening, "pictures_of", lambda prompt, names: read.append(prompt) or pictures_of(prompt, names)
-    )
+    images_of = screening.images_of
+    monkeypatch.setattr(screening, "images_of", lambda prompt, names: read.append(prompt) or images_of(prompt, names))
     first = screen(prompts, Editor(), NEEDS)
     seen = len(read)
     assert screen(prompts, Editor(), NEEDS) == first

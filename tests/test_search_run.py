@@ -210,8 +210,8 @@ def test_a_lora_goes_onto_the_generator(folder, model):
     assert torch.allclose(tuned.velocity(x, t, cond), trained.velocity(x, t, cond), atol=1e-5)
 
 
-def test_clips_are_searched_written_and_read_back(folder, run):
-    """A tiny Wan: particles with guidance, the results as clips beside their middle frames, pairs that read."""
+def test_videos_are_searched_written_and_read_back(folder, run):
+    """A tiny Wan: particles with guidance, the results as videos beside their middle frames, pairs that read."""
     tiny_video.wan().save_pretrained("wan")
     Path("clips.yaml").write_text(
         "generator: {kind: wan, path: wan, device: cpu, size: [32, 32], frames: 5}\n"
@@ -224,9 +224,9 @@ def test_clips_are_searched_written_and_read_back(folder, run):
     assert code == 0, err
     row = json.loads(Path("one/candidates/0001/found.json").read_text())
     assert row["spent"]["network_calls"] == 18
-    clip = Path("one/candidates/0001") / row["kept"][0]["file"]
-    assert read_media(clip).shape == (5, 3, 32, 32)
-    assert clip.with_suffix(".png").is_file()
+    video = Path("one/candidates/0001") / row["kept"][0]["file"]
+    assert read_media(video).shape == (5, 3, 32, 32)
+    assert video.with_suffix(".png").is_file()
     pairs = read_stored("pairs/pairs.jsonl", PAIR)
     assert read_sample(pairs[0], "chosen", (32, 32), 5).shape == (5, 3, 32, 32)
 

@@ -233,7 +233,7 @@ def test_a_large_request_is_scored_in_pieces_and_in_order() -> None:
     assert max(map(len, gate.asked)) == 2
     turn = next(number for number, prompts in enumerate(gate.asked) if "b" in prompts)
     assert turn <= 2  # of five calls: not behind the whole large one
-    assert PIECE >= 4096 * 4096  # a picture of that size is one piece
+    assert PIECE >= 4096 * 4096  # an image of that size is one piece
 
 
 def test_what_must_be_scored_as_one_is_not_cut() -> None:
@@ -352,15 +352,15 @@ def test_limits_are_checked_before_anything_is_scored() -> None:
     reward = Reward("counts", lambda media, prompts, group: calls.append(1) or [0.0] * len(prompts))
     limits = Limits(samples=8, pixels=4096, total=3 * 4096)
     app = create_app(rewards.parse("shapes"), reward, limits=limits)
-    picture = wire.pack(wire.Request(MEDIA[:1], ["a"]), "png")
-    many = json.loads(picture)
+    image = wire.pack(wire.Request(MEDIA[:1], ["a"]), "png")
+    many = json.loads(image)
     tiny = {**many, "prompts": ["a"], "png": {"media": [many["png"]["media"] * 129]}}
     for body, said in (
-        (zeros(1, 3, 64, 65), "64 x 65 are more than this server takes: 4096 pixels a picture"),
+        (zeros(1, 3, 64, 65), "64 x 65 are more than this server takes: 4096 pixels an image"),
         (zeros(4, 3, 64, 64), "more than 12288 pixels in one request"),
         (zeros(1, 4, 3, 64, 64), "more than 12288 pixels in one request"),
         (zeros(9, 3, 4, 4), "9 samples are more than the 8"),
-        (json.dumps(tiny).encode(), "more than 128 pictures and frames|more than 12288 pixels"),
+        (json.dumps(tiny).encode(), "more than 128 images and frames|more than 12288 pixels"),
     ):
         status, answer = served.asked(app, body)
         assert status == 400

@@ -37,7 +37,7 @@ STEPS = Sampler(kind="ode", steps=10)
 
 @pytest.mark.parametrize("world", SHIPPED)
 def test_the_adapter_draws_what_the_pipeline_draws(world, monkeypatch):
-    """The inpainter's pipeline draws the picture around the hole from the posterior, we take its mean."""
+    """The inpainter's pipeline draws the image around the hole from the posterior, we take its mean."""
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     generator = load(SHIPPED[world], world, options=Options(size=(64, 64)))
     prompts = read_prompts(f"{world}:heldout", 2, seed=1)

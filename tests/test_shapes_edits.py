@@ -1,4 +1,4 @@
-"""The embedded worlds of edits and fills: instructions, splits, verifier, and the pictures that prompts bring."""
+"""The embedded worlds of edits and fills: instructions, splits, verifier, and the images that prompts bring."""
 
 from __future__ import annotations
 
@@ -173,14 +173,14 @@ def test_scores_of_moving_adding_and_removing():
 
 
 def test_what_cannot_be_judged_is_nan_with_a_reason():
-    picture = pixels([SCENE, SCENE])
-    found = score_edits(picture, picture, ["make it blue", "remove the green circle"])
+    image = pixels([SCENE, SCENE])
+    found = score_edits(image, image, ["make it blue", "remove the green circle"])
     assert np.isnan(found["dense"]).all()
     assert "is none of" in found["reasons"][0]
     assert "needs exactly one" in found["reasons"][1]
     mask = np.zeros((2, 1, 64, 64), np.float32)
     mask[1] = 1
-    found = score_fills(picture, picture, mask, ["a red circle", "a circle"])
+    found = score_fills(image, image, mask, ["a red circle", "a circle"])
     assert "the mask is empty" in found["reasons"][0]
     assert "a named colour" in found["reasons"][1]
 
@@ -200,7 +200,7 @@ def test_rewards_are_given_the_source():
 
 
 @pytest.mark.parametrize(("world", "names"), [("shapes-edit", {"image"}), ("shapes-fill", {"image", "mask"})])
-def test_prompts_bring_their_pictures(world, names):
+def test_prompts_bring_their_images(world, names):
     prompts = read_prompts(f"{world}:heldout", 8, seed=2)
     tasks = some(world, "heldout", 8, seed=2)
     assert [prompt.text for prompt in prompts] == [task.text for task in tasks]

@@ -23,7 +23,7 @@ EXACT = {"model": "shapes", "dtype": "float32", "batch": 64}
 
 @pytest.fixture(scope="module")
 def asked():
-    """120 held-out pictures, their captions, and captions with one thing changed."""
+    """120 held-out images, their captions, and captions with one thing changed."""
     images, right, wrong = measure.captioned(120)
     return torch.from_numpy(images), right, wrong
 
@@ -90,7 +90,7 @@ def test_gradients_reach_the_pixels_and_lead_upwards(asked):
     assert (after > before).float().mean() > 0.9
 
 
-def test_pictures_of_other_sizes_are_seen_alike(asked, replies):
+def test_images_of_other_sizes_are_seen_alike(asked, replies):
     media, right, _ = (part[:16] for part in asked)
     large = torch.nn.functional.interpolate(media, size=(160, 160), mode="nearest")
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_its_words_are_tokens_and_any_other_text_has_some():
 
 @pytest.fixture(scope="module")
 def taught():
-    """Eight pairs, their pictures, and an untrained judge whose answers depend on what it sees."""
+    """Eight pairs, their images, and an untrained judge whose answers depend on what it sees."""
     pairs = draw_pairs("train", 8, seed=5)
     rows = np.arange(16)
     with torch.random.fork_rng():
@@ -127,7 +127,7 @@ def taught():
 
 @pytest.mark.parametrize("kind", judge_data.KINDS)
 def test_what_is_learnt_is_what_is_asked(taught, kind):
-    """The loss, with pictures looked at once and rows padded behind, is that of the judge's own answers."""
+    """The loss, with images looked at once and rows padded behind, is that of the judge's own answers."""
     pairs, rows, media, pupil = taught
     lessons = kind(pairs, rows, media, np.random.default_rng(0))
     with torch.no_grad():

@@ -17,7 +17,7 @@ from align.worlds import build, measure
 from align.worlds.tokenizer import MAX_LENGTH, clip_tokenizer, words
 from align.worlds.train_common import Log
 from align.worlds.train_sd3 import Model, new_pipeline
-from align.worlds.train_vae import decode, encode, new_clip_vae, new_vae, raw_latents, train_vae
+from align.worlds.train_vae import decode, encode, new_vae, new_video_vae, raw_latents, train_vae
 from alignflow.worlds.shapes import motion, weights, world
 from generators.sd3_attention import fold_null_tokens
 from rewards.worlds.shapes import judge, score_batch
@@ -32,7 +32,7 @@ def pipe() -> StableDiffusion3Pipeline:
     return pipe
 
 
-def test_verifier_reads_pictures_after_the_autoencoder():
+def test_verifier_reads_images_after_the_autoencoder():
     vae = AutoencoderKL.from_pretrained(weights("sd3") / "vae").eval()
     images, captions = world.dataset("heldout", 180, seed=8)
     result = score_batch(decode(vae, encode(vae, images)), captions)
@@ -63,7 +63,7 @@ assert not {{"generators", "rewards", "align"}} & set(sys.modules)
 
 
 def draw(pipe: StableDiffusion3Pipeline, prompts: list[str], t5_tokens: int) -> np.ndarray:
-    """Four pictures of each prompt, [4 n, 3, 64, 64]."""
+    """Four images of each prompt, [4 n, 3, 64, 64]."""
     images = pipe(
         prompts, num_images_per_prompt=4, num_inference_steps=10, guidance_scale=1.0, output_type="np",
         generator=torch.Generator().manual_seed(0), max_sequence_length=t5_tokens,
@@ -109,7 +109,7 @@ def test_clip_loads_and_prefers_true_captions():
     assert (right > wrong).mean() > 0.7
 
 
-def test_clip_processor_reads_pictures():
+def test_clip_processor_reads_images():
     processor, model = CLIPProcessor.from_pretrained(weights("clip")), CLIPModel.from_pretrained(weights("clip"))
     image = world.render(world.sample_scene(world.parse_caption("a red circle"), np.random.default_rng(0)), 128)
     inputs = processor(
@@ -165,7 +165,7 @@ def test_builder_makes_a_pipeline_from_nothing(tmp_path, monkeypatch):
 def test_every_round_of_an_autoencoder_measures_its_latents_anew(clips):
     """Scaled latents have spread 1 after each round, whatever the one before noted."""
     torch.manual_seed(0)
-    vae = new_clip_vae() if clips else new_vae()
+    vae = new_video_vae() if clips else new_vae()
     media = motion.dataset("train", 24, seed=0)[0] if clips else world.dataset("train", 24, seed=0)[0]
     for number in range(2):
         train_vae(vae, media, 1, 2, number, Log(), again=number > 0)

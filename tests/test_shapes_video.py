@@ -1,4 +1,4 @@
-"""The embedded world in motion: captions, physics, the verifier of clips, and the models that draw them."""
+"""The embedded world in motion: captions, physics, the verifier of videos, and the models that draw them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 import rewards
 from align.data.prompts import read_prompts
 from align.worlds import train_wan
-from align.worlds.train_vae import CLIPS, PICTURES, decode, encode, new_clip_vae, unclamped
+from align.worlds.train_vae import IMAGES, VIDEOS, decode, encode, new_video_vae, unclamped
 from alignflow.errors import DataError
 from alignflow.worlds.shapes import motion, weights
 from alignflow.worlds.shapes.motion import Motion
@@ -24,15 +24,15 @@ from alignflow.worlds.shapes.parse import parse_image
 from rewards.worlds.shapes_video import PARTS, follow, motion_of, score_batch
 
 
-def chw(clips: np.ndarray) -> np.ndarray:
+def chw(videos: np.ndarray) -> np.ndarray:
     """uint8 [n, F, h, w, 3] -> float [n, F, 3, h, w] in [0, 1]."""
-    return clips.transpose(0, 1, 4, 2, 3) / np.float32(255)
+    return videos.transpose(0, 1, 4, 2, 3) / np.float32(255)
 
 
 @pytest.fixture(scope="module")
 def rendered() -> tuple[np.ndarray, list[str]]:
-    clips, captions = motion.dataset("heldout", 120, seed=1)
-    return chw(clips), captions
+    videos, captions = motion.dataset("heldout", 120, seed=1)
+    return chw(videos), captions
 
 
 # -- captions and splits ----------------------------------------------------------------------------------------------
@@ -85,10 +85,10 @@ def test_a_bounce_turns_at_the_ground_with_less_speed():
     assert speed.min() / speed.max() == pytest.approx(-motion.REBOUND, abs=0.01)
 
 
-def test_clips_stay_on_the_canvas_and_apart():
+def test_videos_stay_on_the_canvas_and_apart():
     rng = np.random.default_rng(0)
     for spec in motion.sample_specs("train", 300, seed=5):
-        frames = motion.sample_clip(spec, rng).frames()
+        frames = motion.sample_video(spec, rng).frames()
         assert len(frames) == motion.FRAMES
         boxes = np.array([[o.box for o in scene.objects] for scene in frames])
         assert boxes.shape[1] == spec.want.count
@@ -110,31 +110,31 @@ def test_no_motion_passes_for_another():
 # -- verifier ---------------------------------------------------------------------------------------------------------
 
 
-def test_rendered_clips_are_right(rendered):
-    clips, captions = rendered
-    found = score_batch(clips, captions)
+def test_rendered_videos_are_right(rendered):
+    videos, captions = rendered
+    found = score_batch(videos, captions)
     assert found["reasons"] == {}
     for name in PARTS:
         assert found[name].mean() >= 0.99
 
 
-def test_clips_of_other_prompts_are_wrong(rendered):
-    clips, captions = rendered
-    assert score_batch(clips, captions[7:] + captions[:7])["strict"].mean() <= 0.05
+def test_videos_of_other_prompts_are_wrong(rendered):
+    videos, captions = rendered
+    assert score_batch(videos, captions[7:] + captions[:7])["strict"].mean() <= 0.05
     rng = np.random.default_rng(0)
     wrong = [motion.caption(motion.corrupt(motion.parse_caption(c), rng)) for c in captions]
-    found = score_batch(clips, wrong)
+    found = score_batch(videos, wrong)
     assert found["strict"].mean() == 0
     assert found["dense"].max() < 1
 
 
-def test_still_and_reversed_clips_do_not_move_as_asked(rendered):
-    clips, captions = rendered
-    still = score_batch(np.repeat(clips[:, 4:5], clips.shape[1], 1), captions)
+def test_still_and_reversed_videos_do_not_move_as_asked(rendered):
+    videos, captions = rendered
+    still = score_batch(np.repeat(videos[:, 4:5], videos.shape[1], 1), captions)
     assert still["motion"].max() < 0.1
     assert still["identity"].mean() > 0.99
     assert still["persistence"].mean() > 0.99
-    back = score_batch(clips[:, ::-1], captions)
+    back = score_batch(videos[:, ::-1], captions)
     throws = np.array(["thrown" in c for c in captions])
     assert back["motion"][~throws].mean() < 0.3
     assert back["strict"].sum() == 0
@@ -143,13 +143,13 @@ def test_still_and_reversed_clips_do_not_move_as_asked(rendered):
 def test_an_object_that_vanishes_or_changes_is_noticed():
     caption = "a red circle moves right quickly on a white background"
     rng = np.random.default_rng(0)
-    clip = motion.draw(motion.sample_clip(motion.parse_caption(caption), rng))
+    video = motion.draw(motion.sample_video(motion.parse_caption(caption), rng))
     other = motion.draw(
-        motion.sample_clip(motion.parse_caption(caption.replace("red", "blue")), np.random.default_rng(0))
+        motion.sample_video(motion.parse_caption(caption.replace("red", "blue")), np.random.default_rng(0))
     )
-    empty = np.full_like(clip[:4], 250)
-    gone, changed = np.concatenate([clip[:5], empty]), np.concatenate([clip[:5], other[5:]])
-    found = score_batch(chw(np.stack([clip, gone, changed])), [caption] * 3)
+    empty = np.full_like(video[:4], 250)
+    gone, changed = np.concatenate([video[:5], empty]), np.concatenate([video[:5], other[5:]])
+    found = score_batch(chw(np.stack([video, gone, changed])), [caption] * 3)
     assert found["strict"].tolist() == [1, 0, 0]
     assert found["persistence"][1] == pytest.approx(5 / 9)
     assert found["motion"].tolist() == [1, 1, 1]  # as far as it was seen
@@ -159,8 +159,8 @@ def test_an_object_that_vanishes_or_changes_is_noticed():
 
 
 def test_objects_are_followed_where_the_parser_lists_them_in_another_order():
-    clip = motion.draw(motion.sample_clip(motion.parse_caption("three green crosses fall"), np.random.default_rng(0)))
-    scenes = [parse_image(frame) for frame in clip]
+    video = motion.draw(motion.sample_video(motion.parse_caption("three green crosses fall"), np.random.default_rng(0)))
+    scenes = [parse_image(frame) for frame in video]
     shuffled = [type(s)(s.objects[:: (-1) ** f], s.background) for f, s in enumerate(scenes)]
     tracks = follow(shuffled)
     assert len(tracks) == 3
@@ -169,23 +169,23 @@ def test_objects_are_followed_where_the_parser_lists_them_in_another_order():
 
 
 def test_verifier_as_a_reward(rendered):
-    clips, captions = (torch.from_numpy(np.ascontiguousarray(rendered[0][:3])), rendered[1][:3])
+    videos, captions = (torch.from_numpy(np.ascontiguousarray(rendered[0][:3])), rendered[1][:3])
     reward = rewards.parse("shapes_video").build()
-    scores = reward(clips, [*captions[:2], "a red circle"])
+    scores = reward(videos, [*captions[:2], "a red circle"])
     assert scores.values[:2].tolist() == [1, 1]
     assert set(scores.reasons) == {2}
     assert set(scores.parts) == set(PARTS)
-    with pytest.raises(rewards.RewardError, match="reads clips"):
-        reward(clips[:, 0], captions)
+    with pytest.raises(rewards.RewardError, match="reads videos"):
+        reward(videos[:, 0], captions)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def test_verifier_reads_clips_after_the_autoencoder():
+def test_verifier_reads_videos_after_the_autoencoder():
     vae = AutoencoderKLWan.from_pretrained(weights("wan") / "vae").eval()
-    clips, captions = motion.dataset("heldout", 120, seed=8)
-    latents = encode(vae, clips)
+    videos, captions = motion.dataset("heldout", 120, seed=8)
+    latents = encode(vae, videos)
     assert latents.shape == (120, *train_wan.LATENT_SHAPE)
     assert latents.std().item() == pytest.approx(1, abs=0.1)
     read = score_batch(decode(vae, latents), captions)
@@ -209,9 +209,9 @@ torch.set_num_threads(1)
 from diffusers import WanPipeline
 pipe = WanPipeline.from_pretrained({str(weights("wan"))!r})
 assert {{p.dtype for m in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in m.parameters()}} == {{torch.float32}}
-clip = pipe("a red circle falls", height=32, width=32, num_frames=9, num_inference_steps=10, guidance_scale=1.0,
+video = pipe("a red circle falls", height=32, width=32, num_frames=9, num_inference_steps=10, guidance_scale=1.0,
             generator=torch.Generator().manual_seed(0), output_type="np").frames[0]
-assert clip.shape == (9, 32, 32, 3) and clip.std() > 0.05, (clip.shape, clip.std())
+assert video.shape == (9, 32, 32, 3) and video.std() > 0.05, (video.shape, video.std())
 assert not {{"generators", "rewards", "align"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
@@ -219,7 +219,7 @@ assert not {{"generators", "rewards", "align"}} & set(sys.modules)
 
 def test_one_repeated_token_equals_many():
     torch.manual_seed(0)
-    pipe = train_wan.new_pipeline(new_clip_vae())
+    pipe = train_wan.new_pipeline(new_video_vae())
     model, text = train_wan.Model(pipe).eval(), "a red circle falls"
     ids = pipe.tokenizer([text], padding="max_length", return_tensors="pt").input_ids
     x, t = torch.randn(1, *train_wan.LATENT_SHAPE), torch.tensor([0.3])
@@ -233,7 +233,7 @@ def test_one_repeated_token_equals_many():
 
 def test_training_sees_what_the_decoder_gives_before_it_is_clamped():
     torch.manual_seed(0)
-    vae = new_clip_vae().eval()
+    vae = new_video_vae().eval()
     with torch.no_grad():
         vae.decoder.conv_out.bias += 1.5
         raw = torch.randn(2, *train_wan.LATENT_SHAPE)
@@ -242,21 +242,21 @@ def test_training_sees_what_the_decoder_gives_before_it_is_clamped():
     assert out.abs().max() > 1
 
 
-def test_training_sees_frames_then_windows_then_clips():
+def test_training_sees_frames_then_windows_then_videos():
     x, rng = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(2, 3, 9, 4, 4), np.random.default_rng(0)
-    assert CLIPS.part(x, 0.0, rng).shape == (8, 3, 1, 4, 4)
-    part = CLIPS.part(x, 0.6, rng)
+    assert VIDEOS.part(x, 0.0, rng).shape == (8, 3, 1, 4, 4)
+    part = VIDEOS.part(x, 0.6, rng)
     assert part.shape == (2, 3, 5, 4, 4)
     assert part[0, 0, :, 0, 0].diff().tolist() == [1] * 4
-    assert CLIPS.part(x, 0.95, rng) is x
-    assert PICTURES.part(x, 0.0, rng) is x
-    assert CLIPS.kl_weight(0.0) == CLIPS.kl_weight(0.3) == 0
-    assert 0 < CLIPS.kl_weight(0.5) < CLIPS.kl_weight(0.8) == CLIPS.kl_weight(1.0) == CLIPS.most_kl
+    assert VIDEOS.part(x, 0.95, rng) is x
+    assert IMAGES.part(x, 0.0, rng) is x
+    assert VIDEOS.kl_weight(0.0) == VIDEOS.kl_weight(0.3) == 0
+    assert 0 < VIDEOS.kl_weight(0.5) < VIDEOS.kl_weight(0.8) == VIDEOS.kl_weight(1.0) == VIDEOS.most_kl
 
 
 def test_a_later_round_is_as_the_first_was_at_its_end():
     x, rng = torch.zeros(2, 3, 9, 4, 4), np.random.default_rng(0)
-    for stages in (CLIPS, PICTURES):
+    for stages in (VIDEOS, IMAGES):
         later = stages.last()
         assert later.part(x, 0.0, rng) is x
         assert later.kl_weight(0.0) == stages.kl_weight(1.0) > 0
@@ -264,7 +264,7 @@ def test_a_later_round_is_as_the_first_was_at_its_end():
 
 
 def test_every_word_is_one_token():
-    tokenizer = train_wan.new_pipeline(new_clip_vae()).tokenizer
+    tokenizer = train_wan.new_pipeline(new_video_vae()).tokenizer
     for spec in motion.sample_specs("train", 200, seed=3):
         text = "a video of " + motion.caption(spec)
         ids = tokenizer(text).input_ids

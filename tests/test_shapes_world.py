@@ -17,7 +17,7 @@ from rewards.worlds.shapes import judge, score, score_batch
 
 
 @pytest.fixture(scope="module")
-def pictures() -> tuple[list[Spec], list[Scene], np.ndarray]:
+def rendered() -> tuple[list[Spec], list[Scene], np.ndarray]:
     rng = np.random.default_rng(0)
     specs = world.sample_specs("train", 360, seed=5) + world.sample_specs("heldout", 360, seed=6)
     scenes = [world.sample_scene(s, rng) for s in specs]
@@ -33,8 +33,8 @@ def place(o: Obj) -> tuple[int, int]:
     return round((o.box[0] + o.box[2]) / 20), round((o.box[1] + o.box[3]) / 20)
 
 
-def test_rendered_scenes_are_read_back_and_satisfy_their_captions(pictures):
-    specs, scenes, images = pictures
+def test_rendered_scenes_are_read_back_and_satisfy_their_captions(rendered):
+    specs, scenes, images = rendered
     result = score_batch(chw(images), [world.caption(s) for s in specs])
     assert result["strict"].mean() >= 0.99
     assert result["reasons"] == {}
@@ -45,16 +45,16 @@ def test_rendered_scenes_are_read_back_and_satisfy_their_captions(pictures):
             assert np.abs(np.subtract(a.box, b.box)).max() < 1.5  # a triangle's tip is thinner than a pixel
 
 
-def test_pictures_of_other_prompts_score_low(pictures):
-    specs, _, images = pictures
+def test_images_of_other_prompts_score_low(rendered):
+    specs, _, images = rendered
     order = np.random.default_rng(1).permutation(len(specs))
     result = score_batch(chw(images[order]), [world.caption(s) for s in specs])
     assert result["strict"].mean() <= 0.05
     assert result["dense"].mean() <= 0.25
 
 
-def test_dense_is_one_exactly_where_strict_is(pictures):
-    specs, scenes, _ = pictures
+def test_dense_is_one_exactly_where_strict_is(rendered):
+    specs, scenes, _ = rendered
     rng = np.random.default_rng(2)
     for _ in range(3000):
         scene, spec = scenes[rng.integers(len(scenes))], specs[rng.integers(len(specs))]
@@ -64,8 +64,8 @@ def test_dense_is_one_exactly_where_strict_is(pictures):
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_parsing_does_not_depend_on_the_pixel_size(pictures, size):
-    specs, scenes, _ = pictures
+def test_parsing_does_not_depend_on_the_pixel_size(rendered, size):
+    specs, scenes, _ = rendered
     right = [score(world.render(s, size), world.caption(p))[0] for s, p in zip(scenes[:60], specs, strict=False)]
     assert np.mean(right) == 1
 
@@ -132,8 +132,8 @@ def test_touching_objects_of_two_colours_are_two():
     assert score(image, "a red square left of a green square")[0] == 1
 
 
-def test_foreign_prompts_are_nan_with_a_reason(pictures):
-    images = chw(pictures[2][:3])
+def test_foreign_prompts_are_nan_with_a_reason(rendered):
+    images = chw(rendered[2][:3])
     images[2, 0, 0, 0] = np.nan
     result = score_batch(images, ["a photo of a dog", "a circle", "a circle"])
     assert np.isnan(result["strict"]).tolist() == np.isnan(result["dense"]).tolist() == [True, False, True]
@@ -214,8 +214,8 @@ def test_prompts_are_balanced_and_repeatable(split):
         world.prompts("test", 1, seed=0)
 
 
-def test_rendering_is_deterministic_and_scenes_are_json(pictures):
-    _, scenes, images = pictures
+def test_rendering_is_deterministic_and_scenes_are_json(rendered):
+    _, scenes, images = rendered
     again = Scene.from_dict(json.loads(json.dumps(scenes[0].to_dict())))
     assert again == scenes[0]
     assert np.array_equal(world.render(again), images[0])
@@ -247,11 +247,11 @@ def test_a_crowd_keeps_its_distance():
 
 
 def test_wrong_captions_are_wrong_and_of_their_split():
-    pictures, right = world.dataset("train", 300, seed=1)
+    rendered, right = world.dataset("train", 300, seed=1)
     same, said = world.dataset("train", 300, seed=1, wrong=0.6)
-    assert np.array_equal(pictures, same)
+    assert np.array_equal(rendered, same)
     changed = [i for i in range(300) if right[i] != said[i]]
     assert 0.6 < len(changed) / 300 < 0.9
     assert not any(world.is_held_out(world.parse_caption(text)) for text in said)
-    fits = [judge(parse_image(pictures[i]), world.parse_caption(said[i]))[0] for i in changed]
-    assert np.mean(fits) < 0.05  # a second change may undo the first, and one word may say the same picture
+    fits = [judge(parse_image(rendered[i]), world.parse_caption(said[i]))[0] for i in changed]
+    assert np.mean(fits) < 0.05  # a second change may undo the first, and one word may say the same image

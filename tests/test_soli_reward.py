@@ -141,9 +141,9 @@ def build(base, **options):
     return rewards.parse({"kind": "soli_reward", "weights": weights, **settings, **options}).build()
 
 
-def expected(network, clip, user):
-    """Of one clip, alone, with Pillow's pixels."""
-    frames = [clip[i].mul(255).round().byte().permute(1, 2, 0).numpy() for i in SHOWN]
+def expected(network, video, user):
+    """Of one video, alone, with Pillow's pixels."""
+    frames = [video[i].mul(255).round().byte().permute(1, 2, 0).numpy() for i in SHOWN]
     pixels = np.stack(
         [np.asarray(Image.fromarray(frame).resize((28, 28), Image.Resampling.BICUBIC)) for frame in frames]
     )
@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_authors_network(base, network, task, batch):
     assert frames_at(5, 3) == SHOWN
     scores = build(base, task=task, batch=batch)(media, PROMPTS).values
     users = [QUESTIONS[task]["user_prompt"].replace("{prompt}", prompt) for prompt in PROMPTS]
-    wanted = torch.stack([expected(network, clip, user) for clip, user in zip(media, users, strict=True)])
+    wanted = torch.stack([expected(network, video, user) for video, user in zip(media, users, strict=True)])
     assert torch.allclose(scores.detach(), wanted, atol=1e-5)
     assert scores.std() > 1e-3
 
@@ -196,7 +196,7 @@ def test_gradients_reach_the_frames_that_are_seen(base):
     assert leaf.grad.abs().sum((0, 2, 3, 4)).gt(0).tolist() == [i in SHOWN for i in range(5)]
 
 
-def test_a_picture_is_a_clip_of_one_frame_and_a_control_token_costs_that_sample(base):
+def test_an_image_is_a_video_of_one_frame_and_a_control_token_costs_that_sample(base):
     reward = build(base, task="text_alignment")
     still = MEDIA[:, :1]
     assert torch.equal(reward(still[:, 0], PROMPTS).values, reward(still.expand(-1, 5, -1, -1, -1), PROMPTS).values)

@@ -12,8 +12,8 @@ import pytest
 import tiny
 import tiny_image
 from adapter_cases import CASES, Case
-from adapter_cases_video import CASES as CLIPS
-from image_cases import CASES as PICTURES
+from adapter_cases_video import CASES as VIDEOS
+from image_cases import CASES as IMAGES
 from PIL import Image
 from tiny_run import settings
 
@@ -29,7 +29,7 @@ from align.report.using import snippet
 from align.training.trainer import train
 from generators.load import adapter
 
-EVERY = [case for case in (*CASES, *CLIPS, *PICTURES) if not case.inputs and case.kind != "cogvideox"]
+EVERY = [case for case in (*CASES, *VIDEOS, *IMAGES) if not case.inputs and case.kind != "cogvideox"]
 
 
 def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Path:
@@ -56,7 +56,7 @@ def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sec
 
 
 @pytest.mark.parametrize("base", ["sd3", "flux", "shapes"])
-def test_the_page_s_code_draws_the_page_s_picture(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_s_code_draws_the_page_s_image(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_folder(tmp_path, base, monkeypatch)
     found = snippet(read_run(folder))
     assert found is not None
@@ -73,7 +73,7 @@ def test_the_page_s_code_draws_the_page_s_picture(base: str, tmp_path: Path, mon
     assert f"# run/samples/{last.name}/000.png" in found.code
 
 
-def test_a_card_s_code_draws_the_page_s_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_s_code_draws_the_page_s_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_folder(tmp_path, "sd3", monkeypatch)
     export(find_policy(folder), "diffusers", tmp_path / "exported")
     monkeypatch.chdir(tmp_path / "exported")
@@ -107,18 +107,18 @@ def test_every_adapter_s_call(case: Case, monkeypatch: pytest.MonkeyPatch) -> No
             "kind": case.kind, "path": "nowhere", "device": "cpu", "size": options.size, "frames": options.frames,
             "text_length": options.text_length, "embedded_guidance": options.embedded_guidance,
             "negative_prompt": options.negative_prompt, "guidance_rescale": options.guidance_rescale,
-            "frame_rate": options.frame_rate,
+            "fps": options.fps,
         },
         "evaluate": {"sampler": sampler.model_dump()},
     }  # fmt: skip
     shot = Shot("a red circle", derive(5, "start"), "000.png")
-    text = code(tree, None, shot, clip=ours.ndim == 4)
+    text = code(tree, None, shot, video=ours.ndim == 4)
     pipeline = case.build()
     pipeline.set_progress_bar_config(disable=True)
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pipeline)
     scheduler = type(pipeline.scheduler).__name__
     exec(text, space := {})
-    result = space["clip"] if ours.ndim == 4 else space["image"]
+    result = space["video"] if ours.ndim == 4 else space["image"]
     theirs = np.asarray([np.asarray(one) for one in result] if ours.ndim == 4 else result, np.float32)
     theirs = theirs / 255 if theirs.max() > 1 else theirs
     expected = ours.permute(0, 2, 3, 1).numpy() if ours.ndim == 4 else ours.permute(1, 2, 0).numpy()
@@ -153,7 +153,7 @@ def test_code_of_whole_networks_and_of_a_merged_pipeline() -> None:
         compile(text, "code", "exec")
 
 
-def test_the_samples_of_a_command_are_all_of_its_folder_s_pictures(tmp_path: Path) -> None:
+def test_the_samples_of_a_command_are_all_of_its_folder_s_images(tmp_path: Path) -> None:
     from align.data.grids import save_samples
 
     grey = [np.full((32, 32, 3), value, np.uint8) for value in (10, 200)]

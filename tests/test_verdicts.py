@@ -83,18 +83,18 @@ def test_mean_per_sample_keeps_the_gradient_of_the_others():
 
 
 def test_panels_line_by_line():
-    picture = torch.arange(3 * 4 * 6.0).view(3, 4, 6)
-    parts = panels(picture, 2, 3)
+    image = torch.arange(3 * 4 * 6.0).view(3, 4, 6)
+    parts = panels(image, 2, 3)
     assert [tuple(part.shape) for part in parts] == [(3, 2, 2)] * 6
-    assert torch.equal(parts[4], picture[:, 2:, 2:4])
+    assert torch.equal(parts[4], image[:, 2:, 2:4])
 
 
 def test_questions_that_are_not_asked():
-    picture = torch.zeros(3, 4, 4)
-    assert question("Is it {prompt}? {x}", "{x}", picture, x=1).content[1] == "Is it {x}? 1"
-    assert "empty" in question("Is it {prompt}?", " \n", picture).refused
-    assert not question("Is it good?", "", picture).refused
-    assert "NaN" in question("Is it good?", "", picture / 0).refused
+    image = torch.zeros(3, 4, 4)
+    assert question("Is it {prompt}? {x}", "{x}", image, x=1).content[1] == "Is it {x}? 1"
+    assert "empty" in question("Is it {prompt}?", " \n", image).refused
+    assert not question("Is it good?", "", image).refused
+    assert "NaN" in question("Is it good?", "", image / 0).refused
     assert question("{prompt}", "a\ud800b").content == ("a?b",)
     assert fill('{"json": {prompt}}', prompt="x") == '{"json": x}'
 

@@ -25,8 +25,8 @@ def build(kind, **options):
 def test_compressibility_is_the_size_of_the_file(tmp_path):
     media = torch.cat([FLAT, NOISE[:1]])
     values = build("compressibility")(media, ["a", "b"]).values
-    for picture, value in zip(media, values, strict=True):
-        pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    for image, value in zip(media, values, strict=True):
+        pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=95)
         assert value == pytest.approx(-(tmp_path / "x.jpg").stat().st_size / 1000)
     assert values[0] > values[1]
@@ -60,7 +60,7 @@ def test_ssim_is_the_published_formula():
     assert build("ssim")(black, ["a"], None, {"image": white}).values.item() == pytest.approx(1e-4 / (1 + 1e-4))
 
 
-def test_ssim_of_clips_leads_to_the_picture():
+def test_ssim_of_clips_leads_to_the_image():
     clip = NOISE[None].clone().requires_grad_()
     image = NOISE[:1]
     reward = build("ssim", batch=3)

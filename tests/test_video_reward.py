@@ -87,18 +87,18 @@ def expected(model, frames, prompt):
 def test_marks_are_those_of_the_authors_network(base, tmp_path, outputs, names):
     model = tuned(outputs)
     torch.save(names(model.state_dict()), tmp_path / "model.pth")
-    reward = build(base, tmp_path / "model.pth", frame_rate=2, normalise=False)
+    reward = build(base, tmp_path / "model.pth", fps=2, normalise=False)
     scores = reward(MEDIA, PROMPTS)
     found = torch.stack([scores.parts[name] for name in ("visual_quality", "motion_quality", "text_alignment")], 1)
-    for clip, prompt, marks in zip(MEDIA, PROMPTS, found, strict=True):
+    for video, prompt, marks in zip(MEDIA, PROMPTS, found, strict=True):
         assert torch.allclose(
-            marks, expected(model, clip[[0, 1, 3, 4]], prompt), atol=1e-5
+            marks, expected(model, video[[0, 1, 3, 4]], prompt), atol=1e-5
         )  # two a second, an even number
     assert torch.allclose(scores.values.detach(), found.sum(1), atol=1e-5)
     assert found.std(0).min() > 1e-5
     plain = copy.deepcopy(model).unload()
     assert not torch.allclose(found[0], expected_of(plain, prompt=PROMPTS[0]), atol=1e-3)  # the LoRA counts
-    z = build(base, tmp_path / "model.pth", frame_rate=2, score="motion_quality")(MEDIA, PROMPTS)
+    z = build(base, tmp_path / "model.pth", fps=2, score="motion_quality")(MEDIA, PROMPTS)
     assert torch.allclose(z.values.detach(), (found[:, 1] - MEANS[1]) / DEVIATIONS[1], atol=1e-5)
 
 
@@ -130,13 +130,13 @@ def test_gradients_reach_the_frames_that_are_seen(base, tmp_path):
 def test_patches_and_sizes_are_those_of_the_processor():
     for height, width in [(480, 832), (64, 64), (1080, 1920), (336, 300), (30, 900)]:
         assert fitting(height, width, 28) == smart_resize(height, width, 28, SMALLEST, LARGEST)
-    picture = torch.randint(0, 256, (1, 3, 336, 364), generator=torch.Generator().manual_seed(0))
+    image = torch.randint(0, 256, (1, 3, 336, 364), generator=torch.Generator().manual_seed(0))
     processor = Qwen2VLImageProcessorPil()
-    theirs = processor(picture[0].permute(1, 2, 0).numpy().astype("uint8"), do_resize=False, return_tensors="pt")
-    rows, grid = patched(picture / 255, tiny_config().vision_config)
+    theirs = processor(image[0].permute(1, 2, 0).numpy().astype("uint8"), do_resize=False, return_tensors="pt")
+    rows, grid = patched(image / 255, tiny_config().vision_config)
     assert grid.tolist() == theirs.image_grid_thw.tolist()
     assert torch.allclose(rows, theirs.pixel_values, atol=1e-5)
-    small = picture[..., :50, :90]
+    small = image[..., :50, :90]
     floats = torch.nn.functional.interpolate(small.float(), fitting(50, 90, 28), mode="bicubic", antialias=True)
     assert floats.max() > 255  # an edge overshoots; bytes do not
     rows, _ = patched(small / 255, tiny_config().vision_config)

@@ -1,4 +1,4 @@
-"""Rewards of clips: few frames of many, motion and its acceleration, what stays the same, actions."""
+"""Rewards of videos: few frames of many, motion and its acceleration, what stays the same, actions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seen_from(dx, dy, height=64, width=64):
 
 
 def shown(positions):
-    """A clip in which the texture is at these places: ``[1, F, 3, H, W]``."""
+    """A video in which the texture is at these places: ``[1, F, 3, H, W]``."""
     return torch.stack([seen_from(x, 0.0)[0] for x in positions])[None]
 
 
@@ -57,13 +57,13 @@ def flow(a, b):
     return (b - a)[:, :2] * 10
 def wrong(a, b):
     return a
-def read(clips):
-    return clips[:, :, 0, 0, 0].round()
+def read(videos):
+    return videos[:, :, 0, 0, 0].round()
 class Logits:
     def __init__(self, actions):
         self.actions = actions
-    def __call__(self, clips):
-        return torch.eye(self.actions)[(clips[:, :, 0, 0, 0] * 3).long()]
+    def __call__(self, videos):
+        return torch.eye(self.actions)[(videos[:, :, 0, 0, 0] * 3).long()]
 """
 
 
@@ -75,12 +75,14 @@ def code(tmp_path):
 
 def test_segments_are_weighted_as_published(code):
     # 16 frames, 4 segments, lambda 1, every frame scored 1, first frames: the mean weight is 0.2592417
-    clip = torch.rand(2, 16, 3, 4, 4)
+    video = torch.rand(2, 16, 3, 4, 4)
     constant = {"kind": f"{code}:even", "range": [0, 1]}
-    value = build("segmental", reward=constant, pick="first")(clip, ["a", "b"]).values
+    value = build("segmental", reward=constant, pick="first")(video, ["a", "b"]).values
     assert value.tolist() == pytest.approx([0.2592417] * 2, abs=1e-7)
     for options in [{"normalise": True}, {"attenuation": 0}]:
-        assert build("segmental", reward=constant, **options)(clip, ["a", "b"]).values.tolist() == pytest.approx([1, 1])
+        assert build("segmental", reward=constant, **options)(video, ["a", "b"]).values.tolist() == pytest.approx(
+            [1, 1]
+        )
 
 
 def test_segments_score_their_own_frames(code):
@@ -153,7 +155,7 @@ def test_thrown_things_beat_shaken_ones():
     before.sum().backward()
     after = reward((leaf + 0.01 * leaf.grad / leaf.grad.abs().max()).detach(), ["a"]).values
     assert after > before
-    with pytest.raises(RewardError, match="clips of 4 frames or more, and was given clips of 3"):
+    with pytest.raises(RewardError, match="videos of 4 frames or more, and was given videos of 3"):
         reward(thrown[:, :3], ["a"])
 
 
@@ -162,19 +164,19 @@ def test_motion_is_the_fastest_twentieth(code):
     field[0, 0, 0, :1, :] = 3
     field[0, 0, 1, :1, :] = 4  # 40 of 800 pixels move by 5, in one of two steps
     assert fastest(field).item() == pytest.approx(5 / 2 * 256 / 20, rel=1e-5)
-    clips = torch.cat([shown([0.0, 1.0, 2.0]), shown([0.0, 2.0, 4.0]), shown([0.0] * 3)])
-    slow, fast, still = build("motion_degree")(clips, ["a"] * 3).values.tolist()
+    videos = torch.cat([shown([0.0, 1.0, 2.0]), shown([0.0, 2.0, 4.0]), shown([0.0] * 3)])
+    slow, fast, still = build("motion_degree")(videos, ["a"] * 3).values.tolist()
     assert still == 0
     assert slow == pytest.approx(256 / 64, rel=0.25)
     assert fast == pytest.approx(2 * 256 / 64, rel=0.25)
-    assert build("motion_degree", enough=6)(clips, ["a"] * 3).values.tolist() == pytest.approx([slow / 6, 1, 0])
+    assert build("motion_degree", enough=6)(videos, ["a"] * 3).values.tolist() == pytest.approx([slow / 6, 1, 0])
     media = torch.rand(1, 2, 3, 16, 16)
     own = build("motion_degree", flow=f"{code}:flow")(media, ["a"]).values
     expected = (10 * media.diff(dim=1)[0, 0, :2].norm(dim=0)).flatten().topk(12).values.mean() * 256 / 16
     assert own.item() == pytest.approx(expected.item(), rel=1e-4)
     with pytest.raises(RewardError, match="should be 2 maps"):
         build("motion_degree", flow=f"{code}:wrong")(media, ["a"])
-    with pytest.raises(RewardError, match="was given pictures"):
+    with pytest.raises(RewardError, match="was given images"):
         build("motion_degree")(media[:, 0], ["a"])
 
 
@@ -210,10 +212,10 @@ def test_features_tell_what_is_alike(model, dino, vit):
     assert values[1].item() == pytest.approx(1, abs=1e-5)
     assert values[0].item() == pytest.approx(values[2].item(), abs=1e-5)  # a cosine is symmetric
     assert values[0] < 0.999
-    clip = torch.stack([media[0], media[1], media[0]])[None]
+    video = torch.stack([media[0], media[1], media[0]])[None]
     near = reward(media[:1], ["a"], None, {"image": media[1:2]}).values.item()
     # the second frame is compared with the first twice, the third with the second and with the first, its equal
-    same = build("identity_consistency", model=path)(clip, ["a"]).values.item()
+    same = build("identity_consistency", model=path)(video, ["a"]).values.item()
     assert same == pytest.approx((max(near, 0) + (max(near, 0) + 1) / 2) / 2, abs=1e-5)
     still = build("identity_consistency", model=path)(media[:1, None].expand(1, 4, -1, -1, -1), ["a"]).values
     assert still.item() == pytest.approx(1, abs=1e-5)
@@ -233,7 +235,7 @@ def vjepa(tmp_path):
     return str(tmp_path / "vjepa")
 
 
-def test_mass_is_what_a_reference_clip_shows(vjepa, tmp_path):
+def test_mass_is_what_a_reference_video_shows(vjepa, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     (tmp_path / "clips").mkdir()
     (tmp_path / "secret.gif").write_bytes(b"")
@@ -246,9 +248,9 @@ def test_mass_is_what_a_reference_clip_shows(vjepa, tmp_path):
     assert scores.values[0].item() == pytest.approx(0, abs=1e-8)
     assert scores.values[1] < -1e-6
     assert scores.reasons.keys() == {2, 3}
-    assert "no reference clip" in scores.reasons[2]
+    assert "no reference video" in scores.reasons[2]
     long = reward(torch.rand(1, 6, 3, 32, 32), ["a"], None, {"metadata": rows[:1]})
-    assert long.reasons == {0: "the reference clip 'a.gif' has 4 frames, the sample 6"}
+    assert long.reasons == {0: "the reference video 'a.gif' has 4 frames, the sample 6"}
     leaf = media[1:2].clone().requires_grad_()
     value = reward(leaf, ["a"], None, {"metadata": rows[:1]}).values
     value.sum().backward()

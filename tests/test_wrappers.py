@@ -144,8 +144,8 @@ def test_what_compares_samples_is_not_kept(tmp_path):
 def test_alike_samples_score_alike(judge):
     settings, inputs = judge
     media = MEDIA.clone()
-    media[1] = media[0]  # the same picture for the same prompt; its bonus differs by 1
-    media[3] = media[0]  # the same picture for another prompt
+    media[1] = media[0]  # the same image for the same prompt; its bonus differs by 1
+    media[3] = media[0]  # the same image for another prompt
     media[:, 0, 0, 0] = 0.5
     smooth = rewards.parse({"kind": "consistent", "reward": settings, "embed": "clip", "similarity": 0.999}).build()
     plain = rewards.parse(settings).build()(media, PROMPTS, None, inputs).values

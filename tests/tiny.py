@@ -112,8 +112,8 @@ def vae(latent_channels: int = 16) -> Any:
     ).eval()
 
 
-def clip_vae(name: str) -> Any:
-    """VAE of clips, 8 times down and 4 times in time: ``AutoencoderKLWan`` or ``AutoencoderKLQwenImage``."""
+def video_vae(name: str) -> Any:
+    """VAE of videos, 8 times down and 4 times in time: ``AutoencoderKLWan`` or ``AutoencoderKLQwenImage``."""
     import diffusers
 
     return getattr(diffusers, name)(

@@ -75,7 +75,7 @@ def mistral(tokenizer: Any) -> Any:
 
 
 class TextProcessor(ProcessorMixin):
-    """What ``Flux2Pipeline`` asks of Pixtral's processor, whose part for pictures needs torchvision."""
+    """What ``Flux2Pipeline`` asks of Pixtral's processor, whose part for images needs torchvision."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:

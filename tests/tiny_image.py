@@ -53,7 +53,7 @@ def flux(name: str = "FluxPipeline", guidance_embeds: bool = True, in_channels: 
 
 
 def flux_fill() -> Any:
-    """``FluxFillPipeline`` whose VAE answers its mean: the pipeline draws the picture around the hole from it."""
+    """``FluxFillPipeline`` whose VAE answers its mean: the pipeline draws the image around the hole from it."""
     pipeline = flux("FluxFillPipeline", in_channels=384)
     out = pipeline.vae.encoder.conv_out
     half = out.weight.shape[0] // 2
@@ -116,7 +116,7 @@ def qwen_vl(tokenizer: Any, width: int = 32) -> Any:
 
 
 class ImageOnlyProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its part for clips, which needs torchvision."""
+    """Qwen2.5-VL's processor without its part for videos, which needs torchvision."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -147,11 +147,11 @@ def qwen_image(name: str = "QwenImagePipeline", zero_cond_t: bool = False) -> An
             zero_cond_t=zero_cond_t,
         )
         pixels = {"shortest_edge": 28 * 28, "longest_edge": 4 * 56 * 56}
-        pictures = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
-        editor = {"processor": ImageOnlyProcessor(pictures, tokenizer)} if "Edit" in name else {}
+        images = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2, size=pixels)
+        editor = {"processor": ImageOnlyProcessor(images, tokenizer)} if "Edit" in name else {}
         return getattr(diffusers, name)(
             transformer=transformer.eval(),
-            vae=tiny.clip_vae("AutoencoderKLQwenImage"),
+            vae=tiny.video_vae("AutoencoderKLQwenImage"),
             tokenizer=tokenizer,
             text_encoder=qwen_vl(tokenizer),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True),

@@ -135,7 +135,7 @@ class Attention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """MED's layer: self attention, attention to the picture, two linear layers."""
+    """MED's layer: self attention, attention to the image, two linear layers."""
 
     def __init__(self, width: int, seen: int):
         super().__init__()
@@ -199,7 +199,7 @@ def head(width: int) -> nn.Sequential:
 
 @torch.no_grad()
 def wide(network: nn.Module, seed: int) -> Any:
-    """``network`` with larger matrices, so that pictures and prompts differ in score."""
+    """``network`` with larger matrices, so that images and prompts differ in score."""
     draw = torch.Generator().manual_seed(seed)
     for value in network.parameters():
         if value.ndim == 2:

@@ -23,7 +23,7 @@ def brightness(media: Tensor, prompts: list[str]) -> Tensor:
 
 
 def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
-    """Mean of all pixels, of pictures and clips."""
+    """Mean of all pixels, of images and videos."""
     return media.flatten(1).mean(dim=1)
 
 

@@ -36,7 +36,7 @@ def wan_vae(high_compression: bool = False) -> Any:
     from diffusers import AutoencoderKLWan
 
     if not high_compression:
-        return tiny.clip_vae("AutoencoderKLWan")
+        return tiny.video_vae("AutoencoderKLWan")
     return AutoencoderKLWan(
         z_dim=48,
         decoder_base_dim=4,
@@ -77,7 +77,7 @@ def wan(experts: int = 1, expand_timesteps: bool = False, high_compression: bool
 
 
 def clip_vision() -> tuple[Any, Any]:
-    """Three-layer CLIP vision model of width 32 and its picture processor."""
+    """Three-layer CLIP vision model of width 32 and its image processor."""
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
@@ -88,7 +88,7 @@ def clip_vision() -> tuple[Any, Any]:
 
 
 def wan_i2v(experts: int = 1, first_frame: bool = False) -> Any:
-    """``WanImageToVideoPipeline``: 2.1 with CLIP features, 2.2 with two experts, or 2.2 with the picture as frame."""
+    """``WanImageToVideoPipeline``: 2.1 with CLIP features, 2.2 with two experts, or 2.2 with the image as frame."""
     import diffusers
 
     channels, beside = (48, 0) if first_frame else (16, 20)

@@ -66,7 +66,7 @@ def save(folder: Path, family: str = "Qwen3VL", seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
-        for weight in model.parameters():  # larger than at the start of a training, so that pictures make a difference
+        for weight in model.parameters():  # larger than at the start of a training, so that images make a difference
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.4 / weight[0].numel() ** 0.25)
     model.save_pretrained(folder)

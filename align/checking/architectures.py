@@ -167,7 +167,7 @@ _QWEN_IMAGE = {
     "text_encoder": QWEN_VL,
     "vae": QWEN_VAE,
 }
-_PICTURE = {"in_channels": 36, "out_channels": 16, "image_dim": 1280, "added_kv_proj_dim": 5120}
+_IMAGE = {"in_channels": 36, "out_channels": 16, "image_dim": 1280, "added_kv_proj_dim": 5120}
 
 KNOWN: dict[str, dict[str, Part]] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": _sd3(24, 192),
@@ -180,8 +180,8 @@ KNOWN: dict[str, dict[str, Part]] = {
     "black-forest-labs/FLUX.1-Fill-dev": _flux(True, 384),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan(30, 12, 8960),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan(40, 40, 13824),
-    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {**_wan(40, 40, 13824, **_PICTURE), "image_encoder": CLIP_H_VISION},
-    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": {**_wan(40, 40, 13824, **_PICTURE), "image_encoder": CLIP_H_VISION},
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": {**_wan(40, 40, 13824, **_IMAGE), "image_encoder": CLIP_H_VISION},
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": {**_wan(40, 40, 13824, **_IMAGE), "image_encoder": CLIP_H_VISION},
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan(40, 40, 13824, experts=2),
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _wan(40, 40, 13824, experts=2, in_channels=36, out_channels=16),
     "Qwen/Qwen-Image": _QWEN_IMAGE,

@@ -112,7 +112,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _clips, _policy, trackers, master_weights)
+    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     problems += memory.missing(config.memory, config.train.optimizer)
     if problems:
@@ -186,9 +186,9 @@ def _policy(config: Config) -> list[Problem]:
     return target_problems(config.generator, policy.targets)
 
 
-def _clips(config: Config) -> list[Problem]:
-    if config.samples.clips == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
-        return [Problem("samples.clips", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
+def _videos(config: Config) -> list[Problem]:
+    if config.samples.video == "mp4" and not any(map(find_spec, ("imageio_ffmpeg", "av"))):
+        return [Problem("samples.video", "mp4 needs a codec: pip install imageio-ffmpeg, or av; or write webp")]
     return []
 
 

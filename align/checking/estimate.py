@@ -35,9 +35,9 @@ SAVED = {"full": 1.66, "lora": 1.35, "lora, autocast": 1.12}
 FORWARD = 0.8
 """The same for what lives at once in a block's pass without gradient."""
 
-DECODED = {"picture": 3.0, "frame": 9.2, "clip": 27.5}
+DECODED = {"image": 3.0, "frame": 9.2, "video": 27.5}
 """Feature maps of full resolution and the last stage's width that live at once while a VAE decodes: an image VAE's, a
-video VAE's for one frame, and for any clip, which it goes through a few frames at a time."""
+video VAE's for one frame, and for any video, which it goes through a few frames at a time."""
 
 CONTEXT, FRAGMENTS = 0.8 * GB, 1.1
 """What CUDA itself takes, and the factor for memory that torch holds in pieces too small to use."""
@@ -259,9 +259,9 @@ def decoder_maps(vae: Mapping[str, Any], frames: int) -> tuple[float, int]:
     """(how many feature maps of full resolution, their channels) of a VAE with these settings."""
     widths = vae.get("block_out_channels")
     if widths and frames == 1:
-        return DECODED["picture"], widths[min(1, len(widths) - 1)]
+        return DECODED["image"], widths[min(1, len(widths) - 1)]
     base = widths[0] if widths else vae.get("decoder_base_dim") or vae.get("base_dim") or 96
-    return DECODED["clip" if frames > 1 else "frame"], 2 * base
+    return DECODED["video" if frames > 1 else "frame"], 2 * base
 
 
 TILE = 512

@@ -88,7 +88,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
             memory.cache_prompts == "none" and config.generator.kind != "generic",
             "memory.cache_prompts", "text encoders leave once all is encoded", ALWAYS - {"load"},
         ),
-        (decoded if online else 1, "rollout.decode_chunk", "the same pictures, fewer at a time", frozenset({"decode"})),
+        (decoded if online else 1, "rollout.decode_chunk", "the same images, fewer at a time", frozenset({"decode"})),
         (judged, "evaluate.chunk", "the same samples, fewer at a time", frozenset({"evaluate"})),
         (
             scored if isinstance(scored, int) else 1,
@@ -96,7 +96,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
         ),
         (
             not memory.vae_tiling and tiled,
-            "memory.vae_tiling", "large pictures tile by tile", frozenset({"decode", "evaluate"}),
+            "memory.vae_tiling", "large images tile by tile", frozenset({"decode", "evaluate"}),
         ),
     ]  # fmt: skip
     found = []
@@ -141,7 +141,7 @@ def _smaller(config: Config) -> list[Remedy]:
             "rollout.group", rollout.group // 2, "fewer samples to keep", drawing - {"evaluate"},
         ),
         (rank > 4, "policy.rank", rank // 2, "a smaller LoRA", ALWAYS),
-        (shrinks, "generator.size", smaller, f"smaller pictures{fewer}", drawing),
+        (shrinks, "generator.size", smaller, f"smaller images{fewer}", drawing),
         (True, "generator.path", None, "a smaller model, or a larger card" if on_card else "a smaller model", ALWAYS),
         (on_card, "generator.device", None, another, ALWAYS),
     ]  # fmt: skip

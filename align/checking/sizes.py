@@ -24,8 +24,8 @@ class Shapes:
 
     Args:
         size: height and width in pixels.
-        frames: 1 for pictures.
-        image_tokens: of one sample, source pictures of an editor included.
+        frames: 1 for images.
+        image_tokens: of one sample, source images of an editor included.
         width: of the network.
         sampled_rows: samples in a pass without gradient, both halves of guidance counted.
         decoded_rows: samples decoded at a time.
@@ -58,7 +58,7 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
     size = config.generator.size or native
     time_steps = (frames - 1) // time + 1
     cells = time_steps * (size[0] // space) * (size[1] // space)
-    pictures = 2 if kind.endswith(("_kontext", "_edit", "_edit_plus")) else 1
+    images = 2 if kind.endswith(("_kontext", "_edit", "_edit_plus")) else 1
     text = config.generator.text_length or TEXT.get(name, 256)
     if name == "SD3Transformer2DModel":
         text = 77 + (text if "text_encoder_3" in parts else 1)
@@ -68,7 +68,7 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
     return Shapes(
         size=size,
         frames=frames,
-        image_tokens=max(1, cells // patch) * pictures,
+        image_tokens=max(1, cells // patch) * images,
         text_tokens=text,
         width=_width(settings),
         sampled_rows=_sampled(config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
 class GeneratorConfig(Settings):
     """The diffusers pipeline to align."""
 
+    renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
     kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
     path: str = Field(
         description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill), a local folder, or a hub id "
@@ -42,7 +43,7 @@ class GeneratorConfig(Settings):
         le=1,
         description="guidance rescale: fraction of the added standard deviation that is removed again; 0 = off",
     )
-    frame_rate: int | None = Field(
+    fps: int | None = Field(
         None, ge=1, description="frames per second passed to the network; null = the pipeline's default"
     )
     device: str = Field("auto", description="device: auto (chosen by accelerate), cpu, cuda, cuda:1 or mps")

@@ -90,7 +90,7 @@ class StoredRollout(Settings):
     """Train on a table with a column ``prompt`` and :attr:`columns`; file names are relative to the table."""
 
     columns: ClassVar[tuple[str, ...]]
-    """Pictures or clips of a row: what of its group there is."""
+    """Images or videos of a row: what of its group there is."""
 
     kind: str
     file: str = Field(description=".jsonl, .csv or .parquet file, or hub:owner/name[:split]")
@@ -255,9 +255,11 @@ class Evaluate(Settings):
 class Samples(Settings):
     """Images or videos saved during training, with the same prompts and seeds every time."""
 
+    renamed: ClassVar[dict[str, str]] = {"clips": "video"}
+
     every: int = Field(10, ge=0, description="training steps between sample grids; 0 = only before and after training")
     count: int = Field(8, ge=0, description="samples per grid; 0 = none")
-    clips: Literal["webp", "gif", "mp4"] = Field(
+    video: Literal["webp", "gif", "mp4"] = Field(
         "webp", description="file format of videos; the middle frame is saved beside each as PNG"
     )
     fps: float = Field(16, gt=0, description="frames per second of saved videos")

@@ -18,7 +18,7 @@ from align.data.media import encode
 SMALLEST, LARGEST = 128, 512
 """Sides of a cell of the grid, in pixels; smaller images grow by whole factors, larger ones shrink."""
 LOSSLESS = 96
-"""Clips up to this side are written without loss; larger ones would take megabytes and seconds each."""
+"""Videos up to this side are written without loss; larger ones would take megabytes and seconds each."""
 PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
 """Fonts of systems, for prompts that Pillow's own cannot draw."""
@@ -39,28 +39,28 @@ def save_samples(
     *,
     sources: Sequence[Any] | None = None,
     fps: float = 16,
-    clips: str = "webp",
+    video: str = "webp",
     noise: Sequence[int] | None = None,
     replaces: bool = False,
     apart: bool = False,
 ) -> Path:
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
-    A clip is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``, the picture that an edit was
+    A video is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``, the image that an edit was
     made from as ``000-source.png``; in the grid it stands left of the edit.
 
     Args:
         folder: usually ``samples/step-000030``.
-        images: N PIL images, uint8 arrays ``[H, W, 3]``, or clips ``[F, H, W, 3]``.
+        images: N PIL images, uint8 arrays ``[H, W, 3]``, or videos ``[F, H, W, 3]``.
         prompts: N captions.
         seeds: N seeds.
         scores: name -> N scores; NaN and None both mean that the score could not be had.
-        sources: N pictures that the samples were made from, where prompts come with one.
-        fps: frames per second of the clips.
-        clips: what clips are written as; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
+        sources: N images that the samples were made from, where prompts come with one.
+        fps: frames per second of the videos.
+        video: file format of videos; webp keeps every pixel up to :data:`LOSSLESS` of them a side.
         noise: N seeds of the samples' initial noise, as ``torch.Generator().manual_seed`` takes them.
         replaces: whether an existing folder goes, one of a run.
-        apart: put the grid and the sources into :data:`SHEET` inside, so that the folder's pictures are the samples.
+        apart: put the grid and the sources into :data:`SHEET` inside, so that the folder's images are the samples.
 
     Raises:
         RunFolderError: the folder exists, holds something and is not to be replaced.
@@ -71,41 +71,41 @@ def save_samples(
     for name, column in {"prompts": prompts, "seeds": seeds, **given, **table}.items():
         if len(column) != len(images):
             raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
-    pictures, before = [_picture(still(image)) for image in images], [_picture(image) for image in sources or ()]
+    stills, before = [_image(still(image)) for image in images], [_image(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder, replaces=replaces) as staging:
         beside = staging / SHEET if apart else staging
         beside.mkdir(exist_ok=True)
-        for index, picture in enumerate(pictures):
-            picture.save(staging / f"{index:03d}.png")
-        for index, picture in enumerate(before):
-            picture.save(beside / f"{index:03d}{SOURCE}")
-        for index, clip in moving.items():
-            quality = None if max(clip.shape[1:3]) <= LOSSLESS else 90
-            (staging / f"{index:03d}.{clips}").write_bytes(encode(clip, f".{clips}", fps, quality=quality))
-        if pictures:
+        for index, one in enumerate(stills):
+            one.save(staging / f"{index:03d}.png")
+        for index, one in enumerate(before):
+            one.save(beside / f"{index:03d}{SOURCE}")
+        for index, frames in moving.items():
+            quality = None if max(frames.shape[1:3]) <= LOSSLESS else 90
+            (staging / f"{index:03d}.{video}").write_bytes(encode(frames, f".{video}", fps, quality=quality))
+        if stills:
             font = font_of(prompts)
             labels = [_label(_legible(prompt, row, font), table, row) for row, prompt in enumerate(prompts)]
-            cells = [_beside(*pair) for pair in zip(before, pictures, strict=True)] if before else pictures
+            cells = [_beside(*pair) for pair in zip(before, stills, strict=True)] if before else stills
             draw_grid(cells, labels, font).save(beside / GRID)
         content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
         if noise is not None:
             content["noise_seeds"] = [int(seed) for seed in noise]
-        content |= {"clips": clips, "fps": fps} if moving else {}
+        content |= {"clips": video, "fps": fps} if moving else {}
         content |= {"sources": True} if before else {}
         write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
     return folder
 
 
 def still(image: Any) -> Any:
-    """The image itself; of a clip ``[F, H, W, 3]`` the middle frame."""
+    """The image itself; of a video ``[F, H, W, 3]`` the middle frame."""
     return image[len(image) // 2] if np.ndim(image) == 4 else image
 
 
 def draw_grid(images: Sequence[Any], labels: Sequence[str], font: Font | None = None) -> Image.Image:
     """Images (PIL or arrays) in a near-square grid, each with its label wrapped below (newlines start a new line)."""
     font = font or font_of(labels)
-    cells = [_fit(_picture(image)) for image in images]
+    cells = [_fit(_image(image)) for image in images]
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
     texts = [_wrap(label, font, width) for label in labels]
     line = FONT_SIZE + 4
@@ -123,7 +123,7 @@ def draw_grid(images: Sequence[Any], labels: Sequence[str], font: Font | None = 
     return grid
 
 
-def _picture(image: Any) -> Image.Image:
+def _image(image: Any) -> Image.Image:
     return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image).convert("RGB")
 
 

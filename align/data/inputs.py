@@ -66,9 +66,9 @@ def read_inputs(prompts: Sequence[Prompt], names: Iterable[str], size: tuple[int
     """Inputs of the prompts at ``size``: see :data:`Inputs`."""
     wanted = set(names)
     found: Inputs = {"metadata": [dict(prompt.metadata) for prompt in prompts]} if "metadata" in wanted else {}
-    pictures = [pictures_of(prompt, sorted(wanted - {"metadata"})) for prompt in prompts]
+    images = [images_of(prompt, sorted(wanted - {"metadata"})) for prompt in prompts]
     for name in wanted - {"metadata"}:
-        stacked = torch.stack([to_tensor(fit(one[name], size)) for one in pictures])
+        stacked = torch.stack([to_tensor(fit(one[name], size)) for one in images])
         found[name] = stacked.mean(1, keepdim=True) if name == "mask" else stacked
     return found
 
@@ -82,35 +82,35 @@ def take(inputs: Inputs, row: Tensor) -> Inputs:
 
 
 def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | None) -> Tensor:
-    """A stored sample as the generator would draw it: ``[3, H, W]``, or ``[F, 3, H, W]`` where it draws clips.
+    """A stored sample as the generator would draw it: ``[3, H, W]``, or ``[F, 3, H, W]`` where it draws videos.
 
     Raises:
-        DataError: it cannot be read, is a picture instead of a clip or the reverse, or has another number of frames.
+        DataError: it cannot be read, is an image instead of a video or the reverse, or has another number of frames.
     """
     pixels = pixels_of(prompt, name)
     found = len(pixels) if pixels.ndim == 4 else None
     if found != frames:
-        is_, should = (f"a clip of {n} frames" if n else "a picture" for n in (found, frames))
-        remedy = "; set generator.frames or cut the clip" if found and frames else ""
+        is_, should = (f"a video of {n} frames" if n else "an image" for n in (found, frames))
+        remedy = "; set generator.frames or cut the video" if found and frames else ""
         raise DataError(f"{prompt.where}: {name!r} is {is_}, the generator draws {should}{remedy}")
     return to_tensor(fit(pixels, size))
 
 
-def pictures_of(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
+def images_of(prompt: Prompt, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named media of one prompt at their own size; they are cropped alike, so they must be of one size."""
     found = {name: pixels_of(prompt, name) for name in names}
     for name, pixels in found.items():
         if pixels.ndim == 4:
-            raise DataError(f"{prompt.where}: {name!r} is a clip of {len(pixels)} frames; give a picture")
+            raise DataError(f"{prompt.where}: {name!r} is a video of {len(pixels)} frames; give an image")
     sizes = {name: pixels.shape[:2] for name, pixels in found.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-        raise DataError(f"{prompt.where}: pictures of one prompt must be of one size, height x width; they are {said}")
+        raise DataError(f"{prompt.where}: images of one prompt must be of one size, height x width; they are {said}")
     return found
 
 
 def pixels_of(prompt: Prompt, name: str) -> np.ndarray:
-    """Pixels of one of a prompt's media, a picture or a clip; DataError that names row and column."""
+    """Pixels of one of a prompt's media, an image or a video; DataError that names row and column."""
     source = prompt.media[name]
     content: bytes | Path | None = source.content() if isinstance(source, Cell) else source
     if content is None:

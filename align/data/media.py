@@ -1,7 +1,7 @@
 """Image and video files: read as pixels or tensors, encoded and written atomically.
 
 Pixels are uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``; torch is imported only for tensors. Pillow reads and writes
-pictures, animated webp and gif; :mod:`align.data.video` the containers of video.
+images, animated webp and gif; :mod:`align.data.video` the containers of video.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from align.data.files import write_bytes
 from align.data.video import VIDEO, encode_video, is_video, read_video
 from alignflow.errors import DataError
-from alignflow.files.pictures import PictureError, check_clip, named, opaque, opened, orientation
+from alignflow.files.images import ImageError, check_video, named, opaque, opened, orientation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gi
 LONGEST = 256
 """How often a frame that is held is repeated at most; one that is held longer is a pause and counts once."""
 USUAL_FPS = 16
-"""Of a clip whose frames are all equal, where the file says no more than how long it is."""
+"""Of a video whose frames are all equal, where the file says no more than how long it is."""
 _NOTE = re.compile(rb"alignflow: (\d{1,6}) frames, (\d{1,6}(?:\.\d{1,6})?) a second")
 
 
@@ -41,8 +41,8 @@ class Recording:
     """What a file holds.
 
     Args:
-        pixels: uint8 ``[H, W, 3]`` of a picture, ``[F, H, W, 3]`` of a clip.
-        fps: frames a second of a clip, on average; None of a picture, and where the file does not say.
+        pixels: uint8 ``[H, W, 3]`` of an image, ``[F, H, W, 3]`` of a video.
+        fps: frames a second of a video, on average; None of an image, and where the file does not say.
     """
 
     pixels: np.ndarray
@@ -53,7 +53,7 @@ class Recording:
 
 
 def read_media(source: Path | bytes, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture as ``[3, H, W]`` or a clip as ``[F, 3, H, W]``, float32 in [0, 1]; see :func:`read_recording`.
+    """An image as ``[3, H, W]`` or a video as ``[F, 3, H, W]``, float32 in [0, 1]; see :func:`read_recording`.
 
     Args:
         size: (height, width) to resize to, cropped about the middle; the file's own by default.
@@ -62,16 +62,16 @@ def read_media(source: Path | bytes, size: tuple[int, int] | None = None) -> Ten
 
 
 def read_pixels(source: Path | bytes) -> np.ndarray:
-    """Pixels of a picture or clip, see :func:`read_recording`."""
+    """Pixels of an image or video, see :func:`read_recording`."""
     return read_recording(source).pixels
 
 
 def read_recording(source: Path | bytes) -> Recording:
-    """A picture or clip with its frames a second, turned as its camera says; transparent parts become white.
+    """An image or video with its frames a second, turned as its camera says; transparent parts become white.
 
     Covers, thumbnails and the still that stands in for an animation are no frames. In animated webp, gif and png a
     frame that is held for a whole number of times the shortest is repeated as often, at most :data:`LONGEST` times:
-    webp and gif write equal neighbours once. One frame with a duration is a clip that stands still. Frames of video
+    webp and gif write equal neighbours once. One frame with a duration is a video that stands still. Frames of video
     are read once each, whatever their times.
 
     Raises:
@@ -88,7 +88,7 @@ def read_recording(source: Path | bytes) -> Recording:
             if image.format in MOVING:
                 return _moving(image, source)
             return Recording(opaque(image))
-    except (PictureError, FileNotFoundError) as error:
+    except (ImageError, FileNotFoundError) as error:
         raise DataError(f"{named(source)} is not an image that can be read: {error}") from None
 
 
@@ -103,7 +103,7 @@ def _moving(image: Image.Image, source: Path | bytes) -> Recording:
     first = 1 if getattr(image, "default_image", False) else 0  # of a png: shown where it cannot be animated
     count = getattr(image, "n_frames", 1) - first
     if count > 1:
-        check_clip(count, *image.size)
+        check_video(count, *image.size)
     turn, note = orientation(image), _noted(image, source)
     frames = np.empty((count, 0, 0, 3), np.uint8)
     held = []
@@ -118,7 +118,7 @@ def _moving(image: Image.Image, source: Path | bytes) -> Recording:
     times, fps = _times(held, note, str(image.format))
     if count == 1 and fps is None:
         return Recording(frames[0])
-    check_clip(sum(times), *image.size)
+    check_video(sum(times), *image.size)
     return Recording(frames if set(times) == {1} else np.repeat(frames, times, axis=0), fps)
 
 
@@ -132,10 +132,10 @@ def _noted(image: Image.Image, source: Path | bytes) -> tuple[int | None, float]
         return None
     try:
         index = json.loads((source.parent / "prompts.json").read_text(encoding="utf-8"))
-        fps, clips = float(index["fps"]), index["clips"]
+        fps, video = float(index["fps"]), index["clips"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return (None, fps) if 0 < fps < 1e6 and f".{clips}" == source.suffix.lower() else None
+    return (None, fps) if 0 < fps < 1e6 and f".{video}" == source.suffix.lower() else None
 
 
 def _times(held: Sequence[float], note: tuple[int | None, float] | None, form: str) -> tuple[list[int], float | None]:
@@ -155,7 +155,7 @@ def _times(held: Sequence[float], note: tuple[int | None, float] | None, form: s
             return times, fps
     shortest, total = min(held), sum(held)
     if len(held) == 1:
-        if total <= 0 or form == "AVIF":  # whose pictures have a duration too
+        if total <= 0 or form == "AVIF":  # whose images have a duration too
             return [1], None
         times = [max(1, min(round(total * USUAL_FPS / 1000), LONGEST))]
         return times, 1000 * times[0] / total
@@ -189,7 +189,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def write_media(path: Path, media: Tensor, fps: float = 16) -> None:
-    """Write a picture ``[3, H, W]`` or a clip ``[F, 3, H, W]`` in [0, 1] in one step, as its suffix says.
+    """Write an image ``[3, H, W]`` or a video ``[F, 3, H, W]`` in [0, 1] in one step, as its suffix says.
 
     png and webp keep every pixel, gif a palette of 256 colours a frame, mp4 what H.264 keeps.
 
@@ -220,11 +220,11 @@ def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | N
 
     Args:
         suffix: ``.png``, ``.jpg``, ``.webp``, ``.gif`` or ``.mp4``.
-        fps: frames per second of a clip.
+        fps: frames per second of a video.
         quality: 1 to 100 for a webp that may lose detail; None keeps every pixel.
 
     Raises:
-        DataError: a clip for a format of pictures, a suffix nobody knows, odd sides or no codec for mp4.
+        DataError: a video for a format of images, a suffix nobody knows, odd sides or no codec for mp4.
     """
     if suffix == ".mp4":
         return encode_video(pixels if pixels.ndim == 4 else pixels[None], fps)
@@ -233,7 +233,7 @@ def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | N
     options: dict[str, Any] = {}
     if pixels.ndim == 4:
         if suffix not in ANIMATED:
-            raise DataError(f"a clip does not fit into {suffix}; write {', '.join((*ANIMATED, '.mp4'))}")
+            raise DataError(f"a video does not fit into {suffix}; write {', '.join((*ANIMATED, '.mp4'))}")
         rest = [Image.fromarray(frame) for frame in pixels[1:]]
         form = FORMATS[suffix]
         options = {"save_all": True, "append_images": rest, "duration": duration(fps, form), "loop": 0}

@@ -27,7 +27,7 @@ TRAIN_COUNT = 4096
 """Prompts drawn from an embedded world's endless training split."""
 
 MEDIA = ("image", "mask")
-"""What may come with a prompt: the source picture, and a mask that is white where it is to be drawn anew."""
+"""What may come with a prompt: the source image, and a mask that is white where it is to be drawn anew."""
 
 PAIR = ("chosen", "rejected")
 """The media of a stored preference, better first."""
@@ -43,7 +43,7 @@ class Prompt:
 
     Args:
         text: what is to be drawn.
-        media: name -> file, or picture inside a dataset.
+        media: name -> file, or image inside a dataset.
         metadata: everything else its row held, for rewards that want it.
         place: where it was written, for messages.
     """
@@ -125,9 +125,9 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
         )
     if world in ("shapes", "shapes-video"):
         from alignflow.worlds.shapes import motion
-        from alignflow.worlds.shapes import world as pictures
+        from alignflow.worlds.shapes import world as images
 
-        drawn = pictures if world == "shapes" else motion
+        drawn = images if world == "shapes" else motion
         texts, specs = drawn.prompts(split, count, seed), drawn.sample_specs(split, count, seed)
         return [Prompt(text, {}, {"kind": spec.task}, source) for text, spec in zip(texts, specs, strict=True)]
     from alignflow.worlds.shapes.edits import TASKS
@@ -147,7 +147,7 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
 
 
 class Drawings:
-    """The pictures of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
+    """The images of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
@@ -221,7 +221,7 @@ def _file(value: Any, name: str, place: str, folder: Path) -> Path | Cell:
 
 
 def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> None:
-    """Raise DataError for the first prompt without the pictures ``who`` needs; metadata every prompt has."""
+    """Raise DataError for the first prompt without the images ``who`` needs; metadata every prompt has."""
     names = list(names)
     for prompt in prompts:
         if said := lacking(prompt, names, who):
@@ -229,7 +229,7 @@ def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> No
 
 
 def lacking(prompt: Prompt, names: Iterable[str], who: str) -> str:
-    """That a prompt comes without a picture which ``who`` needs; '' where it has all."""
+    """That a prompt comes without an image which ``who`` needs; '' where it has all."""
     for name in names:
         if name != "metadata" and name not in prompt.media:
             return (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.files import write_json
-from align.data.inputs import pictures_of, read_sample
+from align.data.inputs import images_of, read_sample
 from align.data.prompts import Drawings, Prompt, lacking
 from align.data.tables import Cell
 from alignflow.errors import DataError
@@ -34,7 +34,7 @@ class Needs:
     """What is read of every row.
 
     Args:
-        inputs: pictures that generator and rewards want, all of one size.
+        inputs: images that generator and rewards want, all of one size.
         columns: stored samples.
     """
 
@@ -76,7 +76,7 @@ def _unusable(prompt: Prompt, generator: Generator, needs: Needs) -> str:
         return said
     names = [name for name in needs.inputs if name != "metadata" and not _drawn(prompt, name)]
     try:
-        pictures_of(prompt, names)
+        images_of(prompt, names)
         for name in needs.columns:
             read_sample(prompt, name, generator.size, getattr(generator, "frames", None))
     except DataError as error:
@@ -85,7 +85,7 @@ def _unusable(prompt: Prompt, generator: Generator, needs: Needs) -> str:
 
 
 def _drawn(prompt: Prompt, name: str) -> bool:
-    """Whether a picture is the embedded world's own."""
+    """Whether an image is the embedded world's own."""
     cell = prompt.media[name]
     return isinstance(cell, Cell) and isinstance(cell.column, Drawings)
 

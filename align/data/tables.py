@@ -21,7 +21,7 @@ Row = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture inside a dataset, read when it is asked for.
+    """An image inside a dataset, read when it is asked for.
 
     Args:
         column: a dataset of this column alone.
@@ -98,9 +98,9 @@ def _hub_name(source: str) -> tuple[str, str]:
 
 
 def _dataset_rows(source: str, name: str, split: str, folder: Path = Path(), **options: Any) -> Iterator[Row]:
-    """Rows of a dataset; pictures stay inside it as :class:`Cell`, whose paths are relative to ``folder``."""
+    """Rows of a dataset; images stay inside it as :class:`Cell`, whose paths are relative to ``folder``."""
     table = _load(source, name, split, **options)
-    kept = [column for column, feature in table.features.items() if _is_picture(feature)]
+    kept = [column for column, feature in table.features.items() if _is_image(feature)]
     columns = {column: table.select_columns([column]) for column in kept}
     for number, row in enumerate(table.remove_columns(kept)):
         cells = {column: Cell(only, number, column, folder) for column, only in columns.items()}
@@ -124,7 +124,7 @@ def _load(source: str, name: str, split: str, **options: Any) -> Any:
     return table
 
 
-def _is_picture(feature: Any) -> bool:
+def _is_image(feature: Any) -> bool:
     """Whether a column holds files: an image feature, a struct with bytes, or plain bytes."""
     return (
         type(feature).__name__ == "Image"

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from alignflow.errors import DataError
-from alignflow.files.pictures import PICTURE_LIMIT, PictureError, check_clip, limit, named
+from alignflow.files.images import IMAGE_LIMIT, ImageError, check_video, limit, named
 from alignflow.text import first_line, printable
 
 VIDEO = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 """Containers that need a codec; mp4 is the one that is written."""
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 _HEADS = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "))
-_PICTURES = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc")
+_IMAGES = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
 Video = tuple[np.ndarray, float | None]
 """uint8 ``[F, H, W, 3]``, frames a second."""
@@ -38,11 +38,11 @@ def is_video(source: Path | bytes) -> bool:
             return False
     else:
         head = source[:16]
-    return any(head[at:].startswith(mark) for at, mark in _HEADS) and head[8:12] not in _PICTURES
+    return any(head[at:].startswith(mark) for at, mark in _HEADS) and head[8:12] not in _IMAGES
 
 
 def read_video(source: Path | bytes) -> Video:
-    """The frames a clip holds, each once, whatever their times, and how many a second that is on average.
+    """The frames a video holds, each once, whatever their times, and how many a second that is on average.
 
     Covers and thumbnails are no frames.
 
@@ -53,7 +53,7 @@ def read_video(source: Path | bytes) -> Video:
         with tempfile.NamedTemporaryFile(suffix=".video") as file:
             file.write(source)
             file.flush()
-            return _read(Path(file.name), "the clip")
+            return _read(Path(file.name), "the video")
     return _read(source, named(source))
 
 
@@ -61,10 +61,10 @@ def _read(path: Path, name: str) -> Video:
     plugin = video_plugin(path.suffix)
     try:
         frames, times, rate = _ffmpeg(path) if plugin == "FFMPEG" else _pyav(path)
-    except PictureError as error:
-        raise DataError(f"{name} is not a clip that can be read: {error}") from None
+    except ImageError as error:
+        raise DataError(f"{name} is not a video that can be read: {error}") from None
     except Exception as error:  # each codec has errors of its own
-        raise DataError(f"{name} is not a clip that can be read: {first_line(error)}") from error
+        raise DataError(f"{name} is not a video that can be read: {first_line(error)}") from error
     return frames, rate_of(times) or rate
 
 
@@ -75,16 +75,16 @@ def rate_of(times: Sequence[float]) -> float | None:
 
 
 def _stacked(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Frames of one size ``[F, H, W, 3]``; raises PictureError before they are more than allowed."""
+    """Frames of one size ``[F, H, W, 3]``; raises ImageError before they are more than allowed."""
     content, shape, count = bytearray(), None, 0
     for frame in frames:
         shape, count = shape or frame.shape, count + 1
         if frame.shape != shape:
-            raise PictureError(f"its frames change their size, {shape[1]} x {shape[0]} at first, later another")
-        check_clip(count, shape[1], shape[0])
+            raise ImageError(f"its frames change their size, {shape[1]} x {shape[0]} at first, later another")
+        check_video(count, shape[1], shape[0])
         content += frame.data
     if shape is None:
-        raise PictureError("it holds no frames")
+        raise ImageError("it holds no frames")
     return np.frombuffer(content, np.uint8).reshape(count, *shape)
 
 
@@ -96,7 +96,7 @@ def _ffmpeg(path: Path) -> tuple[np.ndarray, list[float], float | None]:
 
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "level+info",
-        "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-max_pixels", str(limit(PICTURE_LIMIT)),
+        "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-max_pixels", str(limit(IMAGE_LIMIT)),
         "-i", f"file:{path}", "-map", "0:V:0", "-vf", "showinfo=checksum=0", "-fps_mode", "passthrough",
         "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-",
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def _ffmpeg(path: Path) -> tuple[np.ndarray, list[float], float | None]:
         try:
             pixels = _stacked(_ppms(process.stdout))
             wrong = None
-        except PictureError as error:
+        except ImageError as error:
             wrong = error
         finally:
             process.kill() if process.stdout and process.stdout.read(1) else None
@@ -117,7 +117,7 @@ def _ffmpeg(path: Path) -> tuple[np.ndarray, list[float], float | None]:
     if wrong is not None and "no frames" not in str(wrong):
         raise wrong
     if errors or code or wrong is not None:
-        raise PictureError(_why(errors) or str(wrong or f"ffmpeg ended with {code}"))
+        raise ImageError(_why(errors) or str(wrong or f"ffmpeg ended with {code}"))
     times = [float(found) for found in re.findall(r"Parsed_showinfo.* pts_time:([-\d.]+)", log)]
     rate = re.search(r"Stream #0.*Video:.* ([\d.]+) fps", log)
     return pixels, times, float(rate[1]) or None if rate else None
@@ -133,12 +133,12 @@ def _ppms(file: Any) -> Iterator[np.ndarray]:
         try:
             width, height = map(int, file.readline(32).split())
         except ValueError:
-            raise PictureError("its frames cannot be decoded") from None
+            raise ImageError("its frames cannot be decoded") from None
         file.readline(8)
-        check_clip(1, width, height)
+        check_video(1, width, height)
         content = file.read(width * height * 3)
         if head != b"P6\n" or len(content) != width * height * 3:
-            raise PictureError("its last frame is cut")
+            raise ImageError("its last frame is cut")
         yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
 
@@ -151,9 +151,9 @@ def _pyav(path: Path) -> tuple[np.ndarray, list[float], float | None]:
     times: list[float] = []
 
     def frames(container: Any, stream: Any) -> Iterator[np.ndarray]:
-        check_clip(1, stream.codec_context.width, stream.codec_context.height)
+        check_video(1, stream.codec_context.width, stream.codec_context.height)
         for frame in container.decode(stream):
-            check_clip(len(times) + 1, frame.width, frame.height)
+            check_video(len(times) + 1, frame.width, frame.height)
             times.append(float(frame.time if frame.time is not None else len(times)))
             turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
             yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
@@ -161,7 +161,7 @@ def _pyav(path: Path) -> tuple[np.ndarray, list[float], float | None]:
     with av.open(str(path)) as container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
-            raise PictureError("it holds no video")
+            raise ImageError("it holds no video")
         rate = streams[0].average_rate
         return _stacked(frames(container, streams[0])), times, float(rate) if rate else None
 
@@ -177,7 +177,7 @@ def encode_video(pixels: np.ndarray, fps: float) -> bytes:
     """uint8 ``[F, H, W, 3]`` as an mp4; raises DataError for odd sides, or where no codec is installed."""
     height, width = pixels.shape[1:3]
     if height % 2 or width % 2:
-        raise DataError(f".mp4 needs even sides, this clip has {height} x {width} pixels; write .webp")
+        raise DataError(f".mp4 needs even sides, this video has {height} x {width} pixels; write .webp")
     import imageio.v3 as iio
 
     plugin = video_plugin()

@@ -46,7 +46,7 @@ class Evaluation:
     Args:
         scores: reward name -> ``[P]``, NaN where missing.
         media: ``[shown, ...]`` the first samples, for the grid.
-        sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with a picture.
+        sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with an image.
         reasons: reward name -> index -> why there is no score.
         kinds: ``[P]`` the kind of each prompt, None where its table names none.
     """
@@ -180,7 +180,7 @@ def _scores(
 
 
 def _shown(kept: dict[int, Tensor], show: int, count: int, processes: Processes) -> dict[int, Tensor]:
-    """The shown samples of all processes, sent one by one as pixels: clips are large."""
+    """The shown samples of all processes, sent one by one as pixels: videos are large."""
     found: dict[int, Tensor] = {}
     for place in range(show):
         mine = kept.get(place)
@@ -195,7 +195,7 @@ def _stacked(kept: Mapping[int, Tensor], show: int) -> Tensor:
 
 
 def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
-    """The pictures that prompts come with, ``[N, 3, H, W]`` in [0, 1]; gray where a mask has them drawn anew."""
+    """The images that prompts come with, ``[N, 3, H, W]`` in [0, 1]; gray where a mask has them drawn anew."""
     mask = inputs.get("mask", torch.zeros(()))
     return inputs["image"] * (1 - mask) + 0.5 * mask
 
@@ -230,7 +230,7 @@ def held_out(
 
 
 def check_needs(prompts: Sequence[Prompt], generator: Generator, rewards: Mapping[str, Reward]) -> None:
-    """Raise DataError for a prompt that comes without a picture which the generator or a reward needs."""
+    """Raise DataError for a prompt that comes without an image which the generator or a reward needs."""
     check_media(prompts, generator.inputs, generator.pipeline_class)
     for reward in rewards.values():
         check_media(prompts, reward.wants, f"reward {reward.name!r}")
@@ -322,7 +322,7 @@ def sample_to_folder(
 ) -> Path:
     """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
 
-    The contact sheet, and the sources of edits, go into ``sheet/`` inside: every picture in ``out`` is a sample.
+    The contact sheet, and the sources of edits, go into ``sheet/`` inside: every image in ``out`` is a sample.
 
     Args:
         prompts: the config's first held-out ones by default.
@@ -347,24 +347,24 @@ def sample_to_folder(
     with locked(out):
         return save_samples(
             out, to_pixels(media), texts, seeds,
-            sources=sources, fps=how.fps, clips=how.clips, noise=_noise(seeds), apart=True,
+            sources=sources, fps=how.fps, video=how.video, noise=_noise(seeds), apart=True,
         )  # fmt: skip
 
 
-def pictures(media: Tensor) -> list[np.ndarray]:
-    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``; of a clip ``[F, 3, H, W]`` the middle frame."""
+def images(media: Tensor) -> list[np.ndarray]:
+    """Media ``[N, 3, H, W]`` in [0, 1] -> uint8 arrays ``[H, W, 3]``; of a video ``[F, 3, H, W]`` the middle frame."""
     return [still(pixels) for pixels in to_pixels(media)]
 
 
 def save_grid(folder: Path, result: Evaluation, how: Samples) -> None:
-    """Write the first samples of an evaluation as pictures or clips, one grid and ``prompts.json``."""
+    """Write the first samples of an evaluation as images or videos, one grid and ``prompts.json``."""
     first = slice(how.count)
     scores = {name: values[first].tolist() for name, values in result.scores.items()}
     pixels = to_pixels(result.media[first])
     sources = None if result.sources is None else to_pixels(result.sources[first])
     save_samples(
         folder, pixels, result.prompts[first], result.seeds[first], scores,
-        sources=sources, fps=how.fps, clips=how.clips, replaces=True, noise=_noise(result.seeds[first]),
+        sources=sources, fps=how.fps, video=how.video, replaces=True, noise=_noise(result.seeds[first]),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from align.evaluation.score_items import Item, items_of
 from alignflow.errors import DataError
 from alignflow.secrets import shown
 from rewards.base import RewardError, widest_known
-from rewards.rate import clips_at
+from rewards.rate import videos_at
 
 if TYPE_CHECKING:
     from rewards.base import Reward, RewardSettings, Scores
@@ -184,7 +184,7 @@ class _Bundle:
         media = to_tensor(np.stack([one.pixels for one in some])).to(self.device)
         rates = {one.found.fps for one in some}
         try:
-            with clips_at(rates.pop() if len(rates) == 1 else None):
+            with videos_at(rates.pop() if len(rates) == 1 else None):
                 scores = reward(media, [prompt.text for prompt in prompts], None, inputs)
             self._note(name, reward, some, scores)
         except RewardError as error:

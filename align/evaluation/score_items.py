@@ -14,7 +14,7 @@ from align.data.video import VIDEO
 from alignflow.errors import DataError
 from alignflow.paths import expanded
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 TABLES = (".csv", ".jsonl", ".parquet")
 GRID = "grid.png"
 SOURCE = "-source.png"
@@ -26,7 +26,7 @@ class Item:
 
     Args:
         name: how it is called in the result: the path as given, or table and row.
-        source: the file, or picture inside a dataset; None where ``error`` says what is wrong with its row.
+        source: the file, or image inside a dataset; None where ``error`` says what is wrong with its row.
         prompt: what it is scored for.
     """
 
@@ -41,7 +41,7 @@ def items_of(
 ) -> Sequence[Item] | Iterator[Item]:
     """Items of files, folders and tables, in their order.
 
-    Contact sheets of our own sample folders are skipped, and in a folder also the stills of its clips and the sources
+    Contact sheets of our own sample folders are skipped, and in a folder also the stills of its videos and the sources
     of its edits. A sample folder brings its prompts, where none are given; a table brings one a row.
 
     Args:
@@ -49,7 +49,7 @@ def items_of(
         say: gets a line about what is skipped.
 
     Raises:
-        DataError: nothing to score, a folder without pictures, or another number of prompts.
+        DataError: nothing to score, a folder without images, or another number of prompts.
     """
     tables = [path for path in paths if _is_table(path)]
     if tables:
@@ -122,7 +122,7 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
     count, skipped = 0, 0
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if hidden or file.suffix.lower() not in (*PICTURES, *VIDEO) or not file.is_file():
+        if hidden or file.suffix.lower() not in (*IMAGES, *VIDEO) or not file.is_file():
             continue
         if _beside(file, index):
             skipped += 1
@@ -130,7 +130,7 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
         count += 1
         yield file
     if skipped:
-        say(f"{path}: {skipped} contact sheets, stills of clips and sources of edits skipped")
+        say(f"{path}: {skipped} contact sheets, stills of videos and sources of edits skipped")
     if not count:
         raise DataError(f"no images or videos in folder {path}")
 

@@ -55,12 +55,12 @@ def write_card(folder: Path, config: Config, trained: Trained, to: str, found: M
 def _header(config: Config, run: Run, to: str) -> str:
     """The YAML that the hub reads."""
     on_hub = config.generator.path.count("/") == 1 and not Path(config.generator.path).exists()
-    clip = bool(run.samples and run.samples[-1].clips)
+    video = bool(run.samples and run.samples[-1].video)
     editor = any(word in config.generator.kind for word in ("edit", "kontext", "fill", "i2v"))
     relation = "adapter" if to != "merged" else "merge" if config.policy.kind == "lora" else "finetune"
     data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag=f"{'image' if editor else 'text'}-to-{'video' if clip else 'image'}",
+        pipeline_tag=f"{'image' if editor else 'text'}-to-{'video' if video else 'image'}",
         tags=[*TAGS[to], "alignflow", "flow-matching", config.recipe.kind],
         base_model=config.generator.path if on_hub else None,
         base_model_relation=relation if on_hub else None,
@@ -128,10 +128,10 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
         return f"{listed}: for programs that read a LoRA of sd-scripts or musubi-tuner."
     visit, stale = visit_of(run, step)
     place = None if to == "merged" else Weights(".", weights[1] if len(weights) > 1 else None)
-    lines = code(run.config, place, shot(run, visit), bool(visit and visit.clips))
+    lines = code(run.config, place, shot(run, visit), bool(visit and visit.video))
     differs = [*stale, *differences(run.config, scheduler_of(generator.path, generator.kind))]
     said = f"In this folder, in plain diffusers; it draws the run's first sample of step {visit.step}" if visit else ""
-    text = f"{said}{', but not the same picture' if differs else ''}.\n\n" if said else ""
+    text = f"{said}{', but not the same image' if differs else ''}.\n\n" if said else ""
     reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")
     return f"{text}{reasons}```python\n{lines}\n```"
 

@@ -42,7 +42,7 @@ class Answers:
 
 
 def answers(generator: Generator, *, decode: bool) -> Answers:
-    """What ``generator`` answers at :data:`TIMES`; pictures that it needs are random ones."""
+    """What ``generator`` answers at :data:`TIMES`; images that it needs are random ones."""
     source = torch.Generator().manual_seed(0)
     shapes = {name: (1, 1 if name == "mask" else 3, *generator.size) for name in generator.inputs}
     inputs = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}

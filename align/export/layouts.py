@@ -56,7 +56,7 @@ def _qkv(prefix: str = "to_", suffix: str = "") -> tuple[str, ...]:
 
 
 def _double(qkv: str, proj: str) -> dict[str, tuple[str, ...]]:
-    """Attention of blocks with a stream of tokens for the picture and one for the text."""
+    """Attention of blocks with a stream of tokens for the image and one for the text."""
     return {
         f"img_{qkv}": _qkv(),
         f"img_{proj}": ("attn.to_out.0",),

@@ -100,7 +100,7 @@ def _gaps(
             forward.append(there[0] - there[1])
             swapped.append(back[0] - back[1])
             gaps.append(forward[-1] if alone else (forward[-1] - swapped[-1]) / 2)
-        else:  # a picture of many pairs is scored once
+        else:  # an image of many pairs is scored once
             keys = [_key(pair.prompt, side) for side in sides]
             for key, side in zip(keys, sides, strict=True):
                 if key not in known:
@@ -132,5 +132,5 @@ def _scores(reward: Reward, prompt: Prompt, sides: Sequence[Media], device: str)
 def _read(media: Media, prompt: Prompt, size: tuple[int, int] | None = None) -> Tensor:
     content = media if isinstance(media, Path) else media.content()
     if content is None:
-        raise DataError(f"{prompt.where}: the cell for the picture is empty")
+        raise DataError(f"{prompt.where}: the cell for the image is empty")
     return read_media(content, size)

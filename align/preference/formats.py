@@ -68,7 +68,7 @@ class Reader:
             raise DataError(f"{self.place}: {name!r} is {value!r:.40}, not one of {known}") from None
 
     def file(self, value: Any, name: str) -> Media:
-        """A file's name, made a path that exists, or a picture inside the set."""
+        """A file's name, made a path that exists, or an image inside the set."""
         if isinstance(value, Cell):
             return value
         if not isinstance(value, str) or not value:
@@ -156,7 +156,7 @@ def _mmrb2(row: Reader) -> Iterator[Pair]:
     texts, sources = _contents(row, row.get("prompt_content"))
     answers = [_contents(row, _inside(row, name))[1] for name in ("response_a", "response_b")]
     if any(len(images) != 1 for images in answers) or len(sources) > 1:
-        return  # interleaved answers are not for rewards of one picture
+        return  # interleaved answers are not for rewards of one image
     media = {"image": row.file(sources[0], "prompt_content")} if sources else None
     yield row.pair("\n".join(texts), answers[0][0], answers[1][0], label, media)
 
@@ -168,7 +168,7 @@ def _inside(row: Reader, name: str) -> Any:
 
 
 def _contents(row: Reader, parts: Any) -> tuple[list[str], list[str]]:
-    """Texts and picture files of ``[[kind, value], ...]``."""
+    """Texts and image files of ``[[kind, value], ...]``."""
     if not isinstance(parts, list) or not all(isinstance(part, list) and len(part) == 2 for part in parts):
         raise DataError(f'{row.place}: contents should be [["text" or "image", "..."], ...], given {parts!r:.80}')
     return [value for kind, value in parts if kind == "text"], [value for kind, value in parts if kind == "image"]

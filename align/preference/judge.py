@@ -46,7 +46,7 @@ def train_judge(
     """Train a LoRA on the judge of a config into its folder; returns what ``summary.json`` holds.
 
     Raises:
-        DataError, RewardError: tables, pictures, weights or LoRA targets that do not serve.
+        DataError, RewardError: tables, images, weights or LoRA targets that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
     """
     check_out(config.run_dir, JUDGE, overwrite=overwrite)
@@ -115,7 +115,7 @@ def lessons_of(settings: JudgeRewardSettings, row: Judged) -> list[Lesson]:
     """Questions about one pair with what should be said: the verdict, and behind it the row's reason if it has one.
 
     Raises:
-        DataError: a picture that is not there or cannot be read, a reason that is no text.
+        DataError: an image that is not there or cannot be read, a reason that is no text.
     """
     reason = row.prompt.metadata.get("reason") or ""
     if not isinstance(reason, str):

@@ -19,7 +19,7 @@ class Judged:
     """One row.
 
     Args:
-        outcome: of a pair 1 = chosen is better, 0 = tie; of a single picture its score.
+        outcome: of a pair 1 = chosen is better, 0 = tie; of a single image its score.
         user: who judged, or "" where the table does not say.
     """
 
@@ -32,7 +32,7 @@ def read_judged(source: str, *, single: bool = False, limit: int | None = None) 
     """Rows of a table.
 
     Args:
-        single: rows of one picture with its number (prompt, image, score) in place of pairs.
+        single: rows of one image with its number (prompt, image, score) in place of pairs.
 
     Raises:
         DataError: not there, empty, or without what is needed; names row and column.

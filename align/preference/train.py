@@ -29,7 +29,7 @@ from rewards.training.heads import Variational, joint
 from rewards.training.scorer import Scorer, load_backbone, open_backbone, plain_state
 
 CHUNK = 64
-"""Pictures through the backbone at once where no gradient is wanted."""
+"""Images through the backbone at once where no gradient is wanted."""
 
 
 class Examples:
@@ -52,7 +52,7 @@ class Examples:
         return len(self.rows)
 
     def images(self, pick: Tensor) -> list[Tensor]:
-        """Features of the sides, ``[M, D]`` each: chosen and rejected, or the one picture."""
+        """Features of the sides, ``[M, D]`` each: chosen and rejected, or the one image."""
         if self.kept is not None:
             return [side[pick] for side in self.kept]
         return self._read(pick.tolist())
@@ -74,7 +74,7 @@ def train_reward(
     """Train the reward of a config into its folder; returns what ``summary.json`` holds.
 
     Raises:
-        DataError, RewardError: tables, pictures or weights that do not serve.
+        DataError, RewardError: tables, images or weights that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
     """
     check_out(config.run_dir, REWARD, overwrite=overwrite)

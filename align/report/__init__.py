@@ -13,8 +13,8 @@ from align.data.files import write_text
 from align.report.changes import repeated
 from align.report.facts import environment, facts, listing
 from align.report.figures import sections
+from align.report.images import gallery
 from align.report.page import fill
-from align.report.pictures import gallery
 from align.report.prompts import by_prompt
 from align.report.reading import Run, read_run
 from align.report.using import snippet

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from align.evaluation.per_prompt import PromptScores
 from align.report.changes import Change
+from align.report.images import STRIP_SIDE, InlineImage, thumbnail
 from align.report.intervals import mean, standard_error
-from align.report.pictures import STRIP_SIDE, Picture, thumbnail
 from align.report.reading import Run
 
 MOST = 6
@@ -19,14 +19,14 @@ Both = tuple[PromptScores, PromptScores]
 
 @dataclass(frozen=True)
 class Moved:
-    """One prompt whose score changed; pictures where the run kept its samples."""
+    """One prompt whose score changed; images where the run kept its samples."""
 
     prompt: str
     kind: str | None
     before: str
     after: str
     delta: str
-    pictures: tuple[Picture | None, Picture | None]
+    images: tuple[InlineImage | None, InlineImage | None]
 
 
 @dataclass(frozen=True)

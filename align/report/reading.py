@@ -26,10 +26,10 @@ class Samples:
     """One visit to the fixed prompts and seeds, as ``align.data.grids.save_samples`` wrote it.
 
     Args:
-        images: the pictures; of clips their middle frames.
-        clips: what the clips beside them end in; empty where there are none.
-        sources: the pictures they were made from; empty where prompts come with none.
-        fps: frames per second of the clips.
+        images: the images; of videos their middle frames.
+        video: suffix of the videos beside them; empty where there are none.
+        sources: the images they were made from; empty where prompts come with none.
+        fps: frames per second of the videos.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Samples:
     seeds: list[int]
     scores: dict[str, list[float | None]]
     images: list[Path]
-    clips: str = ""
+    video: str = ""
     fps: float = 16
     sources: list[Path] = field(default_factory=list)
 
@@ -46,9 +46,9 @@ class Samples:
         """Seed of each sample's initial noise, as ``torch.Generator().manual_seed`` takes it."""
         return [derive(seed, "start") for seed in self.seeds]
 
-    def clip(self, row: int) -> Path | None:
-        """The clip of a row, None where the samples are pictures."""
-        return self.images[row].with_suffix(f".{self.clips}") if self.clips else None
+    def video_file(self, row: int) -> Path | None:
+        """The video of a row, None where the samples are images."""
+        return self.images[row].with_suffix(f".{self.video}") if self.video else None
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _read_samples(folder: Path) -> list[Samples]:
                 seeds=list(index.get("seeds") or range(len(prompts))),
                 scores={name: [number(value) for value in column] for name, column in scores.items()},
                 images=[path / f"{row:03d}.png" for row in range(len(prompts))],
-                clips=str(index.get("clips") or ""),
+                video=str(index.get("clips") or ""),
                 fps=number(index.get("fps")) or 16,
                 sources=[path / f"{row:03d}{SOURCE}" for row in range(len(prompts)) if index.get("sources")],
             )

@@ -14,9 +14,9 @@ from align.report.changes import Change
 from align.report.charts import Chart, Series, short
 from align.report.facts import duration, listing
 from align.report.figures import Figure
+from align.report.images import PAIR_SIDE, STRIP_SIDE, InlineImage, embed, embed_video
 from align.report.intervals import mean, standard_error
 from align.report.page import fill
-from align.report.pictures import PAIR_SIDE, STRIP_SIDE, Picture, embed, embed_clip
 from align.report.reading import read_yaml
 from alignflow.errors import RunFolderError
 
@@ -30,11 +30,11 @@ class Shown:
     """One prompt: the plain sample, the best one and where it came from, the other candidates kept."""
 
     prompt: str
-    plain: Picture | None
-    best: Picture | None
+    plain: InlineImage | None
+    best: InlineImage | None
     scores: list[tuple[str, str, str]]
     lineage: str
-    others: list[tuple[str, Picture | None]]
+    others: list[tuple[str, InlineImage | None]]
 
 
 def write_search_report(run_dir: Path) -> Path:
@@ -190,18 +190,18 @@ def show(run_dir: Path, row: Row) -> Shown:
     others = [
         (
             f"{_said(one['reward'])}{' (worst)' if one is row['kept'][-1] else ''}",
-            _picture(folder / one["file"], STRIP_SIDE),
+            _image(folder / one["file"], STRIP_SIDE),
         )
         for one in row["kept"][1:]
     ]
-    plain = _picture(folder / row["plain_file"], PAIR_SIDE) if "plain_file" in row else None
-    best = _picture(folder / row["kept"][0]["file"], PAIR_SIDE)
+    plain = _image(folder / row["plain_file"], PAIR_SIDE) if "plain_file" in row else None
+    best = _image(folder / row["kept"][0]["file"], PAIR_SIDE)
     return Shown(row["prompt"], plain, best, scores, ", ".join(row["lineage"]), others)
 
 
-def _picture(file: Path, side: int) -> Picture | None:
+def _image(file: Path, side: int) -> InlineImage | None:
     middle = embed(file.with_suffix(".png"), side)
-    return middle if middle is None or file.suffix == ".png" else embed_clip(file, middle, 16)
+    return middle if middle is None or file.suffix == ".png" else embed_video(file, middle, 16)
 
 
 def _said(value: float | None) -> str:

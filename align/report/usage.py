@@ -39,8 +39,8 @@ class Shot:
     Args:
         prompt: its text.
         noise: seed of its initial noise.
-        file: where its picture lies.
-        source: where the picture that it was made from lies; None if it was made from none.
+        file: where its image lies.
+        source: where the image that it was made from lies; None if it was made from none.
     """
 
     prompt: str
@@ -64,7 +64,7 @@ class Weights:
     networks: Sequence[str] = ()
 
 
-def code(config: Tree, weights: Weights | None, shot: Shot | None, clip: bool = False) -> str:
+def code(config: Tree, weights: Weights | None, shot: Shot | None, video: bool = False) -> str:
     """Lines that draw one sample; ``weights`` is None for a pipeline that holds them already."""
     generator = _part(config, "generator")
     embedded = weights is not None and generator.get("path") in WORLDS
@@ -76,7 +76,7 @@ def code(config: Tree, weights: Weights | None, shot: Shot | None, clip: bool = 
         *(["from diffusers.utils import load_image"] if media else []),
         *(["", "from alignflow.worlds.shapes import weights"] if embedded else []),
     ]
-    result, field = ("clip", "frames") if clip else ("image", "images")
+    result, field = ("video", "frames") if video else ("image", "images")
     given = [f"prompt={_quoted(shot.prompt if shot else 'a prompt')}"]
     files = {"image": shot.source} if shot and shot.source else {}
     given += [f"{name}=load_image({_quoted(files.get(name) or f'{name}.png')})" for name in media]
@@ -127,7 +127,7 @@ def arguments(config: Tree) -> dict[str, Any]:
         "width": width,
         "num_frames": generator.get("frames"),
         "max_sequence_length": generator.get("text_length"),
-        "frame_rate": generator.get("frame_rate"),
+        "frame_rate": generator.get("fps"),
         "num_inference_steps": sampler_of(config).get("steps"),
         **_guided(config, kind),
         "guidance_rescale": generator.get("guidance_rescale") if kind not in GUIDER else None,
@@ -162,7 +162,7 @@ def _guided(config: Tree, kind: str) -> dict[str, Any]:
 
 
 def differences(config: Tree, scheduler: str | None) -> list[str]:
-    """Why the code draws other pictures than the run did, a sentence each; none where they are equal up to rounding.
+    """Why the code draws other images than the run did, a sentence each; none where they are equal up to rounding.
 
     Args:
         scheduler: class of the pipeline's own scheduler, None where it is not known.

@@ -30,7 +30,7 @@ def snippet(run: Run) -> Snippet | None:
     visit, stale = visit_of(run, step)
     scheduler = scheduler_of(run.section("generator").get("path"), run.kind_of("generator"))
     draws = f"It draws the first sample of step {visit.step}" if visit else "It draws with the run's settings"
-    lines = code(run.config, _weights(run, folder), shot(run, visit), bool(visit and visit.clips))
+    lines = code(run.config, _weights(run, folder), shot(run, visit), bool(visit and visit.video))
     return Snippet(lines, draws, [*stale, *differences(run.config, scheduler)])
 
 
@@ -66,7 +66,7 @@ def shot(run: Run, visit: Samples | None) -> Shot | None:
     """The first sample of a visit."""
     if visit is None:
         return None
-    file = visit.clip(0) or visit.images[0]
+    file = visit.video_file(0) or visit.images[0]
     root = run.folder.resolve().name
     source = f"{root}/{visit.sources[0].relative_to(run.folder).as_posix()}" if visit.sources else None
     return Shot(visit.prompts[0], visit.noise[0], f"{root}/{file.relative_to(run.folder).as_posix()}", source)

@@ -201,23 +201,23 @@ class Store:
         row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy, "media": media}
         with new_folder(self.folder / f"{found.number:04d}", replaces=True) as staging:
             for one, entry in zip(found.kept, row["kept"], strict=True):
-                entry["file"] = self._picture(staging, f"{one.number:04d}", one)
+                entry["file"] = self._image(staging, f"{one.number:04d}", one)
             if plain.best is not None:
-                row["plain_file"] = self._picture(staging, "plain", plain.best)
+                row["plain_file"] = self._image(staging, "plain", plain.best)
             if plain_wins(plain, found):
                 kept = {"reward": plain.reward, "number": None, "lineage": [PLAIN], "file": row["plain_file"]}
                 row |= {"kept": [kept, *row["kept"]], "reward": plain.reward, "lineage": [PLAIN]}
                 row["searched"] = found.reward
             write_json(staging / "found.json", row)
 
-    def _picture(self, folder: Path, name: str, one: Candidate) -> str:
+    def _image(self, folder: Path, name: str, one: Candidate) -> str:
         """Write a candidate's media; the name of its file."""
         pixels, how = to_pixels(one.media[None])[0], self.config.samples
         (folder / f"{name}.png").write_bytes(encode_media(np.asarray(still(pixels)), ".png"))
         if pixels.ndim == 3:
             return f"{name}.png"
-        (folder / f"{name}.{how.clips}").write_bytes(encode_media(pixels, f".{how.clips}", how.fps))
-        return f"{name}.{how.clips}"
+        (folder / f"{name}.{how.video}").write_bytes(encode_media(pixels, f".{how.video}", how.fps))
+        return f"{name}.{how.video}"
 
     def rows(self) -> list[dict[str, Any]]:
         """What every prompt gave so far."""

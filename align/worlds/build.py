@@ -22,11 +22,11 @@ from align.worlds.train_clip import train_clip
 from align.worlds.train_common import Log, Plan
 from align.worlds.train_judge import train_judge
 from align.worlds.train_sd3 import fit, new_pipeline
-from align.worlds.train_vae import Autoencoder, encode, harden_decoder, new_clip_vae, new_vae, train_vae
+from align.worlds.train_vae import Autoencoder, encode, harden_decoder, new_vae, new_video_vae, train_vae
 from alignflow.worlds import shapes
 from alignflow.worlds.shapes import edits, motion, world
 
-# in this order: all need the autoencoder, clip and judge are measured on sd3's pictures, the inpainter begins as the
+# in this order: all need the autoencoder, clip and judge are measured on sd3's images, the inpainter begins as the
 # editor; video has an autoencoder of its own
 STAGES = ("vae", "sd3", "clip", "judge", "edit", "fill", "video")
 SPLITS = ("train", "heldout")
@@ -61,8 +61,8 @@ class Budget:
         Plan(8_000, 300, 32, 6e-4, wrong=0.5),
     )
     fill_plans: tuple[Plan, ...] = (Plan(7_000, 800, 32, 1.6e-3), Plan(6_000, 250, 32, 6e-4, wrong=0.5))
-    clip_vae_scenes: int = 5_000
-    clip_vae_rounds: Rounds = ((2_500, 0), (1_500, 0), (3_000, 0))
+    video_vae_scenes: int = 5_000
+    video_vae_rounds: Rounds = ((2_500, 0), (1_500, 0), (3_000, 0))
     video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(16_000, 2_600, 64, 1.6e-3))
     measured: int = 96
 
@@ -105,7 +105,7 @@ def _rounds(vae: Autoencoder, images: np.ndarray, rounds: Rounds, batch: int, lo
 
 
 def encoded(world: ModuleType, vae: Autoencoder, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents [scenes, ...] and captions of a world's training split, drawn in parts: the pictures need not fit."""
+    """Latents [scenes, ...] and captions of a world's training split, drawn in parts: the images need not fit."""
     sizes = [min(10_000, plan.scenes - i) for i in range(0, plan.scenes, 10_000)]
     latents, texts = [], []
     for part, size in enumerate(sizes):
@@ -163,10 +163,10 @@ def _build_flux(pipe: Any, name: str, plans: tuple[Plan, ...], log: Log) -> None
 
 
 def build_video(out: Path, budget: Budget, log: Log) -> None:
-    """Trains the autoencoder of clips, then transformer and text encoder around it."""
-    clips = np.concatenate([motion.dataset(split, budget.clip_vae_scenes // 2, seed=0)[0] for split in SPLITS])
-    vae = new_clip_vae()
-    _rounds(vae, clips, budget.clip_vae_rounds, budget.vae_batch, log)
+    """Trains the autoencoder of videos, then transformer and text encoder around it."""
+    videos = np.concatenate([motion.dataset(split, budget.video_vae_scenes // 2, seed=0)[0] for split in SPLITS])
+    vae = new_video_vae()
+    _rounds(vae, videos, budget.video_vae_rounds, budget.vae_batch, log)
     pipe = train_wan.new_pipeline(vae)
     for seed, plan in enumerate(budget.video_plans, 1):
         train_wan.fit(pipe, *encoded(motion, vae, plan, seed), plan, seed, log)

@@ -23,8 +23,8 @@ from rewards.worlds.shapes import judge as gold
 ECHO = PromptEcho().template
 SCALES = ((0, 5), (0, 5), (1, 5), (0, 9))  # of digits; the reward's own most often
 RELATED = 2.5  # how much oftener the judge is asked about a scene with a relation than about others
-TURNED = 0.5  # share of pictures with a relation that are asked about the opposite one too: those are read last
-DOUBT = 0.25  # P(yes) of a picture that is wrong, for each unit of its dense score: near misses are refused less surely
+TURNED = 0.5  # share of images with a relation that are asked about the opposite one too: those are read last
+DOUBT = 0.25  # P(yes) of an image that is wrong, for each unit of its dense score: near misses are refused less surely
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Asked:
     """One question with what is to be answered.
 
     Args:
-        pictures: which of the batch's pictures the question shows, in order.
+        images: which of the batch's images the question shows, in order.
         reply: a text, or the probabilities of several of one token each.
-        words: for every word of the caption whether it all holds so far, and whether the picture has such a thing at
+        words: for every word of the caption whether it all holds so far, and whether the image has such a thing at
             all; 0, 1 or NaN for unknown.
     """
 
     question: Question
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     reply: str | Mapping[str, float]
     words: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass
 class Pairs:
-    """Pairs of scenes with their specs, and their pictures uint8 [2 n, 64, 64, 3], the two of a pair side by side."""
+    """Pairs of scenes with their specs, and their images uint8 [2 n, 64, 64, 3], the two of a pair side by side."""
 
     specs: list[world.Spec]
     scenes: list[world.Scene]
@@ -94,7 +94,7 @@ def neighbour(spec: world.Spec, rng: np.random.Generator) -> world.Spec:
 
 
 def reworded(spec: world.Spec, rng: np.random.Generator) -> world.Spec:
-    """Another caption of every picture of `spec`: something left out, or the two kinds in the other order."""
+    """Another caption of every image of `spec`: something left out, or the two kinds in the other order."""
     options = [replace(spec, background=None)] if spec.background else []
     for i, want in enumerate(spec.wants):
         plainer = [w for w in (replace(want, colour=None), replace(want, size=None)) if w != want]
@@ -123,7 +123,7 @@ Captioned = tuple[int, world.Spec, int | None]
 
 
 def captions(pairs: Pairs, rows: np.ndarray, rng: np.random.Generator) -> list[Captioned]:
-    """Four captions of every picture in `rows` [P], the two of a pair side by side: (picture, spec, first wrong word).
+    """Four captions of every image in `rows` [P], the two of a pair side by side: (image, spec, first wrong word).
 
     Its own, the other's of its pair, another of its own truth, and one with the relation turned round, with two things
     changed or of another scene.
@@ -165,7 +165,7 @@ def asked(
     replies: list[dict[str, float]],
     **values: Any,
 ) -> list[Asked]:
-    """The question about every captioned picture."""
+    """The question about every captioned image."""
     texts = [world.caption(spec) for _, spec, _ in said]
     questions = each_sample(template, media[[i for i, _, _ in said]], texts, None, **values)
     return [

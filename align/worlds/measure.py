@@ -30,7 +30,7 @@ from rewards.worlds import shapes_video
 from rewards.worlds.shapes import score_batch
 from rewards.worlds.shapes_edit import score_edits, score_fills
 
-SAMPLES = 12  # pictures a prompt
+SAMPLES = 12  # images a prompt
 
 
 def _round(values: dict) -> dict:
@@ -57,7 +57,7 @@ def vae(out: Path, n: int) -> dict:
 
 @torch.no_grad()
 def base_samples(out: Path, split: str, n: int) -> tuple[np.ndarray, list[str], dict]:
-    """SAMPLES pictures [n, SAMPLES, 3, 64, 64] of each of `n` prompts from the base, the prompts, the gold scores."""
+    """SAMPLES images [n, SAMPLES, 3, 64, 64] of each of `n` prompts from the base, the prompts, the gold scores."""
     pipe = StableDiffusion3Pipeline.from_pretrained(out / "sd3")
     prompts = world.prompts(split, n, seed=3)
     repeated = [p for p in prompts for _ in range(SAMPLES)]
@@ -86,7 +86,7 @@ def sd3(out: Path, n: int) -> dict:
 
 
 def clip_scores(out: Path, images: np.ndarray, prompts: list[str]) -> np.ndarray:
-    """The proxy reward: cosine of each picture [N, 3, 64, 64] in [0, 1] with its prompt, [N]."""
+    """The proxy reward: cosine of each image [N, 3, 64, 64] in [0, 1] with its prompt, [N]."""
     model, processor = CLIPModel.from_pretrained(out / "clip").eval(), CLIPProcessor.from_pretrained(out / "clip")
     mean, std = (torch.tensor(getattr(processor.image_processor, k)).view(3, 1, 1) for k in ("image_mean", "image_std"))
     ids = processor.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
@@ -112,19 +112,19 @@ def captioned(n: int) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 Proxy = Callable[[np.ndarray, list[str]], np.ndarray]
-"""(pictures [N, 3, H, W] in [0, 1], their prompts) -> scores [N]."""
+"""(images [N, 3, H, W] in [0, 1], their prompts) -> scores [N]."""
 
 
 def agreement(out: Path, n: int, **proxies: Proxy) -> dict:
-    """How proxies agree with gold over the base's pictures of `n` held-out prompts, where there is a base.
+    """How proxies agree with gold over the base's images of `n` held-out prompts, where there is a base.
 
     Within a prompt: Pearson's correlation, and the share of pairs of different gold whose order it gets right; prompts
-    whose pictures all have one gold score have neither. A proxy's name stands before its facts, but for `proxy`.
+    whose images all have one gold score have neither. A proxy's name stands before its facts, but for `proxy`.
     """
     if not (out / "sd3" / "model_index.json").exists():
         return {}
-    pictures, prompts, gold = base_samples(out, "heldout", n)
-    flat = pictures.reshape(-1, *pictures.shape[2:])
+    images, prompts, gold = base_samples(out, "heldout", n)
+    flat = images.reshape(-1, *images.shape[2:])
     dense, facts = gold["dense"], {}
     varied = dense.std(1) > 1e-3
     upper, lower = np.triu_indices(SAMPLES, 1)
@@ -170,7 +170,7 @@ def judge(out: Path, n: int) -> dict:
         "accuracy": ((right > 0.5).mean() + no.mean()) / 2, "caption_accuracy": (right > other).mean(),
         "digit_error": np.abs(digits - gold).mean(),
     } | agreement(out, n, proxy=partial(ask, yes), digit=partial(ask, digit))  # fmt: skip
-    few = -(-n // 4)  # every two of a prompt's pictures are shown, in both orders
+    few = -(-n // 4)  # every two of a prompt's images are shown, in both orders
     result |= agreement(out, few, **{name: partial(ask, reward) for name, reward in compared.items()})
     start = time.perf_counter()
     ask(yes, np.resize(images, (192, *images.shape[1:])), [texts[i % len(texts)] for i in range(192)])
@@ -190,7 +190,7 @@ def fill(out: Path, n: int) -> dict:
 
 
 def score_tasks(images: np.ndarray, tasks: list[edits.Task]) -> dict:
-    """Scores of pictures [N, 3, H, W] in [0, 1], one task each; see `rewards.worlds.shapes_edit`."""
+    """Scores of images [N, 3, H, W] in [0, 1], one task each; see `rewards.worlds.shapes_edit`."""
     sources = np.stack([world.render(task.source) for task in tasks]).transpose(0, 3, 1, 2) / np.float32(255)
     texts = [task.text for task in tasks]
     if tasks[0].hole is None:
@@ -200,7 +200,7 @@ def score_tasks(images: np.ndarray, tasks: list[edits.Task]) -> dict:
 
 
 def _changes(folder: Path, name: str, n: int) -> dict:
-    """Gold of SAMPLES pictures of each of `n` tasks a split: mean and best on held-out tasks, mean on train tasks."""
+    """Gold of SAMPLES images of each of `n` tasks a split: mean and best on held-out tasks, mean on train tasks."""
     pipe = DiffusionPipeline.from_pretrained(folder)
     gold, start = {}, time.perf_counter()
     for split in ("heldout", "train"):
@@ -224,15 +224,15 @@ def _changes(folder: Path, name: str, n: int) -> dict:
 
 @torch.no_grad()
 def video(out: Path, n: int) -> dict:
-    """Strict score of rendered clips before and after the autoencoder, the base's gold, dense by task."""
+    """Strict score of rendered videos before and after the autoencoder, the base's gold, dense by task."""
     model = AutoencoderKLWan.from_pretrained(out / "wan" / "vae").eval()
-    clips, captions = motion.dataset("heldout", 2 * n, seed=2)
-    rendered = clips.transpose(0, 1, 4, 2, 3) / np.float32(255)
-    back = decode(model, encode(model, clips))
+    videos, captions = motion.dataset("heldout", 2 * n, seed=2)
+    rendered = videos.transpose(0, 1, 4, 2, 3) / np.float32(255)
+    back = decode(model, encode(model, videos))
     before, after = (shapes_video.score_batch(media, captions) for media in (rendered, back))
-    prompts, held = base_clips(out, "heldout", n)
+    prompts, held = base_videos(out, "heldout", n)
     tasks = [motion.parse_caption(p).task for p in prompts]
-    train, dense, strict = base_clips(out, "train", n)[1], held["dense"], held["strict"]
+    train, dense, strict = base_videos(out, "train", n)[1], held["dense"], held["strict"]
     pipe = WanPipeline.from_pretrained(out / "wan")
     size = _parameters(pipe.transformer) + _parameters(pipe.text_encoder)
     return {"parameters": size, "parameters_vae": _parameters(model)} | _round(
@@ -246,13 +246,13 @@ def video(out: Path, n: int) -> dict:
     )  # fmt: skip
 
 
-def base_clips(out: Path, split: str, n: int) -> tuple[list[str], dict]:
-    """`n` prompts, and the scores [n, SAMPLES] of the base's clips of them, by part."""
+def base_videos(out: Path, split: str, n: int) -> tuple[list[str], dict]:
+    """`n` prompts, and the scores [n, SAMPLES] of the base's videos of them, by part."""
     pipe = WanPipeline.from_pretrained(out / "wan")
     prompts = motion.prompts(split, n, seed=3)
     repeated = [p for p in prompts for _ in range(SAMPLES)]
-    clips = np.concatenate([train_wan.sample(pipe, repeated[i : i + 192], i) for i in range(0, len(repeated), 192)])
-    gold = shapes_video.score_batch(clips, repeated)
+    videos = np.concatenate([train_wan.sample(pipe, repeated[i : i + 192], i) for i in range(0, len(repeated), 192)])
+    gold = shapes_video.score_batch(videos, repeated)
     return prompts, {name: gold[name].reshape(n, SAMPLES) for name in shapes_video.PARTS}
 
 

@@ -13,7 +13,7 @@ from alignflow.worlds.shapes import world
 
 
 def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
-    """An untrained model of about 1 M parameters (64x64 pictures in 8x8 patches) and its processor."""
+    """An untrained model of about 1 M parameters (64x64 images in 8x8 patches) and its processor."""
     tok = clip_tokenizer()
     text = {
         "vocab_size": len(tok), "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3,
@@ -30,7 +30,7 @@ def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss over logits [n, 2n]: pictures against their captions, then captions with one change.
+    """CLIP's symmetric loss over logits [n, 2n]: images against their captions, then captions with one change.
 
     `same` [n, n] marks equal captions, which are no negatives of each other.
     """
@@ -42,7 +42,7 @@ def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 
 
 def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur and noise of a random strength, as a generator's pictures have; [n, 3, h, w] in [0, 1]."""
+    """Blur and noise of a random strength, as a generator's images have; [n, 3, h, w] in [0, 1]."""
     soft = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
     strength = torch.from_numpy(rng.random((len(pixels), 1, 1, 1), np.float32))
     noise = torch.from_numpy(rng.standard_normal(pixels.shape, np.float32))
@@ -50,7 +50,7 @@ def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def features(model: CLIPModel, pixels: torch.Tensor | None, ids: torch.Tensor | None) -> torch.Tensor:
-    """Unit rows [n, 96] of pictures or of captions."""
+    """Unit rows [n, 96] of images or of captions."""
     out = model.get_image_features(pixels) if ids is None else model.get_text_features(ids)
     return F.normalize(out.pooler_output, dim=-1)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 EMA = 0.998
-HIGH = 1.1  # centre of the training times' logits: what a picture holds is decided at high noise
+HIGH = 1.1  # centre of the training times' logits: what an image holds is decided at high noise
 INNER = re.compile(r"attn|mlp|ff|blocks\.\d+\.proj_out|SelfAttention\.[qkvo]|DenseReluDense")  # matrices inside blocks
 Losses = dict[str, Tensor]
 NO_CAPTION = 0.1  # share of empty captions, so that classifier-free guidance works

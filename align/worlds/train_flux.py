@@ -58,7 +58,7 @@ def text_encoders() -> dict[str, Any]:
 
 
 def new_transformer(world: str) -> FluxTransformer2DModel:
-    """An untrained network; the inpainter's tokens carry the picture around the hole and the mask besides."""
+    """An untrained network; the inpainter's tokens carry the image around the hole and the mask besides."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=PACKED if world == "shapes-edit" else 2 * PACKED + MASK_CHANNELS,
@@ -106,7 +106,7 @@ class Model(nn.Module):
         """Velocity [n, 8, 8, 8] at noise level t [n] in [0, 1].
 
         Args:
-            beside: the editor's source latents [n, 8, 8, 8]; of the inpainter the picture around the hole and the
+            beside: the editor's source latents [n, 8, 8, 8]; of the inpainter the image around the hole and the
                 mask, [n, 8 + 64, 8, 8].
         """
         if self.editor:
@@ -144,12 +144,12 @@ class Latents:
 
 
 def beside_holes(vae: AutoencoderKL, tasks: list[Task]) -> Tensor:
-    """What the inpainter sees: the latents of the picture with a gray hole, and the mask's pixels, [n, 72, 8, 8]."""
+    """What the inpainter sees: the latents of the image with a gray hole, and the mask's pixels, [n, 72, 8, 8]."""
     masks = np.stack([edits.draw_mask(task.hole) for task in tasks if task.hole])
-    pictures = np.stack([render(task.target) for task in tasks])
-    pictures[masks > 0] = 128
+    images = np.stack([render(task.target) for task in tasks])
+    images[masks > 0] = 128
     fine = nn.functional.pixel_unshuffle(torch.from_numpy(masks)[:, None].float() / 255, 8)
-    return torch.cat([encode(vae, pictures), fine], 1)
+    return torch.cat([encode(vae, images), fine], 1)
 
 
 def fit(pipe: Any, tasks: list[Task], texts: list[str], plan: Plan, seed: int, log: Log) -> None:
@@ -168,7 +168,7 @@ def fit(pipe: Any, tasks: list[Task], texts: list[str], plan: Plan, seed: int, l
 
 @torch.no_grad()
 def sample(pipe: Any, tasks: list[Task], seed: int, steps: int = 10) -> np.ndarray:
-    """Pictures float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
+    """Images float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
     model = Model(pipe).eval()
     beside = Latents(pipe.vae, tasks).batch(np.arange(len(tasks)))[2]
     table = TokenTable((pipe.tokenizer, pipe.tokenizer_2), [task.text for task in tasks])

@@ -29,7 +29,7 @@ WATCH = 1.0  # weight of the words' loss beside that of the reply
 
 
 def new_judge() -> tuple[LocalJudge, Qwen2VLImageProcessorPil]:
-    """An untrained judge of about 2 M parameters (64x64 pictures in 8x8 patches, 16 tokens), its image settings."""
+    """An untrained judge of about 2 M parameters (64x64 images in 8x8 patches, 16 tokens), its image settings."""
     tokens = qwen_tokenizer(vocabulary())
     ids = {
         name.removesuffix("_pad"): tokens.convert_tokens_to_ids(f"<|{name}|>")
@@ -69,27 +69,27 @@ class Pupil(nn.Module):
         self.words = nn.Linear(width, 2)
         self.quote = judge.tokenizer.convert_tokens_to_ids('Ġ"')
 
-    def see(self, pictures: Tensor) -> tuple[Any, Tensor]:
-        """What the model makes of pictures [P, 3, 64, 64] in [0, 1], and their grids [P, 3]."""
-        patches, grids = self.judge.patches(list(pictures))
+    def see(self, images: Tensor) -> tuple[Any, Tensor]:
+        """What the model makes of images [P, 3, 64, 64] in [0, 1], and their grids [P, 3]."""
+        patches, grids = self.judge.patches(list(images))
         return self.model.model.get_image_features(patches, grids, return_dict=True), grids
 
-    def cell_loss(self, pictures: Tensor, labels: Tensor) -> Tensor:
+    def cell_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of what every cell shows, `labels` int64 [P, cells, len(FEATURES)]."""
-        seen = torch.cat(self.see(pictures)[0].pooler_output)
+        seen = torch.cat(self.see(images)[0].pooler_output)
         parts = self.cells(seen).split([len(names) for names in FEATURES], -1)
         return torch.stack([F.cross_entropy(x, y) for x, y in zip(parts, labels.flatten(0, 1).T, strict=True)]).mean()
 
-    def reply_loss(self, pictures: Tensor, asked: Sequence[Asked]) -> tuple[Tensor, Tensor]:
+    def reply_loss(self, images: Tensor, asked: Sequence[Asked]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the replies, and that of the words (`Asked.words`).
 
-        As many questions in a row show the same pictures: those are looked at once, and what the language model
+        As many questions in a row show the same images: those are looked at once, and what the language model
         makes of them is kept for all of these questions. Rows are padded behind, where a causal model does not look.
         """
-        each = sum(one.pictures == asked[0].pictures for one in asked)
+        each = sum(one.images == asked[0].images for one in asked)
         rows = [self.judge.tokens(one.question) for one in asked]
-        start = max(i for i, token in enumerate(rows[0]) if token == self.judge.picture_token) + 1
-        past, at = self._shown(pictures, [row[:start] for row in rows[::each]], asked[::each])
+        start = max(i for i, token in enumerate(rows[0]) if token == self.judge.image_token) + 1
+        past, at = self._shown(images, [row[:start] for row in rows[::each]], asked[::each])
         past.batch_repeat_interleave(each)
         replies = [self.judge.encode(one.reply) if isinstance(one.reply, str) else [] for one in asked]
         texts = [row[start:] + reply for row, reply in zip(rows, replies, strict=True)]
@@ -101,13 +101,13 @@ class Pupil(nn.Module):
         logs = self.model.lm_head(_at(hidden, ends)).float().log_softmax(-1)
         return -(torch.cat(wanted) * logs).sum(-1).mean(), self._word_loss(hidden, texts, asked)
 
-    def _shown(self, pictures: Tensor, rows: list[list[int]], asked: Sequence[Asked]) -> tuple[Any, int]:
-        """What the language model keeps of the beginnings `rows`, which end with pictures, and the position after."""
-        seen, grids = self.see(pictures)
-        order = [i for one in asked for i in one.pictures]
+    def _shown(self, images: Tensor, rows: list[list[int]], asked: Sequence[Asked]) -> tuple[Any, int]:
+        """What the language model keeps of the beginnings `rows`, which end with images, and the position after."""
+        seen, grids = self.see(images)
+        order = [i for one in asked for i in one.images]
         seen.pooler_output = [seen.pooler_output[i] for i in order]
         ids = torch.tensor(rows)
-        kinds = (ids == self.judge.picture_token).int()
+        kinds = (ids == self.judge.image_token).int()
         positions, behind = self.model.model.get_rope_index(ids, kinds, grids[order])
         kept = self.model.model(
             input_ids=ids, position_ids=positions, mm_encoder_outputs={"image": seen}, use_cache=True
@@ -161,7 +161,7 @@ def cell_labels(scene: world.Scene) -> np.ndarray:
 
 
 def passed_through(vae: Any, images: np.ndarray, rng: np.random.Generator, batch: int = 64) -> np.ndarray:
-    """uint8 pictures [n, 64, 64, 3] after the autoencoder, with noise of a random strength on their latents."""
+    """uint8 images [n, 64, 64, 3] after the autoencoder, with noise of a random strength on their latents."""
     parts = []
     for start in range(0, len(images), batch):
         latents = encode(vae, images[start : start + batch])
@@ -181,7 +181,7 @@ def lessons(vae: AutoencoderKL, scenes: int, seed: int) -> Pairs:
 
 
 def shown(pairs: Pairs, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Pictures [P, 3, 64, 64] in [0, 1], blurred and noisy."""
+    """Images [P, 3, 64, 64] in [0, 1], blurred and noisy."""
     return augment(torch.from_numpy(pairs.images[rows]).permute(0, 3, 1, 2).float() / 255, rng).clamp(0, 1)
 
 

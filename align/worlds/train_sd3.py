@@ -118,7 +118,7 @@ def fit(pipe: StableDiffusion3Pipeline, latents: Tensor, texts: list[str], plan:
 
 @torch.no_grad()
 def sample(pipe: StableDiffusion3Pipeline, prompts: list[str], seed: int, steps: int = 10) -> np.ndarray:
-    """Pictures float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
+    """Images float32 [n, 3, 64, 64] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
     ids, ids_2 = (
         t(prompts, padding="max_length", return_tensors="pt").input_ids for t in (pipe.tokenizer, pipe.tokenizer_2)
     )

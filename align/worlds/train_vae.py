@@ -25,12 +25,12 @@ class Stages:
     """What changes in the course of a training; times are shares of it.
 
     Args:
-        lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for clips.
+        lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for videos.
         kl: from when until when the weight of KL rises: first tell everything, then shortly.
-        most_kl: what it rises to, per latent dimension. With 3e-4 on pictures noise of a third of the latents' spread
-            destroyed them. A clip has twice as many latent dimensions for a pixel as a picture.
+        most_kl: what it rises to, per latent dimension. With 3e-4 on images noise of a third of the latents' spread
+            destroyed them. A video has twice as many latent dimensions for a pixel as an image.
         blurred: weight of `blurred_loss`, and until when it is the only one.
-        frames: (until when, frames in a row of a clip): what a frame looks like is learnt at a fraction of the cost.
+        frames: (until when, frames in a row of a video): what a frame looks like is learnt at a fraction of the cost.
     """
 
     lr: float
@@ -55,7 +55,7 @@ class Stages:
         return blurred if done < until else blurred + reconstruction_loss(out, x)
 
     def part(self, x: torch.Tensor, done: float, rng: np.random.Generator) -> torch.Tensor:
-        """Up to four windows of each clip [n, 3, F, h, w], as many frames long as it is time for; or all of `x`."""
+        """Up to four windows of each video [n, 3, F, h, w], as many frames long as it is time for; or all of `x`."""
         length = next((n for until, n in self.frames if done < until), None)
         if length is None:
             return x
@@ -63,8 +63,8 @@ class Stages:
         return torch.cat([x[:, :, i : i + length] for i in starts.tolist()])
 
 
-PICTURES = Stages(lr=2e-3, kl=(0.0, 0.6), most_kl=5e-2)
-CLIPS = Stages(lr=1e-3, kl=(0.3, 0.8), most_kl=8e-3, blurred=(1.0, 0.15), frames=((0.5, 1), (0.9, 5)))
+IMAGES = Stages(lr=2e-3, kl=(0.0, 0.6), most_kl=5e-2)
+VIDEOS = Stages(lr=1e-3, kl=(0.3, 0.8), most_kl=8e-3, blurred=(1.0, 0.15), frames=((0.5, 1), (0.9, 5)))
 
 
 def new_vae() -> AutoencoderKL:
@@ -85,8 +85,8 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def new_clip_vae() -> AutoencoderKLWan:
-    """An untrained autoencoder of clips, 4 times smaller on each side and twice in time; with 8 times shapes blurred.
+def new_video_vae() -> AutoencoderKLWan:
+    """An untrained autoencoder of videos, 4 times smaller on each side and twice in time; with 8 times shapes blurred.
 
     A first patch of 2x2 pixels, as Wan 2.2 has, keeps the convolutions in 3D small. It begins with little noise on its
     latents (with as much as an untrained one has it learnt to say nothing) and without looking back in time.
@@ -131,15 +131,15 @@ def reconstruction_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def blurred_loss(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Squares, ten times as heavy on and around objects: L1 is long content with pictures that leave them out."""
+    """Squares, ten times as heavy on and around objects: L1 is long content with images that leave them out."""
     out, x, near = near_objects(out, x)
     return ((1 + 9 * near) * (out - x) ** 2).mean()
 
 
 def near_objects(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both as pictures [n, 3, h, w], and 1 on and around the objects of `x`, else 0, [n, 1, h, w]."""
+    """Both as images [n, 3, h, w], and 1 on and around the objects of `x`, else 0, [n, 1, h, w]."""
     if x.ndim == 5:
-        out, x = (clip.transpose(1, 2).flatten(0, 1) for clip in (out, x))
+        out, x = (video.transpose(1, 2).flatten(0, 1) for video in (out, x))
     far = (x - x[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.1
     return out, x, F.max_pool2d(far.float(), 5, 1, 2)
 
@@ -154,7 +154,7 @@ def train_vae(
     """
     torch.manual_seed(seed)
     set_layout(vae.train(), channels_last=True)
-    stages = PICTURES if images.ndim == 4 else CLIPS
+    stages = IMAGES if images.ndim == 4 else VIDEOS
     stages = stages.last() if again else stages
     opt = optimizer(vae.parameters(), stages.lr)
     rng = np.random.default_rng(seed)
@@ -244,7 +244,7 @@ def raw_latents(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.
 
 @torch.no_grad()
 def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tensor:
-    """The scaled latents of uint8 pictures or clips, [n, 8, h / 8, w / 8] or [n, 8, F', h / 4, w / 4].
+    """The scaled latents of uint8 images or videos, [n, 8, h / 8, w / 8] or [n, 8, F', h / 4, w / 4].
 
     They are the posterior's means.
     """
@@ -255,5 +255,5 @@ def encode(vae: Autoencoder, images: np.ndarray, batch: int = 16) -> torch.Tenso
 
 @torch.no_grad()
 def decode(vae: Autoencoder, latents: torch.Tensor) -> np.ndarray:
-    """Pictures, float32 [n, 3, h, w] in [0, 1], or clips [n, F, 3, h, w], of scaled latents."""
+    """Images, float32 [n, 3, h, w] in [0, 1], or videos [n, F, 3, h, w], of scaled latents."""
     return codec.decode(vae, latents).numpy()

@@ -108,7 +108,7 @@ def fit(pipe: WanPipeline, latents: Tensor, texts: list[str], plan: Plan, seed: 
 
 @torch.no_grad()
 def sample(pipe: WanPipeline, prompts: list[str], seed: int, steps: int = 10) -> np.ndarray:
-    """Clips float32 [n, 9, 3, 32, 32] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
+    """Videos float32 [n, 9, 3, 32, 32] in [0, 1]: Euler's method on an even grid of times, guidance 1."""
     model, ids = Model(pipe).eval(), TokenTable((pipe.tokenizer,), prompts).ids[0]
     x = torch.randn(len(prompts), *LATENT_SHAPE, generator=torch.Generator().manual_seed(seed))
     for i in range(steps):

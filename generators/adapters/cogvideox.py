@@ -55,7 +55,7 @@ class CogVideoX(VideoGenerator):
         return self.pipeline.transformer.config.patch_size_t or 1
 
     def _padding(self) -> int:
-        """Latent frames before the clip's own that fill up the first patch, in 1.5."""
+        """Latent frames before the video's own that fill up the first patch, in 1.5."""
         return -super().latent_shape()[1] % self._frames_a_patch()
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class CogVideoX(VideoGenerator):
         return super().decode(latents[:, :, self._padding() :])
 
     def encode_media(self, media: Tensor) -> Tensor:
-        """Inverse of :meth:`decode`; the frames before the clip repeat its first, as 1.5 was trained."""
+        """Inverse of :meth:`decode`; the frames before the video repeat its first, as 1.5 was trained."""
         latents = super().encode_media(media)
         return torch.cat([latents[:, :, :1].expand(-1, -1, self._padding(), -1, -1), latents], 2)
 

@@ -60,7 +60,7 @@ class Flux2(Generator):
         return out[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """What the network sees of the picture: tokens ``[N, L, C]`` and their (time, row, column, word) ``[L, 4]``."""
+        """What the network sees of the image: tokens ``[N, L, C]`` and their (time, row, column, word) ``[L, 4]``."""
         return x.flatten(2).transpose(1, 2), self.pipeline._prepare_latent_ids(x[:1])[0].to(x.device)
 
     def decode(self, latents: Tensor) -> Tensor:

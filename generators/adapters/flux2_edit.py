@@ -12,7 +12,7 @@ from generators.adapters.flux2 import Flux2
 from generators.base import Conditioning
 
 SOURCE_AREA = 1024 * 1024  # pixels; the pipeline shrinks what is larger
-SOURCE_TIME = 10  # first coordinate of the first source picture's tokens
+SOURCE_TIME = 10  # first coordinate of the first source image's tokens
 
 
 class Flux2Edit(Flux2):
@@ -23,15 +23,15 @@ class Flux2Edit(Flux2):
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         processor = self.pipeline.image_processor
-        pictures = processor.numpy_to_pil(processor.pt_to_numpy(inputs["image"]))
-        pixels = torch.cat([self._fitted(picture) for picture in pictures]).to(self.device)
+        images = processor.numpy_to_pil(processor.pt_to_numpy(inputs["image"]))
+        pixels = torch.cat([self._fitted(image) for image in images]).to(self.device)
         return {"source": self.encode_media(pixels / 2 + 0.5)}
 
-    def _fitted(self, picture: Any) -> Tensor:
+    def _fitted(self, image: Any) -> Tensor:
         """Shrunk to the area and cropped to whole tokens, ``[1, 3, H, W]`` in [-1, 1]."""
         processor, unit = self.pipeline.image_processor, self.size_multiple()
-        width, height = (picture := processor._resize_if_exceeds_area(picture, SOURCE_AREA)).size
-        return processor.preprocess(picture, height // unit * unit, width // unit * unit, resize_mode="crop")
+        width, height = (image := processor._resize_if_exceeds_area(image, SOURCE_AREA)).size
+        return processor.preprocess(image, height // unit * unit, width // unit * unit, resize_mode="crop")
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         own, ids = super().tokens(x, cond)

@@ -26,7 +26,7 @@ WORDS = ["a", "a b", "a b c"]  # what is drawn to learn how
 STEPS, MANY = 3, 20
 FROM_NOISE = 0.95  # of the noise levels a pipeline must go through, to draw from noise
 SCALE = 3.0  # guidance of the guided recording
-MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the pictures a pipeline may take, and its own
+MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the images a pipeline may take, and its own
 DECODED = 4  # media decoded at once
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 
@@ -89,12 +89,12 @@ class Generic(Generator):
             raise GeneratorError(f"generator.size is needed: {self.named} takes images, which need a size")
 
     def _media(self, *defaults: Any) -> tuple[str, ...]:
-        """The pictures the pipeline takes, only those with one of ``defaults`` if any are given."""
+        """The images the pipeline takes, only those with one of ``defaults`` if any are given."""
         known = {name: self.parameters[own] for name, own in MEDIA.items() if own in self.parameters}
         return tuple(name for name, value in known.items() if not defaults or value.default in defaults)
 
-    def _pictures(self, count: int) -> dict[str, Tensor]:
-        """Pictures to go on with where only the calls matter."""
+    def _images(self, count: int) -> dict[str, Tensor]:
+        """Images to go on with where only the calls matter."""
         source = torch.Generator().manual_seed(0)
         shapes = {name: (count, 1 if name == "mask" else 3, *self.size) for name in self.inputs}
         return {name: torch.rand(shape, generator=source).to(self.device) for name, shape in shapes.items()}
@@ -160,14 +160,14 @@ class Generic(Generator):
         self.unconditional: Place | None = None
         self.keeps_norm = False
         self._grids: dict[int, Tensor] = {}
-        inputs = self._pictures(3)
+        inputs = self._images(3)
         try:
             self._read(inputs)
-        except GeneratorError:  # a picture with a default may be needed all the same
+        except GeneratorError:  # an image with a default may be needed all the same
             self.inputs = self._media()
             if self.inputs in ((), tuple(inputs)) or self.options.size is None:
                 raise
-            inputs = self._pictures(3)
+            inputs = self._images(3)
             self._read(inputs)
         guided = self._tape(WORDS, inputs, SCALE)
         if len(places(guided.steps[0])) > 1:
@@ -225,11 +225,11 @@ class Generic(Generator):
         self._replay(steps, inputs, 1.0)
 
     def _check_states(self, steps: Sequence[Step]) -> None:
-        """Raise GeneratorError for a pipeline that begins with a picture, or alters its state between two steps."""
+        """Raise GeneratorError for a pipeline that begins with an image, or alters its state between two steps."""
         first, last = steps[0].sigma, steps[-1].next_sigma
         if abs(first - last) < FROM_NOISE:
             raise GeneratorError(
-                f"{self.named} begins at noise level {max(first, 1 - first):.2f}, from a picture it has put noise on; "
+                f"{self.named} begins at noise level {max(first, 1 - first):.2f}, from an image it has put noise on; "
                 "write an adapter"
             )
         for number, (one, two) in enumerate(pairwise(steps)):
@@ -355,12 +355,12 @@ class Generic(Generator):
 
     def times(self, steps: int) -> Tensor:
         if steps not in self._grids:
-            tape = self._tape(WORDS[:1], self._pictures(1), 1.0, steps, stub=self._silence)
+            tape = self._tape(WORDS[:1], self._images(1), 1.0, steps, stub=self._silence)
             sigmas, first = tape.sigmas, tape.steps[0].sigma
             assert sigmas is not None
             if abs(first - float(sigmas[0])) > 1e-3:
                 raise GeneratorError(
-                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with a picture under noise; "
+                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with an image under noise; "
                     "write an adapter"
                 )
             self._grids[steps] = 1 - sigmas if self.rising else sigmas
@@ -373,7 +373,7 @@ class Generic(Generator):
         """Media of at most :data:`DECODED` latents: what the pipeline does after its last step."""
         count = len(latents)
         with recording(self.pipeline, forced=latents, stub=self._silence):
-            return self._run(WORDS[:1] * count, self._pictures(count), STEPS, 1.0, "pt").float().clamp(0, 1)
+            return self._run(WORDS[:1] * count, self._images(count), STEPS, 1.0, "pt").float().clamp(0, 1)
 
     def encode_media(self, media: Tensor) -> Tensor:
         raise GeneratorError(f"generator.kind generic cannot encode media for {self.named}: pairs need an adapter")

@@ -19,7 +19,7 @@ AFTER = 5  # tokens of the chat template behind the prompt
 class HunyuanVideo15(VideoGenerator):
     """Network with extra inputs for an image's latents, mask and features, all zero for text to video.
 
-    It masks what is not there, so the padding of texts and of the picture's features, 2000 tokens, is left out.
+    It masks what is not there, so the padding of texts and of the image's features, 2000 tokens, is left out.
     Qwen2.5-VL reads the prompt inside a template, ByT5 what it puts in quotes. The pipeline's guider is a setting of
     its own calls; here guidance is the sampler's, as for every other model.
     """
@@ -30,7 +30,7 @@ class HunyuanVideo15(VideoGenerator):
     native_frames = 121
 
     def idle(self) -> tuple[str, ...]:
-        """The text stream of the last block: only keys and values of it reach the clip."""
+        """The text stream of the last block: only keys and values of it reach the video."""
         last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
         return f"{last}.attn.add_q_proj", f"{last}.attn.to_add_out", f"{last}.ff_context"
 
@@ -55,9 +55,9 @@ class HunyuanVideo15(VideoGenerator):
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         pipeline, given = self.pipeline, cond.tensors
-        no_picture = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        no_image = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         return self.network(
-            hidden_states=torch.cat([x, *no_picture], 1).to(self.dtype),
+            hidden_states=torch.cat([x, *no_image], 1).to(self.dtype),
             timestep=(t * pipeline.scheduler.config.num_train_timesteps).to(self.dtype),
             encoder_hidden_states=given["embeds"].to(self.dtype),
             encoder_attention_mask=given["mask"],
@@ -68,7 +68,7 @@ class HunyuanVideo15(VideoGenerator):
         )[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        return in_chunks(super().decode, latents, 1)  # diffusers' VAE attends wrongly shaped beyond one clip
+        return in_chunks(super().decode, latents, 1)  # diffusers' VAE attends wrongly shaped beyond one video
 
     def encode_media(self, media: Tensor) -> Tensor:
         return in_chunks(super().encode_media, media, 1)

@@ -17,11 +17,11 @@ class LTX(VideoGenerator):
     """Network with one token per latent, whose positions are in seconds and pixels.
 
     A VAE that is told a time decodes at 0, as its pipeline does by default; noise that such a decoder adds inside is
-    the same for every clip, so that a sample does not depend on what was decoded before it.
+    the same for every video, so that a sample does not depend on what was decoded before it.
     """
 
     pipeline_class = "LTXPipeline"
-    accepts = ("size", "frames", "text_length", "negative_prompt", "guidance_rescale", "frame_rate")
+    accepts = ("size", "frames", "text_length", "negative_prompt", "guidance_rescale", "fps")
     native_frames = 161
 
     def native_size(self) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class LTX(VideoGenerator):
             num_frames=frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(time / (self.options.frame_rate or 25), space, space),
+            rope_interpolation_scale=(time / (self.options.fps or 25), space, space),
             return_dict=False,
         )[0]
         return out.transpose(1, 2).unflatten(2, (frames, height, width))
@@ -59,12 +59,12 @@ class LTX(VideoGenerator):
         if not vae.config.timestep_conditioning:
             return super().decode(latents)
         start = torch.zeros(1, device=latents.device, dtype=vae.dtype)
-        return torch.cat([self._decode_at(start, clip) for clip in latents.split(1)])
+        return torch.cat([self._decode_at(start, video) for video in latents.split(1)])
 
-    def _decode_at(self, time: Tensor, clip: Tensor) -> Tensor:
+    def _decode_at(self, time: Tensor, video: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(0)
-            return codec.decode(self.pipeline.vae, clip, temb=time)
+            return codec.decode(self.pipeline.vae, video, temb=time)
 
     def times(self, steps: int) -> Tensor:
         _, frames, height, width = self.latent_shape()

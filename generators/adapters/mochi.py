@@ -27,7 +27,7 @@ class Mochi(VideoGenerator):
     native_frames = 19
 
     def idle(self) -> tuple[str, ...]:
-        """The text stream of the last block: only keys and values of it reach the clip."""
+        """The text stream of the last block: only keys and values of it reach the video."""
         last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
         return (f"{last}.attn1.add_q_proj",)
 

@@ -22,7 +22,7 @@ class QwenImage(Generator):
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
 
     def idle(self) -> tuple[str, ...]:
-        """The text stream of the last block: only keys and values of it reach the picture."""
+        """The text stream of the last block: only keys and values of it reach the image."""
         last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
         return f"{last}.attn.add_q_proj", f"{last}.attn.to_add_out", f"{last}.txt_mlp"
 
@@ -52,7 +52,7 @@ class QwenImage(Generator):
         return unpack(out[:, : height * width // 4], height, width)
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """What the network sees of the picture: tokens ``[N, L, C]`` and the (frame, row, column) counts they fill."""
+        """What the network sees of the image: tokens ``[N, L, C]`` and the (frame, row, column) counts they fill."""
         height, width = x.shape[-2:]
         return pack(x), [(1, height // 2, width // 2)]
 

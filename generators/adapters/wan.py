@@ -56,7 +56,7 @@ class Wan(VideoGenerator):
         )[0]
 
     def seen(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """What the network sees of the clip: its latents, and whatever stands beside them, ``[N, ..., F', H', W']``."""
+        """Network input of the video: its latents, and what is concatenated to them, ``[N, ..., F', H', W']``."""
         return x
 
     def timestep(self, x: Tensor, t: Tensor) -> Tensor:

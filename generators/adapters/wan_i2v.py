@@ -11,15 +11,15 @@ from torch import Tensor
 from generators.adapters.wan import Wan
 from generators.base import Conditioning, GeneratorError, Options
 
-CONTEXT = 512  # diffusers' network takes what comes before the last 512 tokens for the picture's
+CONTEXT = 512  # diffusers' network takes what comes before the last 512 tokens for the image's
 
 
 class WanI2V(Wan):
     """Wan with a given image as the first frame of the video.
 
-    2.1 and the two experts of 2.2 read the picture's latents and a mask as channels beside their own; 2.1 reads its
-    CLIP features as well. In the 2.2 that counts time per token the picture is the first frame itself, at time 0: the
-    velocity there is the straight line's to the picture, so every sampler ends on it and the forward process agrees.
+    2.1 and the two experts of 2.2 read the image's latents and a mask as channels beside their own; 2.1 reads its
+    CLIP features as well. In the 2.2 that counts time per token the image is the first frame itself, at time 0: the
+    velocity there is the straight line's to the image, so every sampler ends on it and the forward process agrees.
     """
 
     pipeline_class = "WanImageToVideoPipeline"
@@ -43,8 +43,8 @@ class WanI2V(Wan):
         return self.pipeline.transformer.config.image_dim is not None
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        picture = inputs["image"]
-        first = picture.unsqueeze(1)
+        image = inputs["image"]
+        first = image.unsqueeze(1)
         if self.pipeline.config.expand_timesteps:
             return {"first": self.encode_media(first)}
         gray = torch.full_like(first, 0.5).expand(-1, self.frames - 1, -1, -1, -1)
@@ -53,12 +53,12 @@ class WanI2V(Wan):
         given[:, :, 0] = 1
         encoded = {"beside": torch.cat([given, latents], 1)}
         if self._reads_features():
-            encoded["features"] = self._features(picture)
+            encoded["features"] = self._features(image)
         return encoded
 
-    def _features(self, pictures: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
         """Last but one layer of CLIP's vision model, ``[B, L, D]``."""
-        bytes_ = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        bytes_ = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         pixels = self.pipeline.image_processor(images=list(bytes_), return_tensors="pt").pixel_values
         encoder = self.pipeline.image_encoder
         hidden = encoder(pixels.to(encoder.device, encoder.dtype), output_hidden_states=True).hidden_states

@@ -41,8 +41,8 @@ class ZImage(Generator):
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         texts = [text[keep] for text, keep in zip(cond.tensors["embeds"], cond.tensors["mask"], strict=True)]
-        pictures = list(x.to(self.dtype).unsqueeze(2).unbind())
-        out = self.network(pictures, 1 - t, [text.to(self.dtype) for text in texts], return_dict=False)[0]
+        images = list(x.to(self.dtype).unsqueeze(2).unbind())
+        out = self.network(images, 1 - t, [text.to(self.dtype) for text in texts], return_dict=False)[0]
         return -torch.stack(list(out)).squeeze(2)
 
     def times(self, steps: int) -> Tensor:

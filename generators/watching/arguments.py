@@ -27,7 +27,7 @@ class Layout:
         order: ``tensor.dims[i]`` is the state's dimension ``order[i]``.
         dim: dimension of the tensor along which something stands beside the state; None = nothing does.
         first: whether the state comes first there.
-        single: a dimension of size 1 that only the tensor has, as the one frame of a picture; None = it has none.
+        single: a dimension of size 1 that only the tensor has, as the one frame of an image; None = it has none.
     """
 
     order: tuple[int, ...]

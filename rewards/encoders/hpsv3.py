@@ -22,7 +22,7 @@ class HPSv3(RewardSettings):
     """HPSv3: mean human preference of an image, averaged over a video's frames; deviation is logged; differentiable.
 
     The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
-    package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Pictures are
+    package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Images are
     brought to about 256 x 28 x 28 pixels as Pillow does; the gradient passes its rounding as if it were not there.
     """
 
@@ -64,16 +64,16 @@ class HPSv3(RewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             import torch
 
-            clips = media if media.ndim == 5 else media[:, None]
-            shown = clips[:, middles(clips.shape[1], self.frames)]
+            videos = media if media.ndim == 5 else media[:, None]
+            shown = videos[:, middles(videos.shape[1], self.frames)]
             rows, reasons = [], {}
-            for index, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
+            for index, (video, prompt) in enumerate(zip(shown, prompts, strict=True)):
                 if any(token in prompt for token in control):
                     reasons[index] = "the prompt holds a control token of the model"
                     rows.append(torch.full((2,), torch.nan, device=media.device))
                     continue
                 asked = question.replace(PLACE, prompt)
-                marks = torch.cat([judge(frame[None], asked) for frame in clip]).to(media.device)
+                marks = torch.cat([judge(frame[None], asked) for frame in video]).to(media.device)
                 rows.append(torch.stack([marks[:, 0].mean(), marks[:, 1].exp().mean()]))
             scores = torch.stack(rows) if rows else media.new_zeros(0, 2)
             return Scores(scores[:, 0], reasons, {"deviation": scores[:, 1].detach()})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ImageReward(ModelRewardSettings):
     """ImageReward: a BLIP that reads image and prompt together, about -2.3 to 2, mean 0; differentiable.
 
-    Only the middle square of a picture and the first 35 tokens of a prompt count.
+    Only the middle square of an image and the first 35 tokens of a prompt count.
     """
 
     kind: Literal["image_reward"] = Field("image_reward", description="ImageReward")

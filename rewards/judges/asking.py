@@ -24,7 +24,7 @@ class Question:
     """What a judge is shown, in order.
 
     Args:
-        content: texts, and pictures ``[3, H, W]`` in [0, 1] of any size.
+        content: texts, and images ``[3, H, W]`` in [0, 1] of any size.
         refused: why it cannot be asked, or "".
     """
 
@@ -67,20 +67,20 @@ class Judge(Protocol):
 
 
 def shown(media: Tensor, frames: int | None = None) -> list[Tensor]:
-    """The pictures ``[3, H, W]`` of a sample ``[3, H, W]`` or ``[F, 3, H, W]``."""
+    """The images ``[3, H, W]`` of a sample ``[3, H, W]`` or ``[F, 3, H, W]``."""
     return [media] if media.ndim == 3 else [media[index] for index in middles(len(media), frames)]
 
 
 def question(template: str, prompt: str, *content: Content, **values: object) -> Question:
     """``content``, then the template with ``{prompt}`` and ``values`` in it.
 
-    Not to be asked: an empty prompt that would be shown, pictures with NaN or infinity.
+    Not to be asked: an empty prompt that would be shown, images with NaN or infinity.
     """
-    pictures = [part for part in content if isinstance(part, Tensor)]
+    images = [part for part in content if isinstance(part, Tensor)]
     text = fill(template, prompt=writable(prompt), **values)
     if "{prompt}" in template and not prompt.strip():
         return Question((*content, text), "the prompt is empty, and the question is about it")
-    if not all(bool(picture.isfinite().all()) for picture in pictures):
+    if not all(bool(image.isfinite().all()) for image in images):
         return Question((*content, text), "the media hold NaN or infinity")
     return Question((*content, text))
 
@@ -208,7 +208,7 @@ def each_sample(
 def two(
     template: str, first: Tensor, second: Tensor, prompt: str, frames: int | None, source: Sequence[Content] = ()
 ) -> Question:
-    """A question about two samples, pictures or clips; ``{medium}`` is Image or Video."""
+    """A question about two samples, images or videos; ``{medium}`` is Image or Video."""
     medium = "Image" if first.ndim == 3 else "Video"
     content: list[Content] = [*source, f"{medium} 1: ", *shown(first, frames), f"{medium} 2: ", *shown(second, frames)]
     return question(template, prompt, *content, medium=medium)

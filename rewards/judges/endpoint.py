@@ -203,8 +203,8 @@ def _message(question: Question) -> dict[str, Any]:
     }
 
 
-def _png(picture: Tensor) -> str:
-    pixels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+def _png(image: Tensor) -> str:
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -53,7 +53,7 @@ class LocalJudge:
 
     def __init__(self, settings: Local, model: Any, tokenizer: Any, patches: Patches) -> None:
         self.settings, self.model, self.tokenizer, self.patches = settings, model, tokenizer, patches
-        self.picture_token = model.config.image_token_id
+        self.image_token = model.config.image_token_id
         self.longest = min(settings.longest, model.config.text_config.max_position_embeddings)
         added = tokenizer.added_tokens_decoder.values()
         self.control = sorted((token.content for token in added if token.special), key=len, reverse=True)
@@ -198,7 +198,7 @@ class LocalJudge:
             yield Batch(rows, [length for _, _, length in some], inputs)
 
     def tokens(self, question: Question) -> list[int]:
-        """The question in the model's chat format, every picture as many tokens as it will fill."""
+        """The question in the model's chat format, every image as many tokens as it will fill."""
         content = [
             {"type": "text", "text": self.plain(part)} if isinstance(part, str) else {"type": "image"}
             for part in question.content
@@ -207,11 +207,11 @@ class LocalJudge:
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         sizes = [self.patches.tokens(part) for part in question.content if isinstance(part, Tensor)]
         ids = self.encode(text)
-        places = ids.count(self.picture_token)
+        places = ids.count(self.image_token)
         if places != len(sizes):
             raise RewardError(f"the chat template of {self.settings.model} includes {places} of {len(sizes)} images")
         left = iter(sizes)
-        return [token for one in ids for token in ([one] * next(left) if one == self.picture_token else [one])]
+        return [token for one in ids for token in ([one] * next(left) if one == self.image_token else [one])]
 
     def plain(self, text: str) -> str:
         """``text`` without control tokens: a space behind the first character makes them characters."""
@@ -228,8 +228,8 @@ class LocalJudge:
         pad = self._padding
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         real = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        inputs = {"input_ids": ids, "attention_mask": real, "mm_token_type_ids": (ids == self.picture_token).int()}
-        pictures = [part.to(device) for asked in questions for part in asked.content if isinstance(part, Tensor)]
-        if pictures:
-            inputs["pixel_values"], inputs["image_grid_thw"] = self.patches(pictures)
+        inputs = {"input_ids": ids, "attention_mask": real, "mm_token_type_ids": (ids == self.image_token).int()}
+        images = [part.to(device) for asked in questions for part in asked.content if isinstance(part, Tensor)]
+        if images:
+            inputs["pixel_values"], inputs["image_grid_thw"] = self.patches(images)
         return inputs

@@ -21,8 +21,8 @@ class Patches:
     Args:
         patch: side of a patch.
         merge: patches a side that become one token.
-        depth: times a picture is repeated, for towers that read frames in twos.
-        fewest, most: pixels a picture is shown with.
+        depth: times an image is repeated, for towers that read frames in twos.
+        fewest, most: pixels an image is shown with.
     """
 
     patch: int
@@ -53,32 +53,32 @@ class Patches:
             tuple(settings.image_std),
         )
 
-    def grid(self, picture: Tensor) -> tuple[int, int]:
+    def grid(self, image: Tensor) -> tuple[int, int]:
         """Patches down and across of ``[3, H, W]``.
 
         Raises:
             ValueError: one side is more than 200 times the other.
         """
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         target = smart_resize(height, width, self.patch * self.merge, self.fewest, self.most)
         return target[0] // self.patch, target[1] // self.patch
 
-    def tokens(self, picture: Tensor) -> int:
-        """Tokens a picture takes in a question."""
-        down, across = self.grid(picture)
+    def tokens(self, image: Tensor) -> int:
+        """Tokens an image takes in a question."""
+        down, across = self.grid(image)
         return down * across // self.merge**2
 
-    def __call__(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pictures ``[3, H, W]`` in [0, 1] -> patches ``[P, 3 * depth * patch^2]``, grids ``[len(pictures), 3]``."""
-        grids = [self.grid(picture) for picture in pictures]
-        patches = torch.cat([self._cut(*pair) for pair in zip(pictures, grids, strict=True)])
+    def __call__(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Images ``[3, H, W]`` in [0, 1] -> patches ``[P, 3 * depth * patch^2]``, grids ``[len(images), 3]``."""
+        grids = [self.grid(image) for image in images]
+        patches = torch.cat([self._cut(*pair) for pair in zip(images, grids, strict=True)])
         return patches, torch.tensor([(1, *grid) for grid in grids], device=patches.device)
 
-    def _cut(self, picture: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _cut(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
         down, across = grid
-        image = resized(picture.float()[None], (down * self.patch, across * self.patch), eight_bit=True)[0]
-        mean, std = (image.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        cells = (image - mean) / std
+        pixels = resized(image.float()[None], (down * self.patch, across * self.patch), eight_bit=True)[0]
+        mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        cells = (pixels - mean) / std
         cells = cells.view(3, down // self.merge, self.merge, self.patch, across // self.merge, self.merge, self.patch)
         cells = cells.permute(1, 4, 2, 5, 0, 3, 6)  # merged cells line by line, within each its patches line by line
         return cells.unsqueeze(5).expand(*cells.shape[:5], self.depth, -1, -1).reshape(down * across, -1)

@@ -98,7 +98,7 @@ AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], B
 class JudgeRewardSettings(RewardSettings):
     """A question to a vision-language model. A subclass has ``needs`` and :meth:`score`.
 
-    A clip is shown as its frames, one picture after the other, in one question.
+    A video is shown as its frames, one image after the other, in one question.
     """
 
     needs: ClassVar[Needs]
@@ -175,7 +175,7 @@ class JudgeRewardSettings(RewardSettings):
         Args:
             media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
             group: ``[N]`` prompt numbers, or None.
-            image: source pictures ``[N, 3, H, W]`` of those that want them.
+            image: source images ``[N, 3, H, W]`` of those that want them.
         """
         raise NotImplementedError
 

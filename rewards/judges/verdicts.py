@@ -73,6 +73,6 @@ def best(first: Tensor, count: int) -> list[int]:
     return wins.sort(descending=True, stable=True).indices[:count].tolist()
 
 
-def panels(picture: Tensor, rows: int, columns: int) -> list[Tensor]:
+def panels(image: Tensor, rows: int, columns: int) -> list[Tensor]:
     """``[3, H, W]`` -> ``rows * columns`` sub-images, line by line."""
-    return [part for line in picture.tensor_split(rows, 1) for part in line.tensor_split(columns, 2)]
+    return [part for line in image.tensor_split(rows, 1) for part in line.tensor_split(columns, 2)]

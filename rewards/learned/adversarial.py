@@ -38,14 +38,14 @@ class Adversarial(VisionRewardSettings):
         """Load the model and embed the references."""
         from torch.nn import functional as F
 
-        from rewards.pictures import read_folder
+        from rewards.images import read_folder
         from rewards.training.discriminator import Discriminator
 
         vision = self.vision(device)
 
         def features(media: Tensor) -> Tensor:
-            clips = media if media.ndim == 5 else media[:, None]
-            return F.normalize(vision.of_clips(clips, self.batch, patches=True).mean(1), dim=-1)
+            videos = media if media.ndim == 5 else media[:, None]
+            return F.normalize(vision.of_videos(videos, self.batch, patches=True).mean(1), dim=-1)
 
         return Discriminator(
             features,

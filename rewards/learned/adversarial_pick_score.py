@@ -40,8 +40,8 @@ class AdversarialPickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""
+        from rewards.images import read_table
         from rewards.networks.clip import Clip
-        from rewards.pictures import read_table
         from rewards.training.tuned_clip import TunedClip
 
         clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)

@@ -30,7 +30,7 @@ TOKENS = 35
 WHAT = "ImageReward's weights"
 
 _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.(weight|bias)|blip\.text_encoder\.embeddings\.position_ids")
-"""In the file, and in no path from picture to score."""
+"""In the file, and in no path from image to score."""
 _CORE = ("blip.visual_encoder.patch_embed.proj.weight", "blip.visual_encoder.pos_embed", "mlp.layers.0.weight",
          "blip.visual_encoder.blocks.0.mlp.fc1.weight", "blip.text_encoder.embeddings.word_embeddings.weight",
          "blip.text_encoder.embeddings.position_embeddings.weight",

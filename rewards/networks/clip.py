@@ -24,7 +24,7 @@ from rewards.texts import writable
 
 @dataclass(frozen=True)
 class Clip:
-    """Model, tokenizer and preprocessing, ready to embed pictures and prompts.
+    """Model, tokenizer and preprocessing, ready to embed images and prompts.
 
     Args:
         repair: whether prompts are mended as OpenAI's tokenizer does (mojibake, HTML entities, curly quotes);
@@ -92,16 +92,16 @@ class Clip:
         batch: int,
         frames: int | None = None,
     ) -> Tensor:
-        """Scores ``[N]``: ``score(image features [b, D], sample numbers [b])``, of clips the mean over frames."""
+        """Scores ``[N]``: ``score(image features [b, D], sample numbers [b])``, of videos the mean over frames."""
         return by_frame(media, lambda images, samples: score(self.image_features(images), samples), batch, frames)
 
     def cosine(
         self, media: Tensor, prompts: list[str], batch: int, frames: int | None = None, *, positive: bool = False
     ) -> Tensor:
-        """Cosine ``[N]`` of ``media`` and ``prompts``, of clips the mean over frames.
+        """Cosine ``[N]`` of ``media`` and ``prompts``, of videos the mean over frames.
 
         Args:
-            positive: whether a picture's negative cosine counts as 0.
+            positive: whether an image's negative cosine counts as 0.
         """
         text = self.text_features(prompts, batch)
 
@@ -113,7 +113,7 @@ class Clip:
 
     @torch.no_grad()
     def media_features(self, media: Tensor, batch: int) -> Tensor:
-        """``[N, D]`` float32 of ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, where a clip's is the mean of its frames'."""
+        """``[N, D]`` float32 of ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, where a video's is the mean of its frames'."""
         seen = torch.cat([self.image_features(part) for part in media.flatten(0, -4).split(batch)])
         return seen.unflatten(0, (len(media), -1)).mean(1)
 

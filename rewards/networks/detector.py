@@ -66,7 +66,7 @@ class Detector:
 
     @classmethod
     def load(cls, path: str, device: torch.device | str, dtype: str = "float32") -> Detector:
-        """Read it, and have it look at a grey picture.
+        """Read it, and have it look at a grey image.
 
         Args:
             path: folder or hub id of a model for object detection (DETR, RT-DETR, YOLOS ...) or for instance
@@ -99,7 +99,7 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, threshold: float) -> list[Objects]:
-        """Objects of ``[N, 3, H, W]`` in [0, 1] that are surer than ``threshold``, boxes within the picture."""
+        """Objects of ``[N, 3, H, W]`` in [0, 1] that are surer than ``threshold``, boxes within the image."""
         size = tuple(images.shape[-2:])
         inputs = self.processor(list(eight_bit(images)), return_tensors="pt").to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)

@@ -123,17 +123,17 @@ class InternVLReward:
             module.to(device, precision).requires_grad_(False).eval()
         return cls(model, head, tokenizer, chosen)
 
-    def __call__(self, clips: Tensor, questions: Sequence[tuple[str, str]]) -> Tensor:
-        """Scores ``[b]`` float32 of ``clips [b, F, 3, H, W]`` in [0, 1].
+    def __call__(self, videos: Tensor, questions: Sequence[tuple[str, str]]) -> Tensor:
+        """Scores ``[b]`` float32 of ``videos [b, F, 3, H, W]`` in [0, 1].
 
         Args:
-            questions: of each clip the system's and the user's words; the frames stand behind the latter.
+            questions: of each video the system's and the user's words; the frames stand behind the latter.
         """
         size = tuple(self.model.config.vision_config.image_size)
         shrink = Preprocess(size, "exact", mean=MEAN, std=DEVIATION)
-        pixels = shrink(clips.to(self.model.device).flatten(0, 1)).to(self.model.dtype)
+        pixels = shrink(videos.to(self.model.device).flatten(0, 1)).to(self.model.dtype)
         seen = self.model.get_image_features(pixels).pooler_output
-        rows = [self._ids(*asked, clips.shape[1], seen.shape[1]) for asked in questions]
+        rows = [self._ids(*asked, videos.shape[1], seen.shape[1]) for asked in questions]
         ids = pad_sequence(rows, batch_first=True).to(seen.device)
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(seen.device).bool()
         embeddings = self.model.get_input_embeddings()(ids)

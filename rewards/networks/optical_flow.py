@@ -19,7 +19,7 @@ def optical_flow(first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
     """Where each pixel of ``first`` went in ``second``: ``[N, 2, H, W]`` in pixels, x to the right and y down.
 
     Brightness is matched in Gaussian windows (standard deviation 2.5 pixels), ``steps`` Gauss-Newton steps a level,
-    levels halving down to 16 pixels. Good for textured content and motion up to about an eighth of the picture; what
+    levels halving down to 16 pixels. Good for textured content and motion up to about an eighth of the image; what
     has no texture gets the flow of the coarser level, and none where that has none either.
 
     Args:
@@ -36,7 +36,7 @@ def optical_flow(first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
             scale = torch.tensor([a.shape[-1] / flow.shape[-1], a.shape[-2] / flow.shape[-2]]).to(flow)
             flow = F.interpolate(flow, a.shape[-2:], mode="bilinear", align_corners=False) * scale.view(2, 1, 1)
         for _ in range(steps):
-            seen = warped(torch.ones_like(b), flow, "zeros")  # what left the picture says nothing
+            seen = warped(torch.ones_like(b), flow, "zeros")  # what left the image says nothing
             flow = _blurred(flow + _step(a, warped(b, flow), seen, bell), _bell(first, 1.0))
     return flow
 

@@ -2,7 +2,7 @@
 
 Three families, which upstream code keeps apart and so must we:
 
-* Pillow on 8-bit pictures (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
+* Pillow on 8-bit images (OpenAI's and open_clip's transform, transformers' processors, ImageReward): bicubic with
   antialiasing, width before height, each rounded to 1/255 and cut to [0, 1]. ``eight_bit=True`` computes the same
   numbers; the gradient passes the rounding as if it were not there. (Pillow 13 takes the height first for some shapes:
   then a few 1/255 here and there.)
@@ -100,7 +100,7 @@ class Preprocess:
         return (images - mean) / std
 
     def _window(self, target: tuple[int, int]) -> Window | None:
-        """The part of the resized picture that the crop leaves: of a long thin one the rest is never computed."""
+        """The part of the resized image that the crop leaves: of a long thin one the rest is never computed."""
         if self.crop is None or self.eight_bit is not True or any(map(int.__lt__, target, self.crop)):
             return None
         starts = _starts(target, self.crop, self.middle)
@@ -108,7 +108,7 @@ class Preprocess:
         return top, left
 
     def target(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) after resizing a picture of ``height`` x ``width``."""
+        """(height, width) after resizing an image of ``height`` x ``width``."""
         size, short, long = self.resize[0], min(height, width), max(height, width)
         match self.fit:
             case "none":
@@ -121,7 +121,7 @@ class Preprocess:
         scale = size / float(long)
         found = round(height * scale), round(width * scale)
         if 0 in found:
-            raise RewardError(f"a picture of {height} x {width} is too thin to be shown at {size} x {size}")
+            raise RewardError(f"an image of {height} x {width} is too thin to be shown at {size} x {size}")
         return found
 
 
@@ -164,7 +164,7 @@ def _along_width(pixels: Tensor, target: int, window: slice) -> Tensor:
 
 @lru_cache(8)
 def _pillow_weights(size: int, target: int, start: int, stop: int) -> Tensor:
-    """``[stop - start, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit pictures.
+    """``[stop - start, size]`` float64: Pillow's bicubic coefficients, rounded to 22 bits as for 8-bit images.
 
     Only weights that may differ from 0 are computed; what is large is sparse. Sums of such numbers are exact in float64
     in any order, so that both forms give the same bits.

@@ -23,7 +23,7 @@ from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 SMALLEST, LARGEST = 128 * 28 * 28, 200_704
 """Pixels of a frame, at least and at most."""
 RATE, FEWEST, MOST = 2, 4, 768
-"""Frames a second that are looked at, and how many of a clip at least and at most."""
+"""Frames a second that are looked at, and how many of a video at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Qwen2VLReward:
         ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(published.tokens)), device=device)
         return cls(model, head, tokenizer, ids, published)
 
-    def __call__(self, clip: Tensor, question: str) -> Tensor:
-        """What the head says at each of the tokens, ``[n, K]`` float32, of ``clip [F, 3, H, W]`` in [0, 1]."""
-        clip, config = clip.to(self.model.device), self.model.config.vision_config
-        patches, grid = patched(clip, config, self.published.pixels, self.published.medium)
+    def __call__(self, video: Tensor, question: str) -> Tensor:
+        """What the head says at each of the tokens, ``[n, K]`` float32, of ``video [F, 3, H, W]`` in [0, 1]."""
+        video, config = video.to(self.model.device), self.model.config.vision_config
+        patches, grid = patched(video, config, self.published.pixels, self.published.medium)
         seen = self.model.visual(patches.to(self.model.dtype), grid_thw=grid).pooler_output
         ids = self._ids(question, len(seen))
         embeddings = self.model.get_input_embeddings()(ids)[None]
@@ -112,7 +112,7 @@ class Qwen2VLReward:
 
     @property
     def _place(self) -> int:
-        """The token that stands for a part of the picture or clip."""
+        """The token that stands for a part of the image or video."""
         config = self.model.config
         return config.video_token_id if self.published.medium == "video" else config.image_token_id
 
@@ -122,7 +122,7 @@ class Qwen2VLReward:
         return {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *self.published.tokens}
 
     def _ids(self, question: str, length: int) -> Tensor:
-        """Token ids of the chat, with ``length`` places for the clip."""
+        """Token ids of the chat, with ``length`` places for the video."""
         content = [{"type": self.published.medium}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -188,7 +188,7 @@ def fitting(height: int, width: int, factor: int, pixels: tuple[int, int] = (SMA
 
 
 def patched(
-    clip: Tensor,
+    video: Tensor,
     config: Any,
     pixels: tuple[int, int] = (SMALLEST, LARGEST),
     medium: Literal["image", "video"] = "video",
@@ -196,17 +196,17 @@ def patched(
     """``[F, 3, H, W]`` in [0, 1] -> Qwen2-VL's rows of patches ``[P, 3 * t * p * p]`` and their grid ``[1, 3]``.
 
     Frames are resized as by Qwen's code, to whole 1/255 (an image by Pillow, a video by torchvision on 8-bit tensors),
-    and normalised as CLIP's. An odd clip's last frame is shown twice. Rows go by time, then by squares of patches that
+    and normalised as CLIP's. An odd video's last frame is shown twice. Rows go by time, then by squares of patches that
     are merged into one token.
     """
     patch, merge, span = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-    target = fitting(clip.shape[-2], clip.shape[-1], patch * merge, pixels)
-    frames = Preprocess(target, "exact", eight_bit=True if medium == "image" else "tensor")(clip)
+    target = fitting(video.shape[-2], video.shape[-1], patch * merge, pixels)
+    frames = Preprocess(target, "exact", eight_bit=True if medium == "image" else "tensor")(video)
     frames = torch.cat([frames, frames[-1:].expand(-len(frames) % span, -1, -1, -1)])
     grid = [len(frames) // span, target[0] // patch, target[1] // patch]
     rows = frames.reshape(grid[0], span, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch)
     rows = rows.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(math.prod(grid), -1)
-    return rows, torch.tensor([grid], device=clip.device)
+    return rows, torch.tensor([grid], device=video.device)
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,13 +25,13 @@ class VisionFeatures:
 
     @classmethod
     def load(cls, path: str, dtype: str, device: torch.device | str) -> VisionFeatures:
-        """Read both; pictures are resized bicubically, whatever the processor's own filter.
+        """Read both; images are resized bicubically, whatever the processor's own filter.
 
         Args:
             path: ``shapes``, folder or hub id.
 
         Raises:
-            RewardError: not there, damaged, weights missing, or not a model of pictures.
+            RewardError: not there, damaged, weights missing, or not a model of images.
         """
         folder = weights(path)
         config = from_pretrained(AutoConfig, folder)
@@ -61,7 +61,7 @@ class VisionFeatures:
             found = torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], 1)
         return F.normalize(found.float(), dim=-1)
 
-    def of_clips(self, clips: Tensor, batch: int, patches: bool = False) -> Tensor:
+    def of_videos(self, videos: Tensor, batch: int, patches: bool = False) -> Tensor:
         """``[N, F, 3, H, W]`` -> ``[N, F, D]``, or with patches ``[N, F, 1 + P, D]``, ``batch`` frames at a time."""
         read = self.tokens if patches else self
-        return torch.cat([read(part) for part in clips.flatten(0, 1).split(batch)]).unflatten(0, clips.shape[:2])
+        return torch.cat([read(part) for part in videos.flatten(0, 1).split(batch)]).unflatten(0, videos.shape[:2])

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judges.settings import JudgeRewardSettings, Needs
-from rewards.rate import frame_rate
+from rewards.rate import fps_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,13 +30,14 @@ class Deeptrace(JudgeRewardSettings):
     """A judge looks for signs that a video is generated: 1 if it says REAL, 0 if FAKE; place and time are parts.
 
     The prompt is not read. A reply that begins with neither is a missing score; a box or time that is not there, or not
-    within the clip, is a missing part.
+    within the video, is a missing part.
     """
 
     needs: ClassVar[Needs] = "reply"
+    renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
     kind: Literal["deeptrace"] = Field("deeptrace", description="a judge that locates signs of generation in a video")
     template: str = Field(TEMPLATE, description="question, with {medium}, {width} and {height}")
-    frame_rate: float | None = Field(
+    fps: float | None = Field(
         None,
         gt=0,
         description="frames per second, for the times given to the judge; null = the file's rate, or 16 if unknown",
@@ -49,31 +50,31 @@ class Deeptrace(JudgeRewardSettings):
         """One reply per sample."""
         from rewards.judges.asking import per_sample, written
 
-        clips = media if media.ndim == 5 else media[:, None]
-        asked = [self._ask(clip, media.ndim == 5) for clip in clips]
-        seconds, (height, width) = clips.shape[1] / frame_rate(self.frame_rate), clips.shape[-2:]
+        videos = media if media.ndim == 5 else media[:, None]
+        asked = [self._ask(video, media.ndim == 5) for video in videos]
+        seconds, (height, width) = videos.shape[1] / fps_of(self.fps), videos.shape[-2:]
         found = written(judge, asked, self.longest, lambda reply: read(reply, width, height, seconds))
         rows = found.values.view(len(asked), -1).expand(-1, 1 + len(PARTS))  # one column where no reply could be read
         parts = dict(zip(PARTS, rows[:, 1:].unbind(1), strict=True))
         return per_sample(rows[:, 0], range(len(asked)), len(asked), found.reasons, parts)
 
-    def _ask(self, clip: Tensor, moves: bool) -> Question:
-        """Frames, of a clip each behind its time, and the question."""
+    def _ask(self, video: Tensor, moves: bool) -> Question:
+        """Frames, of a video each behind its time, and the question."""
         from rewards.frames import middles
         from rewards.judges.asking import question
 
         content = [
             part
-            for index in middles(len(clip), self.frames)
-            for part in ((f"{index / frame_rate(self.frame_rate):.2f} s: ", clip[index]) if moves else (clip[index],))
+            for index in middles(len(video), self.frames)
+            for part in ((f"{index / fps_of(self.fps):.2f} s: ", video[index]) if moves else (video[index],))
         ]
-        height, width = clip.shape[-2:]
+        height, width = video.shape[-2:]
         medium = "video" if moves else "image"
         return question(self.template, "", *content, medium=medium, width=width, height=height)
 
 
 def read(reply: str, width: int, height: int, seconds: float) -> list[float]:
-    """``[1 = real, x0, y0, x1, y1, start]``: corners in shares of the sides, NaN for what is not within the clip.
+    """``[1 = real, x0, y0, x1, y1, start]``: corners in shares of the sides, NaN for what is not within the video.
 
     Raises:
         ReplyError: no verdict.

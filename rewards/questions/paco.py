@@ -40,7 +40,7 @@ class Paco(SourceRewardSettings):
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
-        """A question per pair and criterion, of the frames that are shown of a clip each."""
+        """A question per pair and criterion, of the frames that are shown of a video each."""
         from rewards.judges.asking import answered, per_sample, question, shown
         from rewards.judges.verdicts import panels, share
 

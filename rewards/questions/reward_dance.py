@@ -58,7 +58,7 @@ class RewardDance(JudgeRewardSettings):
             references = [media[j].detach() for _, j in pairs]
         else:
             pairs = [(i, i) for i in range(len(prompts))]
-            references = [picture.detach() for picture in image]
+            references = [one.detach() for one in image]
         owners = [i for i, _ in pairs]
         asked = [self._ask(media[i], other, prompts[i]) for i, other in zip(owners, references, strict=True)]
         found = answered(judge, asked, self.answers)

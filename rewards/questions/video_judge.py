@@ -48,15 +48,15 @@ class VideoJudge(WrittenRewardSettings):
         from rewards.judges.asking import Replies, per_sample, texts
         from rewards.judges.replies import ReplyError, read_answer
 
-        clips = media if media.ndim == 5 else media[:, None]
-        count = clips.shape[1]
+        videos = media if media.ndim == 5 else media[:, None]
+        count = videos.shape[1]
         seen = [middles(count, self.frames) for _ in prompts]
         thoughts: list[list[str]] = [[] for _ in prompts]
         values, reasons = torch.full((len(prompts),), torch.nan), dict[int, str]()
         waiting = list(range(len(prompts)))
         for left in range(self.rounds, -1, -1):
             asked = [
-                self._ask([] if image is None else [image[i]], clips[i], prompts[i], seen[i], thoughts[i], left)
+                self._ask([] if image is None else [image[i]], videos[i], prompts[i], seen[i], thoughts[i], left)
                 for i in waiting
             ]
             found: Replies = texts(judge, asked, self.longest)
@@ -80,19 +80,19 @@ class VideoJudge(WrittenRewardSettings):
         return per_sample(self.unit(values), range(len(prompts)), len(prompts), reasons, {"frames": looked})
 
     def _ask(
-        self, source: list[Tensor], clip: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
+        self, source: list[Tensor], video: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
     ) -> Question:
         from rewards.judges.asking import question
 
-        content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", clip[index]))]
-        choice = CHOOSE if left and len(seen) < len(clip) else DECIDE
+        content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", video[index]))]
+        choice = CHOOSE if left and len(seen) < len(video) else DECIDE
         history = THOUGHTS if thoughts else ""
         return question(
             self.template + choice + history,
             prompt,
             *content,
             shown=len(seen),
-            count=len(clip),
+            count=len(video),
             more=self.more,
             thoughts="\n".join(thoughts),
             **self.scale,

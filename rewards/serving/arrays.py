@@ -27,13 +27,13 @@ class WireError(AlignflowError, ValueError):
 
 
 class Allowance:
-    """What of a request's pictures and pixels is left."""
+    """What of a request's images and pixels is left."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.pictures, self.total = limits, limits.pictures, limits.total
+        self.limits, self.images, self.total = limits, limits.images, limits.total
 
-    def take(self, name: str, pictures: int, height: int, width: int) -> None:
-        """Count ``pictures`` of ``height`` x ``width``.
+    def take(self, name: str, images: int, height: int, width: int) -> None:
+        """Count ``images`` of ``height`` x ``width``.
 
         Raises:
             WireError: they are more or larger than this server takes.
@@ -42,12 +42,12 @@ class Allowance:
             raise WireError(f"{name} of {height} x {width} have no pixels")
         if height * width > self.limits.pixels:
             raise WireError(
-                f"{name} of {height} x {width} are more than this server takes: {self.limits.pixels} pixels a picture"
+                f"{name} of {height} x {width} are more than this server takes: {self.limits.pixels} pixels an image"
             )
-        self.pictures -= pictures
-        self.total -= pictures * height * width
-        if self.pictures < 0:
-            raise WireError(f"more than {self.limits.pictures} pictures and frames in one request; send fewer")
+        self.images -= images
+        self.total -= images * height * width
+        if self.images < 0:
+            raise WireError(f"more than {self.limits.images} images and frames in one request; send fewer")
         if self.total < 0:
             raise WireError(f"more than {self.limits.total} pixels in one request; send fewer samples at a time")
 
@@ -114,15 +114,15 @@ def _check_shape(name: str, shape: Any) -> None:
         raise WireError(f"{name} should be {wanted}, given {list(shape)}")
 
 
-def from_pngs(pictures: Mapping[str, Sequence[str | list[str]]], limits: Limits) -> dict[str, Tensor]:
+def from_pngs(images: Mapping[str, Sequence[str | list[str]]], limits: Limits) -> dict[str, Tensor]:
     """Arrays of N base64 PNGs, or of N lists of F.
 
     Raises:
-        WireError: not such pictures, of several sizes, or more than ``limits``.
+        WireError: not such images, of several sizes, or more than ``limits``.
     """
     allowance = Allowance(limits)
-    contents = {name: _contents(name, items, allowance) for name, items in pictures.items()}
-    return {name: _stacked(name, clips, isinstance(pictures[name][0], list)) for name, clips in contents.items()}
+    contents = {name: _contents(name, items, allowance) for name, items in images.items()}
+    return {name: _stacked(name, videos, isinstance(images[name][0], list)) for name, videos in contents.items()}
 
 
 def _contents(name: str, items: Sequence[str | list[str]], allowance: Allowance) -> list[list[bytes]]:
@@ -131,17 +131,17 @@ def _contents(name: str, items: Sequence[str | list[str]], allowance: Allowance)
         raise WireError(f"image arrays must be named {', '.join(ARRAYS)}, given {name[:80]!r}")
     lists = [[item] if isinstance(item, str) else item for item in items]
     if not lists or not all(lists):
-        raise WireError(f"{name} holds no picture, or a clip without frames")
+        raise WireError(f"{name} holds no image, or a video without frames")
     if name != "media" and any(isinstance(item, list) for item in items):
-        raise WireError(f"{name} should be one picture a sample, and is a list of frames")
+        raise WireError(f"{name} should be one image a sample, and is a list of frames")
     found, sizes = [], []
     for frames in lists:
-        clip = [_decoded(text, name) for text in frames]
-        shapes = [_png_size(content, name) for content in clip]
+        video = [_decoded(text, name) for text in frames]
+        shapes = [_png_size(content, name) for content in video]
         for height, width in shapes:
             allowance.take(name, 1, height, width)
-        found.append(clip)
-        sizes.append((len(clip), *sorted({f"{height} x {width}" for height, width in shapes})))
+        found.append(video)
+        sizes.append((len(video), *sorted({f"{height} x {width}" for height, width in shapes})))
     for index, size in enumerate(sizes):
         if size != sizes[0] or len(size) != 2 or isinstance(items[index], str) != isinstance(items[0], str):
             said = [" and ".join(map(str, one[1:])) + (f", {one[0]} frames" if one[0] != 1 else "") for one in sizes]
@@ -152,8 +152,8 @@ def _contents(name: str, items: Sequence[str | list[str]], allowance: Allowance)
     return found
 
 
-def _stacked(name: str, clips: Sequence[Sequence[bytes]], moving: bool) -> Tensor:
-    decoded = np.stack([np.stack([_png(content, name) for content in clip]) for clip in clips])
+def _stacked(name: str, videos: Sequence[Sequence[bytes]], moving: bool) -> Tensor:
+    decoded = np.stack([np.stack([_png(content, name) for content in video]) for video in videos])
     stacked = torch.from_numpy(decoded).movedim(-1, -3).float() / 255
     return stacked if moving else stacked.squeeze(1)
 
@@ -167,8 +167,8 @@ def _png_size(content: bytes, name: str) -> tuple[int, int]:
 
 
 def _png(content: bytes, name: str) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=["png"]) as picture:
-        pixels = np.asarray(picture.convert("L" if name == "mask" else "RGB"))
+    with Image.open(io.BytesIO(content), formats=["png"]) as image:
+        pixels = np.asarray(image.convert("L" if name == "mask" else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 

@@ -11,9 +11,9 @@ class Limits:
 
     Args:
         size: bytes of a request, packed and unpacked.
-        samples: samples of a request; its pictures (frames, sources, masks) may be sixteen times as many.
-        pixels: height x width of a picture or frame.
-        total: pixels of all pictures and frames of a request.
+        samples: samples of a request; its images (frames, sources, masks) may be sixteen times as many.
+        pixels: height x width of an image or frame.
+        total: pixels of all images and frames of a request.
         waiting: requests that may wait to be scored.
         held: bytes that requests may hold while they arrive, are read and wait, all of them together.
         arrival: seconds in which a request must have arrived.
@@ -28,6 +28,6 @@ class Limits:
     arrival: float = 60.0
 
     @property
-    def pictures(self) -> int:
-        """Pictures and frames of a request."""
+    def images(self) -> int:
+        """Images and frames of a request."""
         return 16 * self.samples

@@ -34,7 +34,7 @@ LONG = 10.0
 
 
 def self_test(reward: Reward, size: int = 64) -> dict[str, Any]:
-    """Score two made-up pictures (clips, where pictures are refused) twice: the same must come out.
+    """Score two made-up images (videos, where images are refused) twice: the same must come out.
 
     Returns:
         ok, and the two scores; a score that is missing is in ``reasons``, and is no failure by itself.
@@ -49,10 +49,10 @@ def self_test(reward: Reward, size: int = 64) -> dict[str, Any]:
 async def self_test_with(ask: Callable[[wire.Request], Awaitable[Scores]], size: int = 64) -> dict[str, Any]:
     """:func:`self_test` of whatever ``ask`` scores with."""
     ramp = torch.linspace(0, 1, size).expand(3, size, size)
-    pictures = torch.stack([ramp, ramp.flip(-1)])
+    images = torch.stack([ramp, ramp.flip(-1)])
     prompts = ["a red circle", "a blue square"]
-    for media in (pictures, pictures[:, None].expand(-1, 9, -1, -1, -1)):
-        inputs = {"image": pictures, "mask": pictures[:, :1], "metadata": [{}, {}]}
+    for media in (images, images[:, None].expand(-1, 9, -1, -1, -1)):
+        inputs = {"image": images, "mask": images[:, :1], "metadata": [{}, {}]}
         started = time.perf_counter()
         try:
             first, second = [await ask(wire.Request(media, prompts, None, inputs)) for _ in range(2)]

@@ -173,9 +173,9 @@ def _npz(arrays: dict[str, np.ndarray]) -> str:
 def _pngs(array: np.ndarray) -> list[Any]:
     """``[N, C, H, W]`` or ``[N, F, C, H, W]`` in [0, 1] as N PNGs, or N lists of F."""
     if array.ndim == 5:
-        return [_pngs(clip) for clip in array]
+        return [_pngs(video) for video in array]
     pixels = (array.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-    return [_png(picture) for picture in pixels]
+    return [_png(image) for image in pixels]
 
 
 def _png(pixels: np.ndarray) -> str:

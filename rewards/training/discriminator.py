@@ -15,13 +15,13 @@ from rewards.training.heads import perceptron
 from rewards.training.losses import hinge
 
 PATCHES = 64
-"""Patches of a picture that a step of learning sees; of a reference always the same."""
+"""Patches of an image that a step of learning sees; of a reference always the same."""
 
 
 class Discriminator:
     """A small head on the unit features of a frozen backbone; higher looks more like a reference.
 
-    It judges the whole picture and, by the same head, its patches. Features are at unit length both where it is fitted
+    It judges the whole image and, by the same head, its patches. Features are at unit length both where it is fitted
     and where it scores (arXiv 2511.20256's code normalises the latter alone); a score is of all patches, not of some
     that were drawn. Which references and patches a call of :meth:`fit` sees depends on the seed and on how many calls
     there were, so with its :meth:`state_dict` it goes on to the same bits.

@@ -19,12 +19,12 @@ class Objective(Settings):
     ties: ClassVar[bool] = False
     """Whether pairs without a winner are learnt from; elsewhere they are left out."""
     single: ClassVar[bool] = False
-    """Whether the table holds single pictures with a number each; then ``second`` is not there."""
+    """Whether the table holds single images with a number each; then ``second`` is not there."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Kinds of head it is made for; any if empty."""
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        """``outcome [M]``: 1 = the first is better, 0 = tie; of single pictures the number to predict."""
+        """``outcome [M]``: 1 = the first is better, 0 = tie; of single images the number to predict."""
         raise NotImplementedError
 
 

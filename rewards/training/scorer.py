@@ -57,21 +57,21 @@ def plain_state(clip: Clip) -> dict[str, Tensor]:
 
 
 class Scorer:
-    """Pictures and prompts -> outputs of the head ``[N, K]``, with gradients.
+    """Images and prompts -> outputs of the head ``[N, K]``, with gradients.
 
-    A clip's features are the mean of its frames', at unit length.
+    A video's features are the mean of its frames', at unit length.
     """
 
     def __init__(self, clip: Clip, head: Head) -> None:
         self.clip, self.head = clip, head
 
     def pixels(self, media: Tensor) -> Tensor:
-        """One picture ``[3, H, W]`` or clip ``[F, 3, H, W]`` in [0, 1] of any size -> ``[F, 3, h, w]`` normalised."""
+        """One image ``[3, H, W]`` or video ``[F, 3, H, W]`` in [0, 1] of any size -> ``[F, 3, h, w]`` normalised."""
         frames = media if media.ndim == 4 else media[None]
         return self.clip.preprocess(frames.to(self.clip.model.device))
 
     def embed(self, pixels: Sequence[Tensor], batch: int) -> Tensor:
-        """Unit features ``[N, D]`` float32 of N normalised pictures or clips."""
+        """Unit features ``[N, D]`` float32 of N normalised images or videos."""
         parts = torch.cat(list(pixels)).split(batch)
         seen = torch.cat([self.clip.pixel_features(part) for part in parts]).split([len(one) for one in pixels])
         return F.normalize(torch.stack([frames.mean(0) for frames in seen]), dim=-1)

@@ -36,7 +36,7 @@ class Backbone(Settings):
 
 
 class HeadSettings(Settings):
-    """Base of every head's settings: features of picture and prompt, ``[n, width]`` each -> outputs ``[n, K]``."""
+    """Base of every head's settings: features of image and prompt, ``[n, width]`` each -> outputs ``[n, K]``."""
 
     kind: str
     outputs: ClassVar[int] = 1

@@ -16,20 +16,20 @@ from rewards.training.losses import bradley_terry
 
 
 class TunedClip:
-    """Logit scale times cosine of picture and prompt, by a CLIP that learns to prefer references (arXiv 2511.20256).
+    """Logit scale times cosine of image and prompt, by a CLIP that learns to prefer references (arXiv 2511.20256).
 
-    A step lowers CLIP's cross-entropy among two pictures of a prompt, a reference and a sample, of which the reference
+    A step lowers CLIP's cross-entropy among two images of a prompt, a reference and a sample, of which the reference
     wins: ``-log sigmoid(reference - sample)``. It is taken only while references score below the samples, and the
     policy then waits (:attr:`instead`). Which references a call of :meth:`fit` sees depends on the seed and on how many
     calls there were, so with its :meth:`state_dict` it goes on to the same bits.
 
     Args:
         clip: in float32, frozen; it is changed in place.
-        references: prompt -> pictures ``[3, H, W]`` in [0, 1] of any size; kept at the model's size.
+        references: prompt -> images ``[3, H, W]`` in [0, 1] of any size; kept at the model's size.
         layers: of the vision tower, from its end, that learn; norm and projection behind them do not.
         lr: of Adam with betas 0.5 and 0.999.
-        batch: pictures through the network at once.
-        frames: of a clip that count, all by default.
+        batch: images through the network at once.
+        frames: of a video that count, all by default.
 
     Raises:
         RewardError: no references, or more layers than there are.
@@ -53,15 +53,15 @@ class TunedClip:
             raise RewardError(f"layers: {layers} of a vision tower with {len(tower)}")
         self.clip, self.seed, self.batch, self.frames, self.calls = clip, seed, batch, frames, 0
         self.references = {
-            prompt: torch.cat([clip.preprocess(picture[None]) for picture in pictures])
-            for prompt, pictures in references.items()
+            prompt: torch.cat([clip.preprocess(image[None]) for image in images])
+            for prompt, images in references.items()
         }
         self.tuned = tower[len(tower) - layers :]
         self.optimizer = torch.optim.Adam(self.tuned.parameters(), lr=lr, betas=(0.5, 0.999))
         self.instead = False
 
     def score(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
-        """``[N]`` with gradient to the pixels; of clips the mean over frames."""
+        """``[N]`` with gradient to the pixels; of videos the mean over frames."""
         return self.clip.logit_scale * self.clip.cosine(media, list(prompts), self.batch, self.frames)
 
     def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:

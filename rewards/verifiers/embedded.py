@@ -20,17 +20,17 @@ Score = Annotated[
 
 
 def _reward(
-    kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = (), clips: bool = False
+    kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = (), videos: bool = False
 ) -> Reward:
     """A reward that gives `score` the media, what it wants and the prompts, on the CPU; all results are its parts."""
     import torch
 
     def function(media: Tensor, prompts: list[str], group: Tensor | None, **given: Tensor) -> Scores:
-        if media.ndim != 4 + clips:
-            said = ("clips [N, F, 3, H, W]", "single images") if clips else ("single images [N, 3, H, W]", "video")
+        if media.ndim != 4 + videos:
+            said = ("videos [N, F, 3, H, W]", "single images") if videos else ("single images [N, 3, H, W]", "video")
             raise RewardError(f"reward {kind!r} reads {said[0]}, got {said[1]}")
-        pictures = [x.detach().float().cpu() for x in (media, *(given[name] for name in wants))]
-        found = score(*pictures, prompts)
+        images = [x.detach().float().cpu() for x in (media, *(given[name] for name in wants))]
+        found = score(*images, prompts)
         reasons = found.pop("reasons")
         parts = {name: torch.as_tensor(values) for name, values in found.items()}
         return Scores(parts[which], reasons, parts)
@@ -87,4 +87,4 @@ class ShapesVideoVerifier(RewardSettings):
         """Needs no device: the verifier is numpy."""
         from rewards.worlds.shapes_video import score_batch
 
-        return _reward("shapes_video", self.score, score_batch, clips=True)
+        return _reward("shapes_video", self.score, score_batch, videos=True)

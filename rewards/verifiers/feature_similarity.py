@@ -32,7 +32,7 @@ class FeatureSimilarity(VisionRewardSettings):
         features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
-            goal = features.of_clips(image[:, None], self.batch)[:, 0].detach()
+            goal = features.of_videos(image[:, None], self.batch)[:, 0].detach()
             return by_frame(media, lambda seen, of: (features(seen) * goal[of]).sum(-1), self.batch, self.frames)
 
         return Reward(

@@ -142,17 +142,17 @@ def _crop(image: Tensor, one: Found) -> Tensor:
 
 
 def _try_on(detector: Detector, file: str, name: str) -> None:
-    """Raise RewardError unless the detector sees ``name`` in the picture."""
+    """Raise RewardError unless the detector sees ``name`` in the image."""
     import torch
 
-    from alignflow.files.pictures import PictureError, read_picture
+    from alignflow.files.images import ImageError, read_image
 
     if detector.known(name) is None:
         raise RewardError(f"probe: the detector has no class {name!r}")
     try:
-        pixels = read_picture(expanded(file, RewardError)).copy()
-    except (OSError, PictureError) as error:
-        raise RewardError(f"probe: {file} cannot be read as a picture: {error}") from error
+        pixels = read_image(expanded(file, RewardError)).copy()
+    except (OSError, ImageError) as error:
+        raise RewardError(f"probe: {file} cannot be read as an image: {error}") from error
     seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]
     if detector.known(name) not in seen:
         found = ", ".join(seen) or "nothing"

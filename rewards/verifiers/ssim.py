@@ -55,7 +55,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     if images.shape != references.shape or min(images.shape[-2:]) < WINDOW:
         sizes = f"{list(images.shape)} and {list(references.shape)}"
         raise RewardError(
-            f"reward 'ssim': pictures should be equally large and {WINDOW} x {WINDOW} at least, got {sizes}"
+            f"reward 'ssim': images should be equally large and {WINDOW} x {WINDOW} at least, got {sizes}"
         )
     x, y = images.float(), references.float()
     steps = torch.arange(WINDOW, device=x.device, dtype=torch.float32) - WINDOW // 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class IdentityConsistency(VisionRewardSettings):
     """Similarity of each frame's features to those of the first and the preceding frame (VBench); differentiable.
 
-    A clip that stands still has 1, so it wants a reward of motion beside it.
+    A video that stands still has 1, so it wants a reward of motion beside it.
     """
 
     kind: Literal["identity_consistency"] = Field(
@@ -27,16 +27,16 @@ class IdentityConsistency(VisionRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""
-        from rewards.clips import at_least
         from rewards.digest import digest
         from rewards.frames import middles
+        from rewards.videos import at_least
 
         features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            clips = at_least(media, 2, "identity_consistency")
-            chosen = clips[:, middles(clips.shape[1], self.frames and max(self.frames, 2))]
-            return consistency(features.of_clips(chosen, self.batch))
+            videos = at_least(media, 2, "identity_consistency")
+            chosen = videos[:, middles(videos.shape[1], self.frames and max(self.frames, 2))]
+            return consistency(features.of_videos(chosen, self.batch))
 
         return Reward(
             "identity_consistency",

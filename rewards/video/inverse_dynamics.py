@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class InverseDynamics(RewardSettings):
     """Share of the requested actions that a custom inverse dynamics model reads from the video (RLIR).
 
-    The actions are the prompt's column ``actions``, a list of numbers. The model is called as ``model(clips)`` with
+    The actions are the prompt's column ``actions``, a list of numbers. The model is called as ``model(videos)`` with
     ``[N, F, 3, H, W]`` and returns ``[N, n]`` actions, or ``[N, n, A]`` logits of which the highest counts.
     """
 
@@ -43,7 +43,7 @@ class InverseDynamics(RewardSettings):
         import torch
 
         from rewards.call import load_object
-        from rewards.clips import at_least
+        from rewards.videos import at_least
 
         model = load_object(self.model)
         if isinstance(model, type):

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 class KineticResidual(FlowRewardSettings):
     """Negative change of acceleration in a video's optical flow: 0 = constant acceleration (NewtonRewards).
 
-    A clip that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
+    A video that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
     """
 
     kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="negative change of acceleration")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""
-        from rewards.clips import at_least, clip_flow, flow_function
+        from rewards.videos import at_least, flow_function, video_flow
 
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return -jerk(clip_flow(at_least(media, 4, "kinetic_residual"), flow, self.batch))
+            return -jerk(video_flow(at_least(media, 4, "kinetic_residual"), flow, self.batch))
 
         return Reward("kinetic_residual", function, range=(float("-inf"), 0.0), differentiable=True)
 

@@ -40,9 +40,9 @@ class MassConservation(ModelRewardSettings):
         Raises:
             RewardError: not there, another model, or no such folder of references.
         """
-        from rewards.clips import at_least
         from rewards.digest import digest
         from rewards.frames import middles
+        from rewards.videos import at_least
 
         if not expanded(self.references, RewardError).is_dir():
             raise RewardError(f"references: no folder {self.references}")
@@ -51,20 +51,20 @@ class MassConservation(ModelRewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
             import torch
 
-            clips = at_least(media, 2, "mass_conservation")
-            clips = clips[:, middles(clips.shape[1], self.frames)]
-            values = [media.new_full((), torch.nan, dtype=torch.float32)] * len(clips)
+            videos = at_least(media, 2, "mass_conservation")
+            videos = videos[:, middles(videos.shape[1], self.frames)]
+            values = [media.new_full((), torch.nan, dtype=torch.float32)] * len(videos)
             goals, reasons = {}, {}
             for index, row in enumerate(metadata):
                 try:
-                    goals[index] = self._reference(row, clips.shape[1]).to(clips.device)
+                    goals[index] = self._reference(row, videos.shape[1]).to(videos.device)
                 except ValueError as error:
                     reasons[index] = str(error)
             for part in torch.tensor(list(goals), dtype=torch.long).split(self.batch) if goals else ():
-                seen = clip_features(model, clips[part])
+                seen = video_features(model, videos[part])
                 for index, feature in zip(part.tolist(), seen, strict=True):
                     with torch.no_grad():
-                        goal = clip_features(model, goals[index][None])[0]
+                        goal = video_features(model, goals[index][None])[0]
                     values[index] = -(feature - goal).square().sum()
             return Scores(torch.stack(values) if values else media.new_zeros(0), reasons)
 
@@ -78,26 +78,26 @@ class MassConservation(ModelRewardSettings):
         )
 
     def _reference(self, row: Mapping[str, Any], length: int) -> Tensor:
-        """``[length, 3, H, W]`` of the clip a row names; ValueError if there is none."""
+        """``[length, 3, H, W]`` of the video a row names; ValueError if there is none."""
         from rewards.frames import middles
         from rewards.rows import column
 
-        name = column(row, "reference", str, "file of a reference clip")
+        name = column(row, "reference", str, "file of a reference video")
         folder = expanded(self.references, RewardError).resolve()
         file = (folder / name).resolve()
         if not file.is_relative_to(folder) or not file.is_file():
-            raise ValueError(f"no reference clip {name!r} in {self.references}")
-        clip = _read(file)
-        if len(clip) < length:
-            raise ValueError(f"the reference clip {name!r} has {len(clip)} frames, the sample {length}")
-        return clip[middles(len(clip), length)]
+            raise ValueError(f"no reference video {name!r} in {self.references}")
+        video = _read(file)
+        if len(video) < length:
+            raise ValueError(f"the reference video {name!r} has {len(video)} frames, the sample {length}")
+        return video[middles(len(video), length)]
 
 
-def clip_features(model: Any, clips: Tensor) -> Tensor:
+def video_features(model: Any, videos: Tensor) -> Tensor:
     """``[N, F, 3, H, W]`` in [0, 1] -> ``[N, D]`` float32: the mean of V-JEPA 2's tokens.
 
     Frames are resized (bicubic, shorter side) and cropped to the model's square, and normalised as ImageNet's; an odd
-    clip's last frame is shown twice.
+    video's last frame is shown twice.
     """
     import torch
 
@@ -105,7 +105,7 @@ def clip_features(model: Any, clips: Tensor) -> Tensor:
 
     side, span = model.config.crop_size, model.config.tubelet_size
     steps = Preprocess((side, side), "shorter", crop=(side, side), mean=MEAN, std=STD)
-    frames = steps(clips.flatten(0, 1).to(model.device)).unflatten(0, clips.shape[:2])
+    frames = steps(videos.flatten(0, 1).to(model.device)).unflatten(0, videos.shape[:2])
     missing = -frames.shape[1] % span
     frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
     tokens = model(pixel_values_videos=frames.to(model.dtype), skip_predictor=True).last_hidden_state
@@ -134,7 +134,7 @@ def _read(file: Path) -> Tensor:
     try:
         frames = np.asarray(imageio.imread(file))
     except Exception as error:  # its plugins raise errors of several packages
-        raise ValueError(f"{file.name} cannot be read as a clip: {first_line(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as a video: {first_line(error)}") from error
     if frames.ndim != 4 or frames.shape[-1] < 3:
-        raise ValueError(f"{file.name} is not a clip: {list(frames.shape)}")
+        raise ValueError(f"{file.name} is not a video: {list(frames.shape)}")
     return torch.from_numpy(frames[..., :3].copy()).permute(0, 3, 1, 2) / 255

@@ -32,12 +32,12 @@ class MotionDegree(FlowRewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""
-        from rewards.clips import at_least, clip_flow, flow_function
+        from rewards.videos import at_least, flow_function, video_flow
 
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            speed = fastest(clip_flow(at_least(media, 2, "motion_degree"), flow, self.batch))
+            speed = fastest(video_flow(at_least(media, 2, "motion_degree"), flow, self.batch))
             return speed if self.enough is None else (speed / self.enough).clamp(max=1)
 
         highest = float("inf") if self.enough is None else 1.0

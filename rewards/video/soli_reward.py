@@ -25,7 +25,7 @@ class SoliReward(RewardSettings):
     """SoliReward: physical plausibility of a video, or how well it matches the prompt; differentiable.
 
     The authors' questions are not part of this project: ``template`` is ``solireward/inference/arguments.py`` of their
-    repository (it is read, not run), or a JSON file {task: {system_prompt: ..., user_prompt: ...}}. A picture is a clip
+    repository (it is read, not run), or a JSON file {task: {system_prompt: ..., user_prompt: ...}}. An image is a video
     of one frame, which is shown as often as ``frames`` says.
     """
 
@@ -72,15 +72,15 @@ class SoliReward(RewardSettings):
         control = judge.control
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
-            clips = media if media.ndim == 5 else media[:, None]
-            clips = clips[:, frames_at(clips.shape[1], self.frames)]
+            videos = media if media.ndim == 5 else media[:, None]
+            videos = videos[:, frames_at(videos.shape[1], self.frames)]
             read = PLACE in user
             refused = [i for i, prompt in enumerate(prompts) if read and any(token in prompt for token in control)]
             good = [i for i in range(len(prompts)) if i not in refused]
             values = media.new_full((len(prompts),), float("nan"))
             for start in range(0, len(good), self.batch):
                 some = good[start : start + self.batch]
-                marks = judge(clips[some], [(system, user.replace(PLACE, prompts[i])) for i in some])
+                marks = judge(videos[some], [(system, user.replace(PLACE, prompts[i])) for i in some])
                 values = values.index_put((values.new_tensor(some).long(),), marks.to(values))
             return Scores(values, dict.fromkeys(refused, "the prompt holds a control token of the model"))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, RewardSettings, Scores
-from rewards.rate import frame_rate
+from rewards.rate import fps_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,14 @@ class VideoReward(RewardSettings):
     KwaiVGI/VideoAlign (it is read, not run), or a text file with the three tokens and ``{text_prompt}``.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
     kind: Literal["video_reward"] = Field("video_reward", description="VideoReward (VideoAlign)")
     template: Path = Field(description="VideoAlign's prompt_template.py, or a text file with the question")
     score: Literal["overall", "visual_quality", "motion_quality", "text_alignment"] = Field(
         "overall", description="score to return; overall = the sum of the other three; all are logged"
     )
     normalise: bool = Field(True, description="(score - mean) / deviation for each score, with the authors' constants")
-    frame_rate: float | None = Field(
+    fps: float | None = Field(
         None,
         gt=0,
         description="frames per second of the videos, of which two per second are used; null = the file's rate, "
@@ -81,15 +82,15 @@ class VideoReward(RewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             import torch
 
-            clips = media if media.ndim == 5 else media[:, None]
-            clips = clips[:, frames_at(clips.shape[1], frame_rate(self.frame_rate), self.frames)]
+            videos = media if media.ndim == 5 else media[:, None]
+            videos = videos[:, frames_at(videos.shape[1], fps_of(self.fps), self.frames)]
             rows, reasons = [], {}
-            for index, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
+            for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
                 if any(token in prompt for token in control):
                     reasons[index] = "the prompt holds a control token of the model"
                     rows.append(torch.full((3,), torch.nan, device=media.device))
                 else:
-                    marks = judge(clip, question.replace(PLACE, prompt)).to(media.device)
+                    marks = judge(video, question.replace(PLACE, prompt)).to(media.device)
                     rows.append(marks.diagonal() if marks.shape[1] > 1 else marks[:, 0])
             marks = torch.stack(rows) if rows else media.new_zeros(0, 3)
             marks = normalised(marks) if self.normalise else marks

@@ -21,7 +21,7 @@ _spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
 
 
 def score(image: np.ndarray, prompt: str) -> tuple[float, float]:
-    """(strict, dense) of a picture [h, w, 3], uint8 or float in [0, 1]; see `judge`.
+    """(strict, dense) of an image [h, w, 3], uint8 or float in [0, 1]; see `judge`.
 
     Raises ValueError where `prompt` is outside the world's grammar.
     """
@@ -29,7 +29,7 @@ def score(image: np.ndarray, prompt: str) -> tuple[float, float]:
 
 
 def score_batch(images: Any, prompts: list[str]) -> dict[str, Any]:
-    """'strict' and 'dense' of pictures [N, 3, H, W] in [0, 1], one prompt each; see `score_each`."""
+    """'strict' and 'dense' of images [N, 3, H, W] in [0, 1], one prompt each; see `score_each`."""
     return score_each(images, prompts, score, ("strict", "dense"))
 
 
@@ -42,7 +42,7 @@ def score_each(
         score: of one [..., H, W, 3] and its prompt (with what came with it), as many numbers as there are `names`.
 
     Returns {name: float32 [N], 'reasons': {i: why}}; all scores are NaN, with a reason, where a prompt is outside the
-    grammar or a picture holds numbers that are not finite.
+    grammar or an image holds numbers that are not finite.
     """
     pixels = np.moveaxis(np.asarray(media, np.float32), -3, -1)
     if len(pixels) != len(prompts):
@@ -51,7 +51,7 @@ def score_each(
     reasons: dict[int, str] = {}
     for i, (one, prompt) in enumerate(zip(pixels, prompts, strict=True)):
         if not np.isfinite(one).all():
-            reasons[i] = f"the {'image' if one.ndim == 3 else 'clip'} holds NaN or infinity"
+            reasons[i] = f"the {'image' if one.ndim == 3 else 'video'} holds NaN or infinity"
             continue
         try:
             out[:, i] = score(one.clip(0, 1), prompt)

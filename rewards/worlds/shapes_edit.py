@@ -22,7 +22,7 @@ _edit, _spec = lru_cache(4096)(parse_instruction), lru_cache(4096)(parse_caption
 
 
 def score_edits(images: Any, sources: Any, prompts: list[str]) -> dict[str, Any]:
-    """'strict', 'dense', 'done' and 'kept' of pictures [N, 3, H, W] in [0, 1] made from `sources`; see `judge_edit`.
+    """'strict', 'dense', 'done' and 'kept' of images [N, 3, H, W] in [0, 1] made from `sources`; see `judge_edit`.
 
     NaN with a reason where a prompt is no instruction, or its source does not hold exactly one such object.
     """
@@ -35,7 +35,7 @@ def score_edits(images: Any, sources: Any, prompts: list[str]) -> dict[str, Any]
 
 
 def score_fills(images: Any, sources: Any, masks: Any, prompts: list[str]) -> dict[str, Any]:
-    """The same of pictures whose masks [N, 1, H, W], 1 = drawn anew, hide an object; a prompt says what belongs there.
+    """The same of images whose masks [N, 1, H, W], 1 = drawn anew, hide an object; a prompt says what belongs there.
 
     NaN with a reason where a prompt is not the caption of one object with its colour, or a mask is empty.
     """

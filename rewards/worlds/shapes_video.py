@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from alignflow.worlds.shapes.motion import ClipSpec, Motion, parse_caption, paths, times
+from alignflow.worlds.shapes.motion import Motion, VideoSpec, parse_caption, paths, times
 from alignflow.worlds.shapes.parse import parse_image
 from alignflow.worlds.shapes.world import Obj, Scene
 from rewards.worlds.shapes import score_each
@@ -27,7 +27,7 @@ _spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
 
 @dataclass
 class Track:
-    """One object over the F frames of a clip; None where it was not seen."""
+    """One object over the F frames of a video; None where it was not seen."""
 
     objects: list[Obj | None]
 
@@ -89,7 +89,7 @@ def motion_of(centres: np.ndarray, motion: Motion) -> float:
     return float(np.clip((still - distance) / max(still - TOLERANCE, 1e-6), 0, 1))
 
 
-def identity_of(track: Track, spec: ClipSpec) -> float:
+def identity_of(track: Track, spec: VideoSpec) -> float:
     """The mean over the frames it was seen in of the share of wanted attributes it has; an open colour must stay."""
     seen = track.seen()
     colours = [o.colour for o in seen]
@@ -97,8 +97,8 @@ def identity_of(track: Track, spec: ClipSpec) -> float:
     return float(np.mean([(2 * (o.shape == want.shape) + (o.colour == want.colour)) / 3 for o in seen]))
 
 
-def judge(scenes: list[Scene], spec: ClipSpec) -> dict[str, float]:
-    """The PARTS of a clip, from the scenes of its F frames.
+def judge(scenes: list[Scene], spec: VideoSpec) -> dict[str, float]:
+    """The PARTS of a video, from the scenes of its F frames.
 
     identity: mean over the wanted objects of how like one a track stays, less 3/10 of the frames of another background.
     motion: mean over the wanted objects of `motion_of`.
@@ -124,14 +124,14 @@ def judge(scenes: list[Scene], spec: ClipSpec) -> dict[str, float]:
     return {name: float(value) for name, value in zip(PARTS, values, strict=True)}
 
 
-def score(clip: np.ndarray, prompt: str) -> tuple[float, ...]:
-    """The PARTS of a clip [F, h, w, 3], uint8 or float in [0, 1]; see `judge`.
+def score(video: np.ndarray, prompt: str) -> tuple[float, ...]:
+    """The PARTS of a video [F, h, w, 3], uint8 or float in [0, 1]; see `judge`.
 
     Raises ValueError where `prompt` is outside the world's grammar.
     """
-    return tuple(judge([parse_image(frame) for frame in clip], _spec(prompt)).values())
+    return tuple(judge([parse_image(frame) for frame in video], _spec(prompt)).values())
 
 
-def score_batch(clips: Any, prompts: list[str]) -> dict[str, Any]:
-    """The PARTS of clips [N, F, 3, H, W] in [0, 1], one prompt each; see `rewards.worlds.shapes.score_each`."""
-    return score_each(clips, prompts, score, PARTS)
+def score_batch(videos: Any, prompts: list[str]) -> dict[str, Any]:
+    """The PARTS of videos [N, F, 3, H, W] in [0, 1], one prompt each; see `rewards.worlds.shapes.score_each`."""
+    return score_each(videos, prompts, score, PARTS)

@@ -52,7 +52,7 @@ class Segmental(RewardSettings):
         """Build it.
 
         Raises:
-            RewardError: the reward compares samples, which frames of one clip are not.
+            RewardError: the reward compares samples, which frames of one video are not.
         """
         import torch
 
@@ -61,10 +61,10 @@ class Segmental(RewardSettings):
             raise RewardError(f"reward 'segmental': {inner.name!r} compares samples; frames must stand alone")
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
-            clips = media if media.ndim == 5 else media[:, None]
-            chosen = frames_of_segments(clips.shape[1], self.segments, self.pick)
-            weights = torch.tensor(attenuated(chosen, clips.shape[1], self.attenuation))
-            each = [inner(clips[:, index], prompts, None, inputs) for index in chosen]
+            videos = media if media.ndim == 5 else media[:, None]
+            chosen = frames_of_segments(videos.shape[1], self.segments, self.pick)
+            weights = torch.tensor(attenuated(chosen, videos.shape[1], self.attenuation))
+            each = [inner(videos[:, index], prompts, None, inputs) for index in chosen]
             values = torch.stack([scores.values for scores in each], 1)
             total = (values * weights.to(values)).sum(1)
             reasons = {index: why for scores in each for index, why in scores.reasons.items()}
@@ -96,7 +96,7 @@ def frames_of_segments(length: int, segments: int, pick: Literal["first", "middl
 
 
 def attenuated(frames: list[int], length: int, strength: float) -> list[float]:
-    """Weights exp(-strength |frame - length // 2|) of frames of a clip of ``length``.
+    """Weights exp(-strength |frame - length // 2|) of frames of a video of ``length``.
 
     >>> [round(weight, 4) for weight in attenuated([0, 4, 8, 12], 16, 1.0)]
     [0.0003, 0.0183, 1.0, 0.0183]

@@ -1,4 +1,4 @@
-"""Pictures and clips that are cut, flipped, mixed and claim anything: read, or refused in words."""
+"""Images and videos that are cut, flipped, mixed and claim anything: read, or refused in words."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from alignflow.errors import DataError
 
 TOTAL, SEED = 2000, 16
 RNG = np.random.default_rng(0)
-CLIP = RNG.integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
+VIDEO = RNG.integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def originals() -> dict[str, bytes]:
     """A whole file of every kind that is read."""
-    first, *rest = (Image.fromarray(frame) for frame in CLIP)
+    first, *rest = (Image.fromarray(frame) for frame in VIDEO)
     moving = {"save_all": True, "append_images": rest, "duration": [40, 80, 120, 40]}
     exif = Image.Exif()
     exif[0x0112] = 6
     found = {
-        "picture.png": saved(first, "PNG", exif=exif),
-        "grey16.png": saved(Image.fromarray(CLIP[0, ..., 0].astype(np.uint16) * 257), "PNG"),
+        "image.png": saved(first, "PNG", exif=exif),
+        "grey16.png": saved(Image.fromarray(VIDEO[0, ..., 0].astype(np.uint16) * 257), "PNG"),
         "palette.png": saved(first.convert("P"), "PNG", transparency=3),
         "animated.png": saved(first, "PNG", default_image=True, **moving),
-        "picture.jpg": saved(first, "JPEG", exif=exif),
+        "image.jpg": saved(first, "JPEG", exif=exif),
         "cmyk.jpg": saved(first.convert("CMYK"), "JPEG"),
-        "picture.webp": saved(first, "WEBP", lossless=True),
+        "image.webp": saved(first, "WEBP", lossless=True),
         "clip.webp": saved(first, "WEBP", **moving),
         "clip.gif": saved(first, "GIF", **moving),
-        "ours.gif": encode(CLIP, ".gif", 12),
-        "picture.bmp": saved(first, "BMP"),
-        "picture.tiff": saved(first, "TIFF", compression="tiff_lzw"),
-        "float.tiff": saved(Image.fromarray(CLIP[0, ..., 0] / np.float32(255)), "TIFF"),
-        "picture.ppm": saved(first, "PPM"),
-        "clip.mp4": encode(CLIP, ".mp4", 12),
+        "ours.gif": encode(VIDEO, ".gif", 12),
+        "image.bmp": saved(first, "BMP"),
+        "image.tiff": saved(first, "TIFF", compression="tiff_lzw"),
+        "float.tiff": saved(Image.fromarray(VIDEO[0, ..., 0] / np.float32(255)), "TIFF"),
+        "image.ppm": saved(first, "PPM"),
+        "clip.mp4": encode(VIDEO, ".mp4", 12),
     }
     if "AVIF" in Image.SAVE or (Image.init() and "AVIF" in Image.SAVE):
-        found |= {"picture.avif": saved(first, "AVIF"), "clip.avif": saved(first, "AVIF", **{**moving, "duration": 40})}
+        found |= {"image.avif": saved(first, "AVIF"), "clip.avif": saved(first, "AVIF", **{**moving, "duration": 40})}
     return found
 
 
 def claims(content: bytes, rng: random.Random) -> bytes:
-    """A png, gif, bmp or other header that says the picture is huge, with checksums that fit."""
+    """A png, gif, bmp or other header that says the image is huge, with checksums that fit."""
     size = rng.choice([(1, 2**31 - 1), (2**20, 2**20), (65535, 65535), (20_000, 20_000), (0, 7)])
     if content.startswith(b"\x89PNG"):
         head = struct.pack(">II", *size) + content[24:29]

@@ -124,7 +124,7 @@ def zips(rng: random.Random) -> bytes:
 
 
 def png_bytes(rng: random.Random) -> bytes:
-    """Bytes of a picture are changed or cut, or its header claims a large one."""
+    """Bytes of an image are changed or cut, or its header claims a large one."""
     body = message("png")
     index = rng.randrange(2)
     content = body["png"]["media"][index]

@@ -2,7 +2,7 @@
 
 Lengths are those of `world` (a canvas 64 units wide, y down); time runs from 0 at the first frame to 1 at the last.
 Every motion is known in closed form, so that what a caption allows is a set of paths and not a matter of taste.
-The objects of a clip move alike. What a caption leaves open a clip may choose freely.
+The objects of a video move alike. What a caption leaves open a video may choose freely.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SIZE = 32  # pixels a side
 FRAMES = 9
 WIDTH = 18.0  # of every object
 ROOM = (11.0, 53.0)  # where centres may be, on both axes; the ground is where a centre at the second touches it
-GRAVITY = 84.0  # units a clip squared: a fall takes the whole clip from one end of ROOM to the other
+GRAVITY = 84.0  # units a video squared: a fall takes the whole video from one end of ROOM to the other
 REBOUND = 0.85  # share of the speed that is left after a bounce
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-TRAVELS = {"slowly": (12.0, 20.0), None: (12.0, 44.0), "quickly": (32.0, 44.0)}  # units a clip that a caption allows
+TRAVELS = {"slowly": (12.0, 20.0), None: (12.0, 44.0), "quickly": (32.0, 44.0)}  # units a video that a caption allows
 THROWS = ((26.0, 40.0), (38.0, 50.0))  # speed to the side, speed upwards
 DROPS = (13.0, 23.0)  # height that a bouncing object falls from
 KINDS = ("move", "fall", "throw", "bounce")
@@ -54,7 +54,7 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class ClipSpec:
+class VideoSpec:
     """What a caption asks for: objects of one kind, how all of them move, the background."""
 
     want: Want
@@ -79,7 +79,7 @@ def _verb(motion: Motion, many: bool) -> str:
     return " ".join(word for word in words if word)
 
 
-def caption(spec: ClipSpec) -> str:
+def caption(spec: VideoSpec) -> str:
     """The canonical caption of `spec`, e.g. 'two green squares move up slowly on a gray background'."""
     text = f"{group_words(spec.want)} {_verb(spec.motion, spec.want.count > 1)}"
     return f"{text} on a {spec.background} background" if spec.background else text
@@ -91,7 +91,7 @@ _CAPTION = re.compile(
 )
 
 
-def parse_caption(text: str) -> ClipSpec:
+def parse_caption(text: str) -> VideoSpec:
     """The inverse of `caption`; case, punctuation and a leading 'a video of' do not matter.
 
     Raises ValueError where `text` is outside the world's grammar.
@@ -102,7 +102,7 @@ def parse_caption(text: str) -> ClipSpec:
         number, size, colour, shape, verb, direction, speed, background = found.groups()
         want = read_want(number, size, colour, shape, text)
         motion = Motion("throw" if "thrown" in verb else verb.removesuffix("s"), direction, speed)
-        spec = ClipSpec(want, motion, background)
+        spec = VideoSpec(want, motion, background)
         said = " ".join(word for word in (verb, direction, speed) if word)
         if motion in motions() and said == _verb(motion, want.count > 1) and size is None and want.count <= 3:
             return spec
@@ -114,7 +114,7 @@ def parse_caption(text: str) -> ClipSpec:
 
 def words() -> list[str]:
     """All words a caption may hold, sorted."""
-    every = [ClipSpec(Want(shape, None, None, n), motion) for shape in SHAPES for motion in motions() for n in (1, 2)]
+    every = [VideoSpec(Want(shape, None, None, n), motion) for shape in SHAPES for motion in motions() for n in (1, 2)]
     others = ["an", "three", "video", "clip", "of", "on", "background", *COLOURS, *BACKGROUNDS]
     return sorted({word for spec in every for word in caption(spec).split()}.union(others))
 
@@ -128,7 +128,7 @@ def motions() -> tuple[Motion, ...]:
 
 
 # ------------------------------------------------------------------------------------------------ splits
-def is_held_out(spec: ClipSpec) -> bool:
+def is_held_out(spec: VideoSpec) -> bool:
     """The split rule: a held-out colour and shape pair, or one combination in five by a stable hash.
 
     A combination is what the objects are, how many, and how they move; the background does not belong to it.
@@ -139,7 +139,7 @@ def is_held_out(spec: ClipSpec) -> bool:
     return zlib.crc32(key.encode()) % 5 == 0
 
 
-def sample_spec(task: str, rng: np.random.Generator) -> ClipSpec:
+def sample_spec(task: str, rng: np.random.Generator) -> VideoSpec:
     """Draws a spec of one of TASKS, from both splits."""
     colour = str(rng.choice(list(COLOURS))) if rng.random() < 0.8 else None
     count = int(rng.integers(2, 4)) if task == "count" else 1
@@ -151,10 +151,10 @@ def sample_spec(task: str, rng: np.random.Generator) -> ClipSpec:
     if kind == "throw":
         count = min(count, 2)  # no room for three
     background = str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.2 else None
-    return ClipSpec(Want(str(rng.choice(list(SHAPES))), colour, None, count), motion, background)
+    return VideoSpec(Want(str(rng.choice(list(SHAPES))), colour, None, count), motion, background)
 
 
-def sample_specs(split: str, n: int, seed: int) -> list[ClipSpec]:
+def sample_specs(split: str, n: int, seed: int) -> list[VideoSpec]:
     """`n` specs of split 'train' or 'heldout', the six tasks in turn; distinct while the task has new ones to give."""
     return distinct_specs(split, n, seed, TASKS, sample_spec, is_held_out)
 
@@ -164,8 +164,8 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
     return [caption(s) for s in sample_specs(split, n, seed)]
 
 
-def corrupt(spec: ClipSpec, rng: np.random.Generator) -> ClipSpec:
-    """`spec` with one thing changed, so that a clip of `spec` no longer fits; half the time it is the motion."""
+def corrupt(spec: VideoSpec, rng: np.random.Generator) -> VideoSpec:
+    """`spec` with one thing changed, so that a video of `spec` no longer fits; half the time it is the motion."""
     want, motion = spec.want, spec.motion
     if rng.random() < 0.5:
         clear = [m for m in motions() if (m.kind, m.direction) != (motion.kind, motion.direction)]
@@ -218,10 +218,10 @@ def paths(motion: Motion, steps: int, t: np.ndarray) -> np.ndarray:
     return np.stack([fly(DIRECTIONS[direction][0] * a, u, t) for a, u in throws])
 
 
-# ------------------------------------------------------------------------------------------------ clips
+# ------------------------------------------------------------------------------------------------ videos
 @dataclass(frozen=True)
-class Clip:
-    """What is in a clip: its first frame, and how far all objects are from there in every frame, [FRAMES, 2]."""
+class Video:
+    """What is in a video: its first frame, and how far all objects are from there in every frame, [FRAMES, 2]."""
 
     scene: Scene
     path: np.ndarray
@@ -238,8 +238,8 @@ def _moved(obj: Obj, right: float, down: float) -> Obj:
     return replace(obj, box=(x0 + right, y0 + down, x1 + right, y1 + down))
 
 
-def sample_clip(spec: ClipSpec, rng: np.random.Generator) -> Clip:
-    """Draws a clip that satisfies `spec`: several objects stand in a row across their motion, nothing is added."""
+def sample_video(spec: VideoSpec, rng: np.random.Generator) -> Video:
+    """Draws a video that satisfies `spec`: several objects stand in a row across their motion, nothing is added."""
     inner = slice(1, -1) if spec.motion.kind in ("move", "bounce") else slice(None)
     options = paths(spec.motion, 3 if spec.motion.kind == "throw" else 5, times())[inner]
     path = options[rng.integers(len(options))]
@@ -257,21 +257,21 @@ def sample_clip(spec: ClipSpec, rng: np.random.Generator) -> Clip:
     objects = tuple(
         Obj(spec.want.shape, colour, "medium", (x - half, y - half, x + half, y + half)) for x, y in centres.tolist()
     )
-    return Clip(Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS)))), path)
+    return Video(Scene(objects, spec.background or str(rng.choice(list(BACKGROUNDS)))), path)
 
 
-def draw(clip: Clip, size: int = SIZE) -> np.ndarray:
-    """Draws `clip` as uint8 [FRAMES, size, size, 3]."""
-    return np.stack([render(scene, size) for scene in clip.frames()])
+def draw(video: Video, size: int = SIZE) -> np.ndarray:
+    """Draws `video` as uint8 [FRAMES, size, size, 3]."""
+    return np.stack([render(scene, size) for scene in video.frames()])
 
 
 def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
-    """`n` clips, uint8 [n, FRAMES, 32, 32, 3], with their captions.
+    """`n` videos, uint8 [n, FRAMES, 32, 32, 3], with their captions.
 
     Args:
         wrong: the chance, taken twice for every caption, that it says one thing that is not so.
     """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
-    clips = np.stack([draw(sample_clip(s, rng)) for s in specs])
-    return clips, [caption(misnamed(s, wrong, rng, corrupt, is_held_out)) for s in specs]
+    videos = np.stack([draw(sample_video(s, rng)) for s in specs])
+    return videos, [caption(misnamed(s, wrong, rng, corrupt, is_held_out)) for s in specs]

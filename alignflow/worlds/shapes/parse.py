@@ -50,7 +50,7 @@ def unmix(image: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def parse_image(image: np.ndarray) -> Scene:
-    """The scene in a square picture [h, w, 3], uint8 or float in [0, 1]; boxes in canvas units.
+    """The scene in a square image [h, w, 3], uint8 or float in [0, 1]; boxes in canvas units.
 
     An object whose outline is none of SHAPES has the shape 'blob'. Neighbouring objects of different colours
     are told apart; touching ones of one colour are one object.

@@ -2,7 +2,7 @@
 
 Lengths are in units of a canvas 64 units wide, x to the right and y down; `render` draws it at any pixel size.
 The six task types are GenEval's (single_object, two_object, counting, colors, position, color_attr); a caption
-may also mention sizes and the background. What a caption leaves open a picture may choose freely.
+may also mention sizes and the background. What a caption leaves open an image may choose freely.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GAP = 2.0  # least free space between two objects
 PLACES = (12.0, 32.0, 52.0)  # sampled objects have their centres there, on both axes
 
 
-# ------------------------------------------------------------------------------------------------ scenes and pictures
+# ------------------------------------------------------------------------------------------------ scenes and images
 @dataclass(frozen=True)
 class Obj:
     """One drawn shape; `box` is (x0, y0, x1, y1) in canvas units, `size` small, medium or large."""
@@ -59,7 +59,7 @@ class Obj:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture. `asdict` and `Scene.from_dict` take it to JSON and back."""
+    """What is in an image. `asdict` and `Scene.from_dict` take it to JSON and back."""
 
     objects: tuple[Obj, ...]
     background: str
@@ -277,7 +277,7 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
 
 
 def corrupt(spec: Spec, rng: np.random.Generator) -> Spec:
-    """`spec` with one thing changed, so that a picture of `spec` no longer fits."""
+    """`spec` with one thing changed, so that an image of `spec` no longer fits."""
     i = int(rng.integers(len(spec.wants)))
     want, other = spec.wants[i], spec.wants[1 - i] if len(spec.wants) == 2 else None
     changes = [replace(want, shape=str(rng.choice([s for s in SHAPES if s != want.shape])))]
@@ -349,7 +349,7 @@ def crowd(rng: np.random.Generator) -> Scene:
 
 
 def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarray, list[str]]:
-    """`n` pictures, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
+    """`n` images, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
 
     Args:
         wrong: the chance, taken twice for every caption, that it says one thing that is not so.

@@ -14,14 +14,14 @@ Flow = Callable[[Tensor, Tensor], Tensor]
 
 
 def at_least(media: Tensor, frames: int, who: str) -> Tensor:
-    """``media``, a clip of so many frames.
+    """``media``, a video of so many frames.
 
     Raises:
-        RewardError: pictures, or too short clips.
+        RewardError: images, or too short videos.
     """
     if media.ndim != 5 or media.shape[1] < frames:
-        given = f"clips of {media.shape[1]}" if media.ndim == 5 else "pictures"
-        raise RewardError(f"reward {who!r} needs clips of {frames} frames or more, and was given {given}")
+        given = f"videos of {media.shape[1]}" if media.ndim == 5 else "images"
+        raise RewardError(f"reward {who!r} needs videos of {frames} frames or more, and was given {given}")
     return media
 
 
@@ -37,17 +37,17 @@ def flow_function(kind: str | None) -> Flow:
     return optical_flow if kind is None else load_object(kind)
 
 
-def clip_flow(clips: Tensor, flow: Flow, batch: int) -> Tensor:
+def video_flow(videos: Tensor, flow: Flow, batch: int) -> Tensor:
     """Flow from each frame to the next: ``[N, F, 3, H, W]`` -> ``[N, F - 1, 2, H, W]`` in pixels a frame.
 
     Raises:
         RewardError: ``flow`` returned another shape.
     """
-    first, second = clips[:, :-1].flatten(0, 1), clips[:, 1:].flatten(0, 1)
+    first, second = videos[:, :-1].flatten(0, 1), videos[:, 1:].flatten(0, 1)
     found = [flow(a, b) for a, b in zip(first.split(batch), second.split(batch), strict=True)]
     fields = torch.cat(found) if found else first[:, :2]
     if fields.shape != first[:, :2].shape:
         raise RewardError(
             f"the flow function returned {list(fields.shape)} for {list(first.shape)}; it should be 2 maps"
         )
-    return fields.unflatten(0, (len(clips), clips.shape[1] - 1))
+    return fields.unflatten(0, (len(videos), videos.shape[1] - 1))

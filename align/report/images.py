@@ -22,13 +22,13 @@ PAIR_SIDE, STRIP_SIDE = 384, 160
 MAX_PAIRS, MAX_STRIPS, MAX_VISITS = 24, 8, 8
 LARGE_PAIRS = 12
 """Pairs shown when images are too large to embed unchanged."""
-LARGE_CLIPS, CLIP_FRAMES = 6, 24
-"""The same for clips, and how many frames of a clip are embedded, evenly."""
+LARGE_VIDEOS, VIDEO_FRAMES = 6, 24
+"""The same for videos, and how many frames of a video are embedded, evenly."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An embedded image; of a clip also its middle frame, for those who asked for less motion and for print."""
+class InlineImage:
+    """An embedded image; of a video also its middle frame, for those who asked for less motion and for print."""
 
     uri: str
     width: int
@@ -50,7 +50,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and noise at two visits, and the picture that an edit is made from.
+    """One prompt and noise at two visits, and the image that an edit is made from.
 
     Args:
         noise: seed of the noise, as ``torch.Generator().manual_seed`` takes it.
@@ -58,10 +58,10 @@ class Pair:
 
     prompt: str
     noise: int
-    before: Picture | None
-    after: Picture | None
+    before: InlineImage | None
+    after: InlineImage | None
     scores: list[Score]
-    source: Picture | None = None
+    source: InlineImage | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Strip:
     """One prompt and seed at every visit."""
 
     prompt: str
-    frames: list[tuple[int, Picture | None]]
+    frames: list[tuple[int, InlineImage | None]]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of the page. Without a second visit, pairs hold the first alone."""
+    """All images of the page. Without a second visit, pairs hold the first alone."""
 
     first: int
     last: int
@@ -84,14 +84,14 @@ class Gallery:
 
 
 def gallery(run: Run) -> Gallery | None:
-    """Pictures of the first and last visit, and of those between; rows follow the first visit's order, none picked."""
+    """Images of the first and last visit, and of those between; rows follow the first visit's order, none picked."""
     visits = [visit for visit in run.samples if visit.prompts]
     if not visits:
         return None
     first, last = visits[0], visits[-1]
     shared = [key for key in _keys(first) if key in set(_keys(last))]
     probe = embed(first.images[0], PAIR_SIDE)
-    large = LARGE_CLIPS if first.clips else LARGE_PAIRS
+    large = LARGE_VIDEOS if first.video else LARGE_PAIRS
     shown = shared[: MAX_PAIRS if probe is None or probe.crisp else large]
     pairs = [_pair(first, last, key) for key in shown]
     between = _spread_out(visits)
@@ -99,32 +99,32 @@ def gallery(run: Run) -> Gallery | None:
     return Gallery(first.step, last.step, len(shared), pairs, strips)
 
 
-def embed(path: Path, side: int) -> Picture | None:
+def embed(path: Path, side: int) -> InlineImage | None:
     """The image as a data URI, no larger than ``side``; None if it cannot be read."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             if max(image.size) <= PIXEL_ART:
-                return Picture(_uri(path.read_bytes(), "png"), width, height, crisp=True)
+                return InlineImage(_uri(path.read_bytes(), "png"), width, height, crisp=True)
             small = image.convert("RGB")
             small.thumbnail((side, side))
     except Exception:  # what cannot be read is left out, whatever Pillow says of it
         return None
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=82)
-    return Picture(_uri(buffer.getvalue(), "webp"), *small.size, crisp=False)
+    return InlineImage(_uri(buffer.getvalue(), "webp"), *small.size, crisp=False)
 
 
-def embed_clip(path: Path, middle: Picture, fps: float) -> Picture:
-    """A clip at the size of its embedded middle frame; that frame alone where the clip cannot be read."""
+def embed_video(path: Path, middle: InlineImage, fps: float) -> InlineImage:
+    """A video at the size of its embedded middle frame; that frame alone where the video cannot be read."""
     try:
         pixels = read_pixels(path)
     except DataError:
         return middle
-    every = -(-len(pixels) // CLIP_FRAMES) if pixels.ndim == 4 else 1
+    every = -(-len(pixels) // VIDEO_FRAMES) if pixels.ndim == 4 else 1
     frames = fit(pixels[::every] if pixels.ndim == 4 else pixels, (middle.height, middle.width))
     content = encode(np.ascontiguousarray(frames), ".webp", fps / every, quality=None if middle.crisp else 70)
-    return Picture(_uri(content, "webp"), middle.width, middle.height, middle.crisp, still=middle.uri)
+    return InlineImage(_uri(content, "webp"), middle.width, middle.height, middle.crisp, still=middle.uri)
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -140,17 +140,17 @@ def _row(visit: Samples, key: tuple[str, int]) -> int | None:
     return rows.index(key) if key in rows else None
 
 
-def thumbnail(visit: Samples, key: tuple[str, int], side: int) -> Picture | None:
-    """The picture of a prompt and seed, of a clip the middle frame; None where the visit has none of it."""
+def thumbnail(visit: Samples, key: tuple[str, int], side: int) -> InlineImage | None:
+    """The image of a prompt and seed, of a video the middle frame; None where the visit has none of it."""
     row = _row(visit, key)
     return None if row is None else embed(visit.images[row], side)
 
 
-def _playing(visit: Samples, key: tuple[str, int]) -> Picture | None:
-    """The picture of a pair, or its clip."""
-    row, picture = _row(visit, key), thumbnail(visit, key, PAIR_SIDE)
-    clip = visit.clip(row) if row is not None else None
-    return picture if picture is None or clip is None else embed_clip(clip, picture, visit.fps)
+def _playing(visit: Samples, key: tuple[str, int]) -> InlineImage | None:
+    """The image of a pair, or its video."""
+    row, image = _row(visit, key), thumbnail(visit, key, PAIR_SIDE)
+    video = visit.video_file(row) if row is not None else None
+    return image if image is None or video is None else embed_video(video, image, visit.fps)
 
 
 def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:

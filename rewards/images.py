@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignflow.files.pictures import PictureError, named, read_picture
+from alignflow.files.images import ImageError, named, read_image
 from alignflow.files.rows import RowError, json_rows
 from alignflow.paths import expanded, is_file
 from rewards.base import RewardError
@@ -20,13 +20,13 @@ RENDERS = 128
 
 
 def read_folder(folder: str) -> list[Tensor]:
-    """Its pictures by name, ``[3, H, W]`` in [0, 1] of their own sizes; what is transparent is white.
+    """Its images by name, ``[3, H, W]`` in [0, 1] of their own sizes; what is transparent is white.
 
     Args:
         folder: or ``shapes``: renders of the embedded world's training split.
 
     Raises:
-        RewardError: no such folder, no pictures in it, or one that cannot be read.
+        RewardError: no such folder, no images in it, or one that cannot be read.
     """
     if folder == "shapes":
         return list(_to_tensor(_renders(RENDERS)[0]))
@@ -35,24 +35,24 @@ def read_folder(folder: str) -> list[Tensor]:
         raise RewardError(f"references: no folder {folder}")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise RewardError(f"references: {folder} holds no picture ({', '.join(SUFFIXES)})")
+        raise RewardError(f"references: {folder} holds no image ({', '.join(SUFFIXES)})")
     return [_to_tensor(_read(file)) for file in files]
 
 
 def read_table(table: str) -> dict[str, list[Tensor]]:
-    """Pictures of each prompt, ``[3, H, W]`` in [0, 1] of their own sizes.
+    """Images of each prompt, ``[3, H, W]`` in [0, 1] of their own sizes.
 
     Args:
         table: JSON lines with ``prompt`` and ``image``, a file relative to the table; or ``shapes``: renders of the
             embedded world's training split with their captions.
 
     Raises:
-        RewardError: no such table, a row without both, or a picture that cannot be read.
+        RewardError: no such table, a row without both, or an image that cannot be read.
     """
     found: dict[str, list[Tensor]] = {}
     if table == "shapes":
-        for picture, caption in zip(*_renders(RENDERS), strict=True):
-            found.setdefault(caption, []).append(_to_tensor(picture))
+        for render, caption in zip(*_renders(RENDERS), strict=True):
+            found.setdefault(caption, []).append(_to_tensor(render))
         return found
     path = expanded(table, RewardError)
     if not is_file(path):
@@ -78,8 +78,8 @@ def _renders(count: int) -> tuple[np.ndarray, list[str]]:
 
 def _read(file: Path) -> np.ndarray:
     try:
-        return read_picture(file)
-    except (PictureError, OSError) as error:
+        return read_image(file)
+    except (ImageError, OSError) as error:
         raise RewardError(f"references: {named(file)} cannot be read: {error}") from None
 
 
