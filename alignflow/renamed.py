@@ -1,6 +1,6 @@
 """Names that changed. An old command, option, setting or environment variable is an error that gives the new name.
 
-A settings class lists its own old names in ``renamed``; see :class:`alignflow.settings.Settings`.
+A settings class lists its own old names in ``renamed``; see :class:`alignflow.strict.Strict`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("reward", "judge"): ("reward", "train"),
 }
 """Old command -> new command."""
+OPTIONS = {("score",): {"--batch": "--chunk"}, ("reward", "serve"): {"--batch": "--chunk"}}
+"""Command -> old option -> new option."""
 VARIABLES = {
     "ALIGNFLOW_PICTURE_PIXELS": "ALIGNFLOW_IMAGE_PIXELS",
     "ALIGNFLOW_CLIP_PIXELS": "ALIGNFLOW_VIDEO_PIXELS",
@@ -23,7 +25,7 @@ VARIABLES = {
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise ConfigError if the words of a command line use an old command or the old option ``--set``."""
+    """Raise ConfigError if the words of a command line use an old command or option."""
     if new := COMMANDS.get(tuple(words[:2])):
         written = " ".join(["alignflow", *new, *words[2:]])
         raise ConfigError(f"alignflow {' '.join(words[:2])} is now alignflow {' '.join(new)}: {written}")
@@ -31,6 +33,10 @@ def check_words(words: Sequence[str]) -> None:
         if word == "--set" or word.startswith("--set="):
             override = word.partition("=")[2] or following or "KEY=VALUE"
             raise ConfigError(f"overrides are written without --set: {override}")
+    given = {word.partition("=")[0] for word in words}
+    for command, options in OPTIONS.items():
+        for old in given & options.keys() if tuple(words[: len(command)]) == command else ():
+            raise ConfigError(f"the option {old} of alignflow {' '.join(command)} is now {options[old]}")
 
 
 def new_name(settings: type, key: str) -> str | None:

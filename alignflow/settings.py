@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -19,9 +18,6 @@ Problems = list[tuple[str, str]]
 
 class Settings(Strict):
     """Base of every part of the tree: unknown keys are errors, values do not change."""
-
-    renamed: ClassVar[Mapping[str, str]] = {}
-    """Old name -> new name of settings of this class; a new name with a dot is a path from the root of the config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

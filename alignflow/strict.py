@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -62,6 +62,9 @@ def _strict(schema: Any) -> Any:
 
 class Strict(BaseModel):
     """Base of settings: no boolean where a number belongs, no number where a boolean does; every number is bounded."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name -> new name of settings of this class; a new name with a dot is a path from the root of the config."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of images -> scores of images and videos, a batch at a time."""
+"""Scores of images -> scores of images and videos, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 
-def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], batch: int, frames: int | None = None) -> Tensor:
+def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], chunk: int, frames: int | None = None) -> Tensor:
     """Scores ``[N]`` of ``media``; a video's is the mean of its frames'.
 
     Args:
         media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1].
         score: ``(images [b, 3, H, W], samples [b]) -> [b]``, where ``samples`` numbers the sample of each image.
-        batch: largest b.
+        chunk: largest b.
         frames: how many frames of a video count, in the middles of equal stretches; all by default.
     """
     if not len(media):
@@ -24,7 +24,7 @@ def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], batch: in
     if len(chosen) < videos.shape[1]:
         videos = videos[:, chosen]
     samples = torch.arange(len(videos)).repeat_interleave(len(chosen))
-    parts = zip(videos.flatten(0, 1).split(batch), samples.split(batch), strict=True)
+    parts = zip(videos.flatten(0, 1).split(chunk), samples.split(chunk), strict=True)
     values = torch.cat([score(images, numbers) for images, numbers in parts])
     return values.unflatten(0, (len(videos), len(chosen))).mean(1)
 

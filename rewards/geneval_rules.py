@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from rewards.networks.detector import Box, Found
 
 THRESHOLD, COUNTING_THRESHOLD, MOST, MARGIN = 0.3, 0.9, 16, 0.1
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 
-Colors = Callable[[str, "Sequence[Found]"], list[str]]
-"""``(class, objects) -> the color of each``."""
+Colours = Callable[[str, "Sequence[Found]"], list[str]]
+"""``(class, objects) -> the colour of each``."""
 
 
 @dataclass(frozen=True)
 class Clause:
-    """So many objects of a class, of a color, and where from the objects of an earlier clause."""
+    """So many objects of a class, of a colour, and where from the objects of an earlier clause."""
 
     name: str
     count: int
-    color: str | None = None
+    colour: str | None = None
     position: tuple[str, int] | None = None
 
 
@@ -65,17 +65,17 @@ def read_task(include: Sequence[Any], exclude: Sequence[Any], tag: str = "") -> 
     return Task(read, [_clause(f"exclude[{i}]", entry, 0) for i, entry in enumerate(exclude)], tag)
 
 
-def judge(objects: Mapping[str, Sequence[Found]], task: Task, colors: Colors) -> Verdict:
+def judge(objects: Mapping[str, Sequence[Found]], task: Task, colours: Colours) -> Verdict:
     """All three scores of one image.
 
     Args:
         objects: class -> those above :attr:`Task.threshold`, the surest first; 16 of each count.
-        colors: asked only where a color is to be judged.
+        colours: asked only where a colour is to be judged.
     """
     seen = {name: list(found[:MOST]) for name, found in objects.items()}
-    published, _ = _included(seen, task, colors, "at least")
+    published, _ = _included(seen, task, colours, "at least")
     published &= all(len(seen.get(clause.name, [])) < clause.count for clause in task.exclude)
-    strict, demands = _included(seen, task, colors, "exactly")
+    strict, demands = _included(seen, task, colours, "exactly")
     return Verdict(float(published), float(strict), sum(demands) / len(demands))
 
 
@@ -96,7 +96,7 @@ def relations(first: Box, second: Box) -> set[str]:
 
 
 def _included(
-    objects: Mapping[str, Sequence[Found]], task: Task, colors: Colors, count: Literal["at least", "exactly"]
+    objects: Mapping[str, Sequence[Found]], task: Task, colours: Colours, count: Literal["at least", "exactly"]
 ) -> tuple[bool, list[float]]:
     """Whether every clause of ``include`` holds, and Flow-GRPO's mark for each demand."""
     groups: list[Sequence[Found] | None] = []
@@ -107,10 +107,10 @@ def _included(
         if count == "at least":
             found = found[: clause.count]
         holds = len(found) == clause.count
-        if not holds and (clause.color or clause.position):
+        if not holds and (clause.colour or clause.position):
             marks.append(0.0)
-        if holds and clause.color:
-            right = colors(clause.name, found).count(clause.color)
+        if holds and clause.colour:
+            right = colours(clause.name, found).count(clause.colour)
             marks.append(1 - abs(clause.count - right) / clause.count)
             holds = right == clause.count
         if holds and clause.position:
@@ -127,17 +127,17 @@ def _placed(found: Sequence[Found], target: Sequence[Found] | None, relation: st
 def _clause(where: str, entry: Any, earlier: int) -> Clause:
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} should be a mapping with class and count, is {entry!r}")
-    name, count, color, position = (entry.get(key) for key in ("class", "count", "color", "position"))
+    name, count, colour, position = (entry.get(key) for key in ("class", "count", "color", "position"))
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where} names no class: {dict(entry)!r}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{where}: count should be 1 or more, is {count!r}")
-    if color is not None and color not in COLORS:
-        raise ValueError(f"{where}: color {color!r} is none of {', '.join(COLORS)}")
+    if colour is not None and colour not in COLOURS:
+        raise ValueError(f"{where}: color {colour!r} is none of {', '.join(COLOURS)}")
     if position is None:
-        return Clause(name, count, color)
+        return Clause(name, count, colour)
     good = isinstance(position, Sequence) and len(position) == 2 and position[0] in RELATIONS
     if not good or position[1] not in range(earlier):
         said = f"one of {', '.join(RELATIONS)} and the number of an earlier clause"
         raise ValueError(f"{where}: position should be {said}, is {position!r}")
-    return Clause(name, count, color, (position[0], position[1]))
+    return Clause(name, count, colour, (position[0], position[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,12 +18,13 @@ VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes 
 
 
 class ModelRewardSettings(RewardSettings):
-    """A network applied to ``batch`` images at a time; a video's score is the mean over its frames.
+    """A network applied to ``chunk`` images at a time; a video's score is the mean over its frames.
 
     A subclass has :meth:`load` in place of :meth:`build`.
     """
 
-    batch: int = Field(32, ge=1, description="images, or frames of videos, per network call")
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
+    chunk: int = Field(32, ge=1, description="images, or frames of videos, per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the network")
     frames: int | None = Field(
         None, ge=1, description="frames scored per video, evenly spaced and averaged; null = all"
@@ -64,13 +65,14 @@ class VisionRewardSettings(ModelRewardSettings):
 class FlowRewardSettings(RewardSettings):
     """A reward based on the optical flow of videos."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     flow: str | None = Field(
         None,
         description="custom optical flow, package.module:name or file.py:name, with signature (first, second) -> "
         "[N, 2, H, W] in pixels; null = the built-in Lucas-Kanade pyramid, which needs textured "
         "content",
     )
-    batch: int = Field(32, ge=1, description="frame pairs per call")
+    chunk: int = Field(32, ge=1, description="frame pairs per call")
 
     def gradient(self) -> bool | None:
         """That of the built-in flow; unknown of custom code."""

@@ -25,7 +25,7 @@ def videos_at(fps: float | None) -> Iterator[None]:
 def fps_of(setting: float | None) -> float:
     """Frames per second: what the settings say, or the file does, or :data:`USUAL`.
 
-    >>> with clips_at(30.0):
+    >>> with videos_at(30.0):
     ...     fps_of(None), fps_of(8.0)
     (30.0, 8.0)
     >>> fps_of(None)

@@ -37,14 +37,14 @@ def flow_function(kind: str | None) -> Flow:
     return optical_flow if kind is None else load_object(kind)
 
 
-def video_flow(videos: Tensor, flow: Flow, batch: int) -> Tensor:
+def video_flow(videos: Tensor, flow: Flow, chunk: int) -> Tensor:
     """Flow from each frame to the next: ``[N, F, 3, H, W]`` -> ``[N, F - 1, 2, H, W]`` in pixels a frame.
 
     Raises:
         RewardError: ``flow`` returned another shape.
     """
     first, second = videos[:, :-1].flatten(0, 1), videos[:, 1:].flatten(0, 1)
-    found = [flow(a, b) for a, b in zip(first.split(batch), second.split(batch), strict=True)]
+    found = [flow(a, b) for a, b in zip(first.split(chunk), second.split(chunk), strict=True)]
     fields = torch.cat(found) if found else first[:, :2]
     if fields.shape != first[:, :2].shape:
         raise RewardError(

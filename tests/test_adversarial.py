@@ -171,7 +171,7 @@ def test_it_leads_a_policy_to_its_references(tmp_path: Path) -> None:
     assert all(row["refresh/real"] > row["refresh/fake"] for row in rows[2:] if row["event"] == "train")
 
 
-def test_a_run_is_evaluated_with_what_its_reward_had_learnt(model: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_with_what_its_reward_had_learned(model: Path, tmp_path: Path) -> None:
     both = {"kind": "mixture", "parts": {"likeness": {"reward": {**LIKENESS, "references": "shapes"}}}}
     config = settings(tmp_path, model, reward=both, train={"steps": 2}, evaluate={"every": 1})
     summary = train(config)

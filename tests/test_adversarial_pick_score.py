@@ -52,7 +52,7 @@ def same(before: dict[str, torch.Tensor], model: torch.nn.Module) -> list[str]:
 
 def test_only_the_last_layers_learn_and_the_loss_is_the_closed_form(good, caption):
     """Noise stands for references, renders for samples, which are ahead by far."""
-    judge = tuned({caption: list(images(0, 3))}, seed=3, batch=3)
+    judge = tuned({caption: list(images(0, 3))}, seed=3, chunk=3)
     media, prompts = torch.stack(good * 4), [caption] * 4
     before = copy.deepcopy(judge.clip.model.state_dict())
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_it_waits_while_references_are_ahead(good, caption):
 
 
 def test_prompts_without_references_teach_nothing(good, caption):
-    judge = tuned({caption: list(images(0, 1))}, batch=1)
+    judge = tuned({caption: list(images(0, 1))}, chunk=1)
     before = copy.deepcopy(judge.clip.model.state_dict())
     found = judge.fit(torch.stack(good), ["a purple star nobody drew"])
     assert found["pairs"] == 0

@@ -48,7 +48,7 @@ def test_clip_equals_transformers(clip_folder, size, tolerance):
     prompts = ["a red circle", "x", "word " * 40]
     expected, scale = reference(clip_folder, images, prompts)
     assert expected.std() > 0.02
-    reward = ClipReward(model=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), chunk=2).build()
     torch.testing.assert_close(reward(media, prompts).values.detach(), expected, atol=tolerance, rtol=0)
     for variant, factor in (("percent", 100), ("logit", scale)):
         reward = ClipReward(model=str(clip_folder), variant=variant).build()
@@ -58,7 +58,7 @@ def test_clip_equals_transformers(clip_folder, size, tolerance):
 
 
 def test_clip_gradient_reaches_every_pixel_that_counts(clip_folder):
-    reward = ClipReward(model=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), chunk=2).build()
     media = eight_bit(3, 40, 40)[1].requires_grad_()
     reward(media, PROMPTS).values.sum().backward()
     assert (media.grad != 0).float().mean() > 0.99
@@ -67,7 +67,7 @@ def test_clip_gradient_reaches_every_pixel_that_counts(clip_folder):
 
 
 def test_clip_of_a_video_is_the_mean_of_its_frames(clip_folder):
-    reward = ClipReward(model=str(clip_folder), batch=2).build()
+    reward = ClipReward(model=str(clip_folder), chunk=2).build()
     frames = eight_bit(6, 32, 32)[1]
     video = reward(frames.unflatten(0, (3, 2)), ["a", "b", "c"]).values
     single = reward(frames, ["a", "a", "b", "b", "c", "c"]).values
@@ -76,7 +76,7 @@ def test_clip_of_a_video_is_the_mean_of_its_frames(clip_folder):
 
 def test_clip_scores_do_not_depend_on_the_batch(clip_folder):
     media = eight_bit(3, 32, 32)[1]
-    one, many = (ClipReward(model=str(clip_folder), batch=batch).build()(media, PROMPTS).values for batch in (1, 8))
+    one, many = (ClipReward(model=str(clip_folder), chunk=batch).build()(media, PROMPTS).values for batch in (1, 8))
     torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
 
 

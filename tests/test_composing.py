@@ -18,7 +18,7 @@ prompts: {train: 'shapes:train', heldout: 'shapes:heldout'}
 rollout: {prompts: 2, group: 2}
 recipe: nft
 reward: {kind: mixture, parts: {a: {reward: shapes}, b: {reward: clip}}}
-evaluate: {rewards: {x: shapes, y: {kind: clip, batch: 3}}, gold: x}
+evaluate: {rewards: {x: shapes, y: {kind: clip, chunk: 3}}, gold: x}
 """
 
 

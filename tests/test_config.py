@@ -237,7 +237,7 @@ def test_schema_accepts_configs_and_refuses_wrong_types(write):
 def test_schema_knows_the_rewards_a_reward_is_made_of():
     jsonschema = pytest.importorskip("jsonschema")
     check = jsonschema.Draft202012Validator(json_schema())
-    inner = {"kind": "mixture", "parts": {"a": {"reward": "shapes"}, "b": {"reward": {"kind": "clip", "batch": 4}}}}
+    inner = {"kind": "mixture", "parts": {"a": {"reward": "shapes"}, "b": {"reward": {"kind": "clip", "chunk": 4}}}}
     check.validate({"reward": {"kind": "cached", "reward": inner}})
     for wrong in ({"kind": "clipp"}, {"kind": "clip", "bach": 4}):
         with pytest.raises(jsonschema.ValidationError):

@@ -29,12 +29,12 @@ def at(x, y, size=10.0, score=0.95, mask=None):
     return Found(score, Box(x - size / 2, y - size / 2, x + size / 2, y + size / 2), mask)
 
 
-def no_colors(name, found):
+def no_colours(name, found):
     raise AssertionError("no color was asked for")
 
 
-def verdict(objects, include, exclude=(), tag="", colors=no_colors):
-    return tuple(judge(objects, read_task(include, exclude, tag), colors))
+def verdict(objects, include, exclude=(), tag="", colours=no_colours):
+    return tuple(judge(objects, read_task(include, exclude, tag), colours))
 
 
 # GenEval: offset of centres, shortened by 0.1 of both extents, over its own length; above 1/2 it is a relation
@@ -73,20 +73,20 @@ def test_counts_are_at_least_or_exactly():
     assert verdict({"dog": dogs[:2], "cat": dogs[:1]}, two, [{"class": "cat", "count": 1}]) == (0, 1, 1)
 
 
-def test_colors_are_asked_for_the_surest():
+def test_colours_are_asked_for_the_surest():
     asked = []
 
-    def colors(name, found):
+    def colours(name, found):
         asked.append((name, len(found)))
         return ["red" if one.score > 0.5 else "blue" for one in found]
 
     want = [{"class": "dog", "count": 1, "color": "red"}]
-    assert verdict({"dog": [at(0, 0), at(9, 0, score=0.4)]}, want, colors=colors) == (1, 0, 0.0)
+    assert verdict({"dog": [at(0, 0), at(9, 0, score=0.4)]}, want, colours=colours) == (1, 0, 0.0)
     assert asked == [("dog", 1)]  # the strict count is wrong already
-    assert verdict({"dog": [at(0, 0)]}, want, colors=colors) == (1, 1, 1)
-    assert verdict({"dog": [at(0, 0, score=0.4)]}, want, colors=colors) == (0, 0, 0.5)
+    assert verdict({"dog": [at(0, 0)]}, want, colours=colours) == (1, 1, 1)
+    assert verdict({"dog": [at(0, 0, score=0.4)]}, want, colours=colours) == (0, 0, 0.5)
     pair = [{"class": "dog", "count": 2, "color": "red"}]
-    assert verdict({"dog": [at(0, 0), at(9, 0, score=0.4)]}, pair, colors=colors) == (0, 0, 0.75)
+    assert verdict({"dog": [at(0, 0), at(9, 0, score=0.4)]}, pair, colours=colours) == (0, 0, 0.75)
 
 
 def test_places_are_from_what_an_earlier_clause_found():
@@ -256,7 +256,7 @@ def test_geneval_from_rows_to_scores(painted):
     assert clip.values.item() == 0.5
 
 
-def test_colors_are_of_the_object_on_grey(painted, monkeypatch):
+def test_colours_are_of_the_object_on_grey(painted, monkeypatch):
     import rewards.verifiers.geneval as geneval
 
     seen = []

@@ -373,7 +373,7 @@ def test_what_counts_as_running_out() -> None:
 
 def test_remedies_leave_out_what_is_on(large: Any) -> None:
     assert [remedy.change for remedy in remedies.remedies(large("memory=12gb"))[:3]] == [
-        "reward.batch=16",
+        "reward.chunk=16",
         "rollout.group=8",
         "policy.rank=16",
     ]

@@ -80,7 +80,7 @@ def test_its_gradient_is_that_of_the_loss(generator, decode_chunk):
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(value))))
     again = task_of(generator, hyper(2))
     shifter.learn(2)
-    learnt = [value.grad.clone() for value in shifter.parameters]
+    learned = [value.grad.clone() for value in shifter.parameters]
 
     begun = again.begin(2)
     x, row = begun.x, begun.row
@@ -95,7 +95,7 @@ def test_its_gradient_is_that_of_the_loss(generator, decode_chunk):
     loss = (0.25 * shift.square().flatten(1).mean(1) - 3.0 * value).mean()
     wanted = torch.autograd.grad(loss, shifter.parameters)
     assert max(float(one.abs().max()) for one in wanted) > 1e-4
-    for a, b in zip(learnt, wanted, strict=True):
+    for a, b in zip(learned, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(data, shifter.parameters, strict=True))
 
@@ -114,7 +114,7 @@ def test_the_generator_is_left_as_it_was(generator, tuned):
     search(generator, DARK, PROMPTS, hyper(), {"decodes": 4})  # and may be asked again
 
 
-def test_what_is_learnt_darkens_other_prompts_and_noises(generator, asked, tmp_path):
+def test_what_is_learned_darkens_other_prompts_and_noises(generator, asked, tmp_path):
     """At two network calls more than a plain sample; the folder goes on from batch to batch."""
     folder = str(tmp_path / "noise")
     search(
@@ -132,7 +132,7 @@ def test_what_is_learnt_darkens_other_prompts_and_noises(generator, asked, tmp_p
 
 def test_nothing_to_use_is_said(generator, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"search\.folder: name the one that holds the LoRA: with lr 0 none is learnt"
+        ConfigError, match=r"search\.folder: name the one that holds the LoRA: with lr 0 none is learned"
     ):
         search(generator, DARK, PROMPTS, hyper(lr=0.0), {"decodes": 4})
     with pytest.raises(LoraError, match=r"no file or folder .*nowhere"):

@@ -52,7 +52,7 @@ def config(folder: Path, model: Path, kind: str, *overrides: str, brighter: bool
     train, heldout = table(folder, 24, 0, brighter, **columns), table(folder, 16, 1, brighter)
     path.write_text(
         f"data: {{train: {train}, heldout: {heldout}}}\n"
-        f"reward: {{kind: {kind}, judge: {{model: {model}, dtype: float32, batch: 64}}}}\n"
+        f"reward: {{kind: {kind}, judge: {{model: {model}, dtype: float32, chunk: 64}}}}\n"
         f"lora: {{rank: 8, alpha: 16}}\nfit: {{steps: 25, batch: 12, lr: 5e-3, log_every: 10}}\nout: {folder / 'out'}\n"
     )
     return load_judge_training(path, overrides)
@@ -66,7 +66,7 @@ def test_the_held_out_pairs_are_told_apart_after_it_and_not_before(kind, model, 
     assert found["after"]["value"] >= 0.9
 
 
-def test_without_a_learning_rate_nothing_is_learnt(model, tmp_path):
+def test_without_a_learning_rate_nothing_is_learned(model, tmp_path):
     found = train_judge(config(tmp_path, model, "pairwise", "fit.lr=1e-12", "fit.steps=2"))
     assert found["after"] == found["before"]
 
@@ -104,7 +104,7 @@ def test_what_is_asked_and_what_should_be_said(model, tmp_path):
 @pytest.mark.parametrize("batch", [64, 3])
 def test_the_loss_weighs_the_verdict_against_the_mean_of_the_rest(batch, model, tmp_path):
     """Beside the log-probabilities of the beginnings of each reply."""
-    judge = Local(model=str(model), dtype="float32", batch=batch).load("cpu")
+    judge = Local(model=str(model), dtype="float32", chunk=batch).load("cpu")
     judge.model.requires_grad_(False)
     extra = torch.nn.Parameter(torch.zeros(()))
     judge.model.lm_head.register_forward_hook(lambda module, args, out: out + 0 * extra)
@@ -122,7 +122,7 @@ def test_the_loss_weighs_the_verdict_against_the_mean_of_the_rest(batch, model, 
     assert found["verdict_probability"] == pytest.approx(float(first[:, 0].exp().mean()), rel=1e-5)
 
 
-def test_a_reason_is_learnt_beside_the_verdict(model, tmp_path):
+def test_a_reason_is_learned_beside_the_verdict(model, tmp_path):
     found = train_judge(config(tmp_path, model, "pairwise", reason="bright"))
     assert found["after"]["value"] >= 0.9
 

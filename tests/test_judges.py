@@ -100,7 +100,7 @@ def test_yes_probability_is_the_models(folders, media, family):
     scores = built(folders[family], "yes_probability")(media, prompts)
     torch.testing.assert_close(scores.values, pair, atol=2e-5, rtol=0)
     torch.testing.assert_close(scores.parts["answered"], both, atol=2e-5, rtol=0)
-    vocabulary = built(folders[family], "yes_probability", {"batch": 2}, variant="vocabulary")(media, prompts)
+    vocabulary = built(folders[family], "yes_probability", {"chunk": 2}, variant="vocabulary")(media, prompts)
     torch.testing.assert_close(vocabulary.values, alone, atol=2e-5, rtol=0)
     assert pair.std() > 1e-3
 

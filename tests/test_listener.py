@@ -46,7 +46,7 @@ def test_reasons_and_verdict_are_read_or_refused(reply, found):
 
 
 def test_a_listener_shapes_the_verdict():
-    """Of a dark, a gray and a light image; the listener is told the reasons, sees the image, not the verdict."""
+    """Of a dark, a grey and a light image; the listener is told the reasons, sees the image, not the verdict."""
 
     def reason(body):
         dark = shades(body)[0] < 0.3

@@ -130,7 +130,7 @@ def by_matrix(x, goal, baseline, alpha):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_equals_the_published_formula(folder, media, name):
-    reward = built(folder, name, batch=2)
+    reward = built(folder, name, chunk=2)
     scores = reward(media, PROMPTS)
     truth = expected(folder, name, media, PROMPTS)
     assert truth.std() > (1e-3 if name == "aesthetic v2" else 0.02)  # v2's fresh layers have little to say
@@ -220,7 +220,7 @@ def test_goal_of_its_own_ignores_the_prompts(folder, media):
 @pytest.mark.parametrize("name", KINDS)
 def test_gradient_reaches_the_pixels_and_the_batch_does_not_matter(folder, media, name):
     large = F.interpolate(media, (48, 40)).requires_grad_()
-    one, many = (built(folder, name, batch=batch)(large, PROMPTS).values for batch in (1, 8))
+    one, many = (built(folder, name, chunk=batch)(large, PROMPTS).values for batch in (1, 8))
     torch.testing.assert_close(one, many, atol=1e-4 * max(1, many.abs().max().item()), rtol=0)
     (grad,) = torch.autograd.grad(many.sum(), large)
     seen = many.detach() != 0  # hessel counts negative cosines as 0
@@ -233,7 +233,7 @@ def test_gradient_reaches_the_pixels_and_the_batch_does_not_matter(folder, media
 def test_a_clip_is_the_mean_of_its_frames(folder, media, name):
     clip = torch.stack([media[:4], media[1:5]])
     single = built(folder, name)(clip.flatten(0, 1), ["a"] * 4 + ["b"] * 4).values.unflatten(0, (2, 4))
-    torch.testing.assert_close(built(folder, name, batch=3)(clip, ["a", "b"]).values, single.mean(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(built(folder, name, chunk=3)(clip, ["a", "b"]).values, single.mean(1), atol=1e-5, rtol=0)
     two = built(folder, name, frames=2)(clip, ["a", "b"]).values
     torch.testing.assert_close(two, single[:, [1, 3]].mean(1), atol=1e-5, rtol=0)
     still = built(folder, name)(clip[:, :1], ["a", "b"]).values

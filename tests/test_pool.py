@@ -25,7 +25,7 @@ PROMPTS = list("aaabbbcccc")
 
 
 def pool(settings, **options):
-    plain = {"kind": "pool", "reward": settings, "workers": 2, "batch": 2, "backoff": 0.05}
+    plain = {"kind": "pool", "reward": settings, "workers": 2, "chunk": 2, "backoff": 0.05}
     return rewards.parse({**plain, **options})
 
 

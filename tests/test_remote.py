@@ -61,7 +61,7 @@ def url():
 def test_scores_are_those_of_the_reward_itself(url):
     here = rewards.parse("flaky:judge").build()
     for media in (MEDIA, MEDIA[:, None, :, :8].contiguous()):
-        assert torch.equal(remote(url, batch=4)(media, PROMPTS).values, here(media, PROMPTS).values)
+        assert torch.equal(remote(url, chunk=4)(media, PROMPTS).values, here(media, PROMPTS).values)
     rounded = remote(url, payload="png")(MEDIA, PROMPTS).values
     torch.testing.assert_close(rounded, here((MEDIA * 255).round() / 255, PROMPTS).values)
     assert not torch.equal(rounded, here(MEDIA, PROMPTS).values)
@@ -73,7 +73,7 @@ def test_inputs_groups_and_parts_travel():
     asked = (MEDIA, PROMPTS, torch.tensor([0, 1, 0, 1, 0, 1]), inputs)
     here = rewards.parse(settings).build()(*asked)
     with served.in_thread(settings) as url:
-        reward = remote(url, batch=2)  # groups of three are not torn apart
+        reward = remote(url, chunk=2)  # groups of three are not torn apart
         assert reward.scope == "group"
         assert set(reward.wants) == {"image", "metadata"}
         there = reward(*asked)
@@ -245,7 +245,7 @@ def test_a_corrupted_reply_is_asked_for_again(how, url):
     assert len(done) == 2
     assert torch.equal(scores.values, here)
     with served.corrupting(url, MANGLED[how], times=9) as (proxy, done):
-        scores = remote(proxy, retries=1, batch=3, parallel=1)(MEDIA, PROMPTS)
+        scores = remote(proxy, retries=1, chunk=3, parallel=1)(MEDIA, PROMPTS)
     assert scores.values.isnan().all()
     assert scores.reasons[0].endswith("the reply is damaged or not from a reward server (2 attempts)")
     assert scores.reasons[5].endswith("the reply is damaged or not from a reward server")  # asked once, not waited for

@@ -13,16 +13,16 @@ from align.config import registry
 from alignflow import renamed
 from alignflow.errors import ConfigError
 from alignflow.explain import explain
-from alignflow.settings import Settings
+from alignflow.strict import Strict
 
 run = written.run
 
 
-def settings_classes() -> list[type[Settings]]:
+def settings_classes() -> list[type[Strict]]:
     """Every class of settings in the repository."""
     registry.summary()
     assert commands.CONFIGS
-    found, waiting = [], [Settings]
+    found, waiting = [], [Strict]
     while waiting:
         cls = waiting.pop()
         found.append(cls)
@@ -50,6 +50,16 @@ def test_an_old_command_gives_the_new_one(old, run):
     assert (code, out) == (2, "")
     assert f"alignflow {' '.join(old)} is now alignflow {new}: alignflow {new} a.yaml fit.lr=1" in err
     assert run(*renamed.COMMANDS[old], "--help")[0] == 0
+
+
+@pytest.mark.parametrize("command", renamed.OPTIONS, ids=" ".join)
+def test_an_old_option_gives_the_new_one(command, run):
+    for old, new in renamed.OPTIONS[command].items():
+        for words in ((old, "2"), (f"{old}=2",)):
+            code, out, err = run(*command, *words)
+            assert (code, out) == (2, "")
+            assert f"the option {old} of alignflow {' '.join(command)} is now {new}" in err
+        assert new in run(*command, "--help")[1]
 
 
 @pytest.mark.parametrize("words", [("--set", "seed=3"), ("--set=seed=3",)])

@@ -23,7 +23,7 @@ BRIGHTNESS = Reward("brightness", lambda media, prompts, group: media.flatten(1)
 
 
 def image(path: Path, level: int) -> str:
-    """A gray image; its brightness is level / 255."""
+    """A grey image; its brightness is level / 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), (level,) * 3).save(path)
     return path.name

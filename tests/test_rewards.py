@@ -142,7 +142,7 @@ def where(data):
 
 def test_parse():
     assert rewards.parse("shapes") == rewards.parse({"kind": "shapes"})
-    settings = rewards.parse({"kind": "clip", "model": "x/y", "batch": 4})
+    settings = rewards.parse({"kind": "clip", "model": "x/y", "chunk": 4})
     assert isinstance(settings, ClipReward)
     assert rewards.parse(settings) is settings
     assert isinstance(rewards.parse({"kind": "a.b:c"}), CallableReward)
@@ -162,7 +162,7 @@ def test_parse_says_where_and_what():
     assert where({"kind": "a:b", "weight": 3})[0][0] == "weight"
     deep = {
         "kind": "mixture",
-        "parts": {"a": {"reward": {"kind": "clip", "batch": 0}}, "b": {"reward": {"kind": "no"}}},
+        "parts": {"a": {"reward": {"kind": "clip", "chunk": 0}}, "b": {"reward": {"kind": "no"}}},
     }
     deep["parts"]["c"] = {"reward": "shapes", "wait": 1}
     deep["parts"]["d"] = {"reward": {"kind": "mixture", "parts": {"e": {"reward": {"kind": "clip", "x": 1}}}}}
@@ -173,7 +173,7 @@ def test_parse_says_where_and_what():
 
 
 def test_nested_settings_are_written_out_in_full():
-    settings = rewards.parse({"kind": "mixture", "parts": {"a": {"reward": {"kind": "clip", "batch": 4}}}})
+    settings = rewards.parse({"kind": "mixture", "parts": {"a": {"reward": {"kind": "clip", "chunk": 4}}}})
     plain = settings.model_dump(mode="json")
     assert plain["parts"]["a"]["reward"]["batch"] == 4
     assert rewards.parse(plain) == settings

@@ -119,7 +119,7 @@ def test_a_bad_file_is_a_bad_row(run, levels):
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores.jsonl", "scores.json"])
 def test_scores_are_written_meanwhile_and_gone_on_with(name, run, levels):
-    asked = ("--prompt", "a", "--reward", f"light={REWARD}", "--out", name, "--batch", "2")
+    asked = ("--prompt", "a", "--reward", f"light={REWARD}", "--out", name, "--chunk", "2")
     assert run("score", "many/0.png", "many/1.png", *asked)[0] == 0
     first = Path(name).read_text()
     if name != "scores.json":
@@ -208,7 +208,7 @@ def test_memory_does_not_grow_with_the_number_of_files(levels):
 
     alive = []
     items = (alive.append(i) or Item(str(i), levels / f"{i % 5}.png", Prompt("a")) for i in range(1000))
-    rows = score_items(items, {"light": Reward("light", counts)}, batch=8)
+    rows = score_items(items, {"light": Reward("light", counts)}, chunk=8)
     for number, row in enumerate(rows):
         assert len(alive) <= number + 8
         assert row["scores"]["light"] == pytest.approx(0.2 * (number % 5))

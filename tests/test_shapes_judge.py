@@ -18,7 +18,7 @@ from rewards.judges.settings import Local
 from rewards.worlds.shapes import judge as gold
 from rewards.worlds.shapes import score_batch
 
-EXACT = {"model": "shapes", "dtype": "float32", "batch": 64}
+EXACT = {"model": "shapes", "dtype": "float32", "chunk": 64}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def taught():
 
 
 @pytest.mark.parametrize("kind", judge_data.KINDS)
-def test_what_is_learnt_is_what_is_asked(taught, kind):
+def test_what_is_learned_is_what_is_asked(taught, kind):
     """The loss, with images looked at once and rows padded behind, is that of the judge's own answers."""
     pairs, rows, media, pupil = taught
     lessons = kind(pairs, rows, media, np.random.default_rng(0))

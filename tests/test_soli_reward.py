@@ -46,7 +46,7 @@ WIDTH, DEPTH, READ, SHOWN = 16, 4, (2, 4), [0, 1, 3]
 
 
 class Query(nn.Module):
-    """A learnt query and its attention, called as in the authors' code."""
+    """A learned query and its attention, called as in the authors' code."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,7 @@ def expected(network, video, user):
 def test_scores_are_those_of_the_authors_network(base, network, task, batch):
     media = (MEDIA * 255).round() / 255
     assert frames_at(5, 3) == SHOWN
-    scores = build(base, task=task, batch=batch)(media, PROMPTS).values
+    scores = build(base, task=task, chunk=batch)(media, PROMPTS).values
     users = [QUESTIONS[task]["user_prompt"].replace("{prompt}", prompt) for prompt in PROMPTS]
     wanted = torch.stack([expected(network, video, user) for video, user in zip(media, users, strict=True)])
     assert torch.allclose(scores.detach(), wanted, atol=1e-5)

@@ -63,7 +63,7 @@ def test_ssim_is_the_published_formula():
 def test_ssim_of_clips_leads_to_the_image():
     clip = NOISE[None].clone().requires_grad_()
     image = NOISE[:1]
-    reward = build("ssim", batch=3)
+    reward = build("ssim", chunk=3)
     value = reward(clip, ["a"], None, {"image": image}).values
     each = reward(NOISE, list("abcd"), None, {"image": image.expand(4, -1, -1, -1)}).values
     assert value.item() == pytest.approx(each.mean().item(), abs=1e-6)

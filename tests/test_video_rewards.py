@@ -207,7 +207,7 @@ def test_features_tell_what_is_alike(model, dino, vit):
     path = {"dino": dino, "vit": vit}.get(model, model)
     media = torch.rand(3, 3, 40, 32, generator=torch.Generator().manual_seed(1))
     image = media.flip(0)
-    reward = build("feature_similarity", model=path, batch=2)
+    reward = build("feature_similarity", model=path, chunk=2)
     values = reward(media, list("abc"), None, {"image": image}).values
     assert values[1].item() == pytest.approx(1, abs=1e-5)
     assert values[0].item() == pytest.approx(values[2].item(), abs=1e-5)  # a cosine is symmetric
@@ -241,7 +241,7 @@ def test_mass_is_what_a_reference_video_shows(vjepa, tmp_path):
     (tmp_path / "secret.gif").write_bytes(b"")
     imageio.imwrite(tmp_path / "clips" / "a.gif", pixels)
     kept = torch.from_numpy(imageio.imread(tmp_path / "clips" / "a.gif")).permute(0, 3, 1, 2) / 255
-    reward = build("mass_conservation", references=str(tmp_path / "clips"), model=vjepa, batch=2)
+    reward = build("mass_conservation", references=str(tmp_path / "clips"), model=vjepa, chunk=2)
     media = torch.stack([kept, kept.flip(-1), kept, kept])
     rows = [{"reference": "a.gif"}, {"reference": "a.gif"}, {"reference": "../secret.gif"}, {}]
     scores = reward(media, list("abcd"), None, {"metadata": rows})
@@ -263,7 +263,7 @@ def test_mass_is_what_a_reference_video_shows(vjepa, tmp_path):
 def test_actions_read_are_actions_asked_for(code):
     media = torch.tensor([1.0, 0, 1, 1]).view(1, 4, 1, 1, 1).expand(3, 4, 3, 2, 2)
     rows = [{"actions": [1, 0, 1, 0]}, {"actions": "[1, 0, 1, 1]"}, {"actions": [1]}]
-    scores = build("inverse_dynamics", model=f"{code}:read", batch=2)(media, list("abc"), None, {"metadata": rows})
+    scores = build("inverse_dynamics", model=f"{code}:read", chunk=2)(media, list("abc"), None, {"metadata": rows})
     assert scores.values[:2].tolist() == [0.75, 1.0]
     assert scores.reasons == {2: "the model reads 4 actions, the prompt asks for 1"}
     near = build("inverse_dynamics", model=f"{code}:read", scale=0.5)

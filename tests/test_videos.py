@@ -1,4 +1,4 @@
-"""Videos of video generators: written moving, played on the page, scored from files, learnt from in pairs."""
+"""Videos of video generators: written moving, played on the page, scored from files, learned from in pairs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_run_of_videos_is_seen_moving(tmp_path):
     assert np.array_equal(read_pixels(shown[1]), after)
 
 
-@pytest.mark.parametrize("clips", ["webp", "gif", "mp4"])
+@pytest.mark.parametrize("video", ["webp", "gif", "mp4"])
 def test_samples_are_written_as_asked(tmp_path, video):
     if video == "mp4":
         pytest.importorskip("imageio_ffmpeg", reason="mp4 needs imageio-ffmpeg")

@@ -150,7 +150,7 @@ def _verdict(shown: str, config: RunSettings, found: Named) -> Iterator[str]:
     away = [*(generator_away(generator) if generator is not None else []), *found.away]
     heldout = getattr(prompts, "heldout", None)
     if heldout is not None and heldout == getattr(prompts, "train", None):
-        yield "note       prompts.heldout is prompts.train: its scores are of prompts that were learnt from"
+        yield "note       prompts.heldout is prompts.train: its scores are of prompts that were learned from"
     yield from (f"hub        {text}" for text in away)
     yield from (f"unknown    {text}" for text in found.unknown)
     if found.unknown:

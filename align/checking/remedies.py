@@ -92,7 +92,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
         (judged, "evaluate.chunk", "the same samples, fewer at a time", frozenset({"evaluate"})),
         (
             scored if isinstance(scored, int) else 1,
-            "reward.batch", "the same scores, fewer at a time", frozenset({"reward"}),
+            "reward.chunk", "the same scores, fewer at a time", frozenset({"reward"}),
         ),
         (
             not memory.vae_tiling and tiled,

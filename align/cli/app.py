@@ -257,7 +257,7 @@ def score(
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     device: Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1 or mps")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
+    chunk: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     out: Annotated[
         Path | None, typer.Option(help="output .csv, .jsonl or .json, written as scores arrive; existing rows are kept")
     ] = None,
@@ -268,7 +268,7 @@ def score(
 
     prompts = prompts_of(prompt, prompts_file)
     code = run(
-        files, reward, prompts, device=device, batch=batch, out=out, as_json=as_json, table=table, cell=cell
+        files, reward, prompts, device=device, chunk=chunk, out=out, as_json=as_json, table=table, cell=cell
     )  # fmt: skip
     if code:
         raise typer.Exit(code)

@@ -39,7 +39,7 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="environment variable with the token that clients must send")
     ] = None,
     device: Annotated[str, typer.Option(help="device: cpu, cuda, cuda:1 or mps")] = "cpu",
-    batch: Annotated[
+    chunk: Annotated[
         int, typer.Option(min=1, help="samples scored at a time when several requests arrive together")
     ] = 32,
     window: Annotated[float, typer.Option(min=0, help="seconds to wait for more requests before scoring")] = 0.01,
@@ -73,7 +73,7 @@ def serve(
 
     limits = Limits(max_size << 20, max_samples, max_pixels, max_total, waiting, arrival=arrival)
     run(
-        settings, host=host, port=port, token=token, device=device, batch=batch, window=window, limits=limits,
+        settings, host=host, port=port, token=token, device=device, batch=chunk, window=window, limits=limits,
         grace=grace, say=echo,
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def named_rewards(texts: Sequence[str]) -> dict[str, RewardSettings]:
 
 
 def run(
-    paths: Sequence[Path], rewards: Sequence[str], prompts: Sequence[Prompt], *, device: str, batch: int,
+    paths: Sequence[Path], rewards: Sequence[str], prompts: Sequence[Prompt], *, device: str, chunk: int,
     out: Path | None, as_json: bool, table: Callable[[list[str], list[list[str]]], str], cell: Callable[[Any], str],
 ) -> int:  # fmt: skip
     """Score, print and write; the exit code: 2 where a file could not be read, 1 where a reward scored nothing."""
@@ -68,7 +68,7 @@ def run(
         echo(f"{out}: {len(done)} rows are there already", err=True)
     tally = Tally(list(settings), total, keep=output is None)
     try:
-        for some in _chunks(score_items(todo, ready, place, batch), batch):
+        for some in _chunks(score_items(todo, ready, place, chunk), chunk):
             if output is not None:
                 output.add(some)
             tally.add(some)

@@ -195,7 +195,7 @@ def _stacked(kept: Mapping[int, Tensor], show: int) -> Tensor:
 
 
 def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
-    """The images that prompts come with, ``[N, 3, H, W]`` in [0, 1]; gray where a mask has them drawn anew."""
+    """The images that prompts come with, ``[N, 3, H, W]`` in [0, 1]; grey where a mask has them drawn anew."""
     mask = inputs.get("mask", torch.zeros(()))
     return inputs["image"] * (1 - mask) + 0.5 * mask
 

@@ -31,14 +31,14 @@ def score_files(
     prompts: Sequence[Prompt],
     rewards: Mapping[str, RewardSettings],
     device: str = "cpu",
-    batch: int = 16,
+    chunk: int = 16,
 ) -> list[Row]:
     """:func:`score_items` of files, folders or tables, all rows at once.
 
     Raises:
         DataError: also the first file that cannot be read.
     """
-    rows = list(score_items(items_of(files, prompts), build(rewards, device), device, batch))
+    rows = list(score_items(items_of(files, prompts), build(rewards, device), device, chunk))
     for row in rows:
         if row["unread"]:
             raise DataError(row["unread"])
@@ -51,24 +51,24 @@ def build(rewards: Mapping[str, RewardSettings], device: str) -> dict[str, Rewar
 
 
 def score_items(
-    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", batch: int = 16
+    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", chunk: int = 16
 ) -> Iterator[Row]:
     """Rows as they are scored: ``file, prompt, scores: {name: value or None}, reasons: {name: why None}, unread``.
 
-    Rewards that look at each sample alone take ``batch`` samples of one size at a time. Those that compare the samples
+    Rewards that look at each sample alone take ``chunk`` samples of one size at a time. Those that compare the samples
     of a prompt take them together, and those that compare all take all; then rows come prompt by prompt. A score that
     would be a comparison with nothing is missing and says so; ``parts: {name: {part: value}}`` holds its parts.
 
     Args:
         items: samples of any size; what a reward wants beside them is read at the same size.
-        batch: samples scored at once.
+        chunk: samples scored at once.
     """
     scope = widest_known([reward.scope for reward in rewards.values()])
-    for bundle in _bundles(items, str(scope), batch):
-        yield from _Bundle(bundle, rewards, device, batch).rows()
+    for bundle in _bundles(items, str(scope), chunk):
+        yield from _Bundle(bundle, rewards, device, chunk).rows()
 
 
-def _bundles(items: Iterable[Item], scope: str, batch: int) -> Iterator[Iterator[Item]]:
+def _bundles(items: Iterable[Item], scope: str, chunk: int) -> Iterator[Iterator[Item]]:
     """What is read and scored before anything else is read: endless where memory alone ends it."""
     if scope == "sample":
         stream = iter(items)
@@ -103,8 +103,8 @@ class _Read:
 class _Bundle:
     """Samples that are in memory together."""
 
-    def __init__(self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, batch: int) -> None:
-        self.rewards, self.device, self.batch = rewards, device, batch
+    def __init__(self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, chunk: int) -> None:
+        self.rewards, self.device, self.chunk = rewards, device, chunk
         self.whole = any(reward.scope != "sample" for reward in rewards.values())
         self.all: list[Row] = []
         self.read: list[_Read] = []
@@ -114,7 +114,7 @@ class _Bundle:
             if one is not None:
                 self.read.append(one)
                 size += one.pixels.nbytes
-            if not self.whole and (len(self.all) >= batch or size >= HELD):
+            if not self.whole and (len(self.all) >= chunk or size >= HELD):
                 return
 
     def rows(self) -> list[Row]:
@@ -148,8 +148,8 @@ class _Bundle:
         for one in self.read:
             sizes.setdefault((one.pixels.shape, one.found.fps), []).append(one)
         for some in sizes.values():
-            for start in range(0, len(some), self.batch):
-                yield some[start : start + self.batch]
+            for start in range(0, len(some), self.chunk):
+                yield some[start : start + self.chunk]
 
     def _compare(self, name: str, reward: Reward) -> None:
         """Score samples that are compared at once, where they can be."""

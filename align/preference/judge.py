@@ -58,7 +58,7 @@ def train_judge(
 def _train(config: JudgeTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
     if not rows:
-        raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learnt")
+        raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learned")
     heldout = read_set("pairs", config.data.heldout) if config.data.heldout else []
     judge = config.asking.judge.load(require(config.device, "device"))
     assert isinstance(judge, LocalJudge)

@@ -32,11 +32,11 @@ BY_CONTENT = {"prompts.train": "data", "prompts.source": "data", "rollout.file":
 
 _REASONS = {
     "seed": "all that is drawn follows from it",
-    "generator": "what was learnt belongs to this model",
+    "generator": "what was learned belongs to this model",
     "policy": "the checkpoint's weights have its shape",
     "prompts": "which prompts a step uses follows from them",
     "rollout": "earlier steps were drawn so, and what a step uses follows from it",
-    "reward": "what was learnt so far was for the other reward",
+    "reward": "what was learned so far was for the other reward",
     "recipe": "the state of the roles follows from it",
     "train": "the optimizer's state follows from it",
     "memory": "it changes the weights themselves",

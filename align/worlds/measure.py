@@ -151,7 +151,7 @@ def judge(out: Path, n: int) -> dict:
     not. `caption_accuracy` is how often the true one is the likelier, `digit_error` the mean distance of the expected
     digit, 0 to 1, from gold. `compared` is the pairwise judge's win rate, `beats` RewardDance's.
     """
-    local = Local(model=str(out / "judge"), dtype="float32", batch=64)
+    local = Local(model=str(out / "judge"), dtype="float32", chunk=64)
     yes, digit = (build(judge=local).build() for build in (YesProbability, DigitJudge))
     compared = {"compared": Pairwise(judge=local).build(), "beats": RewardDance(judge=local).build()}
 

@@ -144,7 +144,7 @@ class Latents:
 
 
 def beside_holes(vae: AutoencoderKL, tasks: list[Task]) -> Tensor:
-    """What the inpainter sees: the latents of the image with a gray hole, and the mask's pixels, [n, 72, 8, 8]."""
+    """What the inpainter sees: the latents of the image with a grey hole, and the mask's pixels, [n, 72, 8, 8]."""
     masks = np.stack([edits.draw_mask(task.hole) for task in tasks if task.hole])
     images = np.stack([render(task.target) for task in tasks])
     images[masks > 0] = 128

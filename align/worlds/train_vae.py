@@ -30,7 +30,7 @@ class Stages:
         most_kl: what it rises to, per latent dimension. With 3e-4 on images noise of a third of the latents' spread
             destroyed them. A video has twice as many latent dimensions for a pixel as an image.
         blurred: weight of `blurred_loss`, and until when it is the only one.
-        frames: (until when, frames in a row of a video): what a frame looks like is learnt at a fraction of the cost.
+        frames: (until when, frames in a row of a video): what a frame looks like is learned at a fraction of the cost.
     """
 
     lr: float
@@ -89,7 +89,7 @@ def new_video_vae() -> AutoencoderKLWan:
     """An untrained autoencoder of videos, 4 times smaller on each side and twice in time; with 8 times shapes blurred.
 
     A first patch of 2x2 pixels, as Wan 2.2 has, keeps the convolutions in 3D small. It begins with little noise on its
-    latents (with as much as an untrained one has it learnt to say nothing) and without looking back in time.
+    latents (with as much as an untrained one has it learned to say nothing) and without looking back in time.
     """
     vae = AutoencoderKLWan(
         base_dim=16,

@@ -22,8 +22,8 @@ class FluxFill(Flux):
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mask = (inputs["mask"].amax(1, keepdim=True) >= 0.5).float()
-        gray = 0.5  # the pipeline blanks pixels in [-1, 1]
-        outside = inputs["image"] * (1 - mask) + gray * mask
+        grey = 0.5  # the pipeline blanks pixels in [-1, 1]
+        outside = inputs["image"] * (1 - mask) + grey * mask
         fine = F.pixel_unshuffle(mask, self.pipeline.vae_scale_factor)  # every pixel of the mask, as channels
         return {"beside": torch.cat([encode(self.pipeline.vae, outside), fine], 1)}
 

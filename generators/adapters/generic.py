@@ -152,7 +152,7 @@ class Generic(Generator):
             self._run(prompts, inputs, steps, guidance, "latent")
         return tape
 
-    # -- what is learnt from watching ----------------------------------------------------------------------------
+    # -- what is learned from watching ----------------------------------------------------------------------------
 
     def _learn(self) -> None:
         self.dial = "true_cfg_scale" if "true_cfg_scale" in self.parameters else "guidance_scale"

@@ -47,8 +47,8 @@ class WanI2V(Wan):
         first = image.unsqueeze(1)
         if self.pipeline.config.expand_timesteps:
             return {"first": self.encode_media(first)}
-        gray = torch.full_like(first, 0.5).expand(-1, self.frames - 1, -1, -1, -1)
-        latents = self.encode_media(torch.cat([first, gray], 1))
+        grey = torch.full_like(first, 0.5).expand(-1, self.frames - 1, -1, -1, -1)
+        latents = self.encode_media(torch.cat([first, grey], 1))
         given = torch.zeros_like(latents[:, : self.compression()[0]])
         given[:, :, 0] = 1
         encoded = {"beside": torch.cat([given, latents], 1)}

@@ -61,7 +61,7 @@ class Aesthetic(ModelRewardSettings):
             raise RewardError(f"the head reads {wanted} features, {self.model} gives {width}: another CLIP")
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return clip.by_frame(media, lambda image, samples: head(image).squeeze(-1), self.batch, self.frames)
+            return clip.by_frame(media, lambda image, samples: head(image).squeeze(-1), self.chunk, self.frames)
 
         return Reward("aesthetic", function, differentiable=True)
 

@@ -47,7 +47,7 @@ class ClipReward(ModelRewardSettings):
         scale = {"cosine": 1.0, "percent": 100.0, "logit": clip.logit_scale}[self.variant]
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return scale * clip.cosine(media, prompts, self.batch, self.frames)
+            return scale * clip.cosine(media, prompts, self.chunk, self.frames)
 
         return Reward(
             "clip",
@@ -55,7 +55,7 @@ class ClipReward(ModelRewardSettings):
             range=(-scale, scale),
             differentiable=True,
             fingerprint=lambda: digest(clip.model.state_dict()),
-            embed=lambda media, prompts: clip.media_features(media, self.batch),
+            embed=lambda media, prompts: clip.media_features(media, self.chunk),
         )
 
 

@@ -69,7 +69,7 @@ class ClipScore(ModelRewardSettings):
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             texts = [asked.prefix + prompt for prompt in prompts]
-            return factor * clip.cosine(media, texts, self.batch, self.frames, positive=asked.positive)
+            return factor * clip.cosine(media, texts, self.chunk, self.frames, positive=asked.positive)
 
         lowest = 0.0 if asked.positive else -factor
         return Reward("clip_score", function, range=(lowest, factor), differentiable=True)

@@ -57,18 +57,18 @@ class GoalBaseline(ModelRewardSettings):
         )
 
         def mean(texts: str | tuple[str, ...]) -> Tensor:
-            return clip.text_features([texts] if isinstance(texts, str) else list(texts), self.batch).mean(0)
+            return clip.text_features([texts] if isinstance(texts, str) else list(texts), self.chunk).mean(0)
 
         baseline = mean(self.baseline)
         fixed = None if self.goal is None else mean(self.goal)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
-            goal = clip.text_features(prompts, self.batch) if fixed is None else fixed.expand(len(prompts), -1)
+            goal = clip.text_features(prompts, self.chunk) if fixed is None else fixed.expand(len(prompts), -1)
 
             def score(image: Tensor, samples: Tensor) -> Tensor:
                 return projected(image, goal[samples], baseline, self.alpha)
 
-            values = clip.by_frame(media, score, self.batch, self.frames)
+            values = clip.by_frame(media, score, self.chunk, self.frames)
             # what tells equal texts apart is rounding, and would become the direction
             same = ((goal - baseline).norm(dim=-1) < 1e-3).cpu()
             same |= torch.tensor([text == self.baseline for text in (prompts if fixed is None else [])] or [False])

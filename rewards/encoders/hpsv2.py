@@ -62,6 +62,6 @@ class HumanPreferenceScore(ModelRewardSettings):
         clip = Clip.load(weights(file), weights(self.processor), self.dtype, device, preprocess=padded, repair=True)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return factor * clip.cosine(media, prompts, self.batch, self.frames)
+            return factor * clip.cosine(media, prompts, self.chunk, self.frames)
 
         return Reward("hpsv2", function, range=(-factor, factor), differentiable=True)

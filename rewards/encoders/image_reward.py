@@ -49,6 +49,6 @@ class ImageReward(ModelRewardSettings):
             def score(images: Tensor, samples: Tensor) -> Tensor:
                 return blip.score(images, [prompts[i] for i in samples.tolist()])
 
-            return by_frame(media, score, self.batch, self.frames)
+            return by_frame(media, score, self.chunk, self.frames)
 
         return Reward("image_reward", function, differentiable=True)

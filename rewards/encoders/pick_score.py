@@ -39,7 +39,7 @@ class PickScore(ModelRewardSettings):
         factor = {"cosine": 1.0, "flow_grpo": scale / 26}.get(self.variant, scale)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            logits = factor * clip.cosine(media, prompts, self.batch, self.frames)
+            logits = factor * clip.cosine(media, prompts, self.chunk, self.frames)
             return among(logits, prompts, group) if self.variant == "probability" else logits
 
         span = (0.0, 1.0) if self.variant == "probability" else (-factor, factor)

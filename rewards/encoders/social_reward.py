@@ -43,6 +43,6 @@ class SocialReward(ModelRewardSettings):
         )
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return clip.cosine(media, prompts, self.batch, self.frames)
+            return clip.cosine(media, prompts, self.chunk, self.frames)
 
         return Reward("social_reward", function, range=(-1.0, 1.0), differentiable=True)

@@ -47,13 +47,13 @@ class EndpointJudge:
         Raises:
             RewardError: no answer to it, or one without what is needed.
         """
-        gray = Question((torch.full((3, 56, 56), 0.5), "Is this picture gray? Answer yes or no."))
+        grey = Question((torch.full((3, 56, 56), 0.5), "Is this picture gray? Answer yes or no."))
         tries: dict[str, Callable[[Question], Any]] = {
             "answers": self._listed,
             "likelihood": lambda asked: self._likelihood(asked, "yes"),
             "reply": lambda asked: self._choice(asked, max_tokens=1),
         }
-        (found,) = self._each([gray], tries[needs])
+        (found,) = self._each([grey], tries[needs])
         if isinstance(found, _Failure):
             raise RewardError(found.why)
 

@@ -191,8 +191,8 @@ class LocalJudge:
                 reasons[row] = f"{said}; the judge reads {self.longest}, the least of judge.longest and what it can"
             else:
                 fitting.append((row, ids, len(tail)))
-        for start in range(0, len(fitting), self.settings.batch):
-            some = fitting[start : start + self.settings.batch]
+        for start in range(0, len(fitting), self.settings.chunk):
+            some = fitting[start : start + self.settings.chunk]
             rows = [row for row, _, _ in some]
             inputs = self._inputs([ids for _, ids, _ in some], [questions[row] for row in rows])
             yield Batch(rows, [length for _, _, length in some], inputs)

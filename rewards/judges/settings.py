@@ -27,6 +27,7 @@ class Local(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process; differentiable")
     model: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -35,7 +36,7 @@ class Local(Strict):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation in transformers")
-    batch: int = Field(4, ge=1, description="questions per network call")
+    chunk: int = Field(4, ge=1, description="questions per network call")
     pixels: int | None = Field(None, ge=1, description="maximum number of pixels per image; null = the model's default")
     longest: int = Field(16384, ge=1, description="maximum number of tokens per question, including images and reply")
     lora: str | None = Field(None, description="folder of a LoRA written by alignflow reward train; null = none")

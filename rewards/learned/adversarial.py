@@ -45,7 +45,7 @@ class Adversarial(VisionRewardSettings):
 
         def features(media: Tensor) -> Tensor:
             videos = media if media.ndim == 5 else media[:, None]
-            return F.normalize(vision.of_videos(videos, self.batch, patches=True).mean(1), dim=-1)
+            return F.normalize(vision.of_videos(videos, self.chunk, patches=True).mean(1), dim=-1)
 
         return Discriminator(
             features,

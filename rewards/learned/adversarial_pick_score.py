@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class AdversarialPickScore(ModelRewardSettings):
     """PickScore whose last vision layers are trained to prefer references while samples score higher (Adv-GRPO).
 
-    A rollout in which it learns is not learnt from by the policy. Scores of different updates cannot be compared.
+    A rollout in which it learns is not learned from by the policy. Scores of different updates cannot be compared.
     """
 
     kind: Literal["adversarial_pick_score"] = Field(
@@ -51,7 +51,7 @@ class AdversarialPickScore(ModelRewardSettings):
             layers=self.layers,
             lr=self.lr,
             seed=self.seed,
-            batch=self.batch,
+            chunk=self.chunk,
             frames=self.frames,
         )
         return tuned.reward("adversarial_pick_score")

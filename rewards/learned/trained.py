@@ -38,7 +38,7 @@ class TrainedReward(ModelRewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             if media.ndim == 5:
                 media = media[:, middles(media.shape[1], self.frames)]
-            found = scorer.outputs(media, prompts, user, self.batch)
+            found = scorer.outputs(media, prompts, user, self.chunk)
             return Scores(found[:, 0], parts={"deviation": found[:, 1]} if found.shape[1] > 1 else {})
 
         return Reward(

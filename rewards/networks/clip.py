@@ -89,32 +89,32 @@ class Clip:
         self,
         media: Tensor,
         score: Callable[[Tensor, Tensor], Tensor],
-        batch: int,
+        chunk: int,
         frames: int | None = None,
     ) -> Tensor:
         """Scores ``[N]``: ``score(image features [b, D], sample numbers [b])``, of videos the mean over frames."""
-        return by_frame(media, lambda images, samples: score(self.image_features(images), samples), batch, frames)
+        return by_frame(media, lambda images, samples: score(self.image_features(images), samples), chunk, frames)
 
     def cosine(
-        self, media: Tensor, prompts: list[str], batch: int, frames: int | None = None, *, positive: bool = False
+        self, media: Tensor, prompts: list[str], chunk: int, frames: int | None = None, *, positive: bool = False
     ) -> Tensor:
         """Cosine ``[N]`` of ``media`` and ``prompts``, of videos the mean over frames.
 
         Args:
             positive: whether an image's negative cosine counts as 0.
         """
-        text = self.text_features(prompts, batch)
+        text = self.text_features(prompts, chunk)
 
         def score(image: Tensor, samples: Tensor) -> Tensor:
             value = (image * text[samples]).sum(-1)
             return value.clamp(min=0) if positive else value
 
-        return self.by_frame(media, score, batch, frames)
+        return self.by_frame(media, score, chunk, frames)
 
     @torch.no_grad()
-    def media_features(self, media: Tensor, batch: int) -> Tensor:
+    def media_features(self, media: Tensor, chunk: int) -> Tensor:
         """``[N, D]`` float32 of ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, where a video's is the mean of its frames'."""
-        seen = torch.cat([self.image_features(part) for part in media.flatten(0, -4).split(batch)])
+        seen = torch.cat([self.image_features(part) for part in media.flatten(0, -4).split(chunk)])
         return seen.unflatten(0, (len(media), -1)).mean(1)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -127,13 +127,13 @@ class Clip:
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
     @torch.no_grad()
-    def text_features(self, prompts: list[str], batch: int) -> Tensor:
+    def text_features(self, prompts: list[str], chunk: int) -> Tensor:
         """Unit rows ``[N, D]`` float32; equal prompts are read once, long ones cut as CLIP does (77 tokens)."""
         distinct = list(dict.fromkeys(prompts))
         limit = self.model.config.text_config.max_position_embeddings
         rows = [torch.zeros(0, self.model.config.projection_dim, device=self.model.device)]
-        for start in range(0, len(distinct), batch):
-            texts = [mended(text) if self.repair else writable(text) for text in distinct[start : start + batch]]
+        for start in range(0, len(distinct), chunk):
+            texts = [mended(text) if self.repair else writable(text) for text in distinct[start : start + chunk]]
             tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             ids, mask = tokens.input_ids.to(self.model.device), tokens.attention_mask.to(self.model.device)
             rows.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())

@@ -50,7 +50,7 @@ _HEAD_NAMES = (  # of SoliReward's code -> of QueryAttention
 class QueryAttention(nn.Module):
     """Hierarchical progressive query attention (SoliReward, arXiv 2512.22170).
 
-    A learnt query reads the first of K layers, what it found there is the query to the next, and so on, without
+    A learned query reads the first of K layers, what it found there is the query to the next, and so on, without
     residuals. A second query reads the last layer. A SiLU network of two layers scores the sum of both answers.
     """
 

@@ -61,7 +61,7 @@ class VisionFeatures:
             found = torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], 1)
         return F.normalize(found.float(), dim=-1)
 
-    def of_videos(self, videos: Tensor, batch: int, patches: bool = False) -> Tensor:
-        """``[N, F, 3, H, W]`` -> ``[N, F, D]``, or with patches ``[N, F, 1 + P, D]``, ``batch`` frames at a time."""
+    def of_videos(self, videos: Tensor, chunk: int, patches: bool = False) -> Tensor:
+        """``[N, F, 3, H, W]`` -> ``[N, F, D]``, or with patches ``[N, F, 1 + P, D]``, ``chunk`` frames at a time."""
         read = self.tokens if patches else self
-        return torch.cat([read(part) for part in videos.flatten(0, 1).split(batch)]).unflatten(0, videos.shape[:2])
+        return torch.cat([read(part) for part in videos.flatten(0, 1).split(chunk)]).unflatten(0, videos.shape[:2])

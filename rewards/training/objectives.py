@@ -17,7 +17,7 @@ class Objective(Settings):
 
     kind: str
     ties: ClassVar[bool] = False
-    """Whether pairs without a winner are learnt from; elsewhere they are left out."""
+    """Whether pairs without a winner are learned from; elsewhere they are left out."""
     single: ClassVar[bool] = False
     """Whether the table holds single images with a number each; then ``second`` is not there."""
     heads: ClassVar[tuple[str, ...]] = ()

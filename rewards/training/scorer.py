@@ -70,15 +70,15 @@ class Scorer:
         frames = media if media.ndim == 4 else media[None]
         return self.clip.preprocess(frames.to(self.clip.model.device))
 
-    def embed(self, pixels: Sequence[Tensor], batch: int) -> Tensor:
+    def embed(self, pixels: Sequence[Tensor], chunk: int) -> Tensor:
         """Unit features ``[N, D]`` float32 of N normalised images or videos."""
-        parts = torch.cat(list(pixels)).split(batch)
+        parts = torch.cat(list(pixels)).split(chunk)
         seen = torch.cat([self.clip.pixel_features(part) for part in parts]).split([len(one) for one in pixels])
         return F.normalize(torch.stack([frames.mean(0) for frames in seen]), dim=-1)
 
-    def outputs(self, media: Tensor, prompts: list[str], user: int | None, batch: int) -> Tensor:
+    def outputs(self, media: Tensor, prompts: list[str], user: int | None, chunk: int) -> Tensor:
         """``[N, K]`` of media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``."""
-        image = self.embed([self.pixels(one) for one in media], batch)
-        text = self.clip.text_features(prompts, batch)
+        image = self.embed([self.pixels(one) for one in media], chunk)
+        text = self.clip.text_features(prompts, chunk)
         number = None if user is None else torch.full((len(image),), user, device=image.device)
         return self.head(image, text, number)

@@ -28,7 +28,7 @@ class TunedClip:
         references: prompt -> images ``[3, H, W]`` in [0, 1] of any size; kept at the model's size.
         layers: of the vision tower, from its end, that learn; norm and projection behind them do not.
         lr: of Adam with betas 0.5 and 0.999.
-        batch: images through the network at once.
+        chunk: images through the network at once.
         frames: of a video that count, all by default.
 
     Raises:
@@ -43,7 +43,7 @@ class TunedClip:
         layers: int = 2,
         lr: float = 5e-6,
         seed: int = 0,
-        batch: int = 32,
+        chunk: int = 32,
         frames: int | None = None,
     ) -> None:
         tower = clip.model.vision_model.encoder.layers
@@ -51,7 +51,7 @@ class TunedClip:
             raise RewardError("there are no references to be ahead of")
         if layers > len(tower):
             raise RewardError(f"layers: {layers} of a vision tower with {len(tower)}")
-        self.clip, self.seed, self.batch, self.frames, self.calls = clip, seed, batch, frames, 0
+        self.clip, self.seed, self.chunk, self.frames, self.calls = clip, seed, chunk, frames, 0
         self.references = {
             prompt: torch.cat([clip.preprocess(image[None]) for image in images])
             for prompt, images in references.items()
@@ -62,7 +62,7 @@ class TunedClip:
 
     def score(self, media: Tensor, prompts: Sequence[str]) -> Tensor:
         """``[N]`` with gradient to the pixels; of videos the mean over frames."""
-        return self.clip.logit_scale * self.clip.cosine(media, list(prompts), self.batch, self.frames)
+        return self.clip.logit_scale * self.clip.cosine(media, list(prompts), self.chunk, self.frames)
 
     def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """At most one step, on the samples whose prompts have references; loss and mean scores before it."""
@@ -72,8 +72,8 @@ class TunedClip:
         real = [self.references[prompts[i]][rng.integers(len(self.references[prompts[i]]))] for i in rows]
         sums = torch.zeros(3, device=self.clip.model.device)
         self.tuned.requires_grad_(True)
-        for start in range(0, len(rows), self.batch):
-            part = slice(start, start + self.batch)
+        for start in range(0, len(rows), self.chunk):
+            part = slice(start, start + self.chunk)
             texts = [prompts[i] for i in rows[part]]
             fakes = self.score(media[rows[part]], texts)
             reals = self._logits(torch.stack(real[part]), texts)
@@ -91,7 +91,7 @@ class TunedClip:
     def _logits(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """``[N]`` of what the model's preprocessing has made."""
         seen = self.clip.pixel_features(pixels.to(self.clip.model.device))
-        return self.clip.logit_scale * (seen * self.clip.text_features(prompts, self.batch)).sum(-1)
+        return self.clip.logit_scale * (seen * self.clip.text_features(prompts, self.chunk)).sum(-1)
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`fit` changes."""

@@ -32,8 +32,8 @@ class FeatureSimilarity(VisionRewardSettings):
         features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
-            goal = features.of_videos(image[:, None], self.batch)[:, 0].detach()
-            return by_frame(media, lambda seen, of: (features(seen) * goal[of]).sum(-1), self.batch, self.frames)
+            goal = features.of_videos(image[:, None], self.chunk)[:, 0].detach()
+            return by_frame(media, lambda seen, of: (features(seen) * goal[of]).sum(-1), self.chunk, self.frames)
 
         return Reward(
             "feature_similarity",

@@ -1,4 +1,4 @@
-"""GenEval: are the requested objects present, in the right number, color and place? By a detector and CLIP."""
+"""GenEval: are the requested objects present, in the right number, colour and place? By a detector and CLIP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.encoders.clip import weights
-from rewards.geneval_rules import COLORS, MOST, THRESHOLD, Task, judge, read_task
+from rewards.geneval_rules import COLOURS, MOST, THRESHOLD, Task, judge, read_task
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ GREY = 0x99 / 255
 
 
 class GenEval(RewardSettings):
-    """GenEval's verdict on the objects in the image: counts, colors, places; dense, strict or as published.
+    """GenEval's verdict on the objects in the image: counts, colours, places; dense, strict or as published.
 
     What is asked for are the prompt's columns ``include``, ``exclude`` and ``tag``, as in GenEval's
     ``evaluation_metadata.jsonl``. A prompt without them, or with a class the detector does not know, has no score.
@@ -41,7 +41,7 @@ class GenEval(RewardSettings):
         "facebook/mask2former-swin-small-coco-instance",
         description="folder or hub id of a detector (RT-DETR, DETR ...) or instance segmenter (Mask2Former)",
     )
-    clip: str = Field("openai/clip-vit-large-patch14", description="CLIPModel folder or hub id, for naming colors")
+    clip: str = Field("openai/clip-vit-large-patch14", description="CLIPModel folder or hub id, for naming colours")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of both networks")
     frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
     probe: tuple[str, str] | None = Field(
@@ -104,8 +104,8 @@ def task_of(row: Mapping[str, Any], detector: Detector) -> Task:
     return task
 
 
-def color_of(clip: Clip, image: Tensor, name: str, found: Sequence[Found]) -> list[str]:
-    """CLIP's color of each object: its crop, what is not the object grey (#999), against three sentences a color.
+def colour_of(clip: Clip, image: Tensor, name: str, found: Sequence[Found]) -> list[str]:
+    """CLIP's colour of each object: its crop, what is not the object grey (#999), against three sentences a colour.
 
     Args:
         image: ``[3, H, W]`` in [0, 1].
@@ -113,11 +113,11 @@ def color_of(clip: Clip, image: Tensor, name: str, found: Sequence[Found]) -> li
     import torch
     from torch.nn import functional as F
 
-    texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-    sentences = clip.text_features(texts, len(texts)).unflatten(0, (len(COLORS), len(TEMPLATES)))
+    texts = [template.format(color=colour, name=name) for colour in COLOURS for template in TEMPLATES]
+    sentences = clip.text_features(texts, len(texts)).unflatten(0, (len(COLOURS), len(TEMPLATES)))
     crops = [clip.image_features(_crop(image, one)[None]) for one in found]
     likes = torch.cat(crops) @ F.normalize(sentences.mean(1), dim=-1).T
-    return [COLORS[index] for index in likes.argmax(1).tolist()]
+    return [COLOURS[index] for index in likes.argmax(1).tolist()]
 
 
 def _mean_verdict(frames: Tensor, task: Task, detector: Detector, clip: Clip) -> dict[str, float]:
@@ -126,7 +126,7 @@ def _mean_verdict(frames: Tensor, task: Task, detector: Detector, clip: Clip) ->
     for image in frames:
         seen = detector(image[None], task.threshold)[0]
         objects = {name: seen.get(own, []) for name, own in names.items()}
-        verdict = judge(objects, task, partial(color_of, clip, image))
+        verdict = judge(objects, task, partial(colour_of, clip, image))
         total = {key: total[key] + value / len(frames) for key, value in verdict._asdict().items()}
     return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,8 +19,9 @@ C1, C2 = 0.01**2, 0.03**2
 class Ssim(RewardSettings):
     """Structural similarity (SSIM) to the prompt's image, averaged over a video's frames; differentiable."""
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's image")
-    batch: int = Field(32, ge=1, description="images, or frames of videos, per call")
+    chunk: int = Field(32, ge=1, description="images, or frames of videos, per call")
     frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
     def gradient(self) -> bool | None:
@@ -35,7 +36,7 @@ class Ssim(RewardSettings):
             def score(images: Tensor, samples: Tensor) -> Tensor:
                 return ssim(images, image[samples.to(image.device)])
 
-            return by_frame(media, score, self.batch, self.frames)
+            return by_frame(media, score, self.chunk, self.frames)
 
         return Reward("ssim", function, range=(-1.0, 1.0), differentiable=True, wants=("image",))
 

@@ -36,7 +36,7 @@ class IdentityConsistency(VisionRewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             videos = at_least(media, 2, "identity_consistency")
             chosen = videos[:, middles(videos.shape[1], self.frames and max(self.frames, 2))]
-            return consistency(features.of_videos(chosen, self.batch))
+            return consistency(features.of_videos(chosen, self.chunk))
 
         return Reward(
             "identity_consistency",

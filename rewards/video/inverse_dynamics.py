@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class InverseDynamics(RewardSettings):
     ``[N, F, 3, H, W]`` and returns ``[N, n]`` actions, or ``[N, n, A]`` logits of which the highest counts.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["inverse_dynamics"] = Field(
         "inverse_dynamics", description="match between performed and requested actions"
     )
@@ -32,7 +33,7 @@ class InverseDynamics(RewardSettings):
         gt=0,
         description="scale for continuous actions, each scored exp(-difference^2 / scale); null = equal or not",
     )
-    batch: int = Field(8, ge=1, description="videos per call")
+    chunk: int = Field(8, ge=1, description="videos per call")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Import the model, make it where it is a class.
@@ -54,7 +55,7 @@ class InverseDynamics(RewardSettings):
             model = model.eval().to(device) if isinstance(model, torch.nn.Module) else model
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
-            parts = at_least(media, 2, "inverse_dynamics").split(self.batch)
+            parts = at_least(media, 2, "inverse_dynamics").split(self.chunk)
             read = torch.cat([torch.as_tensor(model(part)).float().cpu() for part in parts])
             values, reasons = torch.full((len(prompts),), torch.nan), {}
             for index, row in enumerate(metadata):

@@ -29,7 +29,7 @@ class KineticResidual(FlowRewardSettings):
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            return -jerk(video_flow(at_least(media, 4, "kinetic_residual"), flow, self.batch))
+            return -jerk(video_flow(at_least(media, 4, "kinetic_residual"), flow, self.chunk))
 
         return Reward("kinetic_residual", function, range=(float("-inf"), 0.0), differentiable=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,10 +28,11 @@ class MassConservation(ModelRewardSettings):
     belongs beside ``kinetic_residual``. Differentiable.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["mass_conservation"] = Field("mass_conservation", description="feature distance to a reference video")
     references: Path = Field(description="folder of the reference videos (.mp4, .gif, .webp)")
     model: str = Field("facebook/vjepa2-vitl-fpc64-256", description="folder or hub id of a V-JEPA 2 model")
-    batch: int = Field(4, ge=1, description="videos per network call")
+    chunk: int = Field(4, ge=1, description="videos per network call")
     frames: int | None = Field(None, ge=2, description="frames used per video, evenly spaced; null = all")
 
     def load(self, device: torch.device | str) -> Reward:
@@ -60,7 +61,7 @@ class MassConservation(ModelRewardSettings):
                     goals[index] = self._reference(row, videos.shape[1]).to(videos.device)
                 except ValueError as error:
                     reasons[index] = str(error)
-            for part in torch.tensor(list(goals), dtype=torch.long).split(self.batch) if goals else ():
+            for part in torch.tensor(list(goals), dtype=torch.long).split(self.chunk) if goals else ():
                 seen = video_features(model, videos[part])
                 for index, feature in zip(part.tolist(), seen, strict=True):
                     with torch.no_grad():

@@ -37,7 +37,7 @@ class MotionDegree(FlowRewardSettings):
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
-            speed = fastest(video_flow(at_least(media, 2, "motion_degree"), flow, self.batch))
+            speed = fastest(video_flow(at_least(media, 2, "motion_degree"), flow, self.chunk))
             return speed if self.enough is None else (speed / self.enough).clamp(max=1)
 
         highest = float("inf") if self.enough is None else 1.0

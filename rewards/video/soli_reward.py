@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class SoliReward(RewardSettings):
     of one frame, which is shown as often as ``frames`` says.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["soli_reward"] = Field("soli_reward", description="SoliReward, an InternVL3 that scores videos")
     template: Path = Field(description="SoliReward's inference/arguments.py, or a JSON file with the questions")
     task: Literal["phy_deform", "text_alignment"] = Field(
@@ -47,7 +48,7 @@ class SoliReward(RewardSettings):
         None, description="layers that the head reads, 1 = the first; null = evenly spaced, as published"
     )
     frames: int = Field(8, ge=1, description="frames used per video, evenly spaced")
-    batch: int = Field(1, ge=1, description="videos per network call")
+    chunk: int = Field(1, ge=1, description="videos per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
     def gradient(self) -> bool | None:
@@ -78,8 +79,8 @@ class SoliReward(RewardSettings):
             refused = [i for i, prompt in enumerate(prompts) if read and any(token in prompt for token in control)]
             good = [i for i in range(len(prompts)) if i not in refused]
             values = media.new_full((len(prompts),), float("nan"))
-            for start in range(0, len(good), self.batch):
-                some = good[start : start + self.batch]
+            for start in range(0, len(good), self.chunk):
+                some = good[start : start + self.chunk]
                 marks = judge(videos[some], [(system, user.replace(PLACE, prompts[i])) for i in some])
                 values = values.index_put((values.new_tensor(some).long(),), marks.to(values))
             return Scores(values, dict.fromkeys(refused, "the prompt holds a control token of the model"))

@@ -7,7 +7,7 @@ import math
 import os
 import queue
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class Pool(RewardSettings):
     unanswered is missing, with its reason. Workers on other machines need the same packages and the reward's code.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["pool"] = Field("pool", description="another reward in several Ray actors")
     reward: AnyReward = Field(description="reward to replicate: {kind: ...}")
     workers: int = Field(2, ge=1, description="copies of the reward")
@@ -37,7 +38,7 @@ class Pool(RewardSettings):
     )
     cpus: float = Field(1.0, ge=0, description="cluster CPUs per worker")
     gpus: float = Field(0.0, ge=0, description="cluster GPUs per worker; above 0 it scores on cuda")
-    batch: int = Field(16, ge=1, description="samples sent to a worker at a time")
+    chunk: int = Field(16, ge=1, description="samples sent to a worker at a time")
     timeout: float = Field(60.0, gt=0, le=86_400, description="seconds for one such batch")
     start_timeout: float = Field(600.0, gt=0, le=86_400, description="seconds for a new worker to load")
     retries: int = Field(5, ge=0, description="further attempts for samples without a score")
@@ -59,7 +60,7 @@ class Pool(RewardSettings):
         about = crew.describe()
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
-            parts = parts_of(media, prompts, group, inputs, about["scope"], self.batch)
+            parts = parts_of(media, prompts, group, inputs, about["scope"], self.chunk)
             return Dispatcher(crew.score, self.workers, self.retries, self.backoff)(parts)
 
         wants, known = about["wants"], about["fingerprint"]

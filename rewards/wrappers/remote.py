@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uuid import uuid4
 
 from pydantic import Field
@@ -32,10 +32,11 @@ class Remote(RewardSettings):
     the run began with.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["remote"] = Field("remote", description="a reward served by alignflow reward serve")
     url: Address = Field(description="server address, such as http://127.0.0.1:8300; put secrets in token_env")
     token_env: str | None = Field(None, description="environment variable with the token; null = no token")
-    batch: int = Field(16, ge=1, description="samples per request")
+    chunk: int = Field(16, ge=1, description="samples per request")
     parallel: int = Field(4, ge=1, le=1024, description="concurrent requests")
     payload: Literal["npz", "png"] = Field(
         "npz", description="npz = float32 pixels, exact | png = rounded to 8 bits, an eighth of the bytes"
@@ -66,7 +67,7 @@ class Remote(RewardSettings):
             return client.score(part, about.fingerprint)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
-            parts = parts_of(media, prompts, group, inputs, about.scope, self.batch)
+            parts = parts_of(media, prompts, group, inputs, about.scope, self.chunk)
             return Dispatcher(ask, self.parallel, self.retries, self.backoff)(parts)
 
         low, high = about.range

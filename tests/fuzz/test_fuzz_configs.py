@@ -121,7 +121,7 @@ def test_overrides_of_every_value(share):
 
 
 def test_rewards_in_one_line(share):
-    texts = [f"{{kind: {value}}}" for value in SCALARS] + [f"{{kind: clip, batch: {value}}}" for value in SCALARS]
+    texts = [f"{{kind: {value}}}" for value in SCALARS] + [f"{{kind: clip, chunk: {value}}}" for value in SCALARS]
     count, found = failures(((text[:50], lambda text=text: load_reward(text)) for text in texts), EXPLAINED)
     assert count == len(texts)
     assert not found, "\n".join(found[:20])

@@ -58,17 +58,17 @@ class HyperNoise(Method):
     @model_validator(mode="after")
     def _has_something_to_use(self) -> Self:
         if not self.lr and self.folder is None:
-            raise problem_at("folder", "name the one that holds the LoRA: with lr 0 none is learnt")
+            raise problem_at("folder", "name the one that holds the LoRA: with lr 0 none is learned")
         return self
 
     def search(self, task: Task) -> None:
         """Update after update, each on new noises; without a learning rate samples of shifted noises."""
         shifted = task.cost.sample + 2 * task.cost.velocity
-        learnt = task.cost.reward_grad_through_ode + 2 * task.cost.velocity + Cost(backward_calls=task.cost.calls)
+        learned = task.cost.reward_grad_through_ode + 2 * task.cost.velocity + Cost(backward_calls=task.cost.calls)
         shifter = Shifter(task, self)
         optimizer = torch.optim.AdamW(shifter.parameters, lr=self.lr, weight_decay=0.0)
         try:
-            for _, count in task.rounds(learnt if self.lr else shifted, self.noises):
+            for _, count in task.rounds(learned if self.lr else shifted, self.noises):
                 if not self.lr:
                     shifter.sample(count)
                     continue
@@ -89,8 +89,8 @@ class Shifter:
     """The generator's network with a LoRA that shifts noise and is switched off everywhere else.
 
     Raises:
-        LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is learnt.
-        RunFolderError: one is to be learnt, and the folder holds what no such search wrote.
+        LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is learned.
+        RunFolderError: one is to be learned, and the folder holds what no such search wrote.
     """
 
     def __init__(self, task: Task, settings: HyperNoise) -> None:
@@ -102,7 +102,7 @@ class Shifter:
         else:
             made = lora.add_lora(task.generator, settings.rank, settings.alpha, seed=task.seed, name=NAME)
         self.parameters = [value for _, value in made]
-        self.learnt = False
+        self.learned = False
         self.silent = [torch.zeros_like(value) for value in self.parameters]
 
     def shift(self, x: Tensor, row: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Shifter:
                 loss = settings.regularise * shift.square().flatten(1).mean(1) - settings.strength * gain
                 with task.meter.measured("backward_calls", chunk.row, task.cost.calls):
                     (loss.sum() / len(now)).backward()
-        self.learnt = True
+        self.learned = True
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -158,8 +158,8 @@ class Shifter:
             value.data = one
 
     def close(self) -> None:
-        """Write what was learnt, and leave the generator as it was."""
-        if self.learnt and self.settings.folder is not None:
+        """Write what was learned, and leave the generator as it was."""
+        if self.learned and self.settings.folder is not None:
             folder = Path(self.settings.folder)
             with locked(folder), new_folder(folder, replaces=True) as staging:
                 mark(staging, NOISE)
