@@ -73,7 +73,11 @@ class SearchConfig(RunSettings):
     gold: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
         {}, description="rewards by name that are reported for the plain and the best sample, but not optimised"
     )
-    batch: int = Field(8, ge=1, description="prompts searched together; an interrupt loses those in progress")
+    batch: int = Field(
+        8,
+        ge=1,
+        description="prompts searched together; an interrupt loses those in progress; hyper_noise learns from a batch",
+    )
     chunk: int = Field(64, ge=1, description="samples per network call")
     decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")
     keep: int = Field(4, ge=1, description="best candidates saved per prompt, in addition to the worst")
