@@ -167,7 +167,7 @@ def test_parse_says_where_and_what():
     deep["parts"]["c"] = {"reward": "shapes", "wait": 1}
     deep["parts"]["d"] = {"reward": {"kind": "mixture", "parts": {"e": {"reward": {"kind": "clip", "x": 1}}}}}
     assert [loc for loc, _ in where(deep)] == [
-        "parts.a.reward.batch", "parts.b.reward.kind", "parts.c.wait", "parts.d.reward.parts.e.reward.x",
+        "parts.a.reward.chunk", "parts.b.reward.kind", "parts.c.wait", "parts.d.reward.parts.e.reward.x",
     ]  # fmt: skip
     assert where({"kind": "mixture", "parts": {}})[0][0] == "parts"
 
@@ -175,7 +175,7 @@ def test_parse_says_where_and_what():
 def test_nested_settings_are_written_out_in_full():
     settings = rewards.parse({"kind": "mixture", "parts": {"a": {"reward": {"kind": "clip", "chunk": 4}}}})
     plain = settings.model_dump(mode="json")
-    assert plain["parts"]["a"]["reward"]["batch"] == 4
+    assert plain["parts"]["a"]["reward"]["chunk"] == 4
     assert rewards.parse(plain) == settings
 
     class Holder(BaseModel):

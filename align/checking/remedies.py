@@ -78,7 +78,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
     drawn = min(getattr(rollout, "chunk", 1), samples)
     decoded = min(getattr(rollout, "decode_chunk", 1), drawn)
     judged = min(config.evaluate.chunk, math.ceil(config.evaluate.prompts / world)) if config.prompts.heldout else 1
-    scored = getattr(config.reward, "batch", None)
+    scored = getattr(config.reward, "chunk", None)
     learning, tiled = frozenset({"update"}), config.generator.size is None or max(config.generator.size) > TILE
     steps = [
         (min(train.micro_batch, terms), "train.micro_batch", "the same gradient in more passes", learning),

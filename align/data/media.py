@@ -79,7 +79,7 @@ def read_recording(source: Path | bytes) -> Recording:
             allow them), or needs a codec that is not installed.
     """
     if isinstance(source, Path) and not _there(source):
-        kind = "clip" if source.suffix.lower() in VIDEO else "image"
+        kind = "video" if source.suffix.lower() in VIDEO else "image"
         raise DataError(f"no {kind} {named(source)}")
     if is_video(source):
         return Recording(*read_video(source))
