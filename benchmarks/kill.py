@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kill_jobs import JOBS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TIMING = ("seconds", "time", "busy", "images_per_second", "overhead", "created", "folder", "from")
@@ -33,143 +35,36 @@ UNTOLD = ("environment.json", "report.html", "manifest.json", "optimizer.pt", ".
 """Files that hold times, versions or an id: their presence counts, their content does not."""
 
 AUDITED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmod", "os.truncate", "os.utime")
-TRAIN = """\
-generator: {path: shapes, device: cpu}
-prompts: {train: "shapes:train", heldout: "shapes:heldout", limit: 8}
-rollout: {prompts: 2, group: 2, sampler: {steps: 2}}
-reward: {kind: "benchmarks.kill:red"}
-recipe: {kind: nft}
-train: {steps: 3, lr: 0.01}
-evaluate: {every: 2, prompts: 2, sampler: {steps: 2}}
-samples: {every: 0, count: 2}
-checkpoint: {every: 1, keep: 2}
-"""
-SEARCH = """\
-generator: {path: shapes, device: cpu}
-prompts: {source: "shapes:heldout", limit: 3}
-reward: {kind: "benchmarks.kill:red"}
-search: {kind: best_of_n, sampler: {steps: 2}}
-budget: {network_calls: 8}
-batch: 1
-"""
-REWARD = "data: {train: pairs.jsonl}\nfit: {steps: 2, batch: 4}\nhead: {kind: mlp, hidden: 8}\n"
-
-
-def red(media: Any, prompts: list[str]) -> Any:
-    """The share of red: a reward that needs nothing."""
-    return media[:, 0].mean(dim=(-1, -2))
-
-
-# -- the commands -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command.
-
-    Args:
-        run: does it in a working folder; ``again`` says that it was killed before.
-        out: what it writes there.
-        prepare: makes what it needs.
-        processes: whether it is one that several processes share.
-    """
-
-    run: Callable[[Path, bool], object]
-    out: str
-    prepare: Callable[[Path], object] = lambda folder: None
-    processes: bool = False
-
-
-def _train(folder: Path, again: bool, *, overwrite: bool = False) -> None:
-    from align.config.load import load_config
-    from align.training.trainer import train
-
-    config = load_config(folder / "train.yaml", [f"out={folder / 'run'}"])
-    train(config, resume=again and not overwrite, overwrite=overwrite)
-
-
-def _overwrite(folder: Path, again: bool) -> None:
-    _train(folder, again, overwrite=True)
-
-
-def _search(folder: Path, again: bool) -> None:
-    from align.search.run import run_search
-    from align.search.settings import load_search
-
-    run_search(load_search(folder / "search.yaml", [f"out={folder / 'run'}"]), resume=again)
-
-
-def _reward(folder: Path, again: bool) -> None:
-    from align.preference.settings import load_reward_training
-    from align.preference.train import train_reward
-
-    config = load_reward_training(folder / "reward.yaml", [f"out={folder / 'reward'}"])
-    train_reward(config, overwrite=(folder / "reward").exists())
-
-
-def _export(folder: Path, again: bool) -> None:
-    from align.export import export
-    from align.policy.trained import find_policy
-
-    if not (folder / "out").exists():
-        export(find_policy(folder / "run"), "diffusers", folder / "out")
-
-
-def _write(**files: str) -> Callable[[Path], None]:
-    def prepare(folder: Path) -> None:
-        for name, text in files.items():
-            (folder / f"{name}.yaml").write_text(text)
-
-    return prepare
-
-
-def _trained(folder: Path) -> None:
-    _write(train=TRAIN)(folder)
-    _train(folder, False)
-
-
-def _pairs(folder: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
-    _write(reward=REWARD)(folder)
-    rows = []
-    for index in range(8):
-        row = {"prompt": f"a circle {index}"}
-        for channel, side in enumerate(("chosen", "rejected")):
-            pixels = np.full((32, 32, 3), 20 + 10 * index, np.uint8)
-            pixels[..., channel] = 200
-            Image.fromarray(pixels).save(folder / f"{index}-{side}.png")
-            row[side] = f"{index}-{side}.png"
-        rows.append(json.dumps(row))
-    (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
-
-
-JOBS = {
-    "train": Job(_train, "run", _write(train=TRAIN), processes=True),
-    "overwrite": Job(_overwrite, "run", _trained),
-    "search": Job(_search, "run", _write(search=SEARCH)),
-    "reward": Job(_reward, "reward", _pairs),
-    "export": Job(_export, "out", _trained),
-}
-
-
 # -- killing ----------------------------------------------------------------------------------------------------------
 
 
-def _count_operations(root: Path, fatal: int | None, tally: Path) -> None:
-    """Count, from here on, this process's file operations below ``root``; die before number ``fatal`` (from 1)."""
+def _count_operations(root: Path, fatal: int | None, tally: Path, copies: Path | None) -> None:
+    """Count, from here on, this process's file operations below ``root``.
+
+    Args:
+        fatal: number of the operation (from 1) before which the process dies.
+        copies: where the folder is copied before every operation, unless it is as it was before an earlier one.
+    """
     import safetensors.torch
     import torch
 
-    done, inside = 0, str(root.resolve())
+    done, inside, busy = 0, str(root.resolve()), False
+    known: set[str] = set()
 
     def operation(what: str) -> None:
-        nonlocal done
+        nonlocal done, busy
+        if busy:
+            return
         done += 1
         if done == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         os.write(log, f"{done} {what}\n".encode())
+        if copies is not None:
+            busy = True
+            if (state := _state(root)) not in known:
+                known.add(state)
+                shutil.copytree(root, copies / f"{done:05d}", symlinks=True)
+            busy = False
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event not in AUDITED or not args:
@@ -194,6 +89,16 @@ def _count_operations(root: Path, fatal: int | None, tally: Path) -> None:
     before(torch, "save")
     before(safetensors.torch, "serialize_file")
     sys.addaudithook(audit)
+
+
+def _state(folder: Path) -> str:
+    """Digest of all names and bytes below a folder."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        found.update(f"{file.relative_to(folder)}\0".encode())
+        if file.is_file():
+            found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def forked(work: Callable[[], object], world: int = 1, delay: float | None = None, limit: float = 120.0) -> list[int]:
@@ -280,9 +185,9 @@ class Result:
     job: str
     world: int
     points: int = 0
+    states: int = 0
     kills: int = 0
     failed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Trial:
@@ -296,60 +201,70 @@ class Trial:
         template.mkdir(parents=True)
         self._must(forked(lambda: self.job.prepare(template)), "preparing")
         began = time.monotonic()
-        self.whole = self._fresh("whole")
-        self._must(self._run(self.whole, again=False, fatal=None), "the undisturbed run")
+        self.folder = self._fresh()
+        self._must(self._run(again=False), "the undisturbed run")
         self.seconds = time.monotonic() - began
+        self.expected = content(self.folder / self.job.out)
+        self._fresh()
+        self.copies = folder / "copies"
+        self._must(self._run(again=False, copies=self.copies), "the copied run")
         self.operations = self.tally.read_text().splitlines()
         self.result.points = len(self.operations)
-        self.expected = content(self.whole / self.job.out)
+        self.result.states = len(list(self.copies.iterdir()))
 
     def _must(self, codes: list[int], what: str) -> None:
         if any(codes):
             raise SystemExit(f"{self.result.job}: {what} failed with {codes}")
 
-    def _fresh(self, name: str) -> Path:
-        folder = self.base / name
+    def _fresh(self, source: Path | None = None) -> Path:
+        folder = self.base / "work"  # one place for all runs, since files may hold its path
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(self.base / "template", folder)
+        shutil.copytree(source or self.base / "template", folder, symlinks=True)
         return folder
 
-    def _run(self, folder: Path, *, again: bool, fatal: int | None, delay: float | None = None) -> list[int]:
+    def _run(
+        self, *, again: bool, fatal: int | None = None, delay: float | None = None, copies: Path | None = None
+    ) -> list[int]:
         def work() -> None:
-            os.chdir(folder)
+            os.chdir(self.folder)
             if not again and os.environ.get("RANK", "0") == "0":
-                _count_operations(folder, fatal, self.tally)
-            self.job.run(folder, again)
+                _count_operations(self.folder, fatal, self.tally, copies)
+            self.job.run(self.folder, again)
 
         return forked(work, self.world, delay)
 
+    def copied(self) -> None:
+        """Run again from every copy, compare."""
+        for copy in sorted(self.copies.iterdir()):
+            self._fresh(copy)
+            self._judge(f"before operation {self.operations[int(copy.name) - 1]}")
+
     def at(self, point: int) -> None:
         """Kill before operation ``point`` (from 1), run again, compare."""
-        folder = self._fresh("killed")
-        codes = self._run(folder, again=False, fatal=point)
-        said = self.operations[point - 1].replace(str(self.whole), "") if point <= len(self.operations) else "?"
-        self._judge(folder, f"point {point} ({said})", -signal.SIGKILL in codes)
+        self._fresh()
+        codes = self._run(again=False, fatal=point)
+        self.result.kills += -signal.SIGKILL in codes
+        said = self.operations[point - 1] if point <= len(self.operations) else "?"
+        self._judge(f"killed at operation {said}")
 
     def after(self, delay: float) -> None:
         """Kill after so many seconds, run again, compare."""
-        folder = self._fresh("killed")
-        codes = self._run(folder, again=False, fatal=None, delay=delay)
-        self._judge(folder, f"after {delay:.2f} s", -signal.SIGKILL in codes)
+        self._fresh()
+        self.result.kills += -signal.SIGKILL in self._run(again=False, delay=delay)
+        self._judge(f"killed after {delay:.2f} s")
 
-    def _judge(self, folder: Path, where: str, killed: bool) -> None:
-        began = time.monotonic()
-        self.result.kills += killed
-        codes = self._run(folder, again=True, fatal=None)
+    def _judge(self, where: str) -> None:
+        codes = self._run(again=True)
         if any(codes):
             self.result.failed.append(f"{where}: run again it ended with {codes}")
             return
-        found = content(folder / self.job.out)
+        found = content(self.folder / self.job.out)
         different = sorted(
             name for name in found.keys() | self.expected.keys() if found.get(name) != self.expected.get(name)
         )
-        beside = sorted(entry.name for entry in folder.iterdir() if ".alignflow-" in entry.name)
+        beside = sorted(entry.name for entry in self.folder.iterdir() if ".alignflow-" in entry.name)
         if different or beside:
             self.result.failed.append(f"{where}: {', '.join((different + beside)[:4])} differ")
-        self.result.seconds += time.monotonic() - began
 
 
 def main() -> None:
@@ -357,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--every", type=int, default=1, help="only every so many-th operation")
+    parser.add_argument("--real", type=int, default=3, help="kills before an operation, of each job")
     parser.add_argument("--random", type=int, default=100, help="kills at random moments, over all jobs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -373,19 +288,22 @@ def main() -> None:
         (name, world) for name in options.jobs for world in options.processes if world == 1 or JOBS[name].processes
     ]
     failed = 0
-    print(f"{'job':10} processes operations kills failed seconds")
+    print(f"{'job':10} processes operations states kills failed seconds", flush=True)
     for name, world in pairs:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             trial = Trial(name, Path(folder).resolve() / "trial", world)
-            for point in range(1, trial.result.points + 1, options.every):
+            trial.copied()
+            for point in rng.sample(range(1, trial.result.points + 1), min(options.real, trial.result.points)):
                 trial.at(point)
             for _ in range(-(-options.random // len(pairs))):
                 trial.after(rng.uniform(0.0, trial.seconds))
             found = trial.result
             cost = time.monotonic() - began
             print(
-                f"{name:10} {world:9} {found.points:10} {found.kills:5} {len(found.failed):6} {cost:7.0f}", flush=True
+                f"{name:10} {world:9} {found.points:10} {found.states:6} {found.kills:5} {len(found.failed):6} "
+                f"{cost:7.0f}",
+                flush=True,
             )
             for line in found.failed:
                 print(f"  {line}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.data.files import check_free, without_nan
+from align.data.files import without_nan
 from align.data.grids import save_samples, still
 from align.data.inputs import Inputs, encode, read_inputs
 from align.data.media import to_pixels
@@ -28,7 +28,7 @@ from align.policy.trained import load_policy
 from align.rollout.rollout import decode, draw
 from align.runs import checkpoint as checkpoints
 from align.runs import devices
-from align.runs.lock import locked
+from align.runs.lock import check_unwritten, locked
 from alignflow.errors import CheckpointError, ConfigError
 from generators.base import Conditioning, Generator
 from rewards.base import Reward
@@ -331,7 +331,7 @@ def sample_to_folder(
     Raises:
         RunFolderError: ``out`` exists and is not empty.
     """
-    check_free(out)
+    check_unwritten(out)
     source = config.prompts.heldout or config.prompts.train
     asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
     device = devices.chosen(config.generator.device)

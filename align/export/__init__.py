@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from align.config.load import load_config
-from align.data.files import check_free, new_folder
+from align.data.files import new_folder
 from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
@@ -18,7 +18,7 @@ from align.policy.build import build_generator
 from align.policy.lora import Lora, as_diffusers, file_of, linear_layers
 from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices
-from align.runs.lock import locked
+from align.runs.lock import check_unwritten, locked
 from alignflow.files import tensor_files
 from generators.base import Generator
 from generators.load import DTYPES
@@ -91,7 +91,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
         LoraError, GeneratorError: what was trained, or what it was trained on, does not load.
     """
     out = out or trained.run / "export" / to
-    check_free(out)
+    check_unwritten(out)
     job = _job(trained, to, dtype)
     if trained.checkpoint:
         checkpoint.verify(trained.folder)

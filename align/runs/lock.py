@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.data.files import explained
+from align.data.files import check_free, explained
 from alignflow.errors import RunFolderError
 from alignflow.files.disk import aside
 
@@ -151,6 +151,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_unwritten(path: Path, flag: str = "--out") -> None:
+    """:func:`~align.data.files.check_free`, once what a killed command left beside the folder is removed.
+
+    Raises:
+        RunFolderError: ``path`` holds something, or another process writes it.
+    """
+    if path.parent.is_dir():
+        with locked(path):
+            check_free(path, flag)
+    else:
+        check_free(path, flag)
 
 
 def _me() -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.data.files import check_free, new_folder
-from align.runs.lock import locked
+from align.data.files import new_folder
+from align.runs.lock import check_unwritten, locked
 from alignflow.errors import ConfigError, DataError
 
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ def _write(
 ) -> int:
     from align.search.run import read_rows
 
-    check_free(folder, "--as")
+    check_unwritten(folder, "--as")
     lines = []
     with locked(folder), new_folder(folder) as staging:
         for row in read_rows(run_dir):
