@@ -1,4 +1,4 @@
-"""Which samples must be scored together, derived from settings without loading anything."""
+"""Which samples must be scored together, and which rewards have no gradient, known without loading anything."""
 
 from __future__ import annotations
 
@@ -25,3 +25,22 @@ def has_parts(settings: RewardSettings) -> bool:
             return has_parts(inner)
         rewards = [inner]
     return any(known_scope(reward) == "sample" or has_parts(reward) for reward in rewards)
+
+
+def without_gradient(settings: RewardSettings, place: str = "reward") -> dict[str, str]:
+    """Innermost rewards that leave a reward without gradient: place such as ``reward.parts.a.reward`` -> kind."""
+    from rewards.wrappers.consistent import Consistent
+    from rewards.wrappers.mixture import Mixture
+    from rewards.wrappers.placed import Placed
+    from rewards.wrappers.segmental import Segmental
+
+    inner: dict[str, RewardSettings] = {}
+    if isinstance(settings, Mixture):
+        added = {name: part.reward for name, part in settings.parts.items() if part.gate is None}
+        inner = {f"{place}.parts.{name}.reward": reward for name, reward in added.items()}
+    elif isinstance(settings, Consistent | Placed | Segmental):  # they pass gradients on; a cache or a pool does not
+        inner = {f"{place}.reward": settings.reward}
+    found: dict[str, str] = {}
+    for where, reward in inner.items():
+        found |= without_gradient(reward, where) if reward.gradient() is False else {}
+    return found or {place: getattr(settings, "kind", "")}

@@ -131,10 +131,41 @@ def test_a_missing_score_is_told_and_written(folder, run):
     assert json.loads(Path("bad/results.json").read_text())["missing"] == 3
 
 
+CLIP = "reward: {kind: clip, model: shapes}"
+
+
+MIXED = f"{{kind: mixture, parts: {{a: {{{CLIP}}}, b: {{reward: ssim}}, c: {{reward: %s}}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("method", "reward", "place", "why"),
+    [
+        ("reno", "{kind: shapes}", "reward", "reno follows the gradient of the reward, and 'shapes' has none"),
+        ("das", "{kind: placed, reward: shapes}", "reward.reward", "das follows the gradient"),
+        ("psi", "{kind: cached, reward: {kind: clip}}", "reward", "and 'cached' has none"),
+        ("guidance", MIXED % "shapes", "reward.parts.c.reward", "and 'shapes' has none"),
+        ("fk", "{kind: pairwise}", "reward", "compares samples of a group"),
+        ("fk", MIXED % "pairwise", "reward", "compares samples of a group"),
+        ("nrg", "{kind: shapes}", "latent_reward", "nrg needs a latent reward"),
+    ],
+)  # fmt: skip
+def test_check_refuses_rewards_that_a_method_cannot_use(folder, run, method, reward, place, why):
+    code, _, err = run("check", "search.yaml", f"search={{kind: {method}, sampler: null}}", f"reward={reward}")
+    assert code == 2
+    assert err.startswith((f"error: {place} ", f"error: {place}:"))
+    assert why in err
+
+
+def test_check_accepts_a_gradient_where_it_can_be_one(folder, run):
+    for reward in (f"{{kind: mixture, parts: {{a: {{{CLIP}}}, g: {{reward: shapes, gate: 0}}}}}}", "tiny_run:redness"):
+        code, _, err = run("check", "search.yaml", "search={kind: reno, sampler: {steps: 2}}", f"reward={reward}")
+        assert code == 0, err
+
+
 def test_mistakes_come_before_any_work(folder, run):
     code, _, err = run("search", "search.yaml", "search.kind=reno")
     assert code == 1
-    assert "has none; take a differentiable reward" in err
+    assert "'redness' has none; take a reward that has one" in err
     assert not Path("runs").exists()
     code, _, err = run("check", "search.yaml", "search.m=4", "budget={}")
     assert code == 2
@@ -164,7 +195,10 @@ def test_mistakes_come_before_any_work(folder, run):
 
 @pytest.mark.parametrize("kind", registry.searches())
 def test_every_setting_is_described_and_survives_the_file(kind, folder):
-    config = load_search(Path("search.yaml"), [f"search={{kind: {kind}}}", "budget.decodes=3"])
+    latent = "tiny_run:latent" if registry.searches()[kind].latent else "null"
+    config = load_search(
+        Path("search.yaml"), [f"search={{kind: {kind}}}", "budget.decodes=3", f"latent_reward={latent}"]
+    )
     again = SearchConfig.model_validate(json.loads(config.model_dump_json()))
     assert again == config
     assert all(field.description for field in type(config.search).model_fields.values())

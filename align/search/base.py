@@ -66,6 +66,25 @@ class Method(Strict):
             raise problems_at(problems)
         return self
 
+    def without_gradient(self, reward: str) -> str:
+        """Why a method with :attr:`gradients` refuses a reward without, and what to take instead."""
+        return (
+            f"{self.kind} follows the gradient of the reward, and {reward!r} has none; take a reward that has one "
+            "(clip, pick_score, yes_probability; alignflow recipes lists them), or a method without gradients: "
+            "best_of_n, zero_order, fk, beam, rbf, evo"
+        )
+
+    def wrong_latent(self, given: bool) -> str | None:
+        """Why the method cannot work with a latent reward (``given``), or without; None where it can."""
+        if self.latent and not given:
+            return (
+                f"{self.kind} needs a latent reward, (x_t [n, ...], t [n], prompts) -> [n] with gradient to x_t: name "
+                "one under latent_reward as package.module:name, or pass it to search(..., latent_reward=...)"
+            )
+        if self.gradients and given:
+            return f"{self.kind} follows the gradient of the reward itself; leave latent_reward out"
+        return None
+
     @classmethod
     def _needs_noise(cls) -> str:
         return (

@@ -65,17 +65,9 @@ def check_reward(method: Method, reward: Reward, latent_reward: LatentReward | N
     """Raise SearchError for a method that cannot work with this reward."""
     check_alone(reward)
     if method.gradients and not reward.differentiable:
-        raise SearchError(
-            f"{method.kind} follows the gradient of the reward, and {reward.name!r} has none; take a differentiable "
-            "reward such as clip, or a method without gradients: best_of_n, zero_order, fk, beam, rbf, evo"
-        )
-    if method.latent and latent_reward is None:
-        raise SearchError(
-            f"{method.kind} needs a latent reward, (x_t [n, ...], t [n], prompts) -> [n] with gradient to x_t: name "
-            "one under latent_reward as package.module:name, or pass it to search(..., latent_reward=...)"
-        )
-    if method.gradients and latent_reward is not None:
-        raise SearchError(f"{method.kind} follows the gradient of the reward itself; leave latent_reward out")
+        raise SearchError(method.without_gradient(reward.name))
+    if wrong := method.wrong_latent(latent_reward is not None):
+        raise SearchError(wrong)
 
 
 def check_alone(reward: Reward) -> None:

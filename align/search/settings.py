@@ -24,6 +24,7 @@ from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
 from rewards.base import RewardSettings
+from rewards.scopes import without_gradient
 
 REMEDY = "take one that scores each sample alone"
 METHOD = OneOf("search method", registry.searches, outside=derived(Method))
@@ -98,6 +99,11 @@ class SearchConfig(RunSettings):
             for place, reward in judges.items()
             if (scope := reward.compares()) not in (None, "sample")
         ]
+        if self.search.gradients and self.reward.gradient() is False:
+            at_fault = without_gradient(self.reward)
+            problems += [(place, self.search.without_gradient(reward)) for place, reward in at_fault.items()]
+        if wrong := self.search.wrong_latent(self.latent_reward is not None):
+            problems.append(("latent_reward", wrong))
         if self.latent_reward is not None and ":" not in self.latent_reward and not Path(self.latent_reward).is_dir():
             problems.append(("latent_reward", f"no folder {self.latent_reward}, and not package.module:name"))
         if "reward" in self.gold:
