@@ -10,7 +10,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from align.config.registry import summary
+from align.config.registry import reward_columns, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("alignflow", "generators", "rewards", "align")
@@ -22,14 +22,26 @@ TITLES = {
     "search": ("Search methods", "`search: {kind: ...}` in a search config; [results](search.md)"),
 }
 
+NOTES = {
+    "rewards": [
+        "*Gradient* says whether gradients flow from the scores to the media, *scope* which samples must be scored",
+        "together. Both are those of the default settings: a judge behind an endpoint and `backend: package` have no",
+        "gradient, for example. *depends* = on the rewards inside, or on the server.",
+        "",
+    ]
+}
+
 
 def catalogue() -> str:
     """The text of ``docs/catalogue.md``."""
-    found = summary()
+    found, columns = summary(), {"rewards": reward_columns()}
     lines = ["# Catalogue", "", "Written by `python -m benchmarks.pages`. `alignflow recipes` prints the same list."]
     for name, (title, use) in TITLES.items():
-        lines += ["", f"## {title}", "", f"{len(found[name])} kinds: {use}.", "", "| kind | |", "|---|---|"]
-        lines += [f"| `{kind}` | {_cell(line)} |" for kind, line in found[name].items()]
+        lines += ["", f"## {title}", "", f"{len(found[name])} kinds: {use}.", "", *NOTES.get(name, [])]
+        more = columns.get(name, {})
+        lines += ["| kind | gradient | scope | |", "|---|---|---|---|"] if more else ["| kind | |", "|---|---|"]
+        for kind, line in found[name].items():
+            lines.append(f"| {' | '.join([f'`{kind}`', *more.get(kind, ()), _cell(line)])} |")
     return "\n".join(lines) + "\n"
 
 

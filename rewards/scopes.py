@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rewards.base import RewardSettings, Scope
 
 
 def known_scope(settings: RewardSettings) -> Scope:
     """The scope that a reward's settings imply; ``sample`` also where only building it can tell (code, a server)."""
     return settings.compares() or "sample"
+
+
+def declared(kind: type[RewardSettings]) -> tuple[bool | None, Scope | None]:
+    """Gradient and scope of a kind with default settings; None where they depend on a reward inside, or on a server."""
+    from rewards.call import CallableReward
+    from rewards.wrappers.mixture import Member
+
+    unknown = CallableReward(kind="any:reward")
+    # the two methods read no required setting but the rewards inside
+    inside: dict[str, Any] = {"reward": unknown, "parts": {"any": Member(reward=unknown)}}
+    settings = kind.model_construct(None, **inside)
+    return settings.gradient(), settings.compares()
 
 
 def has_parts(settings: RewardSettings) -> bool:

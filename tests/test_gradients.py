@@ -10,6 +10,7 @@ import torch
 
 import rewards
 from rewards.base import RewardError, all_known
+from rewards.scopes import declared
 
 JUDGED = {"judge": {"model": "shapes", "dtype": "float32"}}
 ENDPOINT = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
@@ -120,3 +121,9 @@ def test_a_settings_class_declares_its_own_gradient(tmp_path, monkeypatch) -> No
     assert settings.build().differentiable
     with pytest.raises(RewardError, match="is a RewardSettings class, which declares differentiable itself"):
         rewards.parse({"kind": "declaring:Mine", "differentiable": False}).build()
+
+
+def test_a_kind_declares_what_its_default_settings_do() -> None:
+    kinds = ("clip", "pairwise", "mixture", "consistent", "remote")
+    found = [declared(rewards.kinds()[kind]) for kind in kinds]
+    assert found == [(True, "sample"), (False, "group"), (None, None), (None, "group"), (False, None)]

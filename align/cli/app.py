@@ -344,14 +344,17 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
 @app.command(epilog="Example: alignflow recipes --json")
 def recipes(as_json: AsJson = False) -> None:
     """List the available generators, recipes, rewards, search methods and samplers."""
-    from align.config.registry import summary
+    from align.config.registry import reward_columns, summary
 
     rooms = summary()
     if as_json:
         echo(json.dumps(rooms, indent=2))
         return
+    columns = {"rewards": reward_columns()}
     for room, entries in rooms.items():
-        echo(f"{room}\n{table([], [[f'  {kind}', line] for kind, line in entries.items()])}\n")
+        head = ["", "gradient", "scope", ""] if room in columns else []
+        rows = [[f"  {kind}", *columns.get(room, {}).get(kind, ()), line] for kind, line in entries.items()]
+        echo(f"{room}\n{table(head, rows)}\n")
     echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
 
 

@@ -95,6 +95,15 @@ def summary() -> dict[str, dict[str, str]]:
     }
 
 
+def reward_columns() -> dict[str, tuple[str, str]]:
+    """Reward kind -> gradient (yes, no) and scope with default settings; depends = on a reward inside, or a server."""
+    from rewards.scopes import declared
+
+    found = {kind: declared(cls) for kind, cls in rewards().items()}  # type: ignore[arg-type]
+    words = {True: "yes", False: "no", None: "depends"}
+    return {kind: (words[gradient], scope or "depends") for kind, (gradient, scope) in found.items()}
+
+
 def _docstring(file: Path) -> str | None:
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
 

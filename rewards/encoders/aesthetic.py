@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 class Aesthetic(ModelRewardSettings):
-    """LAION aesthetic v1, v2: visual appeal regardless of the prompt, about 1 to 10; differentiable."""
+    """LAION aesthetic v1, v2: visual appeal regardless of the prompt, about 1 to 10."""
 
     kind: Literal["aesthetic"] = Field("aesthetic", description="LAION aesthetic predictor")
     version: Literal["v1", "v2"] = Field(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ClipReward(ModelRewardSettings):
-    """CLIP similarity of image and prompt with any CLIPModel or open_clip file; differentiable.
+    """CLIP similarity of image and prompt with any CLIPModel or open_clip file.
 
     For published scores see the rewards ``clip_score``, ``pick_score`` and ``hpsv2``.
     """

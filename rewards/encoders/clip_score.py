@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 class ClipScore(ModelRewardSettings):
-    """CLIPScore as defined by Hessel et al., torchmetrics, ImageReward's comparison or ReNO; differentiable.
+    """CLIPScore as defined by Hessel et al., torchmetrics, ImageReward's comparison or ReNO.
 
     Where a variant counts negative cosines as 0, so is their gradient.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GoalBaseline(ModelRewardSettings):
-    """Goal-baseline CLIP: 1 - |P(image - goal)|^2 / 2, P towards the line from baseline to goal; differentiable."""
+    """Goal-baseline CLIP: 1 - |P(image - goal)|^2 / 2, P towards the line from baseline to goal."""
 
     kind: Literal["goal_baseline"] = Field("goal_baseline", description="goal-baseline CLIP")
     baseline: str | tuple[str, ...] = Field(

@@ -18,7 +18,7 @@ FILES = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1
 
 
 class HumanPreferenceScore(ModelRewardSettings):
-    """HPSv2, HPSv2.1: cosine of a CLIP trained on human choices, about 0.2 to 0.35; differentiable.
+    """HPSv2, HPSv2.1: cosine of a CLIP trained on human choices, about 0.2 to 0.35.
 
     The whole image is seen: longest side to 224, black borders. The two versions' scores are not comparable.
     """

@@ -19,7 +19,7 @@ PIXELS = 256 * 28 * 28
 
 
 class HPSv3(RewardSettings):
-    """HPSv3: mean human preference of an image, averaged over a video's frames; deviation is logged; differentiable.
+    """HPSv3: mean human preference of an image, averaged over a video's frames; deviation is logged.
 
     The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
     package hpsv3 (it is read, not run), or a text file with ``{text_prompt}`` and then ``<|Reward|>``. Images are

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ImageReward(ModelRewardSettings):
-    """ImageReward: a BLIP that reads image and prompt together, about -2.3 to 2, mean 0; differentiable.
+    """ImageReward: a BLIP that reads image and prompt together, about -2.3 to 2, mean 0.
 
     Only the middle square of an image and the first 35 tokens of a prompt count.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PickScore(ModelRewardSettings):
-    """PickScore: logit scale times cosine of a CLIP trained on users' choices, about 17 to 24; differentiable."""
+    """PickScore: logit scale times cosine of a CLIP trained on users' choices, about 17 to 24."""
 
     kind: Literal["pick_score"] = Field("pick_score", description="PickScore")
     model: str = Field("yuvalkirstain/PickScore_v1", description="folder or hub id of the CLIPModel")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SocialReward(ModelRewardSettings):
-    """Social Reward: cosine of a CLIP ViT-L/14 trained on a community's edits; differentiable.
+    """Social Reward: cosine of a CLIP ViT-L/14 trained on a community's edits.
 
     Its authors published how it is trained and read, not its weights: train them, or give your own.
     """

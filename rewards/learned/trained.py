@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TrainedReward(ModelRewardSettings):
-    """A head on CLIP features, trained by alignflow reward train; differentiable."""
+    """A head on CLIP features, trained by alignflow reward train."""
 
     kind: Literal["trained"] = Field("trained", description="a trained reward folder")
     path: str = Field(description="reward folder")

@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 class RewardDance(JudgeRewardSettings):
-    """P(yes, better than a reference): the best of the prompt's samples, or the prompt's image; differentiable.
+    """P(yes, better than a reference): the best of the prompt's samples, or the prompt's image.
 
     References are without gradient. ``best`` of a group are those that win most of all comparisons in both orders.
     """

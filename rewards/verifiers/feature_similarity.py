@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FeatureSimilarity(VisionRewardSettings):
-    """Cosine between a vision model's features of the image and of the prompt's image; differentiable.
+    """Cosine between a vision model's features of the image and of the prompt's image.
 
     A perceptual similarity, but neither LPIPS nor DreamSim: no weights here were trained on people's judgements.
     """

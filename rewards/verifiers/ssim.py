@@ -17,7 +17,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 class Ssim(RewardSettings):
-    """Structural similarity (SSIM) to the prompt's image, averaged over a video's frames; differentiable."""
+    """Structural similarity (SSIM) to the prompt's image, averaged over a video's frames."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's image")

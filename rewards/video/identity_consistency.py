@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IdentityConsistency(VisionRewardSettings):
-    """Similarity of each frame's features to those of the first and the preceding frame (VBench); differentiable.
+    """Similarity of each frame's features to those of the first and the preceding frame (VBench).
 
     A video that stands still has 1, so it wants a reward of motion beside it.
     """

@@ -22,7 +22,7 @@ PLACE = "{prompt}"
 
 
 class SoliReward(RewardSettings):
-    """SoliReward: physical plausibility of a video, or how well it matches the prompt; differentiable.
+    """SoliReward: physical plausibility of a video, or how well it matches the prompt.
 
     The authors' questions are not part of this project: ``template`` is ``solireward/inference/arguments.py`` of their
     repository (it is read, not run), or a JSON file {task: {system_prompt: ..., user_prompt: ...}}. An image is a video

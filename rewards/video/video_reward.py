@@ -21,7 +21,7 @@ PUBLISHED = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 
 
 class VideoReward(RewardSettings):
-    """VideoReward: visual quality, motion quality and text alignment of a video, or their sum; differentiable.
+    """VideoReward: visual quality, motion quality and text alignment of a video, or their sum.
 
     The authors' question is not part of this project: ``template`` is ``prompt_template.py`` of their repository
     KwaiVGI/VideoAlign (it is read, not run), or a text file with the three tokens and ``{text_prompt}``.
