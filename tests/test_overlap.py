@@ -17,7 +17,7 @@ import torch
 from launched import launch
 from safetensors.torch import load_file
 from tiny import sd3_pipeline
-from tiny_run import final_tensors, policy_gap, settings
+from tiny_run import STOCHASTIC, final_tensors, policy_gap, settings
 
 from align.config.settings import Config
 from align.evaluation.evaluate import evaluate_run
@@ -110,7 +110,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, model: Path, overlap: str, recipe: str = "nft", **sections) -> Config:
     """A tiny run without evaluation, drawn in chunks of two."""
     folder.mkdir(exist_ok=True)
-    sampler = {"kind": "flow_sde" if recipe == "grpo" else "ode", "steps": 2}
+    sampler = {"kind": "flow_sde" if recipe in STOCHASTIC else "ode", "steps": 2}
     rollout = {"sampler": sampler, "chunk": 2, "overlap": overlap}
     sections = {"reward": {"kind": "flaky:judge"}, "rollout": rollout, **sections}
     return settings(folder, model, recipe, **{"prompts": {"heldout": None}, **sections})
@@ -224,7 +224,7 @@ def test_a_reward_that_never_scored_stops_at_once_and_one_that_did_is_waited_for
     assert missing.too_many is None
 
 
-@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_rwr", "flow_dpo"])
+@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_rwr", "flow_dpo", "prdp"])
 def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
     """The second of two; no role changes."""
     silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}

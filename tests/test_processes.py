@@ -97,7 +97,7 @@ def test_two_processes_or_three_do_uneven_work_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_rwr", "flow_dpo"])
+@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_rwr", "flow_dpo", "prdp"])
 def test_eight_processes_do_the_work_of_one(recipe: str, alone: Any, model: Path, tmp_path: Path) -> None:
     """Five prompts: three processes have none."""
     assert_same(alone(recipe), run(8, tmp_path, model, recipe, SECTIONS))

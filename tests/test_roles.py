@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_run import RECIPES, final_tensors, policy_gap, settings
+from tiny_run import RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
 
 from align.checking import estimate
 from align.config.load import load_config
@@ -30,6 +30,7 @@ USED = [
     ("nft", {"kl": 0.0}, ("behaviour",), ("behaviour",)),
     ("grpo", {}, (), ()),
     ("grpo", {"kl": 0.1}, (), ("reference",)),
+    ("prdp", {}, (), ("reference",)),
     ("flow_rwr", {}, (), ("reference",)),
     ("flow_rwr", {"control_variate": True, "kl": 0.0}, ("behaviour",), ("behaviour",)),
     ("flow_dpo", {}, (), ("reference",)),
@@ -46,7 +47,7 @@ def test_roles_that_a_recipe_uses(
     for policy, names in ({"kind": "lora", "rank": 4}, lora), ({"kind": "full"}, full):
         config = settings(
             tmp_path, model, {**RECIPES[kind], **options}, policy=policy, train={"ema": 0}, evaluate={"rewards": {}},
-            rollout={"sampler": {"kind": "flow_sde" if kind == "grpo" else "ode", "steps": 3}},
+            rollout={"sampler": {"kind": "flow_sde" if kind in STOCHASTIC else "ode", "steps": 3}},
         )  # fmt: skip
         assert held.copies(config) == names
         generator = build_generator(config.generator, config.memory, "cpu", training=True)

@@ -65,14 +65,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "grpo": {"kind": "grpo"},
     "flow_rwr": {"kind": "flow_rwr", "times": 2},
     "flow_dpo": {"kind": "flow_dpo", "times": 2, "pairs": 2},
+    "prdp": {"kind": "prdp"},
 }
+STOCHASTIC = ("grpo", "prdp")
+"""Those that train the stochastic steps of a sampler."""
 
 
 def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **sections: Any) -> Config:
     """Config of a tiny run in ``folder / "run"``; arguments extend sections, or replace them by a new kind."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a red cube\na blue ball\na cat\ntwo dogs\na small hat\na tree\n")
-    sampler: dict[str, Any] = {"kind": "flow_sde" if recipe == "grpo" else "ode", "steps": 3}
+    kind = recipe if isinstance(recipe, str) else recipe["kind"]
+    sampler: dict[str, Any] = {"kind": "flow_sde" if kind in STOCHASTIC else "ode", "steps": 3}
     tree: dict[str, Any] = {
         "name": "tiny",
         "out": str(folder / "run"),

@@ -1,0 +1,130 @@
+"""Reward difference prediction: log-ratios to the reference regress onto reward differences within a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.maths import advantages, losses, pairs
+from align.recipes.base import Need, Recipe, Terms
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from align.maths.losses import Loss
+    from align.rollout import bench as benches
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
+else:
+    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardPairs(Terms):
+    """One pair of samples at all steps: the better one, ``loser [M]``, and their difference in credit, ``gap [M]``."""
+
+    loser: Tensor
+    gap: Tensor
+
+
+class PRDP(Recipe):
+    """PRDP: the log-ratios of two samples of a prompt predict their reward difference (arXiv 2402.08714)
+
+    The loss is 0 where the policy is ``reference * exp(credit D / beta) / Z``, for log-probabilities averaged over the
+    D dimensions of a latent. A term is a pair with its S stochastic steps: ``2 S`` rows of the network call.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
+    compares_group: ClassVar[bool] = True
+    kind: Literal["prdp"] = "prdp"
+    beta: float = Field(
+        1.0,
+        gt=0,
+        description="pull to the reference: a pair's log-ratios should differ by (advantage difference) / beta, where "
+        "log-probabilities are averaged over the D dimensions; beta / D is the weight of the KL in reward - weight KL",
+    )
+    clip_range: float | None = Field(
+        1e-4,
+        gt=0,
+        description="maximum change of a step's log-ratio within the updates of a rollout; null = no maximum",
+    )
+    reduce: Literal["sum", "mean"] = Field(
+        "sum",
+        description="log-ratio of a sample, over its steps; mean (as published) with beta equals sum with beta "
+        "divided by the number of steps",
+    )
+    std: Literal["group", "global", "centred", "none"] = Field(
+        "global",
+        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
+        "rewards | centred = std of all rewards minus their group means | none = 1 (as published)",
+    )
+    pairs: int | None = Field(
+        4,
+        ge=1,
+        description="pairs per group: best with worst, second best with second worst, ...; null = every two samples",
+    )
+    passes: int = Field(1, ge=1, description="updates of a rollout in which a pair is used; at most train.updates")
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """More passes than updates would repeat a pair within an update."""
+        most = config.train.updates
+        return [("recipe.passes", f"should be at most train.updates, {most}")] if self.passes > most else []
+
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The reference of the log-ratios."""
+        return ("reference",)
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per pair and pass, shared out over the samples of the group."""
+        size = config.rollout.group
+        return self.passes * ((size - 1) / 2 if self.pairs is None else min(self.pairs, size // 2) / size)
+
+    def rows_per_term(self, config: Any) -> int:
+        """Both samples at every stochastic step."""
+        return 2 * config.rollout.sampler.stochastic_count
+
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
+        """Advantages ``[N]``, NaN for a missing score, which is in no pair."""
+        advantage = advantages.group_advantage(scores.values, group, std=self.std, clip=None)
+        return advantage.where(scores.values.isfinite(), torch.nan)
+
+    def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
+        """``logp_ref [M, S]``: log-probabilities of the reference, one step at a time to save memory."""
+        assert rollout.trajectory is not None
+        steps = range(len(rollout.trajectory.t))
+        each = [_logp("reference", sample, torch.full_like(sample, s), rollout, bench) for s in steps]
+        return {"logp_ref": torch.stack(each, 1)}
+
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
+        """Every pair ``passes`` times. Ties stay: their log-ratios should be equal."""
+        group, k = rollout.group, self.pairs
+        found = pairs.top_k_pairs(credit, group, k, -1.0) if k else pairs.all_pairs(credit, group, -1.0)
+        row = torch.arange(len(found)).repeat(self.passes)
+        slot = torch.arange(self.passes).repeat_interleave(len(found))
+        sample, loser, gap, weight = (x[row] for x in (found.winner, found.loser, found.gap, found.valid.float()))
+        return RewardPairs(sample=sample, slot=slot, weight=weight, loser=loser, gap=gap)
+
+    def loss(self, terms: RewardPairs, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
+        """Squared error of the predicted reward difference, in the trust region of the policy that sampled."""
+        assert rollout.trajectory is not None
+        old, ref = rollout.trajectory.logp, rollout.seen["logp_ref"]
+        both, steps = torch.cat([terms.sample, terms.loser]), old.shape[1]
+        slot = torch.arange(steps).repeat(len(both))
+        new = _logp("policy", both.repeat_interleave(steps), slot, rollout, bench).unflatten(0, (-1, steps))
+        (a, b), (old_a, old_b) = ((logp - ref[both]).chunk(2) for logp in (new, old[both]))
+        gap = terms.gap.to(a.device)
+        return losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.clip_range, reduce=self.reduce)
+
+
+def _logp(role: str, n: Tensor, s: Tensor, rollout: Scored, bench: Bench) -> Tensor:
+    """Log-probability ``[M]`` that a role gives to the steps ``s [M]`` of the samples ``n [M]``."""
+    path = rollout.trajectory
+    assert path is not None
+    point = benches.Point(path.x[n, s], path.t[s], rollout.cond_of(n), rollout.guidance)
+    v = bench.velocity(role, point)
+    return rollout.step(point.x, v, point.t, path.t_next[s], x_next=path.x_next[n, s]).logp
