@@ -89,7 +89,7 @@ def transcribed(recipe: PRDP, rollout: Scored, policy, reference, behaviour) -> 
                     clipped += sign * torch.clamp(now, old - recipe.clip_range, old + recipe.clip_range)
             scale = STEPS if recipe.reduce == "mean" else 1
             target = (values[a] - values[b]) / recipe.beta
-            losses.append(float(max((plain / scale - target) ** 2, (clipped / scale - target) ** 2)))
+            losses.append(recipe.beta * float(max((plain / scale - target) ** 2, (clipped / scale - target) ** 2)))
     return losses
 
 
@@ -114,7 +114,7 @@ def test_its_loss_is_the_papers(reduce: str) -> None:
 
 def test_it_is_zero_at_the_optimum() -> None:
     """A Gaussian step, a reward linear in what it reaches: ``exp(r / beta)`` moves the mean by ``a S^2 / beta``."""
-    slope, recipe = 2.0, PRDP(beta=0.5, std="none", pairs=None)
+    slope, recipe = 2.0, PRDP(beta=0.5, std="none", pairs=None, clip_range=None)
     group = torch.zeros(SAMPLES, dtype=torch.long)
 
     def reference(x: Tensor, t: Tensor) -> Tensor:
@@ -130,7 +130,8 @@ def test_it_is_zero_at_the_optimum() -> None:
     for factor in (1.0, 0.0, 1.1):
         bench = Fields(reference=reference, policy=lambda x, t, k=factor: reference(x, t) + k * shift)
         terms = recipe.terms(rollout, recipe.credit(rollout.scores, group))
-        found.append(PRDP(beta=0.5, std="none", clip_range=None).loss(terms, seen(recipe, rollout, bench), bench).value)
+        loss = recipe.loss(terms, seen(recipe, rollout, bench), bench)
+        found.append(loss.value / recipe.beta)
     assert float(found[0].max()) < 1e-8
     gaps = terms.gap / recipe.beta
     torch.testing.assert_close(found[1], gaps.square())

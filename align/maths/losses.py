@@ -292,21 +292,22 @@ def rdp(
         clip: trust region of a step's log-ratio; None for none.
 
     Returns:
-        metrics ``residual`` (R(a) - R(b) - gap / beta) and ``clipped`` (1 where the clipped term decides).
+        metrics ``difference`` (R(a) - R(b)), ``residual`` (difference - gap / beta) and ``clipped`` (1 where the
+        clipped term decides).
     """
 
-    def residual(a: Tensor, b: Tensor) -> Tensor:
-        difference = a - b
-        return (difference.sum(1) if reduce == "sum" else difference.mean(1)) - gap / beta
+    def difference(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).sum(1) if reduce == "sum" else (a - b).mean(1)
 
-    plain = residual(log_ratio_a, log_ratio_b)
-    metrics = {"residual": plain.detach(), "clipped": torch.zeros_like(plain)}
+    found, wanted = difference(log_ratio_a, log_ratio_b), gap / beta
+    plain = found - wanted
+    metrics = {"difference": found.detach(), "residual": plain.detach(), "clipped": torch.zeros_like(plain)}
     if clip is None:
         return Loss(plain.square(), metrics)
     if old_a is None or old_b is None:
         raise ValueError("rdp with clip needs old_a and old_b, the log-ratios when the samples were drawn")
     near_a = torch.clamp(log_ratio_a, old_a.detach() - clip, old_a.detach() + clip)
     near_b = torch.clamp(log_ratio_b, old_b.detach() - clip, old_b.detach() + clip)
-    near = residual(near_a, near_b).square()
+    near = (difference(near_a, near_b) - wanted).square()
     metrics["clipped"] = (near > plain.square()).to(plain.dtype)
     return Loss(torch.maximum(plain.square(), near), metrics)

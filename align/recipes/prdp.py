@@ -43,32 +43,20 @@ class PRDP(Recipe):
     compares_group: ClassVar[bool] = True
     kind: Literal["prdp"] = "prdp"
     beta: float = Field(
-        1.0,
-        gt=0,
-        description="pull to the reference: a pair's log-ratios should differ by (advantage difference) / beta, where "
-        "log-probabilities are averaged over the D dimensions; beta / D is the weight of the KL in reward - weight KL",
-    )
-    clip_range: float | None = Field(
-        1e-4,
-        gt=0,
-        description="maximum change of a step's log-ratio within the updates of a rollout; null = no maximum",
-    )
+        500.0, gt=0, description="target of a pair's log-ratios: advantage difference / beta (averaged over D "
+        "dimensions, so that beta / D is the weight of the KL); larger values stay closer to the reference",
+    )  # fmt: skip
+    clip_range: float | None = Field(1e-4, gt=0, description="trust region: change of a step's log-ratio; null = none")
     reduce: Literal["sum", "mean"] = Field(
-        "sum",
-        description="log-ratio of a sample, over its steps; mean (as published) with beta equals sum with beta "
-        "divided by the number of steps",
+        "sum", description="log-ratio of a sample: sum or mean (published) over steps"
     )
     std: Literal["group", "global", "centred", "none"] = Field(
         "global",
         description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
-        "rewards | centred = std of all rewards minus their group means | none = 1 (as published)",
+        "rewards | centred = std of all rewards minus their group means | none = 1 (published)",
     )
-    pairs: int | None = Field(
-        4,
-        ge=1,
-        description="pairs per group: best with worst, second best with second worst, ...; null = every two samples",
-    )
-    passes: int = Field(1, ge=1, description="updates of a rollout in which a pair is used; at most train.updates")
+    pairs: int | None = Field(4, ge=1, description="pairs per group, best with worst first; null = every two samples")
+    passes: int = Field(1, ge=1, description="updates of a rollout that use each pair; at most train.updates")
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """More passes than updates would repeat a pair within an update."""
@@ -96,21 +84,22 @@ class PRDP(Recipe):
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
         """``logp_ref [M, S]``: log-probabilities of the reference, one step at a time to save memory."""
         assert rollout.trajectory is not None
-        steps = range(len(rollout.trajectory.t))
-        each = [_logp("reference", sample, torch.full_like(sample, s), rollout, bench) for s in steps]
-        return {"logp_ref": torch.stack(each, 1)}
+        steps = [torch.full_like(sample, s) for s in range(len(rollout.trajectory.t))]
+        return {"logp_ref": torch.stack([_logp("reference", sample, s, rollout, bench) for s in steps], 1)}
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every pair ``passes`` times. Ties stay: their log-ratios should be equal."""
         group, k = rollout.group, self.pairs
         found = pairs.top_k_pairs(credit, group, k, -1.0) if k else pairs.all_pairs(credit, group, -1.0)
-        row = torch.arange(len(found)).repeat(self.passes)
-        slot = torch.arange(self.passes).repeat_interleave(len(found))
+        slot, row = torch.cartesian_prod(torch.arange(self.passes), torch.arange(len(found))).unbind(1)
         sample, loser, gap, weight = (x[row] for x in (found.winner, found.loser, found.gap, found.valid.float()))
         return RewardPairs(sample=sample, slot=slot, weight=weight, loser=loser, gap=gap)
 
     def loss(self, terms: RewardPairs, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
-        """Squared error of the predicted reward difference, in the trust region of the policy that sampled."""
+        """Squared error of the predicted reward difference, in the trust region of the policy that sampled.
+
+        Times beta: far from the target the gradient, ``-2 gap``, then has the same size for all beta.
+        """
         assert rollout.trajectory is not None
         old, ref = rollout.trajectory.logp, rollout.seen["logp_ref"]
         both, steps = torch.cat([terms.sample, terms.loser]), old.shape[1]
@@ -118,7 +107,8 @@ class PRDP(Recipe):
         new = _logp("policy", both.repeat_interleave(steps), slot, rollout, bench).unflatten(0, (-1, steps))
         (a, b), (old_a, old_b) = ((logp - ref[both]).chunk(2) for logp in (new, old[both]))
         gap = terms.gap.to(a.device)
-        return losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.clip_range, reduce=self.reduce)
+        loss = losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.clip_range, reduce=self.reduce)
+        return losses.Loss(self.beta * loss.value, loss.metrics)
 
 
 def _logp(role: str, n: Tensor, s: Tensor, rollout: Scored, bench: Bench) -> Tensor:
