@@ -23,6 +23,7 @@ BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evalua
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
+    "prdp": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "flow_rwr": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
 }
