@@ -1,11 +1,12 @@
-"""Modules imported on first use, so that commands without tensors start at once.
+"""Modules, functions and classes imported on first use, so that commands without tensors start at once.
 
     if TYPE_CHECKING:
         import torch
     else:
         torch = lazy("torch")
 
-Type checkers and editors see the real import; at run time the module is imported when an attribute of it is read.
+``load = lazy("package.module:load")`` stands for a function or a class of a module. Type checkers and editors see the
+real import; at run time the module is imported when an attribute is read or the function is called.
 """
 
 from __future__ import annotations
@@ -25,6 +26,27 @@ class _Lazy(ModuleType):
         return value
 
 
+class _LazyName:
+    """Stands for a function or a class of a module, to be called or to read attributes of. Not for isinstance."""
+
+    def __init__(self, name: str) -> None:
+        self.__name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__found()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by copying and inspecting, which should not import anything
+            raise AttributeError(name)
+        return getattr(self.__found(), name)
+
+    def __found(self) -> Any:
+        module, _, name = self.__name.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
 def lazy(name: str) -> Any:
-    """The module ``name``, imported on first use; the module itself where it is imported already."""
+    """``package.module`` or ``package.module:name``, imported on first use; a loaded module is returned itself."""
+    if ":" in name:
+        return _LazyName(name)
     return sys.modules.get(name) or _Lazy(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from alignflow.errors import EarlyExit
 from generators import codec
 from generators.errors import GeneratorError as GeneratorError
+from generators.settings import Options as Options
 from generators.text_cache import TextCache, key_of, text_encoders
 
 
@@ -54,29 +55,6 @@ def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [F.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1])) if x.ndim > 1 else x for x in tensors]
     )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about a pipeline; None leaves the pipeline's own default.
-
-    Args:
-        size: (height, width) in pixels.
-        frames: frames of a video.
-        text_length: tokens of the prompt the network reads (``max_sequence_length``).
-        embedded_guidance: the guidance scale a distilled network takes as an input (FLUX dev, HunyuanVideo).
-        negative_prompt: what classifier-free guidance leads away from.
-        guidance_rescale: share in [0, 1] by which guided velocities are drawn back to the conditional's spread.
-        fps: frames per second passed to the network.
-    """
-
-    size: tuple[int, int] | None = None
-    frames: int | None = None
-    text_length: int | None = None
-    embedded_guidance: float | None = None
-    negative_prompt: str = ""
-    guidance_rescale: float = 0.0
-    fps: int | None = None
 
 
 class _LengthsKnown(EarlyExit):
@@ -131,10 +109,10 @@ class Generator(ABC):
         self.check_size()
 
     def _check_options(self) -> None:
-        for option in fields(self.options):
-            if getattr(self.options, option.name) != option.default and option.name not in self.accepts:
+        for option, field in Options.model_fields.items():
+            if getattr(self.options, option) != field.default and option not in self.accepts:
                 raise GeneratorError(
-                    f"generator.{option.name}: {self.pipeline_class} has none; it has {', '.join(self.accepts)}"
+                    f"generator.{option}: {self.pipeline_class} has none; it has {', '.join(self.accepts)}"
                 )
         if self.options.embedded_guidance is not None and not self.distilled:
             raise GeneratorError(

@@ -21,8 +21,9 @@ from alignflow.words import listing
 from alignflow.worlds.shapes import pipelines
 from generators.base import Generator, GeneratorError, Options
 from generators.folder import check_parts, components, read_index, single_file
-from generators.memory import Memory, place, quantisation, set_attention, thrifty_vae
+from generators.memory import place, quantisation, set_attention, thrifty_vae
 from generators.parts import check_finite, networks
+from generators.settings import Memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one

@@ -8,7 +8,6 @@ reward's gradient go backward through it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from torch import Tensor, nn
 
 from alignflow.extras import remedy
+from alignflow.text import first_line
 from generators.errors import GeneratorError
+from generators.settings import Memory
 from generators.text_cache import text_encoders
 
 BACKENDS = {
@@ -32,26 +33,6 @@ BACKENDS = {
 
 MASKLESS = ("flash", "_flash_3", "sage")
 """diffusers' backends that can neither weigh nor hide keys."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How a pipeline is kept in memory; the defaults leave everything as it is loaded.
-
-    Args:
-        offload: ``none``, ``model`` (an encoder moves to the device whole when it reads, and back) or ``group`` (layer
-            by layer).
-        quantise: what the trained networks' frozen weights are stored as: ``none``, ``nf4``, ``int8``, ``fp8``.
-        attention: backend of the trained networks, a key of :data:`BACKENDS`, or ``auto`` for diffusers' own.
-        vae_tiling: code images tile by tile.
-        vae_slicing: code images one by one.
-    """
-
-    offload: str = "none"
-    quantise: str = "none"
-    attention: str = "auto"
-    vae_tiling: bool = False
-    vae_slicing: bool = False
 
 
 # -- before and while a pipeline is loaded ----------------------------------------------------------------------------
@@ -167,8 +148,7 @@ def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
             if q.requires_grad:
                 found.float().sum().backward()
     except Exception as error:  # each package fails in its own way: missing, no kernel for this card, another dtype
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GeneratorError(f"memory.attention {name} does not work here: {reason}; use native") from error
+        raise GeneratorError(f"memory.attention {name} does not work here: {first_line(error)}; use native") from error
     gap = float((found.detach() - expected).abs().max())
     if not gap < 0.1 or (q.requires_grad and q.grad is None):
         raise GeneratorError(f"memory.attention {name} is wrong here by {gap:.2g} or has no gradient; use native")

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import ConfigDict
 
 from alignflow.errors import AlignflowError
+from alignflow.lazy import lazy
 from alignflow.secrets import resolve
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards import guard
+    from rewards.checks import checked_scores
+else:
+    guard = lazy("rewards.guard")
+    checked_scores = lazy("rewards.checks:checked_scores")
 
 
 INPUTS = ("image", "mask", "metadata")
@@ -156,11 +163,8 @@ class Reward:
     apart: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.refresh is not None:
-            from rewards.guard import Guarded
-
-            if not isinstance(self.refresh, Guarded):
-                object.__setattr__(self, "refresh", Guarded(self.name, self.refresh))
+        if self.refresh is not None and not isinstance(self.refresh, guard.Guarded):
+            object.__setattr__(self, "refresh", guard.Guarded(self.name, self.refresh))
 
     def fixed(self) -> Reward:
         """Itself, where a sample always scores the same.
@@ -187,6 +191,4 @@ class Reward:
         Raises:
             RewardError: the function returned something that is not N numbers, or an input it wants is missing.
         """
-        from rewards.checks import checked_scores
-
         return checked_scores(self, media, list(prompts), group, inputs)

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from alignflow.lazy import lazy
 from rewards.base import SCOPES, Scope
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 
 def widest(scopes: Sequence[Scope]) -> Scope:

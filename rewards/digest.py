@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardSettings
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch")
 
 
 def digest(value: Any) -> str:
@@ -21,7 +24,7 @@ def digest(value: Any) -> str:
 
 
 def _feed(seen: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         seen.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
         seen.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):

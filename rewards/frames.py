@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 
 def by_frame(media: Tensor, score: Callable[[Tensor, Tensor], Tensor], chunk: int, frames: int | None = None) -> Tensor:

@@ -9,11 +9,16 @@ import numpy as np
 
 from alignflow.files.images import ImageError, named, read_image
 from alignflow.files.rows import RowError, json_rows
+from alignflow.lazy import lazy
 from alignflow.paths import expanded, is_file
 from rewards.base import RewardError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from alignflow.worlds.shapes.world import dataset
+else:
+    dataset = lazy("alignflow.worlds.shapes.world:dataset")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RENDERS = 128
@@ -71,8 +76,6 @@ def read_table(table: str) -> dict[str, list[Tensor]]:
 
 
 def _renders(count: int) -> tuple[np.ndarray, list[str]]:
-    from alignflow.worlds.shapes.world import dataset
-
     return dataset("train", count, seed=0)
 
 

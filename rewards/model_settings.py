@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings
 
 if TYPE_CHECKING:
     import torch
 
     from rewards.networks.vision_features import VisionFeatures
+else:
+    VisionFeatures = lazy("rewards.networks.vision_features:VisionFeatures")
 
 
 VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); weights are frozen"
@@ -57,8 +60,6 @@ class VisionRewardSettings(ModelRewardSettings):
 
     def vision(self, device: torch.device | str) -> VisionFeatures:
         """Load the model; raises RewardError."""
-        from rewards.networks.vision_features import VisionFeatures
-
         return VisionFeatures.load(self.model, self.dtype, device)
 
 

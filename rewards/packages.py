@@ -7,14 +7,19 @@ imports transformers: this module, and the settings of the rewards, work beside 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, Scores
 from rewards.frames import by_frame
-from rewards.networks.hub import first_line, weight_file
+from rewards.networks.hub import typed_line, weight_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
 
 Judge = Callable[[Any, str], float]
 """``(Pillow image, prompt) -> score``."""
@@ -67,9 +72,9 @@ def _loaded(package: str, load: Callable[[], Judge]) -> Judge:
     except RewardError:
         raise
     except ImportError as error:
-        raise RewardError(f"the package {package} cannot be imported here ({first_line(error)}); {remedy}") from error
+        raise RewardError(f"the package {package} cannot be imported here ({typed_line(error)}); {remedy}") from error
     except Exception as error:  # whatever the package makes of files and versions it does not like
-        raise RewardError(f"the package {package} does not load: {first_line(error)}; {remedy}") from error
+        raise RewardError(f"the package {package} does not load: {typed_line(error)}; {remedy}") from error
 
 
 def _by_image(judge: Judge, frames: int | None) -> Callable[..., Scores]:
@@ -85,7 +90,7 @@ def _by_image(judge: Judge, frames: int | None) -> Callable[..., Scores]:
             try:
                 return torch.tensor([judge(Image.fromarray(pixels.cpu().numpy()), prompts[sample])])
             except Exception as error:  # one image's failure is not the others'
-                reasons[sample] = first_line(error)
+                reasons[sample] = typed_line(error)
                 return torch.tensor([torch.nan])
 
         return Scores(by_frame(media.detach(), score, 1, frames), reasons)

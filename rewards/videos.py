@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
-
+from alignflow.lazy import lazy
 from rewards.base import RewardError
+from rewards.call import load_object
+from rewards.networks.optical_flow import optical_flow
 
-Flow = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+
+Flow: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """``(first, second) [N, 3, H, W] -> [N, 2, H, W]``: where pixels of the first went, in pixels, x right and y down."""
 
 
@@ -31,9 +39,6 @@ def flow_function(kind: str | None) -> Flow:
     Raises:
         RewardError: no such function.
     """
-    from rewards.call import load_object
-    from rewards.networks.optical_flow import optical_flow
-
     return optical_flow if kind is None else load_object(kind)
 
 

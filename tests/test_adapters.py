@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import adapter_cases
@@ -175,7 +174,7 @@ def test_a_guidance_scale_for_a_network_without_one_is_refused():
 def test_a_config_trains_it(kind, tmp_path):
     case = next(case for case in CASES if case.kind == kind)
     case.build().save_pretrained(tmp_path / "model")
-    options = {name: value for name, value in asdict(case.options).items() if value}
+    options = {name: value for name, value in case.options.model_dump().items() if value}
     tree = {"kind": kind, "path": str(tmp_path / "model"), "device": "cpu", **options}
     config = tiny_run.settings(
         tmp_path, tmp_path / "model", generator=tree, reward={"kind": "tiny_run:mean_pixel"}, train={"steps": 1}

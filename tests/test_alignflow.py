@@ -33,6 +33,15 @@ def test_a_lazy_module_without_the_attribute_says_so():
         _ = lazy("json.scanner").no_such_name
 
 
+def test_a_lazy_name_is_called_and_read_on_first_use():
+    code = (
+        "import sys; from alignflow.lazy import lazy; Fraction = lazy('fractions:Fraction');"
+        "before = 'fractions' in sys.modules;"
+        "print(before, Fraction(1, 2) + Fraction.from_float(0.5))"
+    )
+    assert run(code) == "False 1"
+
+
 def test_importing_alignflow_imports_no_torch():
     assert run("import sys, alignflow; print('torch' in sys.modules, callable(alignflow.load_config))") == "False True"
 

@@ -26,7 +26,7 @@ from align.training.trainer import train
 from generators import memory
 from generators.base import GeneratorError
 from generators.load import load
-from generators.memory import Memory
+from generators.settings import Memory
 
 # -- attention --------------------------------------------------------------------------------------------------------
 

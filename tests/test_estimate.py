@@ -29,6 +29,7 @@ from align.rollout.sources import OnlineSource, Share
 from align.training.trainer import train
 from alignflow.errors import ConfigError, TrainingError
 from generators.load import load
+from generators.settings import Options
 
 run, write = written.run, written.write
 ROOT = Path(__file__).parent.parent
@@ -152,7 +153,7 @@ def test_what_lives_while_decoding_images() -> None:
 def test_weights_and_learning_are_counted_exactly(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, "grpo", evaluate={"rewards": {}})
     kept = {item.name: item.bytes for item in estimate.estimate(config).kept}
-    generator = load("sd3", str(model), options=build.Options(size=(32, 32)))
+    generator = load("sd3", str(model), options=Options(size=(32, 32)))
     for name, part in generator.modules().items():
         assert kept[name] == sum(value.numel() * value.itemsize for value in part.parameters())
     parameters = [value for _, value in add_lora(generator, 4, 4)]

@@ -21,7 +21,7 @@ from alignflow.errors import ConfigError
 from generators import memory
 from generators.base import Conditioning, Generator, GeneratorError
 from generators.load import adapter, load
-from generators.memory import Memory
+from generators.settings import Memory
 from generators.text_cache import TextCache, text_encoders
 
 pytestmark = pytest.mark.usefixtures("small_sources")

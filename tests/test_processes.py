@@ -105,14 +105,13 @@ def test_eight_processes_do_the_work_of_one(recipe: str, alone: Any, model: Path
 
 ADAPTER = """
 import sys
-from dataclasses import asdict
 from pathlib import Path
 import tiny_run
 from align.training.trainer import train
 from test_adapters import CASES
 folder, model, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 case = next(case for case in CASES if case.kind == kind)
-options = {name: value for name, value in asdict(case.options).items() if value}
+options = {name: value for name, value in case.options.model_dump().items() if value}
 tree = {"kind": kind, "path": str(model), "device": "cpu", **options}
 train(tiny_run.settings(
     folder, model, generator=tree, reward={"kind": "tiny_run:mean_pixel"}, prompts={"heldout": None},

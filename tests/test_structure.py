@@ -92,3 +92,60 @@ def test_errors_have_one_root():
     errors = {name: ancestors(name) for name in classes if ancestors(name) & exceptions}
     assert len(errors) > 15
     assert [name for name, above in errors.items() if not above & {"AlignflowError", "EarlyExit"}] == []
+
+
+def test_imports_stand_at_the_top():
+    """Fewer than 2 first-party imports inside functions per 1,000 lines; ``alignflow/lazy.py`` delays the others."""
+    lines, inside = 0, set()
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        lines += len(text.splitlines())
+        for function in ast.walk(ast.parse(text)):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                found = (node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom))
+                inside |= {f"{dotted(file)} line {node.lineno}" for node in found if is_first_party(node)}
+    assert len(inside) < 2 * lines / 1000, sorted(inside)
+
+
+def is_first_party(node: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.split(".")[0] in PACKAGES for alias in node.names)
+    return node.level > 0 or (node.module or "").split(".")[0] in PACKAGES
+
+
+def code_lines(text: str) -> list[tuple[int, str]]:
+    """(number, line with single spaces) of every line of code: no imports, docstrings, comments or blank lines."""
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            spans = node.body[:1] if ast.get_docstring(node) is not None else []
+        else:
+            spans = [node] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        left_out.update(line for span in spans for line in range(span.lineno, (span.end_lineno or span.lineno) + 1))
+    numbered = ((number, " ".join(line.split())) for number, line in enumerate(text.splitlines(), 1))
+    return [(n, line) for n, line in numbered if line and not line.startswith("#") and n not in left_out]
+
+
+def repeats(sources: dict[str, str], run: int = 8) -> list[str]:
+    """Places where ``run`` lines of code in a row stand that stand elsewhere too."""
+    first: dict[tuple[str, ...], str] = {}
+    found = []
+    for name, text in sources.items():
+        lines = code_lines(text)
+        for start in range(len(lines) - run + 1):
+            place = f"{name} line {lines[start][0]}"
+            before = first.setdefault(tuple(line for _, line in lines[start : start + run]), place)
+            if before != place:
+                found.append(f"{before} and {place}")
+    return found
+
+
+def test_no_run_of_lines_is_written_twice():
+    assert repeats({dotted(file): file.read_text(encoding="utf-8") for file in FILES}) == []
+
+
+def test_a_run_of_lines_written_twice_is_found():
+    lines = [f"x{i} = {i}" for i in range(8)]
+    copied = "\n    # why\n\n".join(["def f():", *(f"    {line}" for line in lines)])
+    assert repeats({"a": "\n".join(lines), "b": copied}) == ["a line 1 and b line 4"]
+    assert repeats({"a": "\n".join(lines[1:]), "b": copied}) == []

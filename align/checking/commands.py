@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from align.checking import check
+from align.checking import check, estimate
 from align.checking.named import Named, generator_away, named
 from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
 from align.config.settings import Config, is_unread
@@ -112,8 +112,6 @@ def examine(
         yield from map(line, _essentials(config))
         misfit = ""
         if memory and isinstance(config, Config):
-            from align.checking import estimate
-
             if is_unread(config.recipe):
                 raise ConfigError("the memory of a recipe that was not imported is not known; use --import")
             told = estimate.lines(config, card)

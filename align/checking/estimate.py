@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING, Any
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of
 from align.checking.remedies import remedies
 from align.checking.sizes import Shapes, shapes_of
+from align.config.load import overridden
 from align.policy import held
 from alignflow.errors import ConfigError
+from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
     from torch import nn
 
     from align.config.settings import Config
+    from generators.load import adapter
+else:
+    adapter = lazy("generators.load:adapter")
 
 GB = 2**30
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "bf16": 2, "fp16": 2}
@@ -121,7 +126,6 @@ def _trained(config: Config, networks: list[nn.Module]) -> int:
     """Parameters that are trained."""
     if config.policy.kind == "full":
         return sum(value.numel() for network in networks for value in network.parameters())
-    from generators.load import adapter
 
     rank, targets = config.policy.rank, config.policy.targets or adapter(config.generator.kind).lora_targets
     ends = tuple(f".{target}" for target in targets)
@@ -293,8 +297,6 @@ def card_bytes(text: str) -> float:
 
 def savings(config: Config) -> list[tuple[str, float]]:
     """(override, bytes it saves) of every single change that saves something, most first."""
-    from align.config.load import overridden
-
     here, found = estimate(config).bytes, []
     for remedy in remedies(config):
         if remedy.value is not None:
@@ -306,8 +308,6 @@ def savings(config: Config) -> list[tuple[str, float]]:
 
 def fitting(config: Config, changes: list[str], size: float) -> list[str]:
     """The first of ``changes`` that together bring the run into ``size`` bytes; [] if all of them do not."""
-    from align.config.load import overridden
-
     for number, change in enumerate(changes, 1):
         config = overridden(config, change)
         if estimate(config).bytes <= size:

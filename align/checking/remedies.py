@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
 from align.runs.phases import phase_of
 from alignflow.errors import TrainingError
 
@@ -181,8 +182,6 @@ def explained(config: Config) -> Iterator[None]:
 
 def _afterwards(config: Config, tried: list[Remedy]) -> str:
     """What is left of the run, and which of the remedies it can go on with."""
-    from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
-
     steps = sorted(path.name for path in config.run_dir.glob("checkpoints/step-*"))
     if not steps:
         return f"{config.run_dir} has no checkpoint yet: start it again with --overwrite"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -25,11 +25,17 @@ from align.config.yaml_text import Limits, Places
 from alignflow.errors import ConfigError, Problem
 from alignflow.explain import explain
 from alignflow.kinds import OneOf, child, child_options, class_of, flatten, mapping
+from alignflow.lazy import lazy
 from alignflow.paths import exists, expanded, is_dir, is_file, names
 from alignflow.settings import RunSettings
 from alignflow.text import first_line
 from alignflow.words import brief, close, listing
 from rewards.base import RewardSettings
+
+if TYPE_CHECKING:
+    from align.checking import commands
+else:
+    commands = lazy("align.checking.commands")
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
 
@@ -85,9 +91,7 @@ def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tr
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
         if issubclass(root, RunSettings):
-            from align.checking.commands import check_command
-
-            check_command(files, layers, root)
+            commands.check_command(files, layers, root)
         raise ConfigError(explain(error, root, data, places), said_of(files)) from None
 
 

@@ -1,51 +1,19 @@
-"""Memory settings of a run, presets by GPU memory, and the packages they require. No torch."""
+"""Presets of memory settings by GPU memory, and the packages that memory settings require. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import ConfigError, Problem
 from alignflow.extras import remedy
 from alignflow.kinds import listing, nearest
-from alignflow.strict import Strict
+from generators.settings import Memory
 
 if TYPE_CHECKING:
     from align.config.model import GeneratorConfig
     from align.config.settings import Config
-
-
-class Memory(Strict):
-    """Memory settings of a run, described in docs/memory.md. A preset name such as ``24gb`` may stand here instead."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    cache_prompts: Literal["none", "memory", "disk"] = Field(
-        "none",
-        description="encode every prompt once, cache the text conditioning on the CPU (memory) or in the run "
-        "folder (disk), and free the text encoders; none = encode at every rollout",
-    )
-    offload: Literal["none", "model", "group"] = Field(
-        "none",
-        description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "
-        "none = stay on the GPU",
-    )
-    quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
-        "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
-    )
-    attention: Literal["auto", "native", "xformers", "flash", "flash3", "sage"] = Field(
-        "auto",
-        description="attention backend of the trained network; sage works for sampling only, because it has no "
-        "gradient",
-    )
-    compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
-    vae_tiling: bool = Field(
-        False, description="encode and decode large images tile by tile; tiles are blended, so results differ slightly"
-    )
-    vae_slicing: bool = Field(False, description="encode and decode images one at a time")
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,41 +11,23 @@ from alignflow.devices import malformed
 from alignflow.kinds import listing, nearest, problems_at
 from alignflow.settings import Settings
 from alignflow.strict import Word
-
-Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
-"""Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
+from generators.settings import Options
 
 
-class GeneratorConfig(Settings):
-    """The diffusers pipeline to align."""
+class Pipeline(Settings):
+    """Which pipeline, and the dtype of its networks."""
 
-    renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
     kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
     path: str = Field(
         description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill), a local folder, or a hub id "
         "owner/name"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
-    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's default")
-    frames: int | None = Field(None, ge=1, le=100_000, description="frames per video; null = the pipeline's default")
-    text_length: int | None = Field(
-        None, ge=1, description="maximum number of prompt tokens; null = the pipeline's default"
-    )
-    embedded_guidance: float | None = Field(
-        None,
-        ge=0,
-        description="guidance scale passed as an input to a guidance-distilled network; null = the pipeline's default",
-    )
-    negative_prompt: str = Field("", description="negative prompt of classifier-free guidance")
-    guidance_rescale: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="guidance rescale: fraction of the added standard deviation that is removed again; 0 = off",
-    )
-    fps: int | None = Field(
-        None, ge=1, description="frames per second passed to the network; null = the pipeline's default"
-    )
+
+
+class GeneratorConfig(Options, Pipeline):
+    """The diffusers pipeline to align."""
+
     device: str = Field("auto", description="device: auto (chosen by accelerate), cpu, cuda, cuda:1 or mps")
 
     @field_validator("kind")

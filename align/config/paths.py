@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from alignflow.worlds.shapes import WORLDS
+
 PLACES = frozenset(
     ("path", "train", "heldout", "source", "file", "lora", "folder", "template", "references", "model",
      "latent_reward", "reference", "init", "processor", "weights", "tokenizer", "med_config", "clip")
@@ -43,8 +45,6 @@ def _code(place: str, name: str) -> str | None:
 
 
 def _there(value: str) -> str | None:
-    from alignflow.worlds.shapes import WORLDS
-
     if value in WORLDS or not value.strip():
         return None
     try:

@@ -10,15 +10,23 @@ from __future__ import annotations
 import ast
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 import align.recipes
 from align.recipes.base import Recipe
+from align.search.base import Method
 from alignflow.folders import classes_in, names_in
+from alignflow.lazy import lazy
 from alignflow.paths import is_file
 from generators import adapters
+
+if TYPE_CHECKING:
+    from align.search import methods
+else:
+    methods = lazy("align.search.methods")
+
 
 ADAPTERS = Path(adapters.__path__[0])
 
@@ -51,9 +59,6 @@ def rewards() -> dict[str, type[BaseModel]]:
 @cache
 def searches() -> dict[str, type[BaseModel]]:
     """Kind -> search method, from the files of ``align/search/methods/``."""
-    from align.search import methods
-    from align.search.base import Method
-
     return dict(classes_in(methods, Method))
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from align.config import needs, registry
-from align.config.memory import Memory
 from align.config.memory import problems as memory_problems
 from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
 from align.config.sampling import Sampler
@@ -21,6 +20,7 @@ from alignflow import plugins
 from alignflow.kinds import FAMILIES, OneOf, from_outside, listing, nearest, problems_at
 from alignflow.settings import Problems, RunSettings, Settings, WithoutSecrets
 from alignflow.strict import Named
+from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.scopes import has_parts, known_scope
 

@@ -28,7 +28,7 @@ _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM), _REMEDIES[errno.EROFS])
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn a failed write (full disk, no permission) into a message with the place and the remedy."""
     try:
         yield
@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step; an error leaves the old file as it was."""
-    with explained(path):
+    with writing(path):
         disk.write_bytes(path, content)
 
 
@@ -77,7 +77,7 @@ def new_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
         RunFolderError: ``path`` holds something and is not to be replaced, or the disk refuses.
     """
     path = Path(os.path.abspath(path))
-    with explained(path):
+    with writing(path):
         if not replaces:
             check_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.data.files import explained
+from align.data.files import writing
 from align.data.media import fit, read_pixels, to_tensor
 from align.data.prompts import Prompt
 from align.data.tables import Cell
@@ -57,7 +57,7 @@ def remember(generator: Generator, prompts: Sequence[Prompt], folder: Path | Non
     for start in range(0, len(unique), chunk):
         some = unique[start : start + chunk]
         inputs = read_inputs(some, generator.inputs, generator.size)
-        with explained(folder or Path()):
+        with writing(folder or Path()):
             generator.remember(cache, [prompt.text for prompt in some], inputs)
     generator.drop_encoders(cache)
 

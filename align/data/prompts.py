@@ -16,12 +16,21 @@ from align.data.tables import HUB, Cell, read_rows, table_path
 from align.maths.seeds import derive
 from alignflow.errors import DataError
 from alignflow.files.rows import RowError, place_of, read_lines
+from alignflow.lazy import lazy
 from alignflow.paths import expanded, is_file
 from alignflow.text import printable
 from alignflow.worlds.shapes import WORLDS
 
 if TYPE_CHECKING:
+    from align.data.media import encode
+    from alignflow.worlds.shapes import edits, motion
+    from alignflow.worlds.shapes import world as images
     from alignflow.worlds.shapes.edits import Task
+else:
+    edits = lazy("alignflow.worlds.shapes.edits")
+    motion = lazy("alignflow.worlds.shapes.motion")
+    images = lazy("alignflow.worlds.shapes.world")
+    encode = lazy("align.data.media:encode")
 
 TRAIN_COUNT = 4096
 """Prompts drawn from an embedded world's endless training split."""
@@ -124,15 +133,11 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
             f"prompts {source!r}: the embedded worlds are {', '.join(WORLDS)}, each with :train and :heldout"
         )
     if world in ("shapes", "shapes-video"):
-        from alignflow.worlds.shapes import motion
-        from alignflow.worlds.shapes import world as images
-
         drawn = images if world == "shapes" else motion
         texts, specs = drawn.prompts(split, count, seed), drawn.sample_specs(split, count, seed)
         return [Prompt(text, {}, {"kind": spec.task}, source) for text, spec in zip(texts, specs, strict=True)]
-    from alignflow.worlds.shapes.edits import TASKS
 
-    tasks = list(islice(TASKS[world](split, seed), count))
+    tasks = list(islice(edits.TASKS[world](split, seed), count))
     drawings = Drawings(tasks)
     names = MEDIA if tasks[0].hole else MEDIA[:1]
     return [
@@ -153,14 +158,11 @@ class Drawings:
         self.tasks = tasks
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        from align.data.media import encode
-        from alignflow.worlds.shapes.edits import draw_mask
-        from alignflow.worlds.shapes.world import render
-
         task = self.tasks[row]
-        hole = {"mask": np.stack([draw_mask(task.hole)] * 3, -1)} if task.hole else {}
+        hole = {"mask": np.stack([edits.draw_mask(task.hole)] * 3, -1)} if task.hole else {}
         return {
-            name: {"bytes": encode(pixels, ".png")} for name, pixels in {"image": render(task.source), **hole}.items()
+            name: {"bytes": encode(pixels, ".png")}
+            for name, pixels in {"image": images.render(task.source), **hole}.items()
         }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from align.data.files import explained, write_text
+from align.data.files import write_text, writing
 from alignflow.errors import DataError
 from alignflow.text import first_line
 
@@ -36,7 +36,7 @@ class Output:
             raise DataError(f"--out {path}: scores are written as .csv, .jsonl or .json")
         self.head = ["file", "prompt", *self.names, "reasons"]
         self.rows: list[dict[str, Any]] = []
-        with explained(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.done = self._read() if path.exists() else set()
             self.file: IO[str] | None = None if self.kind == ".json" else path.open("a", encoding="utf-8", newline="")
@@ -46,7 +46,7 @@ class Output:
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows of :func:`align.evaluation.files.score_items`."""
-        with explained(self.path):
+        with writing(self.path):
             for row in rows:
                 kept = {
                     "file": row["file"],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from align.export.layouts import ExportError, Layout, published
 from align.policy.lora import Lora, linear_layers, lora_of
+from alignflow.text import first_line
 from generators.base import Generator
 
 TIMES = (0.95, 0.5, 0.05)  # flow times at which velocities are compared; experts by time are all asked
@@ -183,7 +184,6 @@ def _explained(path: Path) -> Iterator[None]:
         IndexError,
         AssertionError,
     ) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ExportError(
-            f"diffusers does not read {path.name}: {type(error).__name__}: {first}; nothing was kept"
+            f"diffusers does not read {path.name}: {type(error).__name__}: {first_line(error)}; nothing was kept"
         ) from error

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from align.config.memory import INSTALL, Memory, require
+from align.config.memory import INSTALL, require
 from align.config.model import GeneratorConfig
 from align.policy import held
 from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_off, lora_only, lora_parameters
 from align.policy.roles import Roles
 from alignflow.errors import ConfigError, Problem
-from generators.base import Generator, Options
+from alignflow.lazy import lazy
+from generators.base import Generator
+from generators.settings import Memory
 from rewards.base import Reward, RewardSettings
 
 if TYPE_CHECKING:
     from align.config.settings import Config, Train
+    from align.rollout.solver import remark
+    from generators.load import load
+else:
+    remark = lazy("align.rollout.solver:remark")
+    load = lazy("generators.load:load")
 
 
 def hush() -> None:
@@ -60,21 +66,16 @@ def build_generator(
         GeneratorError: it cannot be loaded.
         ConfigError: this machine lacks what ``memory`` or ``train.optimizer`` asks for.
     """
-    from align.rollout.solver import remark
-    from generators.load import load
-    from generators.memory import Memory as Kept
-
     hush()
     device = torch.device(device)
     require(memory, device.type, optimizer, training=training)
-    options = Options(**{field.name: getattr(generator, field.name) for field in fields(Options)})
-    kept = {field.name: getattr(memory, field.name) for field in fields(Kept)}
     if device.type == "cpu":
-        kept["offload"] = "none"  # the encoders are there already
-    elif memory.cache_prompts != "none" and kept["offload"] == "none":
-        kept["offload"] = "group"  # so that encoders which are about to go never stand on the card beside the network
+        memory = memory.model_copy(update={"offload": "none"})  # the encoders are there already
+    elif memory.cache_prompts != "none" and memory.offload == "none":
+        # encoders that are freed after encoding must never be on the card beside the network
+        memory = memory.model_copy(update={"offload": "group"})
     loaded = load(
-        generator.kind, generator.path, dtype=generator.dtype, options=options, device=device, memory=Kept(**kept)
+        generator.kind, generator.path, dtype=generator.dtype, options=generator, device=device, memory=memory
     )
     if (line := remark(loaded, kinds)) and int(os.environ.get("RANK", "0")) == 0:
         print(f"note: {line}", file=sys.stderr)

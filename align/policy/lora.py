@@ -9,20 +9,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from align.data.files import explained
+from align.data.files import writing
 from alignflow.errors import AlignflowError
 from alignflow.files import lora_files, tensor_files
 from alignflow.files.lora_files import FILE as FILE
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.lora_files import file_of as file_of
+from alignflow.lazy import lazy
 from generators.base import Generator
+
+if TYPE_CHECKING:
+    from align.policy.lora_layouts import read_lora
+else:
+    read_lora = lazy("align.policy.lora_layouts:read_lora")
+
 
 PREFIX = "transformer."
 ADAPTER = "default"
@@ -194,7 +201,7 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
 
 def _save(network: Any, path: Path, name: str | None) -> None:
     tensors, header = as_diffusers(lora_of(network, name))
-    with explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tensor_files.save(path, tensors, header)
 
@@ -237,8 +244,6 @@ def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = AD
     Raises:
         LoraError: no such file, damaged, or made for another model.
     """
-    from align.policy.lora_layouts import read_lora
-
     try:
         file = lora_files.find(Path(path))
     except LoraFileError as error:

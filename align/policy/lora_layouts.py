@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -12,7 +13,13 @@ from align.policy.lora import Lora, LoraError, linear_layers
 from alignflow.files import lora_files
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.weights import first
+from alignflow.lazy import lazy
 from alignflow.text import printable
+
+if TYPE_CHECKING:
+    from align.export import layouts
+else:
+    layouts = lazy("align.export.layouts")
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -84,12 +91,10 @@ def _parts(stem: str, layers: Mapping[str, tuple[int, int]], network: nn.Module)
 
 def _published(layers: Mapping[str, tuple[int, int]], network: str) -> dict[str, list[Part]]:
     """Published layer -> its parts, of every layer that the layout of this network class knows."""
-    from align.export.layouts import LAYOUTS, place
-
-    layout = LAYOUTS.get(network)
+    layout = layouts.LAYOUTS.get(network)
     if layout is None:
         return {}
-    fused = dict(found for name in layers if (found := place(name, layout)))
+    fused = dict(found for name in layers if (found := layouts.place(name, layout)))
     parts = {}
     for theirs, ours in fused.items():
         if all(name in layers for name in ours):

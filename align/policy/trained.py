@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import CheckpointError, RunFolderError
+from alignflow.lazy import lazy
 from alignflow.text import first_line
+from generators.errors import GeneratorError
 
 if TYPE_CHECKING:
+    from align.policy.lora import LoraError, load_lora
+    from align.runs.checkpoint import latest, list_steps
     from generators.base import Generator
+    from generators.parts import load_network
+else:
+    latest = lazy("align.runs.checkpoint:latest")
+    list_steps = lazy("align.runs.checkpoint:list_steps")
+    load_lora = lazy("align.policy.lora:load_lora")
+    LoraError = lazy("align.policy.lora:LoraError")
+    load_network = lazy("generators.parts:load_network")
 
 NETWORK = "transformer"
 
@@ -45,7 +56,6 @@ def find_policy(path: Path) -> Trained:
     if not (path / "config.yaml").is_file():
         what = "is neither a run folder nor a checkpoint" if path.exists() else "does not exist"
         raise RunFolderError(f"{path} {what}; name a folder that `alignflow train` wrote")
-    from align.runs.checkpoint import latest, list_steps
 
     finished = path / "lora" if (path / "lora").is_dir() else path if (path / NETWORK).is_dir() else None
     steps, newest = list_steps(path / "checkpoints"), latest(path / "checkpoints")
@@ -79,8 +89,6 @@ def load_policy(generator: Generator, path: Path) -> None:
     Raises:
         LoraError: nothing there, damaged, or made for another model.
     """
-    from align.policy.lora import load_lora
-
     if not (path / NETWORK).is_dir():
         load_lora(generator, path)
         return
@@ -89,10 +97,6 @@ def load_policy(generator: Generator, path: Path) -> None:
 
 
 def _load_network(network: Any, folder: Path) -> None:
-    from align.policy.lora import LoraError
-    from generators.errors import GeneratorError
-    from generators.parts import load_network
-
     try:
         trained = load_network(folder, folder.name, type(network), network.dtype)
         network.load_state_dict(trained.state_dict())

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.data.files import check_free, explained
+from align.data.files import check_free, writing
+from align.runs.owned import LOCK, sweep
 from alignflow.errors import RunFolderError
 from alignflow.files.disk import aside
 
@@ -44,7 +45,7 @@ class Lock:
             RunFolderError: a living process holds it; names host, process and time.
         """
         content = json.dumps(_me(), indent=2).encode() + b"\n"
-        with explained(self.folder):
+        with writing(self.folder):
             for _ in range(8):
                 if self._made(content):
                     self._mine = content
@@ -139,11 +140,9 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunFolderError: another process writes the same folder.
     """
-    from align.runs.owned import LOCK, sweep
-
     path = Path(os.path.abspath(path))
     lock = Lock(path.with_name(f".{path.name}{LOCK}"), path)
-    with explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lock.take()
     try:

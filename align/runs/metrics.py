@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from align.data.files import explained, without_nan, write_text
+from align.data.files import without_nan, write_text, writing
 from alignflow.errors import RunFolderError
 
 Row = dict[str, Any]
@@ -19,7 +19,7 @@ def append(path: Path, row: Row, *, durable: bool = False) -> None:
     Raises:
         RunFolderError: the disk refuses, or the file has gone.
     """
-    with explained(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(without_nan(row)) + "\n")
         if durable:
             file.flush()
@@ -28,7 +28,7 @@ def append(path: Path, row: Row, *, durable: bool = False) -> None:
 
 def sync(path: Path) -> None:
     """Have all rows written so far on the disk."""
-    with explained(path):
+    with writing(path):
         try:
             handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.data.files import write_json
+from align.data.files import check_free, write_json, writing
 from alignflow.errors import RunFolderError
 from alignflow.files.disk import LITTER
 
@@ -108,9 +108,7 @@ def check_removable(path: Path, kind: str) -> None:
 
 def check_out(path: Path, kind: str, *, overwrite: bool) -> None:
     """Raise RunFolderError unless a folder of ``kind`` can be written at ``path``, in place of an older one or not."""
-    from align.data.files import check_free, explained
-
-    with explained(path):
+    with writing(path):
         if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
             if not overwrite:
                 raise RunFolderError(f"{path} exists; --overwrite replaces it, or give another out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from align.data.files import explained, new_folder, write_json, write_text
+from align.data.files import new_folder, write_json, write_text, writing
 from align.evaluation.per_prompt import forget_scores
 from align.runs import metrics, owned
 from align.runs.identity import FREE_IN_A_SEARCH, FREE_ON_RESUME, MEMORY_ALONE, changes, flatten, refused, under
@@ -75,7 +75,7 @@ class RunFolder:
         before, changed = None, dict[str, list[Any]]()
         if resume and overwrite:
             raise RunFolderError("--resume goes on with a run and --overwrite deletes it: give one of the two")
-        with explained(self.path):
+        with writing(self.path):
             self._check(resume, overwrite)
             self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ class RunFolder:
         A folder that is replaced goes when the new one is whole. ``about`` stands in the mark of a new folder. Returns
         the run's id.
         """
-        with explained(self.path):
+        with writing(self.path):
             if self._replaces:
                 with new_folder(self.path, replaces=True) as staging:
                     self._fill(staging, resolved, environment, about)

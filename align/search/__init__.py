@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignflow.lazy import lazy
+
 if TYPE_CHECKING:
     from align.data.prompts import Prompt
     from align.search.base import Method
     from align.search.budget import Budget
+    from align.search.driver import parse
+    from align.search.driver import run as drive
     from align.search.results import Found
     from align.search.task import LatentReward
     from generators.base import Generator
     from rewards.base import Reward
+else:
+    parse, drive = lazy("align.search.driver:parse"), lazy("align.search.driver:run")
 
 __all__ = ["search"]
 
@@ -61,9 +67,7 @@ def search(
         ConfigError: settings that cannot be.
         DataError: a prompt that lacks what generator or reward needs.
     """
-    from align.search.driver import parse, run
-
-    return run(
+    return drive(
         generator, reward, prompts, parse(method, budget), seed=seed, batch=batch, chunk=chunk,
         decode_chunk=decode_chunk, keep=keep, latent_reward=latent_reward, done=done, on_found=on_found,
     )  # fmt: skip

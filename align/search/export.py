@@ -6,11 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.data.files import new_folder
 from align.runs.lock import check_unwritten, locked
 from alignflow.errors import ConfigError, DataError
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    from align.search.run import read_rows
+else:
+    read_rows = lazy("align.search.run:read_rows")
+
 
 Row = dict[str, Any]
 
@@ -62,8 +69,6 @@ def write_as(run_dir: Path, kind: str, folder: Path) -> int:
 def _write(
     run_dir: Path, folder: Path, name: str, entry: Callable[[Row, Callable[[Row, str], str]], Row | None]
 ) -> int:
-    from align.search.run import read_rows
-
     check_unwritten(folder, "--as")
     lines = []
     with locked(folder), new_folder(folder) as staging:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from align.config.load import dump_config
 from align.data import tables
 from align.data.files import new_folder, write_json
 from align.data.grids import save_samples, still
@@ -38,12 +39,16 @@ from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
 from align.search.task import LatentReward
 from alignflow.errors import RunFolderError, SearchError
+from alignflow.lazy import lazy
 from generators.base import Generator
 from rewards.base import Reward
 from rewards.call import load_object
 
 if TYPE_CHECKING:
+    from align.report.search import write_search_report
     from align.search.settings import SearchConfig
+else:
+    write_search_report = lazy("align.report.search:write_search_report")
 
 
 PLAIN = "plain sample"
@@ -57,8 +62,6 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
-    from align.config.load import dump_config
-
     run, resolved = RunFolder(config.run_dir, kind=SEARCH), dump_config(config)
     try:
         run.enter(resolved, resume=resume, overwrite=overwrite)
@@ -254,8 +257,6 @@ class Store:
         Raises:
             SearchError: no prompt has a score.
         """
-        from align.report.search import write_search_report
-
         summary, rows = self.summary(status), self.rows()
         write_json(self.config.run_dir / "results.json", {**summary, "found": rows})
         known = [row for row in rows if row["kept"]]

@@ -13,7 +13,7 @@ from align.checking.check import generator_problems, one_line, sampler_line, tab
 from align.checking.folder_check import lora_problems
 from align.config import registry
 from align.config.load import Files, load_settings
-from align.config.memory import Memory, conflicts, missing
+from align.config.memory import conflicts, missing
 from align.config.settings import REWARD, GeneratorConfig, Samples, derived
 from align.data.prompts import read_prompts
 from align.runs import devices
@@ -23,6 +23,7 @@ from alignflow.errors import ConfigError
 from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
+from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.scopes import without_gradient
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignflow.text import first_line
 from generators.base import Conditioning, Generator, GeneratorError, Options
 from generators.codec import in_chunks
 from generators.watching.arguments import Layout, Plan, layouts, leaves_of, read, same
@@ -53,10 +54,6 @@ def places(step: Step) -> list[Place]:
         copies = 0 if call.output is None else call.output.shape[0] // step.before.shape[0]
         found += [Place(number, copies, part) for part in reversed(range(copies))]
     return found
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 class Generic(Generator):
@@ -138,7 +135,7 @@ class Generic(Generator):
         except FAILURES as error:
             raise GeneratorError(
                 f"{self.named}: its own call with {len(prompts)} prompts and {steps} steps fails, "
-                f"{type(error).__name__}: {_first(error)}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
         finally:
             if silenced:
@@ -295,7 +292,7 @@ class Generic(Generator):
             except GeneratorError:
                 raise
             except FAILURES as error:
-                why = f"{type(error).__name__}: {_first(error)}"
+                why = f"{type(error).__name__}: {first_line(error)}"
                 raise GeneratorError(f"{self.named}: replaying step {number} fails, {why}; write an adapter") from error
             wanted = self.sign * step.output.float()
             if not same(v, wanted, tolerance):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
@@ -14,6 +15,17 @@ from rewards.networks.hub import weight_file
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.heads import load_linear, load_mlp
+    from rewards.networks.preprocess import Preprocess
+    from rewards.networks.state_dicts import read_state_dict
+else:
+    load_linear = lazy("rewards.networks.heads:load_linear")
+    load_mlp = lazy("rewards.networks.heads:load_mlp")
+    read_state_dict = lazy("rewards.networks.state_dicts:read_state_dict")
+    Clip = lazy("rewards.networks.clip:Clip")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 FILES = {"v1": "sa_0_4_vit_l_14_linear.pth", "v2": "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"}
 PUBLISHED = {
@@ -43,9 +55,6 @@ class Aesthetic(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load CLIP and the head."""
-        from rewards.networks.clip import Clip
-        from rewards.networks.preprocess import Preprocess
-
         head = load_head(self.head or FILES[self.version], self.version).to(device)
         clip = Clip.load(
             weights(self.model),
@@ -68,9 +77,6 @@ class Aesthetic(ModelRewardSettings):
 
 def load_head(file: str, version: str) -> nn.Module:
     """The head in ``file``; raises RewardError where it is not there or of another architecture."""
-    from rewards.networks.heads import load_linear, load_mlp
-    from rewards.networks.state_dicts import read_state_dict
-
     path = weight_file(file, PUBLISHED[version])
     what = f"LAION's aesthetic head {version}"
     state = read_state_dict(path)

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from alignflow.paths import expanded
 from rewards.base import Reward, RewardError
+from rewards.digest import digest
 from rewards.model_settings import ModelRewardSettings
 from rewards.networks.hub import is_file
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
 
 
 class ClipReward(ModelRewardSettings):
@@ -39,9 +45,6 @@ class ClipReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
-        from rewards.digest import digest
-        from rewards.networks.clip import Clip
-
         processor = weights(self.processor or self.model)
         clip = Clip.load(weights(self.model), processor, self.dtype, device, quick_gelu=self.quick_gelu)
         scale = {"cosine": 1.0, "percent": 100.0, "logit": clip.logit_scale}[self.variant]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
@@ -13,6 +14,12 @@ from rewards.model_settings import ModelRewardSettings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.preprocess import Preprocess
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class Published(NamedTuple):
@@ -52,9 +59,6 @@ class ClipScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the variant's model, or another in its place."""
-        from rewards.networks.clip import Clip
-        from rewards.networks.preprocess import Preprocess
-
         asked = VARIANTS[self.variant]
         clip = Clip.load(
             weights(self.model or asked.model),

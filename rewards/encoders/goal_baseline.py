@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, Scores
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
@@ -13,6 +14,12 @@ from rewards.model_settings import ModelRewardSettings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.preprocess import Preprocess
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class GoalBaseline(ModelRewardSettings):
@@ -42,9 +49,6 @@ class GoalBaseline(ModelRewardSettings):
         from functools import partial
 
         import torch
-
-        from rewards.networks.clip import Clip
-        from rewards.networks.preprocess import Preprocess
 
         clip = Clip.load(
             weights(self.model),

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
+from rewards.packages import hpsv2_reward
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.preprocess import Preprocess
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 FILES = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
 
@@ -50,13 +58,8 @@ class HumanPreferenceScore(ModelRewardSettings):
         file = self.weights or FILES[self.version]
         factor = {"cosine": 1.0, "percent": 100.0}[self.variant]
         if self.backend == "package":
-            from rewards.packages import hpsv2_reward
-
             return hpsv2_reward(file, factor, self.frames)
         from functools import partial
-
-        from rewards.networks.clip import Clip
-        from rewards.networks.preprocess import Preprocess
 
         padded = partial(Preprocess.padded, antialias=self.antialias)
         clip = Clip.load(weights(file), weights(self.processor), self.dtype, device, preprocess=padded, repair=True)

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.digest import digest
+from rewards.frames import middles
+from rewards.networks.published_template import PLACE, read_template
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.qwen2_vl import Published, Qwen2VLReward
+else:
+    Published = lazy("rewards.networks.qwen2_vl:Published")
+    Qwen2VLReward = lazy("rewards.networks.qwen2_vl:Qwen2VLReward")
 
 TOKEN = "<|Reward|>"
 CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")
@@ -45,11 +54,6 @@ class HPSv3(RewardSettings):
         Raises:
             RewardError: not there, damaged, or of another architecture; a template without its places.
         """
-        from rewards.digest import digest
-        from rewards.frames import middles
-        from rewards.networks.published_template import PLACE, read_template
-        from rewards.networks.qwen2_vl import Published, Qwen2VLReward
-
         published = Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
         try:
             question = read_template(self.template, CONSTANTS, (PLACE, TOKEN), "the package hpsv3")

@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
+from rewards.frames import by_frame
 from rewards.model_settings import ModelRewardSettings
+from rewards.packages import image_reward_reward
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.blip import BlipReward
+else:
+    BlipReward = lazy("rewards.networks.blip:BlipReward")
 
 
 class ImageReward(ModelRewardSettings):
@@ -37,11 +44,7 @@ class ImageReward(ModelRewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """Load weights and tokenizer, or the package."""
         if self.backend == "package":
-            from rewards.packages import image_reward_reward
-
             return image_reward_reward(self.weights, self.med_config, device, self.frames)
-        from rewards.frames import by_frame
-        from rewards.networks.blip import BlipReward
 
         blip = BlipReward.load(self.weights, weights(self.tokenizer), self.dtype, device)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
@@ -13,6 +14,10 @@ from rewards.model_settings import ModelRewardSettings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
 
 
 class PickScore(ModelRewardSettings):
@@ -32,8 +37,6 @@ class PickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
-        from rewards.networks.clip import Clip
-
         clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
         scale = clip.logit_scale
         factor = {"cosine": 1.0, "flow_grpo": scale / 26}.get(self.variant, scale)

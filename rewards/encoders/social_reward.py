@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
@@ -13,6 +14,12 @@ from rewards.model_settings import ModelRewardSettings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.clip import Clip
+    from rewards.networks.preprocess import Preprocess
+else:
+    Clip = lazy("rewards.networks.clip:Clip")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class SocialReward(ModelRewardSettings):
@@ -29,9 +36,6 @@ class SocialReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model and tokenizer."""
-        from rewards.networks.clip import Clip
-        from rewards.networks.preprocess import Preprocess
-
         clip = Clip.load(
             weights(self.weights),
             weights(self.processor),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
-
+from alignflow.lazy import lazy
 from rewards.base import Scores
 from rewards.frames import middles
 from rewards.judges.replies import ReplyError, fill
@@ -16,7 +14,14 @@ from rewards.judges.settings import Needs
 from rewards.judges.verdicts import both_orders
 from rewards.texts import writable
 
-Content = str | Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+
+Content: TypeAlias = "str | Tensor"
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def question(template: str, prompt: str, *content: Content, **values: object) ->
 
     Not to be asked: an empty prompt that would be shown, images with NaN or infinity.
     """
-    images = [part for part in content if isinstance(part, Tensor)]
+    images = [part for part in content if isinstance(part, torch.Tensor)]
     text = fill(template, prompt=writable(prompt), **values)
     if "{prompt}" in template and not prompt.strip():
         return Question((*content, text), "the prompt is empty, and the question is about it")

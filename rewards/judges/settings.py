@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from alignflow.lazy import lazy
 from alignflow.strict import Address, Seconds, Strict
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
 from rewards.judges.replies import YES_NO
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.judges.asking import Judge, Question
+    from rewards.judges.endpoint import EndpointJudge
+    from rewards.judges.local import LocalJudge
+else:
+    LocalJudge = lazy("rewards.judges.local:LocalJudge")
+    EndpointJudge = lazy("rewards.judges.endpoint:EndpointJudge")
 
 Needs = Literal["answers", "likelihood", "reply"]
 """What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
@@ -43,8 +49,6 @@ class Local(Strict):
 
     def load(self, device: torch.device | str) -> Judge:
         """Read model, tokenizer and image settings; RewardError where that fails."""
-        from rewards.judges.local import LocalJudge
-
         return LocalJudge.load(self, device)
 
 
@@ -74,8 +78,6 @@ class Endpoint(Strict):
 
     def load(self, device: torch.device | str) -> Judge:
         """Open a session; RewardError where the key is not set."""
-        from rewards.judges.endpoint import EndpointJudge
-
         return EndpointJudge(self)
 
 

@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.model_settings import VisionRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.images import read_folder
+    from rewards.training.discriminator import Discriminator
+else:
+    read_folder = lazy("rewards.images:read_folder")
+    Discriminator = lazy("rewards.training.discriminator:Discriminator")
 
 
 class Adversarial(VisionRewardSettings):
@@ -37,9 +44,6 @@ class Adversarial(VisionRewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """Load the model and embed the references."""
         from torch.nn import functional as F
-
-        from rewards.images import read_folder
-        from rewards.training.discriminator import Discriminator
 
         vision = self.vision(device)
 

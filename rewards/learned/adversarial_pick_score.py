@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward
 from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
     import torch
+
+    from rewards.images import read_table
+    from rewards.networks.clip import Clip
+    from rewards.training.tuned_clip import TunedClip
+else:
+    read_table = lazy("rewards.images:read_table")
+    Clip = lazy("rewards.networks.clip:Clip")
+    TunedClip = lazy("rewards.training.tuned_clip:TunedClip")
 
 
 class AdversarialPickScore(ModelRewardSettings):
@@ -40,10 +49,6 @@ class AdversarialPickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""
-        from rewards.images import read_table
-        from rewards.networks.clip import Clip
-        from rewards.training.tuned_clip import TunedClip
-
         clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
         tuned = TunedClip(
             clip,

@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, Scores
+from rewards.digest import digest
+from rewards.frames import middles
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.training.folder import load
+else:
+    load = lazy("rewards.training.folder:load")
 
 
 class TrainedReward(ModelRewardSettings):
@@ -25,10 +32,6 @@ class TrainedReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load backbone and head."""
-        from rewards.digest import digest
-        from rewards.frames import middles
-        from rewards.training.folder import load
-
         manifest, scorer = load(self.path, device, self.dtype)
         if self.user is not None and self.user not in manifest.users:
             known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"

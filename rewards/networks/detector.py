@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import RewardError
-from rewards.networks.hub import first_line, from_pretrained, network
+from rewards.networks.hub import from_pretrained, network, typed_line
 from rewards.rows import eight_bit
 
 SAME = (
@@ -94,7 +94,7 @@ class Detector:
         try:
             found(torch.full((1, 3, 64, 64), 0.5), 0.5)
         except Exception as error:  # whatever a processor and a network that do not fit each other raise
-            raise RewardError(f"the detector {path} does not run: {first_line(error)}") from error
+            raise RewardError(f"the detector {path} does not run: {typed_line(error)}") from error
         return found
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
             _ask_hub()
             return cls.from_pretrained(path, **options)
     except Exception as error:  # transformers raises whatever its readers raise
-        raise RewardError(f"{path} does not load as {cls.__name__}: {first_line(error)}") from error
+        raise RewardError(f"{path} does not load as {cls.__name__}: {typed_line(error)}") from error
 
 
 def is_file(reference: str) -> bool:
@@ -80,11 +80,11 @@ def weight_file(reference: str, hint: str = "") -> Path:
             _ask_hub()
             return Path(hf_hub_download(f"{owner}/{name}", file))
     except Exception as error:  # the hub's client raises errors of several packages
-        said = f"no file {reference} here, and not from the hub: {first_line(error)}"
+        said = f"no file {reference} here, and not from the hub: {typed_line(error)}"
         raise RewardError(f"{said}; download it and give its path{hint and '; ' + hint}") from error
 
 
-def first_line(error: Exception) -> str:
+def typed_line(error: Exception) -> str:
     """``Type: first line`` of what an error says."""
     return f"{type(error).__name__}: {text.first_line(error)}"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alignflow.files import weights
 from rewards.base import RewardError
-from rewards.networks.hub import first_line
+from rewards.networks.hub import typed_line
 
 _MARKS = {  # a key that only this architecture has -> what it is called; the first that is found counts
     "blip.visual_encoder.cls_token": "ImageReward (BLIP with a reward head)",
@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickler, zip and safetensors readers each raise their own
-        raise RewardError(f"{path}: {_why_unread(path, error)} ({first_line(error)})") from error
+        raise RewardError(f"{path}: {_why_unread(path, error)} ({typed_line(error)})") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
+from rewards.frames import middles
+from rewards.judges.asking import per_sample, question, written
+from rewards.judges.replies import read_fakeness
 from rewards.judges.settings import JudgeRewardSettings, Needs
 from rewards.rate import fps_of
 
@@ -48,8 +51,6 @@ class Deeptrace(JudgeRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One reply per sample."""
-        from rewards.judges.asking import per_sample, written
-
         videos = media if media.ndim == 5 else media[:, None]
         asked = [self._ask(video, media.ndim == 5) for video in videos]
         seconds, (height, width) = videos.shape[1] / fps_of(self.fps), videos.shape[-2:]
@@ -60,9 +61,6 @@ class Deeptrace(JudgeRewardSettings):
 
     def _ask(self, video: Tensor, moves: bool) -> Question:
         """Frames, of a video each behind its time, and the question."""
-        from rewards.frames import middles
-        from rewards.judges.asking import question
-
         content = [
             part
             for index in middles(len(video), self.frames)
@@ -79,8 +77,6 @@ def read(reply: str, width: int, height: int, seconds: float) -> list[float]:
     Raises:
         ReplyError: no verdict.
     """
-    from rewards.judges.replies import read_fakeness
-
     fake, box, start = read_fakeness(reply)
     corners = [math.nan] * 4
     if fake and box is not None:

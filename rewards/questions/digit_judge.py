@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
+from rewards.judges.asking import answered, each_sample, per_sample
 from rewards.judges.settings import Needs, SourceRewardSettings, check_rising
+from rewards.judges.verdicts import expectation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +52,6 @@ class DigitJudge(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample."""
-        from rewards.judges.asking import answered, each_sample, per_sample
-        from rewards.judges.verdicts import expectation
-
         template = self.template or (EDIT if self.source else PLAIN)
         scale = {"lowest": self.lowest, "highest": self.highest}
         asked = each_sample(template, media, prompts, self.frames, image, **scale)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, Scores
-from rewards.judges.replies import YES_NO
+from rewards.judges.asking import Question, answered, each_sample, per_sample, texts
+from rewards.judges.replies import YES_NO, ReplyError, read_reasons
 from rewards.judges.settings import AnyJudge, Needs, SourceRewardSettings
+from rewards.judges.verdicts import listener_shaped, share
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.judges.asking import Judge, Question, Replies
+    from rewards.judges.asking import Judge, Replies
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Does it show all that was asked for, and is it well made? Give your '
@@ -92,10 +94,6 @@ class Listener(SourceRewardSettings):
     ) -> Scores:
         """One reply and then one answer per sample."""
         import torch
-
-        from rewards.judges.asking import Question, answered, each_sample, per_sample, texts
-        from rewards.judges.replies import ReplyError, read_reasons
-        from rewards.judges.verdicts import listener_shaped, share
 
         replies = texts(judge, each_sample(self.template, media, prompts, self.frames, image), self.longest)
         asked = [Question((), replies.reasons.get(i, "")) for i in range(len(prompts))]

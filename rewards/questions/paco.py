@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
+from rewards.judges.asking import answered, per_sample, question, shown
 from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.verdicts import panels, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +43,6 @@ class Paco(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """A question per pair and criterion, of the frames that are shown of a video each."""
-        from rewards.judges.asking import answered, per_sample, question, shown
-        from rewards.judges.verdicts import panels, share
-
         if min(media.shape[-2] // self.rows, media.shape[-1] // self.columns) < 1:
             raise ValueError(f"{list(media.shape[-2:])} pixels cannot be cut into {self.rows} x {self.columns}")
         asked: list[Question] = []

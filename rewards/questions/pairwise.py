@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
+from rewards.judges.asking import answered, compared, tournament, two
 from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.verdicts import matches, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +56,6 @@ class Pairwise(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """Two questions per pair."""
-        from rewards.judges.asking import answered, compared, tournament
-        from rewards.judges.verdicts import matches, share
-
         pairs = matches(prompts, group, self.opponents)
         asked = compared(self.template, pairs, media, prompts, self.frames, image)
         found = answered(judge, asked, self.answers)
@@ -64,7 +63,5 @@ class Pairwise(SourceRewardSettings):
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
         """The place of the chosen, in both orders."""
-        from rewards.judges.asking import two
-
         orders = ((chosen, rejected), (rejected, chosen))
         return [(two(self.template, *pair, prompt, self.frames), place) for place, pair in enumerate(orders)]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
+from rewards.judges.asking import each_sample, echoed, per_sample
 from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.texts import writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +40,6 @@ class PromptEcho(JudgeRewardSettings):
     ) -> Scores:
         """One question per sample, its prompt the reply."""
         from dataclasses import replace
-
-        from rewards.judges.asking import each_sample, echoed, per_sample
-        from rewards.texts import writable
 
         asked = each_sample(self.template, media, prompts, self.frames)
         asked = [

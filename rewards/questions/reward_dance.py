@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
+from rewards.combine import groups_of
+from rewards.judges.asking import answered, per_sample, two
 from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.verdicts import best, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +53,6 @@ class RewardDance(JudgeRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample and reference, after those that choose the references."""
-        from rewards.judges.asking import answered, per_sample
-        from rewards.judges.verdicts import share
-
         if image is None:
             pairs = self._chosen(judge, media, prompts, group)
             references = [media[j].detach() for _, j in pairs]
@@ -75,10 +75,6 @@ class RewardDance(JudgeRewardSettings):
         """(sample, reference), for every sample and every reference of its group but itself."""
         import torch
 
-        from rewards.combine import groups_of
-        from rewards.judges.asking import answered
-        from rewards.judges.verdicts import best, share
-
         numbers = groups_of(prompts, group)
         chosen = []
         for number in numbers.unique().tolist():
@@ -100,6 +96,4 @@ class RewardDance(JudgeRewardSettings):
         return [(self._ask(chosen, rejected, prompt), 0), (self._ask(rejected, chosen, prompt), 1)]
 
     def _ask(self, sample: Tensor, reference: Tensor, prompt: str) -> Question:
-        from rewards.judges.asking import two
-
         return two(self.template, sample, reference, prompt, self.frames)

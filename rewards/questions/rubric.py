@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
+from rewards.judges.asking import each_sample, per_sample, written
+from rewards.judges.replies import read_rubric
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
@@ -54,9 +56,6 @@ class Rubric(WrittenRewardSettings):
     ) -> Scores:
         """One reply per sample."""
         from functools import partial
-
-        from rewards.judges.asking import each_sample, per_sample, written
-        from rewards.judges.replies import read_rubric
 
         lines = "\n".join(f"{name}: {what}" for name, what in self.criteria.items())
         asked = each_sample(self.template, media, prompts, self.frames, image, criteria=lines, **self.scale)

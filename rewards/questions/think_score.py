@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scores
+from rewards.judges.asking import each_sample, per_sample, written
+from rewards.judges.replies import read_answer
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
@@ -32,9 +34,6 @@ class ThinkScore(WrittenRewardSettings):
     ) -> Scores:
         """One reply per sample."""
         from functools import partial
-
-        from rewards.judges.asking import each_sample, per_sample, written
-        from rewards.judges.replies import read_answer
 
         asked = each_sample(self.template, media, prompts, self.frames, image, **self.scale)
         read = partial(read_answer, lowest=self.lowest, highest=self.highest)

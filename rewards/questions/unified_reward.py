@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
+from rewards.judges.asking import compared, each_sample, per_sample, tournament, written
+from rewards.judges.replies import read_preference, read_score
 from rewards.judges.settings import WrittenRewardSettings
+from rewards.judges.verdicts import matches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,10 +67,6 @@ class UnifiedReward(WrittenRewardSettings):
     ) -> Scores:
         """One reply per sample, or two per pair."""
         from functools import partial
-
-        from rewards.judges.asking import compared, each_sample, per_sample, tournament, written
-        from rewards.judges.replies import read_preference, read_score
-        from rewards.judges.verdicts import matches
 
         template = self.template or {"point": POINT, "pair": PAIR, "think": THINK}[self.format]
         if self.format != "point":

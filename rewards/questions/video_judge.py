@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Scores
+from rewards.frames import middles
+from rewards.judges.asking import Replies, per_sample, question, texts
+from rewards.judges.replies import ReplyError, read_answer, read_selection
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
@@ -44,10 +47,6 @@ class VideoJudge(WrittenRewardSettings):
         """A question per round for every sample that has no score yet."""
         import torch
 
-        from rewards.frames import middles
-        from rewards.judges.asking import Replies, per_sample, texts
-        from rewards.judges.replies import ReplyError, read_answer
-
         videos = media if media.ndim == 5 else media[:, None]
         count = videos.shape[1]
         seen = [middles(count, self.frames) for _ in prompts]
@@ -82,8 +81,6 @@ class VideoJudge(WrittenRewardSettings):
     def _ask(
         self, source: list[Tensor], video: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int
     ) -> Question:
-        from rewards.judges.asking import question
-
         content = [*source, *(part for index in seen for part in (f"Frame {index + 1}: ", video[index]))]
         choice = CHOOSE if left and len(seen) < len(video) else DECIDE
         history = THOUGHTS if thoughts else ""
@@ -100,8 +97,6 @@ class VideoJudge(WrittenRewardSettings):
 
     def _wanted(self, text: str, count: int, seen: list[int], left: int) -> list[int] | None:
         """Frames to be shown next, or None where it does not ask, or may not."""
-        from rewards.judges.replies import read_selection
-
         if not left or len(seen) == count or "<answer>" in text.lower():
             return None
         return read_selection(text, count)[: self.more] or None

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
+from rewards.judges.asking import answered, each_sample, per_sample
 from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.verdicts import share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +34,6 @@ class YesProbability(SourceRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample."""
-        from rewards.judges.asking import answered, each_sample, per_sample
-        from rewards.judges.verdicts import share
-
         asked = each_sample(self.template, media, prompts, self.frames, image)
         found = answered(judge, asked, self.answers)
         total = found.values.exp().sum(1)
@@ -43,7 +42,5 @@ class YesProbability(SourceRewardSettings):
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
         """Yes to the chosen, no to the rejected."""
-        from rewards.judges.asking import each_sample
-
         sides = ((chosen, 0), (rejected, 1))
         return [(each_sample(self.template, one[None], [prompt], self.frames)[0], right) for one, right in sides]

@@ -7,15 +7,20 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import AlignflowError
+from alignflow.lazy import lazy
 from alignflow.waiting import check_stop, pause
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -76,7 +81,8 @@ def _part(
     rows: list[int], media: Tensor, prompts: Sequence[str], group: Tensor | None, inputs: Mapping[str, Any]
 ) -> Part:
     some = {
-        name: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows] for name, value in inputs.items()
+        name: value[rows] if isinstance(value, torch.Tensor) else [value[i] for i in rows]
+        for name, value in inputs.items()
     }
     return Part(rows, media[rows], [prompts[i] for i in rows], None if group is None else group[rows], some)
 

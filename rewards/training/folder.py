@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alignflow.files import tensor_files
 from alignflow.paths import expanded
+from alignflow.text import first_line
 from rewards.base import RewardError
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.scorer import Scorer, load_backbone
@@ -54,8 +55,7 @@ def read_manifest(path: Path, cls: type[M], form: str, command: str) -> M:
     except OSError as error:
         raise RewardError(f"{path.parent} has no {path.name} ({error.strerror}); {command} writes one") from None
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise RewardError(f"{path} is not of format {form}: {said}") from None
+        raise RewardError(f"{path} is not of format {form}: {first_line(error)}") from None
 
 
 def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, Scorer]:

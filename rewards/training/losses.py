@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+    from torch.nn import functional as F
+else:
+    np, torch, F = lazy("numpy"), lazy("torch"), lazy("torch.nn.functional")
+
 
 NODES = 64
 """Nodes of the Gauss-Hermite rule; the mean is exact to 2e-5 for deviations up to 5, to 3e-3 for 10."""

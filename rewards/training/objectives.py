@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from rewards.training.losses import bradley_terry, gaussian_difference, ranking_margin, rao_kupper, regression, win_tie
 from rewards.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ class BradleyTerry(Objective):
     )
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import bradley_terry
-
         return bradley_terry(first[:, 0], second[:, 0], self.margin)
 
 
@@ -50,8 +49,6 @@ class RaoKupper(Objective):
     k: float = Field(5.0, gt=1, description="tie parameter; larger values make ties likelier")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import rao_kupper
-
         return rao_kupper(first[:, 0], second[:, 0], outcome, self.k)
 
 
@@ -62,8 +59,6 @@ class WinTie(Objective):
     kind: Literal["win_tie"] = Field("win_tie", description="wins and ties")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import win_tie
-
         return win_tie(first[:, 0], second[:, 0], (outcome + 1) / 2)
 
 
@@ -75,8 +70,6 @@ class Triplet(Objective):
     margin: float = Field(0.3, gt=0, description="margin between squared distances, which are 2 - 2 cos")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import ranking_margin
-
         return ranking_margin(2 * first[:, 0], 2 * second[:, 0], self.margin)
 
 
@@ -87,8 +80,6 @@ class Regression(Objective):
     kind: Literal["regression"] = Field("regression", description="squared error")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import regression
-
         return regression(first[:, 0], outcome)
 
 
@@ -99,8 +90,6 @@ class Gaussian(Objective):
     kind: Literal["gaussian"] = Field("gaussian", description="Bradley-Terry with uncertain scores")
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        from rewards.training.losses import gaussian_difference
-
         return gaussian_difference(first[:, 0], first[:, 1], second[:, 0], second[:, 1])
 
 

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from alignflow.lazy import lazy
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
+    from rewards.training import heads
     from rewards.training.heads import Head
+else:
+    heads = lazy("rewards.training.heads")
 
 
 class Settings(Strict):
@@ -45,8 +49,6 @@ class HeadSettings(Settings):
 
     def build(self, width: int, users: int) -> Head:
         """An untrained head for features of ``width`` numbers."""
-        from rewards.training import heads
-
         return getattr(heads, type(self).__name__.removesuffix("Settings"))(self, width, users)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardSettings
+from rewards.frames import by_frame
+from rewards.rows import eight_bit
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,6 @@ class Compressibility(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""
-        from rewards.frames import by_frame
-
         sign = -1.0 if self.prefer == "small" else 1.0
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
@@ -41,8 +41,6 @@ class Compressibility(RewardSettings):
 def kilobytes(images: Tensor, quality: int) -> Tensor:
     """``[N, 3, H, W]`` in [0, 1] -> ``[N]`` thousands of bytes of Pillow's JPEG."""
     from PIL import Image
-
-    from rewards.rows import eight_bit
 
     sizes = [len(_jpeg(Image.fromarray(pixels), quality)) / 1000 for pixels in eight_bit(images.nan_to_num())]
     return images.new_tensor(sizes, dtype=images.float().dtype) + 0 * images.float().mean((1, 2, 3))  # NaN stays NaN

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.worlds import shapes, shapes_edit, shapes_video
+else:
+    shapes, shapes_edit = lazy("rewards.worlds.shapes"), lazy("rewards.worlds.shapes_edit")
+    shapes_video = lazy("rewards.worlds.shapes_video")
 
 
 Score = Annotated[
@@ -46,9 +52,7 @@ class ShapesVerifier(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Needs no device: the verifier is numpy."""
-        from rewards.worlds.shapes import score_batch
-
-        return _reward("shapes", self.score, score_batch)
+        return _reward("shapes", self.score, shapes.score_batch)
 
 
 class ShapesEditVerifier(RewardSettings):
@@ -59,9 +63,7 @@ class ShapesEditVerifier(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Needs no device: the verifier is numpy."""
-        from rewards.worlds.shapes_edit import score_edits
-
-        return _reward("shapes_edit", self.score, score_edits, ("image",))
+        return _reward("shapes_edit", self.score, shapes_edit.score_edits, ("image",))
 
 
 class ShapesFillVerifier(RewardSettings):
@@ -72,9 +74,7 @@ class ShapesFillVerifier(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Needs no device: the verifier is numpy."""
-        from rewards.worlds.shapes_edit import score_fills
-
-        return _reward("shapes_fill", self.score, score_fills, ("image", "mask"))
+        return _reward("shapes_fill", self.score, shapes_edit.score_fills, ("image", "mask"))
 
 
 class ShapesVideoVerifier(RewardSettings):
@@ -85,6 +85,4 @@ class ShapesVideoVerifier(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Needs no device: the verifier is numpy."""
-        from rewards.worlds.shapes_video import score_batch
-
-        return _reward("shapes_video", self.score, score_batch, videos=True)
+        return _reward("shapes_video", self.score, shapes_video.score_batch, videos=True)

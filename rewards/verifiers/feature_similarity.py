@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward
+from rewards.digest import digest
+from rewards.frames import by_frame
 from rewards.model_settings import VisionRewardSettings
 
 if TYPE_CHECKING:
@@ -26,9 +28,6 @@ class FeatureSimilarity(VisionRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""
-        from rewards.digest import digest
-        from rewards.frames import by_frame
-
         features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:

@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.digest import digest
 from rewards.encoders.clip import weights
 from rewards.geneval_rules import COLOURS, MOST, THRESHOLD, Task, judge, read_task
+from rewards.rows import by_row, chosen_score, column
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from alignflow.files import images
     from rewards.networks.clip import Clip
     from rewards.networks.detector import Detector, Found
+    from rewards.networks.preprocess import Preprocess
+else:
+    images = lazy("alignflow.files.images")
+    Clip = lazy("rewards.networks.clip:Clip")
+    Detector = lazy("rewards.networks.detector:Detector")
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
@@ -56,12 +66,6 @@ class GenEval(RewardSettings):
         Raises:
             RewardError: not there, damaged, not a detector, or blind to the probe.
         """
-        from rewards.digest import digest
-        from rewards.networks.clip import Clip
-        from rewards.networks.detector import Detector
-        from rewards.networks.preprocess import Preprocess
-        from rewards.rows import by_row, chosen_score
-
         try:
             detector = Detector.load(self.model, device, self.dtype)
             path, cropped = weights(self.clip), Preprocess.cropped
@@ -92,8 +96,6 @@ def task_of(row: Mapping[str, Any], detector: Detector) -> Task:
     Raises:
         ValueError: no such columns, or classes the detector does not know.
     """
-    from rewards.rows import column
-
     include = column(row, "include", list, "GenEval's list of class, count, color, position")
     exclude = column(row, "exclude", list, "GenEval's list of class and count", default=[])
     task = read_task(include, exclude, str(row.get("tag") or ""))
@@ -145,13 +147,11 @@ def _try_on(detector: Detector, file: str, name: str) -> None:
     """Raise RewardError unless the detector sees ``name`` in the image."""
     import torch
 
-    from alignflow.files.images import ImageError, read_image
-
     if detector.known(name) is None:
         raise RewardError(f"probe: the detector has no class {name!r}")
     try:
-        pixels = read_image(expanded(file, RewardError)).copy()
-    except (OSError, ImageError) as error:
+        pixels = images.read_image(expanded(file, RewardError)).copy()
+    except (OSError, images.ImageError) as error:
         raise RewardError(f"probe: {file} cannot be read as an image: {error}") from error
     seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]
     if detector.known(name) not in seen:

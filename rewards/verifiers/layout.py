@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.digest import digest
+from rewards.rows import by_row, chosen_score, column
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.detector import Detector
+else:
+    Detector = lazy("rewards.networks.detector:Detector")
 
 Corners = Sequence[float]
 WHAT = "[{class: dog, box: [left, top, right, bottom] in 0 .. 1}, ...]"
@@ -39,10 +46,6 @@ class Layout(RewardSettings):
         Raises:
             RewardError: not there, damaged, or not a detector.
         """
-        from rewards.digest import digest
-        from rewards.networks.detector import Detector
-        from rewards.rows import by_row, chosen_score
-
         try:
             detector = Detector.load(self.model, device, self.dtype)
         except RewardError as error:
@@ -106,8 +109,6 @@ def wanted_boxes(row: Mapping[str, Any]) -> dict[str, list[Corners]]:
     Raises:
         ValueError: no such column, or an entry that is no box; says which.
     """
-    from rewards.rows import column
-
     boxes: dict[str, list[Corners]] = {}
     for index, entry in enumerate(column(row, "boxes", list, WHAT)):
         fields = entry if isinstance(entry, Mapping) else {}

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from alignflow.extras import optional
 from rewards.base import Reward, RewardError, RewardSettings, Scores
-from rewards.networks.hub import first_line
+from rewards.networks.hub import typed_line
+from rewards.rows import by_row, chosen_score, column, eight_bit
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,6 @@ class Ocr(RewardSettings):
         Raises:
             RewardError: not installed, or not working: it reads a drawn word first.
         """
-        from rewards.rows import by_row, chosen_score, eight_bit
-
         read = self._reader()
 
         def function(
@@ -64,7 +63,7 @@ class Ocr(RewardSettings):
 
             seen = reader(_drawn(PROBE))
         except Exception as error:  # whatever the engine makes of its models
-            raise RewardError(f"reward 'ocr': RapidOCR does not run: {first_line(error)}") from error
+            raise RewardError(f"reward 'ocr': RapidOCR does not run: {typed_line(error)}") from error
         if closeness(seen, PROBE) < 0.8:
             raise RewardError(f"reward 'ocr': RapidOCR read {seen!r} in the test image of {PROBE!r}; reinstall it")
         return reader
@@ -76,8 +75,6 @@ def wanted_text(prompt: str, row: Mapping[str, Any]) -> str:
     Raises:
         ValueError: neither, or nothing but white space.
     """
-    from rewards.rows import column
-
     quoted = QUOTED.search(prompt)
     found = column(row, "text", str, WANTED, default=next(filter(None, quoted.groups())) if quoted else None)
     if not _plain(found):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, RewardSettings
+from rewards.frames import by_frame
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ class Ssim(RewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""
-        from rewards.frames import by_frame
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
             def score(images: Tensor, samples: Tensor) -> Tensor:

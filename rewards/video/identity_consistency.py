@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from rewards.base import Reward
+from rewards.digest import digest
+from rewards.frames import middles
 from rewards.model_settings import VISION_MODEL, VisionRewardSettings
+from rewards.videos import at_least
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +30,6 @@ class IdentityConsistency(VisionRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the model."""
-        from rewards.digest import digest
-        from rewards.frames import middles
-        from rewards.videos import at_least
-
         features = self.vision(device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.call import load_object
+from rewards.rows import column
+from rewards.videos import at_least
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +45,6 @@ class InverseDynamics(RewardSettings):
             RewardError: not there, or not to be made with these options.
         """
         import torch
-
-        from rewards.call import load_object
-        from rewards.videos import at_least
 
         model = load_object(self.model)
         if isinstance(model, type):
@@ -92,8 +92,6 @@ def wanted_actions(row: Mapping[str, Any]) -> list[float]:
     Raises:
         ValueError: missing, empty, or not a list of numbers.
     """
-    from rewards.rows import column
-
     actions = column(row, "actions", list, "a list of numbers")
     if not actions or not all(isinstance(action, int | float) for action in actions):
         raise ValueError(f"column 'actions' should be a list of numbers, is {actions!r}")

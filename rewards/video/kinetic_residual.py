@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rewards.base import Reward
 from rewards.model_settings import FlowRewardSettings
+from rewards.videos import at_least, flow_function, video_flow
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ class KineticResidual(FlowRewardSettings):
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load but a flow of your own."""
-        from rewards.videos import at_least, flow_function, video_flow
-
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, Scores
+from rewards.digest import digest
+from rewards.frames import middles
 from rewards.model_settings import ModelRewardSettings
-from rewards.networks.hub import first_line
+from rewards.networks.hub import from_pretrained, network, typed_line
+from rewards.rows import column
+from rewards.videos import at_least
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.preprocess import Preprocess
+else:
+    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,10 +50,6 @@ class MassConservation(ModelRewardSettings):
         Raises:
             RewardError: not there, another model, or no such folder of references.
         """
-        from rewards.digest import digest
-        from rewards.frames import middles
-        from rewards.videos import at_least
-
         if not expanded(self.references, RewardError).is_dir():
             raise RewardError(f"references: no folder {self.references}")
         model = _video_model(self.model, self.dtype, device)
@@ -80,9 +85,6 @@ class MassConservation(ModelRewardSettings):
 
     def _reference(self, row: Mapping[str, Any], length: int) -> Tensor:
         """``[length, 3, H, W]`` of the video a row names; ValueError if there is none."""
-        from rewards.frames import middles
-        from rewards.rows import column
-
         name = column(row, "reference", str, "file of a reference video")
         folder = expanded(self.references, RewardError).resolve()
         file = (folder / name).resolve()
@@ -102,8 +104,6 @@ def video_features(model: Any, videos: Tensor) -> Tensor:
     """
     import torch
 
-    from rewards.networks.preprocess import Preprocess
-
     side, span = model.config.crop_size, model.config.tubelet_size
     steps = Preprocess((side, side), "shorter", crop=(side, side), mean=MEAN, std=STD)
     frames = steps(videos.flatten(0, 1).to(model.device)).unflatten(0, videos.shape[:2])
@@ -116,8 +116,6 @@ def video_features(model: Any, videos: Tensor) -> Tensor:
 def _video_model(path: str, dtype: str, device: torch.device | str) -> Any:
     import torch
     from transformers import AutoConfig, VJEPA2Model
-
-    from rewards.networks.hub import from_pretrained, network
 
     config = from_pretrained(AutoConfig, path)
     if config.model_type != "vjepa2":
@@ -135,7 +133,7 @@ def _read(file: Path) -> Tensor:
     try:
         frames = np.asarray(imageio.imread(file))
     except Exception as error:  # its plugins raise errors of several packages
-        raise ValueError(f"{file.name} cannot be read as a video: {first_line(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as a video: {typed_line(error)}") from error
     if frames.ndim != 4 or frames.shape[-1] < 3:
         raise ValueError(f"{file.name} is not a video: {list(frames.shape)}")
     return torch.from_numpy(frames[..., :3].copy()).permute(0, 3, 1, 2) / 255

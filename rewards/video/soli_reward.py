@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.digest import digest
+from rewards.networks.published_template import read_dictionary
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks.internvl import InternVLReward, frames_at
+else:
+    InternVLReward = lazy("rewards.networks.internvl:InternVLReward")
+    frames_at = lazy("rewards.networks.internvl:frames_at")
 
 PUBLISHED = {
     "phy_deform": "Yukino271828/SoliReward/pixel_orm/physics-deformity-HPQA-InternVL3-1B/model.safetensors",
@@ -61,9 +69,6 @@ class SoliReward(RewardSettings):
         Raises:
             RewardError: not there, damaged, or of another architecture; a template without the task's questions.
         """
-        from rewards.digest import digest
-        from rewards.networks.internvl import InternVLReward, frames_at
-
         try:
             system, user = self._questions()
             file = self.weights or PUBLISHED[self.task]
@@ -89,8 +94,6 @@ class SoliReward(RewardSettings):
 
     def _questions(self) -> tuple[str, str]:
         """The system's and the user's words of the task."""
-        from rewards.networks.published_template import read_dictionary
-
         found = read_dictionary(self.template, "DEFAULT_PROMPTS", "the repository lian700/SoliReward").get(self.task)
         words = found if isinstance(found, dict) else {}
         system, user = words.get("system_prompt"), words.get("user_prompt")

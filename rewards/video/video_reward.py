@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.digest import digest
+from rewards.networks.published_template import PLACE, read_template
 from rewards.rate import fps_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.networks import qwen2_vl
+else:
+    qwen2_vl = lazy("rewards.networks.qwen2_vl")
 
 TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 NAMES = ("visual_quality", "motion_quality", "text_alignment")
@@ -62,16 +69,14 @@ class VideoReward(RewardSettings):
         Raises:
             RewardError: not there, damaged, or of another architecture; a template without its tokens.
         """
-        from rewards.digest import digest
-        from rewards.networks.published_template import PLACE, read_template
-        from rewards.networks.qwen2_vl import LARGEST, SMALLEST, Published, Qwen2VLReward, frames_at
-
-        published = Published("VideoReward", "KwaiVGI/VideoReward", TOKENS, "video", (SMALLEST, LARGEST))
+        published = qwen2_vl.Published(
+            "VideoReward", "KwaiVGI/VideoReward", TOKENS, "video", (qwen2_vl.SMALLEST, qwen2_vl.LARGEST)
+        )
         try:
             question = read_template(
                 self.template, (PUBLISHED,), (*TOKENS[:2], PLACE, TOKENS[2]), "the repository KwaiVGI/VideoAlign"
             )
-            judge = Qwen2VLReward.load(published, self.weights, self.base, self.lora_alpha, self.dtype, device)
+            judge = qwen2_vl.Qwen2VLReward.load(published, self.weights, self.base, self.lora_alpha, self.dtype, device)
             if judge.outputs not in (1, len(TOKENS)):
                 raise RewardError(f"{self.weights} has {judge.outputs} outputs; VideoReward has 1 or {len(TOKENS)}")
         except RewardError as error:
@@ -83,7 +88,7 @@ class VideoReward(RewardSettings):
             import torch
 
             videos = media if media.ndim == 5 else media[:, None]
-            videos = videos[:, frames_at(videos.shape[1], fps_of(self.fps), self.frames)]
+            videos = videos[:, qwen2_vl.frames_at(videos.shape[1], fps_of(self.fps), self.frames)]
             rows, reasons = [], {}
             for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
                 if any(token in prompt for token in control):

@@ -10,6 +10,8 @@ from pydantic import Field
 from alignflow.paths import expanded
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.digest import digest, identity
+from rewards.serving.score_store import ScoreStore
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +42,6 @@ class Cached(RewardSettings):
                 written.
         """
         import torch
-
-        from rewards.digest import digest, identity
-        from rewards.serving.score_store import ScoreStore
 
         inner = self.reward.build(device).fixed()
         if inner.scope != "sample":
@@ -76,8 +75,6 @@ class Cached(RewardSettings):
 
 
 def _key(media: Tensor, prompt: str, inputs: dict[str, Any], index: int) -> str:
-    from rewards.digest import digest
-
     return digest([media, prompt, {name: value[index] for name, value in inputs.items()}])
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, widest_known
+from rewards.combine import groups_of, knn_smooth, widest
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +43,6 @@ class Consistent(RewardSettings):
         Raises:
             RewardError: the reward that is to tell what is alike has no such space.
         """
-        from rewards.combine import groups_of, knn_smooth, widest
-
         inner = self.reward.build(device)
         space = self.embed.build(device) if self.embed is not None else inner
         if space.embed is None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from alignflow.strict import Named, Strict
-from rewards import AnyReward
+from rewards import AnyReward, combine
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, all_known, widest_known
+from rewards.combine import standardised, widest
 from rewards.reference import Reference, load
+from rewards.refresh import together
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +71,6 @@ class Member(Strict):
 
     def scope(self, reward: Reward) -> Scope:
         """What must be scored together for this member."""
-        from rewards.combine import widest
-
         return widest([reward.scope, self.normalised_over])
 
 
@@ -121,9 +121,6 @@ class Mixture(RewardSettings):
         """
         import torch
 
-        from rewards import combine
-        from rewards.refresh import together
-
         ready = {name: part.reward.build(device) for name, part in self.parts.items()}
         scales = {name: _scale(name, part, ready[name]) for name, part in self.parts.items()}
         added = [name for name, part in self.parts.items() if part.gate is None]
@@ -164,8 +161,6 @@ class Mixture(RewardSettings):
     def _combined(self, scaled: Mapping[str, Tensor], reasons: dict[int, str]) -> Tensor:
         """``[N]``; what cannot be combined is NaN and gets its reason."""
         import torch
-
-        from rewards import combine
 
         values = torch.stack(list(scaled.values()), 1)
         weights = values.new_tensor([self.parts[name].weight for name in scaled])
@@ -216,8 +211,6 @@ class Mixture(RewardSettings):
 
 def _scale(name: str, part: Member, reward: Reward) -> Callable[[Tensor, Tensor], Tensor]:
     """``(values [N], groups [N]) -> [N]`` on the scale a member asks for; NaN stays NaN."""
-    from rewards.combine import standardised
-
     low, high = reward.range
     if part.normalise == "range":
         if not all(map(math.isfinite, reward.range)):

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from alignflow.extras import optional
+from alignflow.lazy import lazy
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.serving.dispatch import Dispatcher, UnansweredError, parts_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from rewards.serving.dispatch import Part
+    from rewards.serving.pool_worker import PoolWorker
+else:
+    PoolWorker = lazy("rewards.serving.pool_worker:PoolWorker")
 
 
 class Pool(RewardSettings):
@@ -54,8 +59,6 @@ class Pool(RewardSettings):
         Raises:
             RewardError: Ray is not installed, its cluster cannot be reached, or the reward cannot be built there.
         """
-        from rewards.serving.dispatch import Dispatcher, parts_of
-
         crew = Crew(self)
         about = crew.describe()
 
@@ -88,7 +91,6 @@ class Crew:
 
     def __init__(self, settings: Pool) -> None:
         ray = optional("ray", "reward 'pool'", RewardError)
-        from rewards.serving.pool_worker import PoolWorker
 
         self.settings, self.ray = settings, ray
         if not ray.is_initialized():
@@ -137,8 +139,6 @@ class Crew:
             RewardError: the reward refuses such media.
         """
         import torch
-
-        from rewards.serving.dispatch import UnansweredError
 
         worker = self.idle.get()
         limit = self.settings.start_timeout if worker.new else self.settings.timeout

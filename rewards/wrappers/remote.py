@@ -10,16 +10,20 @@ from uuid import uuid4
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from alignflow.strict import Address, Seconds
 from alignflow.waiting import pause
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, resolved
+from rewards.serving.dispatch import Dispatcher, UnansweredError, parts_of, pause_before
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rewards.serving import fetch, wire
     from rewards.serving.dispatch import Part
-
+else:
+    fetch, wire = lazy("rewards.serving.fetch"), lazy("rewards.serving.wire")
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +61,8 @@ class Remote(RewardSettings):
         Raises:
             RewardError: nobody answers there, it wants another token, or it speaks another version.
         """
-        from rewards.serving.dispatch import Dispatcher, parts_of
-        from rewards.serving.wire import read_description
-
         client = Client(self)
-        about = client.first(read_description)
+        about = client.first(wire.read_description)
 
         def ask(part: Part) -> Scores:
             return client.score(part, about.fingerprint)
@@ -86,27 +87,21 @@ class Client:
     """One server: requests to it, and what its refusals mean."""
 
     def __init__(self, settings: Remote) -> None:
-        from rewards.serving.fetch import address, open_session
-
         self.settings, self.id = settings, uuid4().hex
         self.base = resolved(settings.url, "reward 'remote': url").rstrip("/")
-        self.url = address(self.base)
+        self.url = fetch.address(self.base)
         try:
-            self.session = open_session(self.url, settings.parallel, settings.token_env)
+            self.session = fetch.open_session(self.url, settings.parallel, settings.token_env)
         except RewardError as error:
             raise RewardError(f"reward 'remote': {error}") from None
 
     def first(self, read: Any) -> Any:
         """The server's description, waited for as long as for a score; RewardError where there is none."""
-        from rewards.serving.dispatch import UnansweredError, pause_before
-        from rewards.serving.fetch import readable
-        from rewards.serving.wire import WireError
-
         for attempt in range(self.settings.retries + 1):
             try:
                 return read(self.call("GET", "/reward"))
-            except WireError as error:
-                raise RewardError(f"reward 'remote': {self.url}: {readable(self.session, error)}") from None
+            except wire.WireError as error:
+                raise RewardError(f"reward 'remote': {self.url}: {fetch.readable(self.session, error)}") from None
             except UnansweredError as error:
                 if not error.again or attempt == self.settings.retries:
                     how = "start it with: alignflow reward serve KIND --port PORT"
@@ -123,20 +118,18 @@ class Client:
             UnansweredError: there are none.
             RewardError: the reward itself refuses such media.
         """
-        from rewards.serving.dispatch import UnansweredError
-        from rewards.serving.fetch import readable
-        from rewards.serving.wire import Request, WireError, pack, unpack_scores
-
-        request = Request(part.media, part.prompts, part.group, part.inputs)
+        request = wire.Request(part.media, part.prompts, part.group, part.inputs)
         try:
-            body = pack(request, self.settings.payload)
-        except WireError as error:
+            body = wire.pack(request, self.settings.payload)
+        except wire.WireError as error:
             raise RewardError(f"reward 'remote': {error}") from None
         try:
-            found = unpack_scores(self.call("POST", "/score", body), request, fingerprint)
-        except WireError as error:
-            raise UnansweredError(f"{self.url}: {readable(self.session, error)}") from None
-        return replace(found, reasons={index: readable(self.session, why) for index, why in found.reasons.items()})
+            found = wire.unpack_scores(self.call("POST", "/score", body), request, fingerprint)
+        except wire.WireError as error:
+            raise UnansweredError(f"{self.url}: {fetch.readable(self.session, error)}") from None
+        return replace(
+            found, reasons={index: fetch.readable(self.session, why) for index, why in found.reasons.items()}
+        )
 
     def call(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """The checked body of a good reply.
@@ -145,29 +138,22 @@ class Client:
             UnansweredError: there is none, or it is damaged.
             RewardError: the reward refuses what it was given.
         """
-        from rewards.serving.dispatch import UnansweredError
-        from rewards.serving.fetch import fetch
-        from rewards.serving.wire import CLIENT, DIGEST, checksum
-
-        headers = {CLIENT: self.id}
+        headers = {wire.CLIENT: self.id}
         if body is not None:
-            headers |= {DIGEST: checksum(body), "Content-Type": "application/json"}
+            headers |= {wire.DIGEST: wire.checksum(body), "Content-Type": "application/json"}
         url = self.base + path
-        reply, content = fetch(self.session, method, url, self.settings.timeout, data=body, headers=headers)
+        reply, content = fetch.fetch(self.session, method, url, self.settings.timeout, data=body, headers=headers)
         if reply.status_code != 200:
             self._refused(reply.status_code, content, reply.headers.get("Retry-After"))
-        if reply.headers.get(DIGEST) != checksum(content):
+        if reply.headers.get(wire.DIGEST) != wire.checksum(content):
             raise UnansweredError(f"{self.url}: the reply is damaged or not from a reward server")
         return content
 
     def _refused(self, status: int, content: bytes, after: str | None) -> None:
         import json
 
-        from rewards.serving.dispatch import UnansweredError
-        from rewards.serving.fetch import readable
-
         try:
-            said = readable(self.session, json.loads(content)["error"])
+            said = fetch.readable(self.session, json.loads(content)["error"])
         except (ValueError, TypeError, KeyError, RecursionError):
             said = f"HTTP status {status}"
         if status == 422:

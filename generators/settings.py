@@ -1,0 +1,66 @@
+"""Settings of a pipeline and of how it is kept in memory: read from configs, used by the adapters. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from alignflow.settings import Settings
+
+Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
+"""Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
+
+
+class Options(Settings):
+    """Settings of a pipeline that a model may or may not have; an adapter lists those it ``accepts``."""
+
+    renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
+    size: tuple[Side, Side] | None = Field(None, description="[height, width] in pixels; null = the pipeline's default")
+    frames: int | None = Field(None, ge=1, le=100_000, description="frames per video; null = the pipeline's default")
+    text_length: int | None = Field(
+        None, ge=1, description="maximum number of prompt tokens; null = the pipeline's default"
+    )
+    embedded_guidance: float | None = Field(
+        None,
+        ge=0,
+        description="guidance scale passed as an input to a guidance-distilled network; null = the pipeline's default",
+    )
+    negative_prompt: str = Field("", description="negative prompt of classifier-free guidance")
+    guidance_rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="guidance rescale: fraction of the added standard deviation that is removed again; 0 = off",
+    )
+    fps: int | None = Field(
+        None, ge=1, description="frames per second passed to the network; null = the pipeline's default"
+    )
+
+
+class Memory(Settings):
+    """Memory settings of a run, described in docs/memory.md. A preset name such as ``24gb`` may stand here instead."""
+
+    cache_prompts: Literal["none", "memory", "disk"] = Field(
+        "none",
+        description="encode every prompt once, cache the text conditioning on the CPU (memory) or in the run "
+        "folder (disk), and free the text encoders; none = encode at every rollout",
+    )
+    offload: Literal["none", "model", "group"] = Field(
+        "none",
+        description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "
+        "none = stay on the GPU",
+    )
+    quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
+        "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
+    )
+    attention: Literal["auto", "native", "xformers", "flash", "flash3", "sage"] = Field(
+        "auto",
+        description="attention backend of the trained network; sage works for sampling only, because it has no "
+        "gradient",
+    )
+    compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
+    vae_tiling: bool = Field(
+        False, description="encode and decode large images tile by tile; tiles are blended, so results differ slightly"
+    )
+    vae_slicing: bool = Field(False, description="encode and decode images one at a time")
