@@ -24,7 +24,7 @@ from align.config import memory
 from align.config.load import json_schema, load_config, overridden
 from align.policy import build
 from align.policy.lora import add_lora
-from align.rollout.rollout import Rollout
+from align.rollout.rollout import Drawn
 from align.rollout.sources import OnlineSource, Share
 from align.training.trainer import train
 from alignflow.errors import ConfigError, TrainingError
@@ -169,7 +169,7 @@ def test_weights_and_learning_are_counted_exactly(model: Path, tmp_path: Path) -
     assert kept["rollout"] == held(OnlineSource(config, generator, Share(), True)(0), generator)
 
 
-def held(rollout: Rollout, generator: Any) -> int:
+def held(rollout: Drawn, generator: Any) -> int:
     """Bytes of a rollout's latents, trajectory and media."""
     path = rollout.trajectory
     assert path is not None
