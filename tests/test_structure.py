@@ -149,3 +149,42 @@ def test_a_run_of_lines_written_twice_is_found():
     copied = "\n    # why\n\n".join(["def f():", *(f"    {line}" for line in lines)])
     assert repeats({"a": "\n".join(lines), "b": copied}) == ["a line 1 and b line 4"]
     assert repeats({"a": "\n".join(lines[1:]), "b": copied}) == []
+
+
+def test_lazy_imports_are_those_that_type_checkers_see():
+    wrong = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.If) or ast.unparse(node.test) != "TYPE_CHECKING" or not node.orelse:
+                continue
+            seen = {pair for one in node.body for pair in imported(one)}
+            late = {pair for one in node.orelse for pair in lazily(one)}
+            wrong += [f"{dotted(file)}: {name} = lazy({place!r})" for name, place in late - seen]
+    assert not wrong
+
+
+def imported(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """(name, what ``lazy`` takes for it) of every name that an import binds."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.asname or alias.name, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            ours = (node.module or "").split(".")[0] in PACKAGES
+            mark = ":" if ours and not is_module(f"{node.module}.{alias.name}") else "."
+            yield alias.asname or alias.name, f"{node.module}{mark}{alias.name}"
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def lazily(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """(name, place) of every name that is assigned from ``lazy(place)``."""
+    if not isinstance(node, ast.Assign):
+        return
+    targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else [node.targets[0]]
+    values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+    for target, value in zip(targets, values, strict=True):
+        if isinstance(value, ast.Call) and ast.unparse(value.func) == "lazy":
+            yield ast.unparse(target), ast.literal_eval(value.args[0])

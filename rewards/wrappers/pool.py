@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rewards.serving import pool_worker
     from rewards.serving.dispatch import Part
-    from rewards.serving.pool_worker import PoolWorker
 else:
-    PoolWorker = lazy("rewards.serving.pool_worker:PoolWorker")
+    pool_worker = lazy("rewards.serving.pool_worker")
 
 
 class Pool(RewardSettings):
@@ -106,7 +106,7 @@ class Crew:
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise RewardError(f"reward 'pool': no Ray cluster at {settings.address}: {error}") from None
-        self.remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(PoolWorker)
+        self.remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(pool_worker.PoolWorker)
         self.idle: queue.Queue[Worker] = queue.Queue()
         for _ in range(settings.workers):
             self.idle.put(self._hire())
