@@ -132,19 +132,35 @@ def test_what_lives_while_decoding_videos(frames: int) -> None:
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, 8, 8, dtype=HALF)
     with torch.no_grad(), Live() as live:
         vae.decode(latents)
-    maps, channels = estimate.decoder_maps(vae.config, frames)
-    assert live.peak == pytest.approx(maps * channels * 64 * 64 * HALF.itemsize, rel=0.3)
+    kind, channels = estimate.decoder_maps(vae.config, frames)
+    assert live.peak == pytest.approx(estimate.DECODED[kind] * channels * 64 * 64 * HALF.itemsize, rel=0.3)
+
+
+def image_vae() -> Any:
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,
+    ).requires_grad_(False)  # fmt: skip
 
 
 def test_what_lives_while_decoding_images() -> None:
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64, 128, 128), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,
-    ).to(HALF)  # fmt: skip
+    vae = image_vae().to(HALF)
     with torch.no_grad(), Live() as live:
         vae.decode(torch.randn(2, 16, 16, 16, dtype=HALF))
-    maps, channels = estimate.decoder_maps(vae.config, 1)
-    assert live.peak == pytest.approx(2 * maps * channels * 128 * 128 * HALF.itemsize, rel=0.3)
+    kind, channels = estimate.decoder_maps(vae.config, 1)
+    assert live.peak == pytest.approx(2 * estimate.DECODED[kind] * channels * 128 * 128 * HALF.itemsize, rel=0.3)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 5])
+def test_what_the_graph_of_a_decode_keeps(frames: int) -> None:
+    """In float32, of an image where there are 0 frames."""
+    vae = AutoencoderKLWan(base_dim=8).requires_grad_(False) if frames else image_vae()
+    shape = (1, 16, (frames - 1) // 4 + 1, 4, 4) if frames else (1, 16, 4, 4)
+    latents = torch.randn(shape, requires_grad=True)
+    found = saved_bytes(lambda: vae.decode(latents), list(vae.parameters()))
+    kind, channels = estimate.decoder_maps(vae.config, max(frames, 1))
+    expected = estimate.GRAPH[kind] * channels * 32 * 32 * max(frames, 1) * 4
+    assert found == pytest.approx(expected, rel=0.3)
 
 
 # -- what is counted --------------------------------------------------------------------------------------------------

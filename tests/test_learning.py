@@ -20,12 +20,14 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "shapes"
 SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema=0", "evaluate.role=policy"]
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
 BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
+DIRECT = ["reward={kind: tiny_run:brightness, differentiable: true}", *BRIGHTNESS[1:]]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "prdp": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "flow_rwr": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "reward_backprop": (0.1, [*DIRECT, "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),

@@ -19,6 +19,7 @@ from align.maths.losses import (
     nft,
     pair_pref,
     rdp,
+    reward_backprop,
     weighted_fm,
     x0_from,
     x_at,
@@ -259,6 +260,24 @@ def test_reward_weighting_tilts_a_gaussian():
     (slope,) = torch.autograd.grad(loss, v)
     optimum = -float(slope) / 2  # of the mean of weight (v + x0)^2 when weights average 1
     assert optimum == pytest.approx(-0.5, abs=0.012)
+
+
+# -- reward gradients ---------------------------------------------------------------------------------------------
+
+
+def test_reward_gradients_are_means_over_the_copies_that_have_a_reward():
+    rewards = torch.tensor([[1.0, 3.0, 0.0], [0.5, 9.0, 0.0]], dtype=torch.double, requires_grad=True)
+    known = torch.tensor([[True, True, False], [True, False, False]])
+    loss = reward_backprop(rewards, known, scale=2.0).value
+    assert loss.tolist() == [-1.5, -6.0, 0.0]
+    assert gradient(loss, rewards).tolist() == [[-1.0, -2.0, 0.0], [-1.0, 0.0, 0.0]]
+
+
+def test_a_margin_ends_the_gradient_of_rewards_above_it():
+    rewards = torch.tensor([[1.0, 3.0]], dtype=torch.double, requires_grad=True)
+    loss = reward_backprop(rewards, torch.ones(1, 2, dtype=torch.bool), margin=2.0, scale=1e-3).value
+    assert loss.tolist() == [1e-3, 0.0]
+    assert gradient(loss, rewards).tolist() == [[-1e-3, 0.0]]
 
 
 # -- distribution matching ----------------------------------------------------------------------------------------

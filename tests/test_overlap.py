@@ -17,7 +17,7 @@ import torch
 from launched import launch
 from safetensors.torch import load_file
 from tiny import sd3_pipeline
-from tiny_run import STOCHASTIC, final_tensors, policy_gap, settings
+from tiny_run import RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
 
 from align.config.settings import Config
 from align.evaluation.evaluate import evaluate_run
@@ -224,11 +224,13 @@ def test_a_reward_that_never_scored_stops_at_once_and_one_that_did_is_waited_for
     assert missing.too_many is None
 
 
-@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_rwr", "flow_dpo", "prdp"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
     """The second of two; no role changes."""
     silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}
-    run = config(tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0})
+    run = config(
+        tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0, "micro_batch": 2}
+    )  # fmt: skip
     train(run)
     assert [row["missing"] for row in rows(run)] == [0, 8]
     assert rows(run)[1]["reasons"] == ["8 x the reward returned nan"]

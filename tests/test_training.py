@@ -69,7 +69,7 @@ def optimizer_moments(run: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_dpo", "prdp"])
+@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_dpo", "prdp", "reward_backprop"])
 def test_two_processes_equal_one(recipe: str, model: Path, tmp_path: Path) -> None:
     moments = []
     for processes in (1, 2):

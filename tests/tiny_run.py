@@ -66,6 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flow_rwr": {"kind": "flow_rwr", "times": 2},
     "flow_dpo": {"kind": "flow_dpo", "times": 2, "pairs": 2},
     "prdp": {"kind": "prdp"},
+    "reward_backprop": {"kind": "reward_backprop"},
 }
 STOCHASTIC = ("grpo", "prdp")
 """Those that train the stochastic steps of a sampler."""
@@ -94,6 +95,8 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
     for name, value in sections.items():
         extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
         tree[name] = {**tree[name], **value} if extends else value
+    if tree["recipe"]["kind"] == "reward_backprop" and ":" in tree["reward"]["kind"]:
+        tree["reward"] = {"differentiable": True, **tree["reward"]}
     return Config.model_validate(tree)
 
 

@@ -44,6 +44,9 @@ DECODED = {"image": 3.0, "frame": 9.2, "video": 27.5}
 """Feature maps of full resolution and the last stage's width that live at once while a VAE decodes: an image VAE's, a
 video VAE's for one frame, and for any video, which it goes through a few frames at a time."""
 
+GRAPH = {"image": 22.7, "frame": 41.5, "video": 30.0}
+"""The same maps that a VAE's graph keeps where a loss decodes with gradient; of a video, for each of its frames."""
+
 CONTEXT, FRAGMENTS = 0.8 * GB, 1.1
 """What CUDA itself takes, and the factor for memory that torch holds in pieces too small to use."""
 
@@ -209,6 +212,8 @@ def _phases(config: Config, network: nn.Module, parts: dict[str, Part], shapes: 
         share = 1 / len(blocks) if config.train.gradient_checkpointing else 1
         copies = count(parts["transformer"]) * size * share
         updating.append(Item("autocast", copies, f"{config.train.precision} copies of float32 weights"))
+    if shapes.scored_rows:
+        updating.append(Item("decoding with gradient", *_decoding_graph(config, parts, shapes)))
     return {"sampling": (sampling,), "decoding": (decoding,), "updating": tuple(updating)}
 
 
@@ -254,18 +259,28 @@ def _decoding(config: Config, parts: dict[str, Part], shapes: Shapes) -> tuple[f
     height, width = (min(side, TILE) if config.memory.vae_tiling else side for side in shapes.size)
     most = 2**22 // (shapes.size[0] * shapes.size[1] * max(1, shapes.frames // 4))  # as generators.codec decodes
     rows = 1 if config.memory.vae_slicing else max(1, min(shapes.decoded_rows, most))
-    maps, widest = decoder_maps(arguments(parts["vae"]), shapes.frames)
+    kind, widest = decoder_maps(arguments(parts["vae"]), shapes.frames)
+    maps = DECODED[kind]
     bytes_ = maps * widest * height * width * SIZES[config.generator.dtype] * rows
     return bytes_, f"{rows} at a time, {widest} channels of {height} x {width}"
 
 
-def decoder_maps(vae: Mapping[str, Any], frames: int) -> tuple[float, int]:
-    """(how many feature maps of full resolution, their channels) of a VAE with these settings."""
+def _decoding_graph(config: Config, parts: dict[str, Part], shapes: Shapes) -> tuple[float, str]:
+    rows, how = shapes.scored_rows, "samples at a time, without the graph of the reward's networks"
+    if "vae" not in parts:
+        return 0.0, "no VAE"
+    kind, widest = decoder_maps(arguments(parts["vae"]), shapes.frames)
+    pixels = shapes.size[0] * shapes.size[1] * shapes.frames
+    return GRAPH[kind] * widest * pixels * SIZES[config.generator.dtype] * rows, f"{rows} {how}"
+
+
+def decoder_maps(vae: Mapping[str, Any], frames: int) -> tuple[str, int]:
+    """(key of :data:`DECODED` and :data:`GRAPH`, channels of a full-resolution map) of a VAE with these settings."""
     widths = vae.get("block_out_channels")
     if widths and frames == 1:
-        return DECODED["image"], widths[min(1, len(widths) - 1)]
+        return "image", widths[min(1, len(widths) - 1)]
     base = widths[0] if widths else vae.get("decoder_base_dim") or vae.get("base_dim") or 96
-    return DECODED["video" if frames > 1 else "frame"], 2 * base
+    return "video" if frames > 1 else "frame", 2 * base
 
 
 TILE = 512

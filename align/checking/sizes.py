@@ -29,7 +29,8 @@ class Shapes:
         width: of the network.
         sampled_rows: samples in a pass without gradient, both halves of guidance counted.
         decoded_rows: samples decoded at a time.
-        trained_rows: samples in a pass with gradient.
+        trained_rows: samples in a pass with gradient, both halves of guidance counted.
+        scored_rows: samples decoded and scored with gradient at a time.
         rollout_bytes: latents, trajectory and media that a rollout keeps on the card.
     """
 
@@ -41,6 +42,7 @@ class Shapes:
     sampled_rows: int
     decoded_rows: int
     trained_rows: int
+    scored_rows: int
     rollout_bytes: float
     rollout_how: str
 
@@ -73,7 +75,8 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
         width=_width(settings),
         sampled_rows=_sampled(config),
         decoded_rows=getattr(config.rollout, "decode_chunk", 1),
-        trained_rows=_trained(config),
+        trained_rows=_learned(config) * (2 if _guided(config) else 1),
+        scored_rows=_learned(config) if "reward_gradient" in config.recipe.needs else 0,
         rollout_bytes=rollout,
         rollout_how=how,
     )
@@ -118,13 +121,16 @@ def _sampled(config: Config) -> int:
     )
 
 
-def _trained(config: Config) -> int:
-    """Network rows whose graph is alive at once: a pair is two, and the guidance of sampled steps doubles them."""
-    guided = getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0 and bool(config.recipe.needs)
+def _guided(config: Config) -> bool:
+    """Whether the loss calls the network with the guidance of the sampled steps."""
+    return getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0 and bool(config.recipe.needs)
+
+
+def _learned(config: Config) -> int:
+    """Rows of the loss whose graph is alive at once: a pair is two."""
     samples = config.rollout.prompts * config.rollout.group
     terms = math.ceil(samples * config.recipe.terms_per_sample(config) / config.train.updates / _world())
-    each = config.recipe.rows_per_term(config)
-    return max(1, min(config.train.micro_batch, terms)) * each * (2 if guided else 1)
+    return max(1, min(config.train.micro_batch, terms)) * config.recipe.rows_per_term(config)
 
 
 def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:

@@ -200,6 +200,28 @@ def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, v_old: Tenso
     return Loss(value, {"fm": error.detach()})
 
 
+# -- reward gradients ---------------------------------------------------------------------------------------------
+
+
+def reward_backprop(rewards: Tensor, known: Tensor, margin: float | None = None, scale: float = 1.0) -> Loss:
+    """Direct reward gradients: the mean over C copies of each sample of::
+
+        -scale r                        DRaFT (arXiv 2309.17400), AlignProp (2310.03739)
+        scale relu(margin - r)          ReFL (2304.05977): margin 2, scale 1e-3
+
+    Args:
+        rewards: ``[C, M]``, with gradient; any finite number where missing.
+        known: ``[C, M]`` bool, whether there is a reward; copies without one are left out of the mean.
+        margin: reward from which a sample has no gradient; None = no limit.
+
+    Returns:
+        0 for a sample of which no copy has a reward.
+    """
+    each = -rewards if margin is None else F.relu(margin - rewards)
+    counted = known.to(each.dtype)
+    return Loss(scale * (each * counted).sum(0) / counted.sum(0).clamp_min(1))
+
+
 # -- distribution matching ----------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from align.maths.losses import column, mse, precise, x0_from
@@ -282,28 +281,54 @@ def sample(
         ValueError: as :func:`step`; times that do not fall, step indices that do not exist, nothing to keep.
     """
     chosen = _chosen_steps(kind, len(times) - 1, steps)
+    take = stepping(kind, times, level=level, steps=steps, noise=noise)
+    if keep and not chosen:
+        raise ValueError(f"keep: there is no stochastic step to keep, {kind} takes {len(times) - 1} without noise")
+    x = precise(x)
+    kept: list[tuple[Tensor, Step]] = []
+    for i, t in enumerate(times[:-1]):
+        v = velocity(x, t)
+        if on_x0 is not None:
+            on_x0(i, x0_from(x, v, t))
+        taken = take(i, x, v)
+        kept += [(x, taken)] if keep and i in chosen else []
+        x = taken.x
+    return x, _trajectory(kept, times, chosen) if keep else None
+
+
+def stepping(
+    kind: str,
+    times: Tensor,
+    *,
+    level: float = 0.0,
+    steps: Sequence[int] | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+) -> Callable[[int, Tensor, Tensor], Step]:
+    """The steps on a grid as a function ``(index, x [N, ...], v [N, ...]) -> Step``.
+
+    It belongs to one pass over the grid, because dpm2 remembers the step before. Arguments and errors are those of
+    :func:`sample`.
+    """
+    chosen = _chosen_steps(kind, len(times) - 1, steps)
     if len(times) < 2 or bool((times.diff() >= 0).any()):
         raise ValueError(f"times should fall, two of them at least; given {times.tolist()}")
     if chosen and noise is None:
         raise ValueError(f"sampling with {kind} needs noise for its stochastic steps")
-    if keep and not chosen:
-        raise ValueError(f"keep: there is no stochastic step to keep, {kind} takes {len(times) - 1} without noise")
-    x, second = precise(x), float(times[1])
-    kept: list[tuple[Tensor, Step]] = []
+    second = float(times[1])
     previous: tuple[Time, Tensor] | None = None
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x, t)
-        x0 = x0_from(x, v, t) if on_x0 is not None or kind == "dpm2" else None
-        if on_x0 is not None and x0 is not None:
-            on_x0(i, x0)
+
+    def take(i: int, x: Tensor, v: Tensor) -> Step:
+        nonlocal previous
+        t, t_next = times[i], times[i + 1]
         if noise is not None and i in chosen:
-            taken = step(kind, x, v, t, t_next, level=level, t_second=second, noise=noise(i))
-            kept += [(x, taken)] if keep else []
-        else:
-            taken = step("dpm2" if kind == "dpm2" else "ode", x, v, t, t_next, previous=previous)
-        previous = (t, x0) if x0 is not None else None
-        x = taken.x
-    return x, _trajectory(kept, times, chosen) if keep else None
+            return step(kind, x, v, t, t_next, level=level, t_second=second, noise=noise(i))
+        if kind != "dpm2":
+            return step("ode", x, v, t, t_next)
+        taken = step(kind, x, v, t, t_next, previous=previous)
+        previous = (t, x0_from(x, v, t))
+        return taken
+
+    return take
 
 
 def _chosen_steps(kind: str, count: int, steps: Sequence[int] | None) -> tuple[int, ...]:

@@ -12,3 +12,8 @@ def derive(*parts: int | str) -> int:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def whole(low: int, high: int, *parts: int | str) -> int:
+    """A whole number, uniform in [low, high], from what it is for."""
+    return low + derive(*parts) % (high - low + 1)

@@ -83,6 +83,20 @@ class Noised(NamedTuple):
     point: Point
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredLoss(losses.Loss):
+    """Loss of a recipe that samples and scores in its loss, with one term per sample.
+
+    Args:
+        scores: of the terms' samples ``[M]``, without graph. The mean leaves out a term without a score; its value is
+            finite.
+        media: ``[M, ...]`` in [0, 1], what was scored, on the CPU.
+    """
+
+    scores: Scores
+    media: Tensor
+
+
 class Objective(Strict):
     """What a learner minimises: terms of a scored rollout, and one loss per term."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from align.data.inputs import take
 from align.maths.losses import mse
 from align.policy.roles import Roles
 from align.rollout.rollout import Asked
-from align.rollout.unroll import unroll
+from align.rollout.unroll import known_scores, ode_steps, unroll
 from alignflow.errors import TrainingError
 from generators.base import Conditioning, Generator
 from rewards.base import Reward, Scores
@@ -158,7 +158,20 @@ class Bench:
             with self.autocast():
                 return self.generator.velocity(x, t, cond, guidance)
 
-        return unroll(velocity, x, times, step=step, last=last, checkpoint=checkpoint)
+        advance = step or ode_steps(times)
+
+        def remembered(i: int, x: Tensor, v: Tensor) -> Tensor:
+            if i == len(times) - 2:
+                self._point, self._known = Point(x, times[i].expand(len(x)), cond, guidance), {"policy": v}
+            return advance(i, x, v)
+
+        return unroll(velocity, x, times, step=remembered, last=last, checkpoint=checkpoint)
+
+    @property
+    def point(self) -> Point:
+        """Where velocities were taken last; after :meth:`unroll` that of its last step, where the policy's is known."""
+        assert self._point is not None
+        return self._point
 
     def decode(self, latents: Tensor) -> Tensor:
         """Media in [0, 1] of latents ``[M, ...]``, with gradient."""
@@ -174,6 +187,16 @@ class Bench:
         rows = sample.cpu()
         prompts = [rollout.prompts[n] for n in rows.tolist()]
         return self.scorer(media, prompts, rollout.group[rows], take(rollout.inputs, rows))
+
+    def scored(self, latents: Tensor, sample: Tensor, rollout: Asked) -> tuple[Tensor, Scores, Tensor]:
+        """Decode and score latents ``[M, ...]`` of the samples ``[M]``.
+
+        Returns:
+            rewards ``[M]`` with gradient to the latents, 0 and without gradient where missing; the scores; the media.
+        """
+        media = self.decode(latents)
+        scores = self.reward(media, sample, rollout)
+        return known_scores(scores.values, media), replace(scores, values=scores.values.detach()), media.detach()
 
     def encode(self, prompts: Sequence[str], role: str = "policy") -> Conditioning:
         """Conditioning of M prompts by a role, with gradient to text encoders of the learner that is being updated.

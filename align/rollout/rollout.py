@@ -17,6 +17,7 @@ from rewards.base import Scores
 
 if TYPE_CHECKING:
     from align.config.sampling import Sampler
+    from align.rollout.unroll import StepFunction
 
 Stage = TypeVar("Stage", bound="Asked")
 
@@ -32,6 +33,8 @@ class Asked:
         cond: conditioning of the B local prompts, encoded by the role that samples; ``row [N]`` maps samples to them.
         sampler: settings of sampling; None for stored samples.
         inputs: inputs of the prompts that the reward wants: name -> N of them.
+        seed: of what all samples of the rollout share, the same in every process.
+        steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
     """
 
     prompts: list[str]
@@ -41,6 +44,8 @@ class Asked:
     row: Tensor
     sampler: Sampler | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    steps: tuple[int, ...] | None = None
 
     def become(self, stage: type[Stage], **added: Any) -> Stage:
         """The next stage: the fields of this one, and those that ``added`` sets or replaces."""
@@ -62,7 +67,8 @@ class Drawn(Asked):
 
     Args:
         latents: ``[N, ...]``, float32.
-        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1], on the CPU.
+        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1], on the CPU. Where the loss samples, latents are the
+            initial noise, and media are empty until it has.
         trajectory: the stochastic steps, if the recipe needs them.
     """
 
@@ -74,6 +80,24 @@ class Drawn(Asked):
         """Noise ``[M, ...]`` of the terms (sample, slot), which is the same at every call."""
         seeds = [derive(self.seeds[n], "term", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
         return seeded_noise(seeds, tuple(self.latents.shape[1:])).to(self.latents.device)
+
+    def course(self, sample: Tensor, generator: Generator, left: int = 1) -> tuple[Tensor, StepFunction]:
+        """Times of the sampler and its steps for the samples ``[M]``, with the noise of :func:`draw`.
+
+        Args:
+            generator: whose times they are.
+            left: how many of the last steps are replaced by one to the clean sample predicted there; 1 = none.
+        """
+        assert self.sampler is not None
+        grid = generator.times(self.sampler.steps).to(self.latents.device)
+        seeds, shape = [self.seeds[n] for n in sample.tolist()], tuple(self.latents.shape[1:])
+        take = samplers.stepping(
+            self.sampler.kind, grid, level=self.sampler.level or 0.0, steps=self.steps,
+            noise=lambda i: step_noise(seeds, i, shape).to(self.latents.device),
+        )  # fmt: skip
+        times = torch.cat([grid[: len(grid) - left], grid[-1:]])
+        jump = samplers.stepping("ode", times)
+        return times, lambda i, x, v: (jump if left > 1 and i == len(times) - 2 else take)(i, x, v).x
 
     def step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, x_next: Tensor) -> Step:
         """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
@@ -171,19 +195,24 @@ def _draw_chunk(
 ) -> tuple[Tensor, Trajectory | None]:
     predicted: list[Tensor] = []
 
-    def step_noise(index: int) -> Tensor:
-        return seeded_noise([derive(seed, "step", index) for seed in seeds], tuple(x.shape[1:])).to(x.device)
+    def noise(index: int) -> Tensor:
+        return step_noise(seeds, index, tuple(x.shape[1:])).to(x.device)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, cond, sampler.guidance)
 
     latents, path = samplers.sample(
-        velocity, x, times, kind=sampler.kind, level=sampler.level or 0.0, steps=steps, noise=step_noise, keep=keep,
+        velocity, x, times, kind=sampler.kind, level=sampler.level or 0.0, steps=steps, noise=noise, keep=keep,
         on_x0=(lambda _, x0: predicted.append(x0)) if predictions else None,
     )  # fmt: skip
     if path is not None and predictions:
         path.x0 = torch.stack([predicted[i] for i in path.steps], 1)
     return latents, path
+
+
+def step_noise(seeds: Sequence[int], index: int, shape: tuple[int, ...]) -> Tensor:
+    """Noise ``[N, ...]`` of step ``index`` of the samples with these seeds, on the CPU."""
+    return seeded_noise([derive(seed, "step", index) for seed in seeds], shape)
 
 
 def join(paths: Sequence[Trajectory]) -> Trajectory:

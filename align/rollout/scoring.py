@@ -16,7 +16,7 @@ from align.data.inputs import take
 from align.rollout.rollout import Drawn
 from align.training.processes import Processes
 from generators.base import Generator
-from rewards.base import Reward, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.serving.dispatch import Part, joined
 
 
@@ -86,7 +86,7 @@ class Scoring:
         whole = Part(list(range(len(prompts))), media, prompts, group, inputs)
         scores = processes.settled(lambda: self._score(whole))
         start = sum(counts[: processes.share.rank])
-        return _rows_of(scores, range(start, start + counts[processes.share.rank]))
+        return rows_of(scores, range(start, start + counts[processes.share.rank]))
 
     def _start(self, parts: Sequence[Part]) -> None:
         if not any(part.rows for part in parts):
@@ -122,7 +122,7 @@ def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: in
     return torch.stack(columns, 1)
 
 
-def _rows_of(scores: Scores, rows: range) -> Scores:
+def rows_of(scores: Scores, rows: range) -> Scores:
     """Scores of a stretch of the samples."""
     some = slice(rows.start, rows.stop)
     reasons = {index - rows.start: why for index, why in scores.reasons.items() if index in rows}
@@ -146,3 +146,16 @@ def _slice(part: Part, some: slice) -> Part:
 
 def _cat(values: Sequence[Any]) -> Any:
     return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
+
+
+def check_gradient(recipe: str, reward: Reward) -> None:
+    """Raise RewardError where a recipe cannot follow the gradient of a built reward, which settings did not show."""
+    if not reward.differentiable:
+        raise RewardError(f"recipe {recipe} follows the reward's gradient, and reward {reward.name!r} has none")
+    if reward.scope != "sample":
+        raise RewardError(f"recipe {recipe} scores samples chunk by chunk, and reward {reward.name!r} compares samples")
+    if reward.refresh is not None:
+        raise RewardError(
+            f"recipe {recipe} scores in its loss, and reward {reward.name!r} learns from scored rollouts: use another "
+            "recipe, such as grpo"
+        )

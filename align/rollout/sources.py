@@ -104,7 +104,6 @@ class OnlineSource:
             return nothing_asked(settings.sampler).become(Drawn, latents=torch.empty(0), media=torch.empty(0))
         with phases.phase("rollout"), acting():
             asked, start = self._asked(step)
-            steps = stochastic_steps(settings.sampler, step, self.seed)
             if not self.drawn:
                 start = start or [derive(seed, "start") for seed in asked.seeds]
                 return asked.become(Drawn, latents=self.generator.noise(start), media=torch.empty(0))
@@ -114,7 +113,7 @@ class OnlineSource:
             with phases.phase("rollout"), acting():
                 part, path = draw(
                     self.generator, asked.cond, asked.seeds[some], settings.sampler, row=asked.row[some],
-                    start=None if start is None else start[some], steps=steps, keep=self.kept,
+                    start=None if start is None else start[some], steps=asked.steps, keep=self.kept,
                     predictions=self.predictions, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):
@@ -142,8 +141,9 @@ class OnlineSource:
         prompts = [asked[i].text for i in row.tolist()]
         wanted = take({name: inputs[name] for name in self.wants}, row)
         one = Asked(
-            prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, sampler=settings.sampler, inputs=wanted
-        )
+            prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, sampler=settings.sampler, inputs=wanted,
+            seed=derive(self.seed, "rollout", step), steps=stochastic_steps(settings.sampler, step, self.seed),
+        )  # fmt: skip
         return one, shared
 
 

@@ -57,7 +57,7 @@ def unroll(
         raise ValueError(f"last should be a number of steps, at least 0; given {last}")
     count = len(times) - 1
     first = 0 if last is None else max(count - last, 0)
-    advance = step or _ode_step(times)
+    advance = step or ode_steps(times)
     with torch.no_grad():
         for i in range(first):
             x = advance(i, x, velocity(x, times[i]))
@@ -71,5 +71,19 @@ def unroll(
     return x
 
 
-def _ode_step(times: Tensor) -> StepFunction:
+def known_scores(values: Tensor, media: Tensor) -> Tensor:
+    """Scores ``[N]`` of media ``[N, ...]`` with 0 for missing ones, which send no gradient to their media.
+
+    Not even NaN: the gradient of a formula that gave NaN is NaN itself, and would spoil whatever rows share, such as
+    parameters. Scores are of each row alone.
+    """
+    known = values.isfinite()
+    if media.requires_grad:
+        rows = known.reshape(-1, *[1] * (media.ndim - 1))
+        media.register_hook(lambda gradient: torch.where(rows.to(gradient.device), gradient, 0))
+    return torch.where(known, values, 0)
+
+
+def ode_steps(times: Tensor) -> StepFunction:
+    """The ODE's step on a grid ``[S + 1]``."""
     return lambda i, x, v: samplers.step("ode", x, v, times[i], times[i + 1]).x

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align.data.inputs import Inputs, take
+from align.rollout.unroll import known_scores
 from align.search.budget import Cost, Meter
 from align.search.particles import Particles, cat
 from align.search.results import Candidate, Found, between
@@ -96,8 +97,8 @@ class Judge:
         media = self.decode(latents, row)
         values = self.reward_of(media, row)
         with self.meter.measured("backward_calls", row, cost.backward_calls):
-            known = values[values.isfinite()]
-            grad = torch.autograd.grad(known.sum(), x)[0] if len(known) else torch.zeros_like(x)
+            some = bool(values.isfinite().any())
+            grad = torch.autograd.grad(known_scores(values, media).sum(), x)[0] if some else torch.zeros_like(x)
         v = particles.v if v is None else v.detach()
         judged = replace(particles, v=v, value=finite(values), grad=grad.nan_to_num(0.0, 0.0, 0.0))
         return judged, latents.detach(), list(media.detach().cpu())

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from align.maths.filters import uninformative
+from align.recipes.base import ScoredLoss
 from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored
 from align.training.learner import Learner
 from align.training.processes import Processes
 from rewards.base import Scores
+from rewards.serving.dispatch import Part, joined
 
 if TYPE_CHECKING:
     from align.config.settings import Config
+    from align.maths.losses import Loss
     from align.recipes.base import Recipe, Terms
+
+LOST = "lost"
 
 
 class Learning:
@@ -32,6 +37,7 @@ class Learning:
         self.recipe: Recipe = config.recipe
         self.learners, self.bench, self.processes = dict(learners), bench, processes
         self.chunk, self.filter = config.train.micro_batch, getattr(config.rollout, "filter", None)
+        self.found: list[tuple[Tensor, Scores, Tensor]] = []
 
     def filtered(self, rollout: Scored) -> tuple[Scored, list[int]]:
         """The rollout with its void groups marked, and the numbers of all processes' void groups."""
@@ -44,22 +50,24 @@ class Learning:
         numbers = group[void].unique()
         return rollout.become(Scored, void=torch.isin(rollout.group, numbers)), numbers.tolist()
 
-    def __call__(self, rollout: Scored) -> dict[str, Any]:
-        """All updates of a rollout; the row for the log: means over the updates of each learner.
+    def __call__(self, rollout: Scored) -> tuple[dict[str, Any], Scored]:
+        """All updates of a rollout: the row for the log, and the rollout with the scores and media of its loss, if any.
 
-        Names of a learner other than the policy begin with its name and a slash.
+        Numbers of the row are means over the updates of each learner; names of a learner other than the policy begin
+        with its name and a slash.
         """
         credit = self._credit(rollout)
         if rollout.seeds:
             rollout = rollout.become(Scored, seen=self._look(rollout))
         row: dict[str, Any] = {}
+        self.found = []
         for name, learner in self.learners.items():
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
             rows = [self._update(learner, _part(terms, number, learner.updates), rollout) for number in
                     range(learner.updates)]  # fmt: skip
             prefix = "" if name == "policy" else f"{name}/"
             row |= {f"{prefix}{key}": value for key, value in _averaged(rows).items()}
-        return row
+        return row, _completed(rollout, self.found)
 
     def _credit(self, rollout: Scored) -> Tensor:
         """This process's rows of the credit, which is assigned to the samples of all processes."""
@@ -84,15 +92,40 @@ class Learning:
         total = self.processes.sums({"weight": float(weights.sum())})["weight"]
         if total == 0:
             return {"loss": math.nan}
+        sums, first = self.processes.together(lambda: self._gradients(learner, terms, rollout, total))
+        metrics = self.processes.sums(sums)
+        lost = metrics.pop(LOST)
+        if lost >= total:
+            learner.stepper.optimizer.zero_grad()
+            return {"loss": math.nan}
+        if lost:
+            share = total / (total - lost)
+            learner.stepper.scale(share)
+            metrics = {name: value * share for name, value in metrics.items()}
+        metrics |= {"ratio": first.pop("ratio")} if "ratio" in first else {}
+        return {**first, **metrics, **learner.step()}
+
+    def _gradients(
+        self, learner: Learner, terms: Terms | None, rollout: Drawn, total: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Add up the gradients of ``weight * loss / total`` of this process's terms, chunk by chunk.
+
+        Returns:
+            the sums of the metrics and, as :data:`LOST`, the weight of terms without a score; and the diagnostics of
+            the first chunk.
+        """
         sums: dict[str, Tensor] = {}
         first: dict[str, float] = {}
-        place = 0
-        for weight in weights.split(self.chunk) if len(weights) else []:
+        lost, place = 0.0, 0
+        for weight in terms.weight.split(self.chunk) if terms is not None and len(terms) else []:
             assert terms is not None
+            chunk = terms[place : place + len(weight)]
             with self.bench.acting(learner.name):
-                loss = learner.objective.loss(terms[place : place + len(weight)], rollout, self.bench)  # type: ignore[arg-type]
-                scale = weight.to(loss.value.device) / total
-                self.processes.accelerator.backward((loss.value * scale).sum())
+                loss = learner.objective.loss(chunk, rollout, self.bench)  # type: ignore[arg-type]
+                known = self._known(chunk, loss)
+                scale = (weight * known).to(loss.value.device) / total
+                if known.any():
+                    self.processes.accelerator.backward((loss.value * scale).sum())
                 if place == 0:
                     first = self.bench.drifts()
             for name, values in {"loss": loss.value.detach(), **loss.metrics}.items():
@@ -101,9 +134,24 @@ class Learning:
             if place == 0 and (ratio := loss.metrics.get("ratio")) is not None:
                 first["ratio"] = float(ratio.mean())
             place += len(weight)
-        metrics = self.processes.sums({name: float(value) for name, value in sums.items()})
-        metrics |= {"ratio": first.pop("ratio")} if "ratio" in first else {}
-        return {**first, **metrics, **learner.step()}
+            lost += float((weight * ~known).sum())
+        return {name: float(value) for name, value in sums.items()} | {LOST: lost}, first
+
+    def _known(self, terms: Terms, loss: Loss) -> Tensor:
+        """``[M]`` which terms have a score; all of them where the loss did not score."""
+        if not isinstance(loss, ScoredLoss):
+            return torch.ones(len(terms), dtype=torch.bool)
+        self.found.append((terms.sample, loss.scores, loss.media))
+        return loss.scores.values.isfinite().cpu()
+
+
+def _completed(rollout: Scored, found: list[tuple[Tensor, Scores, Tensor]]) -> Scored:
+    """The rollout with the scores and media that losses found of its samples."""
+    if not found:
+        return rollout
+    parts = [Part(sample.tolist(), media, [], None, {}) for sample, _, media in found]
+    media = torch.cat([part.media for part in parts])[torch.cat([sample for sample, _, _ in found]).argsort()]
+    return rollout.become(Scored, media=media, scores=joined(parts, [scores for _, scores, _ in found]))
 
 
 def _part(terms: Terms | None, number: int, updates: int) -> Terms | None:

@@ -46,6 +46,12 @@ class Stepper:
         self.processes = processes
         self.updates, self.skipped, self.overflows = 0, 0, 0
 
+    def scale(self, factor: float) -> None:
+        """Multiply this process's gradients."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
     def step(self) -> tuple[dict[str, float], bool]:
         """Apply the gradients; numbers for the log, and whether the weights moved.
 

@@ -23,7 +23,7 @@ from align.report import write_report
 from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored, spreads
 from align.rollout.schedule import Drawing
-from align.rollout.scoring import Scoring, scores_by_step
+from align.rollout.scoring import Scoring, check_gradient, scores_by_step
 from align.rollout.sources import OnlineSource, StoredSource
 from align.runs.phases import phase_named
 from align.runs.progress import Progress, shown
@@ -42,7 +42,7 @@ from align.training.rescue import Rescue
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.memory import compile_networks
-from rewards.base import RewardError
+from rewards.base import Scores
 
 if TYPE_CHECKING:
     from align.config.settings import Config
@@ -100,10 +100,9 @@ class Trainer:
         self.roles = self.learners["policy"].roles
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
-        if "reward_gradient" in self.recipe.needs and self.reward is not None and not self.reward.differentiable:
-            raise RewardError(
-                f"recipe {self.recipe.kind} follows the reward's gradient, and reward {self.reward.name!r} has none"
-            )
+        self.samples_in_loss = "reward_gradient" in self.recipe.needs
+        if self.samples_in_loss and self.reward is not None:
+            check_gradient(self.recipe.kind, self.reward)
         if self.refreshed is not None and "ahead" in self.roles:
             raise TrainingError(
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
@@ -184,14 +183,19 @@ class Trainer:
         calls = self.generator.network_calls
         self.rescue.moved = self.drawing.ahead
         drawn, scoring = self.processes.together(lambda: self.drawing.next(step))
+        row: dict[str, Any] = {}
         with self.phases.phase("reward"):
-            rollout, row = self._scored(drawn, scoring)
-            row |= self._refresh(rollout)
+            rollout = self._scored(drawn, scoring)
+            if not self.samples_in_loss:
+                row = self._row(rollout) | self._refresh(rollout)
         rollout, void = self.learning.filtered(rollout)
         row |= self._void(step, void) if self.learning.filter else {}
         with self.phases.phase("update"):
-            waits = self.refreshed is not None and self.refreshed.instead
-            row |= {"loss": math.nan} if waits else self.learning(rollout)
+            if self.refreshed is not None and self.refreshed.instead:
+                row |= {"loss": math.nan}
+            else:
+                learned, rollout = self.learning(rollout)
+                row = (self._row(rollout) if self.samples_in_loss else row) | learned
             self.drawing.learned(step)
         time_spent = self.phases.take()
         made = {"samples": len(rollout.seeds), "calls": self.generator.network_calls - calls}
@@ -204,27 +208,30 @@ class Trainer:
             "time": time_spent,
         }
 
-    def _scored(self, drawn: Drawn, scoring: Scoring | None) -> tuple[Scored, dict[str, Any]]:
-        """The rollout with its scores, and what the log says of them."""
-        parts: dict[str, float] = {}
-        self.reasons: list[str] = []
+    def _scored(self, drawn: Drawn, scoring: Scoring | None) -> Scored:
+        """The rollout with its scores; unknown ones where the loss samples and scores."""
         if isinstance(drawn, Scored):
-            rollout = drawn
-        else:
-            assert scoring is not None
-            assert self.reward is not None
-            scores = self.processes.together(scoring.scores)
-            if "step_scores" in self.recipe.needs and drawn.seeds:
-                chunk = self.config.rollout.decode_chunk  # type: ignore[union-attr]
-                scores = replace(scores, steps=scores_by_step(self.generator, self.reward, drawn, chunk))
-            rollout = drawn.become(Scored, scores=scores)
-            self.reasons = self.processes.objects(list(scores.reasons.values()))
-            self.missing.count(int(self.processes.gather(scores.values).isfinite().sum()), self.reasons)
-            parts = {f"reward/{name}": value for name, value in self.processes.means(scores.parts).items()}
+            return drawn
+        if self.samples_in_loss:
+            return drawn.become(Scored, scores=Scores(torch.full((len(drawn.seeds),), math.nan)))
+        assert scoring is not None
+        assert self.reward is not None
+        scores = self.processes.together(scoring.scores)
+        if "step_scores" in self.recipe.needs and drawn.seeds:
+            chunk = self.config.rollout.decode_chunk  # type: ignore[union-attr]
+            scores = replace(scores, steps=scores_by_step(self.generator, self.reward, drawn, chunk))
+        return drawn.become(Scored, scores=scores)
+
+    def _row(self, rollout: Scored) -> dict[str, Any]:
+        """What the log says of a rollout's scores; missing ones of a reward are counted."""
         everyone = self.processes.gather(rollout.scores.values)
         known = everyone[everyone.isfinite()]
+        self.reasons = self.processes.objects(list(rollout.scores.reasons.values()))
+        if self.reward is not None:
+            self.missing.count(len(known), self.reasons)
+        parts = {f"reward/{name}": value for name, value in self.processes.means(rollout.scores.parts).items()}
         spread = self.processes.gather(spreads(rollout.media, rollout.group))
-        return rollout, {
+        return {
             "reward": float(known.mean()),
             "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
             "missing": len(everyone) - len(known),

@@ -1,0 +1,108 @@
+"""Direct reward gradients: through the reward, the decoder and the last steps of the sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.maths import losses
+from align.maths.seeds import whole
+from align.recipes.base import Need, Recipe, ScoredLoss, Terms
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from align.rollout import bench as benches
+    from align.rollout import scoring
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
+else:
+    torch, benches, scoring = lazy("torch"), lazy("align.rollout.bench"), lazy("align.rollout.scoring")
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Count | tuple[Count, Count]
+"""Sampling steps, or [lowest, highest] from which every rollout draws."""
+
+
+class RewardBackprop(Recipe):
+    """Reward gradients through the sampler: DRaFT (arXiv 2309.17400), AlignProp (2310.03739), ReFL (2304.05977)
+
+    DRaFT-K is ``last: K``, DRaFT-LV ``last: 1, noises: 2``, AlignProp ``last: [1, steps]``, and ReFL, of 40 steps,
+    ``remaining: [1, 10], margin: 2, scale: 1e-3``.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("reward_gradient",)
+    kind: Literal["reward_backprop"] = "reward_backprop"
+    last: Steps = Field(1, description="final steps with gradient, or [lowest, highest] to draw from per rollout")
+    remaining: Steps = Field(
+        1,
+        description="final steps that one step to the predicted clean sample replaces, or [lowest, highest] to draw "
+        "from per rollout; 1 = sampling as it is",
+    )
+    noises: int = Field(0, ge=0, description="times each sample is noised again and takes the last step with gradient")
+    margin: float | None = Field(
+        None, description="reward from which a sample has no gradient, as in relu(margin - reward); null = no limit"
+    )
+    scale: float = Field(1.0, gt=0, description="factor of the reward in the loss")
+    kl: float = Field(0.0, ge=0, description="weight of the pull to the base, mean (v - v_ref)^2 at the last step")
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """The sampler has as many steps."""
+        steps = getattr(getattr(config.rollout, "sampler", None), "steps", math.inf)
+        found = [(name, ends(getattr(self, name))) for name in ("last", "remaining")]
+        says = f"should be at most rollout.sampler.steps = {steps}, and [lowest, highest] in this order"
+        return [(f"recipe.{name}", says) for name, (low, high) in found if not low <= high <= steps]
+
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The reference for the pull to the base."""
+        return ("reference",) if self.kl else ()
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One."""
+        return 1
+
+    def rows_per_term(self, config: Any) -> int:
+        """The sample and its copies; of several steps with gradient one is recomputed at a time."""
+        return 1 + self.noises
+
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
+        """The scores, unknown until the loss."""
+        return scores.values
+
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
+        """Every sample."""
+        sample = torch.arange(len(rollout.seeds))
+        return Terms(sample=sample, slot=torch.zeros_like(sample), weight=torch.ones(len(sample)))
+
+    def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> ScoredLoss:
+        """The samples, drawn with gradient through their last steps, and scored."""
+        sample, cond, guidance = terms.sample, rollout.cond_of(terms.sample), rollout.guidance
+        left = whole(*ends(self.remaining), rollout.seed, "remaining")
+        last = whole(*ends(self.last), rollout.seed, "last")
+        times, step = rollout.course(sample, bench.generator, left)
+        x0 = bench.unroll(
+            rollout.latents[sample], times, cond, guidance=guidance, step=step, last=last, checkpoint=last > 1
+        )
+        point, copies = bench.point, [x0]
+        drift = losses.mse(bench.velocity("policy", point), bench.velocity("reference", point)) if self.kl else None
+        for k in range(self.noises):
+            x = losses.x_at(x0.detach(), rollout.noise(sample, torch.full_like(sample, k)), point.t)
+            v = bench.velocity("policy", benches.Point(x, point.t, cond, guidance))
+            copies.append(losses.x0_from(x, v, point.t))
+        rewards, scores, media = bench.scored(torch.cat(copies), sample.repeat(len(copies)), rollout)
+        rewards, known = (one.view(len(copies), -1) for one in (rewards, scores.values.isfinite()))
+        value, metrics = losses.reward_backprop(rewards, known, self.margin, self.scale).value, {}
+        if drift is not None:
+            value, metrics = value + self.kl * drift, {"kl_velocity": drift.detach()}
+        first = scoring.rows_of(scores, range(len(sample)))
+        return ScoredLoss(value, metrics, scores=first, media=media[: len(sample)].cpu())
+
+
+def ends(steps: Steps) -> tuple[int, int]:
+    """Lowest and highest number of steps."""
+    return steps if isinstance(steps, tuple) else (steps, steps)
