@@ -52,7 +52,7 @@ METHODS = (
 def cases(folder: Path) -> Iterator[tuple[str, list[list[str]], Path]]:
     """(name, commands, folder with the results) of every run."""
     for world, recipe in [
-        *(("shapes", recipe) for recipe in ("nft", "grpo", "flow_rwr", "flow_dpo")),
+        *(("shapes", recipe) for recipe in ("nft", "grpo", "flow_rwr", "flow_dpo", "re_dmd")),
         ("shapes-edit", "nft"), ("shapes-fill", "nft"), ("shapes-video", "nft"),
     ]:  # fmt: skip
         out = folder / f"{world}-{recipe}"

@@ -32,6 +32,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
 SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
     "flow_dpo": (0.02, ["train.steps=7"]),
+    "re_dmd": (0.05, ["train.steps=16"]),
 }
 
 
@@ -55,7 +56,7 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
     assert summary["gold_after"] > summary["gold_before"] + rise
 
 
-@pytest.mark.parametrize("recipe", FAST)
+@pytest.mark.parametrize("recipe", [*FAST, "re_dmd"])
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
     summary = run(recipe, tmp_path, *FEW, "evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0")
     assert summary["reward_after"] == summary["reward_before"]

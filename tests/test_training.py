@@ -60,11 +60,11 @@ def test_accumulation_equals_a_large_batch(recipe: str, chunks: int, model: Path
     assert gap < 1e-4
 
 
-def optimizer_moments(run: Path) -> list[torch.Tensor]:
-    """First moments of AdamW after one update: the gradient up to a factor."""
+def optimizer_moments(run: Path, learner: str = "policy") -> list[torch.Tensor]:
+    """First moments of a learner's AdamW after one update: the gradient up to a factor."""
     path = checkpoint.latest(run / "checkpoints")
     assert path is not None
-    state = torch.load(path / "optimizer.pt", weights_only=True)["learners"]["policy"]["optimizer"]["state"]
+    state = torch.load(path / "optimizer.pt", weights_only=True)["learners"][learner]["optimizer"]["state"]
     return [entry["exp_avg"] for entry in state.values() if float(entry["exp_avg"].norm()) > 1e-9]
 
 

@@ -132,7 +132,11 @@ def test_what_the_code_cannot_repeat_is_said(tmp_path: Path) -> None:
     euler = "FlowMatchEulerDiscreteScheduler"
     assert differences(tree, euler) == []
     tree["evaluate"]["sampler"]["kind"] = "flow_sde"
-    assert "adds noise at every step" in differences(tree, euler)[0]
+    assert "adds noise at every step; diffusers has no such steps" in differences(tree, euler)[0]
+    tree["evaluate"]["sampler"] |= {"kind": "cps", "level": 1.0}
+    assert "does so with stochastic_sampling=True" in differences(tree, euler)[0]
+    tree["evaluate"]["sampler"] |= {"level": 0.8}
+    assert "no such steps" in differences(tree, euler)[0]
     tree["evaluate"]["sampler"]["kind"] = "ode"
     assert "scheduler is UniPCMultistepScheduler" in differences(tree, "UniPCMultistepScheduler")[0]
     tree["evaluate"]["sampler"]["guidance"] = 0.5

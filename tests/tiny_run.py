@@ -67,8 +67,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flow_dpo": {"kind": "flow_dpo", "times": 2, "pairs": 2},
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
+    "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "times": 2}},
 }
-STOCHASTIC = ("grpo", "prdp")
+STOCHASTIC = ("grpo", "prdp", "re_dmd")
 """Those that train the stochastic steps of a sampler."""
 
 
@@ -100,8 +101,8 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
     return Config.model_validate(tree)
 
 
-def final_tensors(config: Config) -> dict[str, Tensor]:
-    """All roles of the policy as the run's last checkpoint holds them."""
+def final_tensors(config: Config, learner: str = "policy") -> dict[str, Tensor]:
+    """All roles of a learner as the run's last checkpoint holds them."""
     from safetensors.torch import load_file
 
     from align.runs import checkpoint
@@ -109,7 +110,8 @@ def final_tensors(config: Config) -> dict[str, Tensor]:
     path = checkpoint.latest(config.run_dir / "checkpoints")
     assert path is not None
     stored = load_file(path / "roles.safetensors")
-    return {name.removeprefix("policy/"): value for name, value in stored.items() if name.startswith("policy/")}
+    start = f"{learner}/"
+    return {name.removeprefix(start): value for name, value in stored.items() if name.startswith(start)}
 
 
 def policy_gap(a: dict[str, Tensor], b: dict[str, Tensor], role: str = "policy") -> float:

@@ -41,7 +41,18 @@ def geometry(config: Config, processes: int = 1) -> str:
         f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
         f"{count(train.updates, 'optimizer step')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
         f"on {where}; {count(train.steps, 'rollout')} = {count(train.steps * train.updates, 'optimizer step')} in all"
+        f"{_others(config, samples)}"
     )
+
+
+def _others(config: Config, samples: int) -> str:
+    """Terms and updates of the learners beside the policy."""
+    said = ""
+    for name, learns in config.recipe.learners().items():
+        terms = math.ceil(samples * learns.objective.terms_per_sample(config))
+        steps = count(learns.updates or config.train.updates, "optimizer step")
+        said += "" if name == "policy" else f"; the {name}: {count(terms, 'term')} and {steps} per rollout"
+    return said
 
 
 def network_calls(config: Config) -> int:

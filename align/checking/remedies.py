@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.checking.sizes import terms_per_update
 from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
 from align.runs.phases import phase_of
 from alignflow.errors import TrainingError
@@ -75,7 +76,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
     memory, train, rollout = config.memory, config.train, config.rollout
     online, world = rollout.kind == "online", processes()
     samples = math.ceil(rollout.prompts * rollout.group / world)
-    terms = math.ceil(samples * config.recipe.terms_per_sample(config) / train.updates)
+    terms = max(terms_per_update(config, world).values())
     drawn = min(getattr(rollout, "chunk", 1), samples)
     decoded = min(getattr(rollout, "decode_chunk", 1), drawn)
     judged = min(config.evaluate.chunk, math.ceil(config.evaluate.prompts / world)) if config.prompts.heldout else 1

@@ -75,8 +75,8 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
         width=_width(settings),
         sampled_rows=_sampled(config),
         decoded_rows=getattr(config.rollout, "decode_chunk", 1),
-        trained_rows=_learned(config) * (2 if _guided(config) else 1),
-        scored_rows=_learned(config) if "reward_gradient" in config.recipe.needs else 0,
+        trained_rows=_trained(config, guided=bool(config.recipe.needs)),
+        scored_rows=_trained(config, guided=False) if "reward_gradient" in config.recipe.needs else 0,
         rollout_bytes=rollout,
         rollout_how=how,
     )
@@ -121,16 +121,28 @@ def _sampled(config: Config) -> int:
     )
 
 
-def _guided(config: Config) -> bool:
-    """Whether the loss calls the network with the guidance of the sampled steps."""
-    return getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0 and bool(config.recipe.needs)
+def _trained(config: Config, *, guided: bool) -> int:
+    """Network rows whose graph is alive at once, of the learner with most of them: a pair is two.
+
+    Args:
+        guided: count the guidance of sampled steps, which doubles the policy's rows.
+    """
+    doubled = guided and getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0
+    terms, found = terms_per_update(config, _world()), []
+    for name, learns in config.recipe.learners().items():
+        each = learns.objective.rows_per_term(config) * (2 if doubled and name == "policy" else 1)
+        found.append(max(1, min(config.train.micro_batch, terms[name])) * each)
+    return max(found)
 
 
-def _learned(config: Config) -> int:
-    """Rows of the loss whose graph is alive at once: a pair is two."""
+def terms_per_update(config: Config, processes: int) -> dict[str, int]:
+    """Learner -> terms of an optimizer step on each process."""
     samples = config.rollout.prompts * config.rollout.group
-    terms = math.ceil(samples * config.recipe.terms_per_sample(config) / config.train.updates / _world())
-    return max(1, min(config.train.micro_batch, terms)) * config.recipe.rows_per_term(config)
+    return {
+        name: math.ceil(samples * learns.objective.terms_per_sample(config) / updates / processes)
+        for name, learns in config.recipe.learners().items()
+        for updates in [learns.updates or config.train.updates]
+    }
 
 
 def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
@@ -138,8 +150,9 @@ def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
     steps = 0
     if "trajectory" in config.recipe.needs:
         steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]
-    how = f"{samples} samples: pixels and latents" + (f", {steps} steps of three latents each" if steps else "")
-    return float(samples * 4 * (pixels + numbers * (1 + 3 * steps))), how
+    each, said = (4, "four") if {"predictions", "step_scores"} & {*config.recipe.needs} else (3, "three")
+    how = f"{samples} samples: pixels and latents" + (f", {steps} steps of {said} latents each" if steps else "")
+    return float(samples * 4 * (pixels + numbers * (1 + each * steps))), how
 
 
 def _world() -> int:

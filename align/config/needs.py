@@ -31,6 +31,13 @@ def _trajectory(config: Config) -> Problems:
     return []
 
 
+def _predictions(config: Config) -> Problems:
+    sampler = getattr(config.rollout, "sampler", None)
+    if sampler is None or sampler.window.strategy == "all":
+        return []
+    return [("rollout.sampler.window", f"{config.recipe.kind} trains every step of the sampler: leave this out")]
+
+
 def _reward_gradient(config: Config) -> Problems:
     kind, reward = config.recipe.kind, config.reward
     if config.rollout.kind != "online":
@@ -80,6 +87,7 @@ def _text_gradient(config: Config) -> Problems:
 
 CHECKS: dict[str, Callable[[Config], Problems]] = {
     "trajectory": _trajectory,
+    "predictions": _predictions,
     "reward_gradient": _reward_gradient,
     "parts": _parts,
     "step_scores": _step_scores,

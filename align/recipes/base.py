@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 else:
     torch, benches = lazy("torch"), lazy("align.rollout.bench")
 
-Need = Literal["trajectory", "reward_gradient", "parts", "step_scores", "text_gradient"]
+Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_scores", "text_gradient"]
 """What a recipe needs of a run:
 
 - trajectory: the stochastic steps of the sampler and their log-probabilities;
+- predictions: with the trajectory of all steps, the clean sample that each of them predicts;
 - reward_gradient: a gradient of the reward to the media; the loss then samples by itself;
 - parts: named parts of the scores beside their values;
 - step_scores: scores of the clean samples that the stochastic steps predict, ``Scores.steps``;
@@ -110,6 +111,14 @@ class Objective(Strict):
         """Loss per term ``[M]`` of one chunk, with gradient to the learner."""
         raise NotImplementedError
 
+    def terms_per_sample(self, config: Any) -> float:
+        """Terms of the loss per sample of the rollout, for the batch geometry in words."""
+        raise NotImplementedError
+
+    def rows_per_term(self, config: Any) -> int:
+        """Rows of the network call with gradient per term, for the estimate of memory."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Learns:
@@ -145,14 +154,6 @@ class Recipe(Objective):
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""
         return []
-
-    def terms_per_sample(self, config: Any) -> float:
-        """Terms of the loss per sample of the rollout, for the batch geometry in words."""
-        raise NotImplementedError
-
-    def rows_per_term(self, config: Any) -> int:
-        """Rows of the network call with gradient per term, for the estimate of memory."""
-        return 1
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``."""
@@ -212,12 +213,7 @@ class ForwardRecipe(Recipe):
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at :attr:`times` stratified times."""
-        count = len(credit)
-        sample = torch.arange(count).repeat_interleave(self.times)
-        slot = torch.arange(self.times).repeat(count)
-        t = stratified_times(rollout.seeds, self.times, self.t_range).flatten()
-        weight = rollout.valid.float()[sample]
-        return NoisedTerms(sample=sample, slot=slot, weight=weight, t=t, credit=credit[sample])
+        return noised_terms(rollout, credit, rollout.valid.float(), range(self.times), self.t_range)
 
     def anchored(self, loss: Loss, point: Point, bench: Bench) -> Loss:
         """Add ``kl * mean (v - v_ref)^2`` at the point, where ``kl`` has a weight."""
@@ -225,6 +221,16 @@ class ForwardRecipe(Recipe):
             return loss
         drift = losses.mse(bench.velocity("policy", point), bench.velocity("reference", point))
         return losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
+
+
+def noised_terms(
+    rollout: Scored, credit: Tensor, weight: Tensor, slots: range, span: tuple[float, float]
+) -> NoisedTerms:
+    """Every sample at one stratified time of ``span`` per slot, with the credit and weight ``[N]`` of its sample."""
+    count = len(credit)
+    sample, slot = torch.arange(count).repeat_interleave(len(slots)), torch.tensor([*slots]).repeat(count)
+    t = stratified_times(rollout.seeds, len(slots), span).flatten()
+    return NoisedTerms(sample=sample, slot=slot, weight=weight[sample], t=t, credit=credit[sample])
 
 
 def noised(terms: NoisedTerms, rollout: Scored) -> Noised:

@@ -170,9 +170,10 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
     generator, kind = _part(config, "generator"), str(sampler_of(config).get("kind") or "ode")
     found = []
     if LEVELS.get(kind) is not None:
-        found.append(
-            f"The run drew its samples with {kind}, which adds noise at every step; diffusers has no such steps."
-        )
+        diffusers = "diffusers has no such steps."
+        if kind == "cps" and sampler_of(config).get("level") == 1:  # the predicted sample is noised again
+            diffusers = "FlowMatchEulerDiscreteScheduler does so with stochastic_sampling=True, with other noise."
+        found.append(f"The run drew its samples with {kind}, which adds noise at every step; {diffusers}")
     elif generator.get("kind") == "sana_sprint":
         if (sampler_of(config).get("steps") or 0) > 1:
             found.append("This pipeline adds fresh noise between its steps; the run took plain steps of the flow.")

@@ -72,6 +72,7 @@ class Bench:
         self._acting = "policy"
         self._point: Point | None = None
         self._known: dict[str, Tensor] = {}
+        self._before: tuple[Point, dict[str, Tensor]] | None = None
 
     # -- learners and roles -----------------------------------------------------------------------------------------
 
@@ -79,12 +80,12 @@ class Bench:
     def acting(self, learner: str) -> Iterator[None]:
         """Inside the block velocities of ``learner`` have gradients; loss and backward of its update belong here."""
         before, self._acting = self._acting, learner
-        self._point, self._known = None, {}
+        self._point, self._known, self._before = None, {}, None
         try:
             with self.only[learner]() if learner in self.only else nullcontext():
                 yield
         finally:
-            self._acting, self._point, self._known = before, None, {}
+            self._acting, self._point, self._known, self._before = before, None, {}, None
 
     @contextmanager
     def role(self, role: str) -> Iterator[None]:
@@ -117,6 +118,8 @@ class Bench:
         """
         self._check(role)
         if self._point is not point:
+            if self._point is not None and "policy" in self._known:
+                self._before = self._point, self._known
             self._point, self._known = point, {}
         if role not in self._known:
             known = self._known.get("policy")
@@ -211,12 +214,13 @@ class Bench:
     # -- diagnostics ------------------------------------------------------------------------------------------------
 
     def drifts(self) -> dict[str, float]:
-        """``kl_velocity`` (from the reference) and ``contrast`` (from the behaviour policy) at the last point.
-
-        Only of the roles that the run holds, and only where the policy's velocity was the loss's.
+        """``kl_velocity`` (from the reference) and ``contrast`` (from the behaviour policy) at the last point where the
+        loss took the policy's velocity; none if it took none. Only of the roles that the run holds.
         """
         if "policy" not in self._known:
-            return {}
+            if self._before is None:
+                return {}
+            self._point, self._known = self._before
         known = {"kl_velocity": "reference", "contrast": "behaviour"}
         return {name: self.drift(role) for name, role in known.items() if role in self.roles}
 

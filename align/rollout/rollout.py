@@ -106,6 +106,27 @@ class Drawn(Asked):
         second, level = self.trajectory.t_second, self.sampler.level or 0.0
         return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)
 
+    def at_random_step(self, sample: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the terms' samples stood before one of the sampling steps, drawn uniformly for (sample, slot).
+
+        Every call draws the same. The prediction of the last step is the sample itself.
+
+        Returns:
+            latents ``[M, ...]``, times ``[M]`` and predicted clean samples ``[M, ...]``.
+        """
+        path = self.trajectory
+        assert path is not None
+        assert path.x0 is not None
+        chosen = [derive(self.seeds[n], "exit", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
+        step = torch.tensor(chosen) % (len(path.t) + 1)  # the step after the stochastic ones adds no noise
+        at_end, kept = step == len(path.t), step.clamp_max(len(path.t) - 1)
+
+        def choose(end: Tensor, before: Tensor) -> Tensor:
+            return torch.where(samplers.column(at_end, end).bool(), end, before)
+
+        x = choose(path.x_next[sample, kept], path.x[sample, kept])
+        return x, choose(path.t_next[kept], path.t[kept]), choose(self.latents[sample], path.x0[sample, kept])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Drawn):

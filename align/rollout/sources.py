@@ -49,7 +49,7 @@ class OnlineSource:
         self.prompts = read_prompts(config.prompts.train, config.prompts.limit, skipped=self.skipped if skip else None)
         self.generator, self.share, self.seed = generator, share, config.seed
         self.drawn, self.kept = "reward_gradient" not in needs, "trajectory" in needs
-        self.predictions = "step_scores" in needs
+        self.predictions = bool({"predictions", "step_scores"} & set(needs))
         self.wants = wants
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)

@@ -56,29 +56,31 @@ class Learning:
         Numbers of the row are means over the updates of each learner; names of a learner other than the policy begin
         with its name and a slash.
         """
-        credit = self._credit(rollout)
+        count = len(rollout.seeds)
+        before = sum(self.processes.objects([count])[: self.processes.share.rank])
+        credit = self._credit(rollout)[before : before + count]
         if rollout.seeds:
             rollout = rollout.become(Scored, seen=self._look(rollout))
         row: dict[str, Any] = {}
         self.found = []
         for name, learner in self.learners.items():
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
-            rows = [self._update(learner, _part(terms, number, learner.updates), rollout) for number in
-                    range(learner.updates)]  # fmt: skip
+            rows = [
+                self._update(learner, _part(terms, before, number, learner.updates), rollout)
+                for number in range(learner.updates)
+            ]
             prefix = "" if name == "policy" else f"{name}/"
             row |= {f"{prefix}{key}": value for key, value in _averaged(rows).items()}
         return row, _completed(rollout, self.found)
 
     def _credit(self, rollout: Scored) -> Tensor:
-        """This process's rows of the credit, which is assigned to the samples of all processes."""
+        """Credit of the samples of all processes, in the order of the processes."""
         gather = self.processes.gather
         scores = self.processes.gather_scores(rollout.scores)
         if rollout.void is not None:
             values = scores.values.masked_fill(gather(rollout.void), math.nan)
             scores = Scores(values, scores.reasons, scores.parts, scores.steps)
-        everyone = self.recipe.credit(scores, gather(rollout.group))
-        before = sum(self.processes.objects([len(rollout.seeds)])[: self.processes.share.rank])
-        return everyone[before : before + len(rollout.seeds)]
+        return self.recipe.credit(scores, gather(rollout.group))
 
     @torch.no_grad()
     def _look(self, rollout: Scored) -> dict[str, Tensor]:
@@ -154,11 +156,15 @@ def _completed(rollout: Scored, found: list[tuple[Tensor, Scores, Tensor]]) -> S
     return rollout.become(Scored, media=media, scores=joined(parts, [scores for _, scores, _ in found]))
 
 
-def _part(terms: Terms | None, number: int, updates: int) -> Terms | None:
-    """The terms of update ``number``; a sample's terms are spread over the updates."""
+def _part(terms: Terms | None, before: int, number: int, updates: int) -> Terms | None:
+    """The terms of update ``number``; a sample's terms are spread over the updates.
+
+    Args:
+        before: samples of the processes before this one, so that the parts do not depend on their number.
+    """
     if terms is None:
         return None
-    return terms[((terms.slot + terms.sample) % updates == number).nonzero().flatten()]
+    return terms[((terms.slot + terms.sample + before) % updates == number).nonzero().flatten()]
 
 
 def _averaged(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -265,11 +265,11 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """What others load: the evaluated role's LoRA, or its whole networks."""
-        from align.policy.lora import save_lora
+        from align.policy.lora import ADAPTER, save_lora
 
         with self.roles.use(self.held_out.role):
             if self.config.policy.kind == "lora":
-                save_lora(self.generator, folder)
+                save_lora(self.generator, folder, ADAPTER)
             else:
                 for name, network in self.generator.backbones().items():
                     with new_folder(folder / name, replaces=True) as staging:

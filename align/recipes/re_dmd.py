@@ -1,0 +1,105 @@
+"""Distribution matching distillation of a few-step sampler, weighted by reward, with a critic of its samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from align.maths import advantages, losses
+from align.recipes.base import Learns, Need, NoisedTerms, Objective, Recipe, noised_terms
+from alignflow.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from align.maths.losses import Loss
+    from align.rollout import bench as benches
+    from align.rollout.bench import Bench
+    from align.rollout.rollout import Scored
+    from rewards.base import Scores
+else:
+    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+
+
+class Critic(Objective):
+    """Model of the student's samples: flow matching on what it predicts at its steps, the last of them included."""
+
+    updates: int = Field(5, ge=1, description="optimizer steps of the critic per rollout")
+    lr: float | None = Field(None, ge=0, description="learning rate of the critic; null = train.lr")
+    times: int = Field(5, ge=1, description="re-noised copies per sample, spread over the critic's updates")
+    t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of times t to draw the copies from")
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per noised copy."""
+        return self.times
+
+    def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
+        """All samples, those without a score too."""
+        return noised_terms(rollout, credit, torch.ones_like(credit), range(self.times), self.t_range)
+
+    def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
+        """Plain flow matching."""
+        x0, eps = rollout.at_random_step(terms.sample, terms.slot)[2], rollout.noise(terms.sample, terms.slot)
+        t = terms.t.to(x0.device)
+        v = bench.velocity("critic", benches.Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
+        return losses.weighted_fm(v, x0, eps, torch.ones_like(t))
+
+
+class ReDMD(Recipe):
+    """Re-DMD: distil the base into a few-step student, samples weighted by exp(beta A) (Reward Forcing, 2512.04678)
+
+    The student is the policy under ``rollout.sampler``; ``cps`` at level 1 noises its predictions again, as published.
+    The prediction at one step per sample is compared; its reward is that of the sample.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("trajectory", "predictions")
+    compares_group: ClassVar[bool] = True
+    kind: Literal["re_dmd"] = "re_dmd"
+    beta: float = Field(2.0, ge=0, description="samples weigh exp(beta A); 0 = without the reward, plain DMD")
+    std: Literal["group", "global", "centred", "none"] = Field("global", description="divisor of A, as for grpo")
+    clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
+    guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale of the teacher; 1 = no guidance")
+    t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
+    critic: Critic = Field(Critic(), description="second LoRA that models the student's samples")
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Held-out samples are the student's too."""
+        student, tested = getattr(config.rollout, "sampler", None), config.evaluate.sampler
+        if student is None or not config.prompts.heldout or student.steps == tested.steps:
+            return []
+        message = f"{self.kind} trains a student of {student.steps} steps: evaluate it with as many"
+        return [("evaluate.sampler.steps", message)]
+
+    def roles(self, config: Any) -> tuple[str, ...]:
+        """The teacher."""
+        return ("reference",)
+
+    def learners(self) -> dict[str, Learns]:
+        """The critic is updated first, so that it knows the samples on which the student learns."""
+        return {"critic": Learns(self.critic, updates=self.critic.updates, lr=self.critic.lr), "policy": Learns(self)}
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per sample."""
+        return 1
+
+    def credit(self, scores: Scores, group: Tensor) -> Tensor:
+        """Weights exp(beta A) of the advantages A; published with fixed statistics of one reward instead."""
+        return (self.beta * advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)).exp()
+
+    def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
+        """Every sample once, with the noise of the slot after the critic's."""
+        slots = range(self.critic.times, self.critic.times + 1)
+        return noised_terms(rollout, credit, rollout.valid.float(), slots, self.t_range)
+
+    def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
+        """Distribution matching at the student's prediction, which alone has a gradient."""
+        x_t, t_step, _ = rollout.at_random_step(terms.sample, terms.slot)
+        cond, t = rollout.cond_of(terms.sample), terms.t.to(x_t.device)
+        x = losses.x0_from(x_t, bench.velocity("policy", benches.Point(x_t, t_step, cond, rollout.guidance)), t_step)
+        noisy = losses.x_at(x.detach(), rollout.noise(terms.sample, terms.slot), t)
+        real = bench.velocity("reference", benches.Point(noisy, t, cond, self.guidance))
+        fake = bench.velocity("critic", benches.Point(noisy, t, cond))
+        x_real, x_fake = losses.x0_from(noisy, real, t), losses.x0_from(noisy, fake, t)
+        return losses.dmd(x, x_real, x_fake, terms.credit.to(x.device))
