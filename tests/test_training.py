@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from launched import launch
 from PIL import Image
 from tiny_run import RECIPES, final_tensors, settings
 
@@ -66,32 +65,6 @@ def optimizer_moments(run: Path, learner: str = "policy") -> list[torch.Tensor]:
     assert path is not None
     state = torch.load(path / "optimizer.pt", weights_only=True)["learners"][learner]["optimizer"]["state"]
     return [entry["exp_avg"] for entry in state.values() if float(entry["exp_avg"].norm()) > 1e-9]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["nft", "grpo", "flow_dpo", "prdp", "reward_backprop"])
-def test_two_processes_equal_one(recipe: str, model: Path, tmp_path: Path) -> None:
-    moments = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        run_processes(processes, folder, model, recipe)
-        moments.append(optimizer_moments(folder / "run"))
-    one, two = moments
-    assert len(one) == len(two) > 0
-    assert max(float((a - b).norm() / (a.norm() + 1e-12)) for a, b in zip(one, two, strict=True)) < 1e-4
-
-
-def run_processes(count: int, folder: Path, model: Path, recipe: str) -> None:
-    """One update on ``count`` processes."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from align.training.trainer import train; from tiny_run import settings\n"
-        "folder, model, recipe = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
-        "train(settings(folder, model, recipe, train={'steps': 1, 'max_grad_norm': 1e6}, evaluate={'every': 0},"
-        " reward={'kind': 'tiny_run:missing_by_content'}))\n"
-    )
-    launch(count, folder, code, str(folder), str(model), recipe)
 
 
 def test_zero_learning_rate_changes_nothing(model: Path, tmp_path: Path) -> None:

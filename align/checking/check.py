@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from align.checking.folder_check import folder_problems, lora_problems, scheduler_line, target_problems
-from align.config import memory, registry
+from align.config import memory, registry, sharding
 from align.config.sampling import Sampler
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
@@ -123,7 +123,7 @@ def count(number: int, word: str) -> str:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError listing every file or package the config names that is not there."""
-    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights)
+    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     problems += memory.missing(config.memory, config.train.optimizer)
     if problems:

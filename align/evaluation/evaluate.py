@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +127,17 @@ def evaluate(
     spread, rows = Spread(), []
     media: dict[int, Tensor] = {}
     sources: dict[int, Tensor] = {}
-    for start in range(0, len(mine), settings.chunk):
-        places = mine[start : start + settings.chunk]
-        some = [prompts[asked[place]] for place in places]
-        drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
-        rows += _scores(drawn, some, inputs, rewards)
-        spread.add(drawn)
-        for row, place in enumerate(places):
-            if place < show:
-                media[place] = drawn[row].cpu()
-                sources |= {place: source_of(inputs)[row]} if "image" in inputs else {}
+    with nullcontext() if processes is None else processes.uneven():
+        for start in range(0, len(mine), settings.chunk):
+            places = mine[start : start + settings.chunk]
+            some = [prompts[asked[place]] for place in places]
+            drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
+            rows += _scores(drawn, some, inputs, rewards)
+            spread.add(drawn)
+            for row, place in enumerate(places):
+                if place < show:
+                    media[place] = drawn[row].cpu()
+                    sources |= {place: source_of(inputs)[row]} if "image" in inputs else {}
     if processes is not None:
         rows = processes.objects(rows)
         media, sources = (_shown(kept, show, len(asked), processes) for kept in (media, sources))

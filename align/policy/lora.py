@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from align.data.files import writing
+from align.policy.shards import whole
 from alignflow.errors import AlignflowError
 from alignflow.files import lora_files, tensor_files
 from alignflow.files.lora_files import FILE as FILE
@@ -193,28 +194,35 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
     Args:
         name: of the LoRA, where there are several.
     """
+    return write_lora(
+        {component: lora_of(network, name) for component, network in generator.backbones().items()}, folder
+    )
+
+
+def write_lora(loras: Mapping[str, Lora], folder: str | os.PathLike[str]) -> Path:
+    """:func:`save_lora` of what :func:`lora_of` gave for each component."""
     folder = Path(folder)
-    for component, network in generator.backbones().items():
-        _save(network, folder / file_of(component), name)
+    for component, lora in loras.items():
+        tensors, header = as_diffusers(lora)
+        path = folder / file_of(component)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensor_files.save(path, tensors, header)
     return folder / FILE
 
 
-def _save(network: Any, path: Path, name: str | None) -> None:
-    tensors, header = as_diffusers(lora_of(network, name))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensor_files.save(path, tensors, header)
-
-
 def lora_of(network: nn.Module, name: str | None = None) -> Lora:
-    """The LoRA on a network, the one of this name if there are several; float32 on the CPU, empty where it has none."""
+    """The LoRA on a network, the one of this name if there are several; float32 on the CPU, empty where it has none.
+
+    Every process must call it where the network is sharded.
+    """
     found: Lora = {}
     for key, module in network.named_modules():
         for adapter in getattr(module, "lora_A", {}):
             if name not in (None, adapter):
                 continue
             layer: Any = module
-            a, b = (part[adapter].weight.detach().float().cpu().contiguous() for part in (layer.lora_A, layer.lora_B))
+            a, b = (whole(part[adapter].weight).float().cpu().contiguous() for part in (layer.lora_A, layer.lora_B))
             found[key] = (a, b * layer.scaling[adapter])
     return found
 

@@ -2,7 +2,8 @@
 
 The network holds the policy. Another role is used by putting its values in place for the length of a block, so LoRA
 and full fine-tuning, and any wrapper around the network, are served by the same few lines. A LoRA's reference needs
-no values: it is the network with the LoRA switched off.
+no values: it is the network with the LoRA switched off. Where processes hold shards of the parameters they hold shards
+of the roles.
 
 ========== ===========================================================================
 policy     the values that the optimizer changes
@@ -21,6 +22,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from align.policy.shards import part, part_of, put
 
 
 class Roles:
@@ -60,14 +63,8 @@ class Roles:
             with self.base():
                 yield
             return
-        policy = [parameter.data for _, parameter in self.parameters]
-        for (_, parameter), value in zip(self.parameters, self.values[role], strict=True):
-            parameter.data = value
-        try:
+        with put([parameter for _, parameter in self.parameters], self.values[role]):
             yield
-        finally:
-            for (_, parameter), value in zip(self.parameters, policy, strict=True):
-                parameter.data = value
 
     def same(self, role: str) -> bool:
         """Whether ``role`` certainly equals the policy, so that its network call may be skipped."""
@@ -83,14 +80,15 @@ class Roles:
         if decay == 1.0 or self.same(role):
             return
         for value, (_, parameter) in zip(self.values[role], self.parameters, strict=True):
-            value.lerp_(parameter.detach(), 1.0 - decay) if decay else value.copy_(parameter)
+            mine = part(value)
+            mine.lerp_(part(parameter), 1.0 - decay) if decay else mine.copy_(part(parameter))
         self._versions[role] = self._policy_version if decay == 0.0 else -1
 
     @torch.no_grad()
     def assign(self, role: str, source: str) -> None:
         """``role <- source``, both other than the policy."""
         for value, given in zip(self.values[role], self.values[source], strict=True):
-            value.copy_(given)
+            part(value).copy_(part(given))
         self._versions[role] = self._versions[source]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,9 +100,9 @@ class Roles:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], versions: dict[str, int]) -> None:
-        """Restore what :meth:`tensors` and :meth:`versions` returned."""
+        """Restore what :meth:`tensors` and :meth:`versions` returned; tensors are whole."""
         for key, mine in self.tensors().items():
-            mine.copy_(tensors[key])
+            part(mine).copy_(part(part_of(tensors[key], mine)))
         self._policy_version = versions["policy"]
         self._versions |= {role: versions[role] for role in self.values}
 

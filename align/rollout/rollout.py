@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from align.data.inputs import take
 from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
@@ -272,6 +273,37 @@ def diversity(media: Tensor, group: Tensor) -> float:
     """Mean of :func:`spreads`, 0 where no group has two samples."""
     found = spreads(media, group)
     return float(found.mean()) if len(found) else 0.0
+
+
+def of_samples(rollout: Scored, rows: Tensor) -> Scored:
+    """The samples ``rows [M]`` of a scored rollout, by index on the CPU."""
+    path, scores = rollout.trajectory, rollout.scores
+    index = rows.tolist()
+    where = {old: new for new, old in enumerate(index)}
+    if path is not None:
+        per_sample = {name: getattr(path, name)[rows] for name in ("x", "x_next", "mean", "logp", "std")}
+        path = replace(path, **per_sample, x0=None if path.x0 is None else path.x0[rows])
+    prompts, row = rollout.row[rows].unique(return_inverse=True)
+    return replace(
+        rollout,
+        prompts=[rollout.prompts[n] for n in index],
+        group=rollout.group[rows],
+        seeds=[rollout.seeds[n] for n in index],
+        cond=rollout.cond[prompts],
+        row=row,
+        inputs=take(rollout.inputs, rows),
+        latents=rollout.latents[rows],
+        media=rollout.media[rows] if len(rollout.media) else rollout.media,
+        trajectory=path,
+        scores=Scores(
+            scores.values[rows],
+            {where[n]: why for n, why in scores.reasons.items() if n in where},
+            {name: column[rows] for name, column in scores.parts.items()},
+            None if scores.steps is None else scores.steps[rows],
+        ),
+        void=None if rollout.void is None else rollout.void[rows],
+        seen={name: value[rows] for name, value in rollout.seen.items()},
+    )
 
 
 def nothing_asked(sampler: Sampler | None) -> Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,7 +97,9 @@ class Drawing:
         device = self.bench.generator.device
         scores = self.reward is not None and "reward_gradient" not in self.recipe.needs
         scoring = Scoring(self.reward, self.thread, self.processes, device) if scores and self.reward else None
-        return self.source(step, self._acting(role), self.phases, scoring.add if scoring else None), scoring
+        acting = self._acting(role)
+        with self.processes.uneven(acting) if self.processes else nullcontext():
+            return self.source(step, acting, self.phases, scoring.add if scoring else None), scoring
 
     def _acting(self, role: str) -> Acting:
         @contextmanager

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.data.files import new_folder
+from align.policy import shards
 from align.policy.roles import Roles
 from align.runs import manifest, old_layout
 from align.runs.manifest import DamagedError, latest, list_steps
@@ -58,11 +59,11 @@ def save(
         RunFolderError: it cannot be written (full disk); the checkpoints before it are intact.
     """
     path = folder / f"step-{step:06d}"
+    tensors, learners = gathered(roles, steppers)
     with new_folder(path, replaces=True) as staging:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(roles).items()}
         try:
             tensor_files.save(staging / "roles.safetensors", tensors)
-            state: dict[str, Any] = {"learners": {name: one.state_dict() for name, one in steppers.items()}}
+            state: dict[str, Any] = {"learners": learners}
             state["rng"] = rng_state()
             if refreshed is not None:
                 state["reward"] = refreshed.state_dict()
@@ -74,6 +75,22 @@ def save(
         about = {"step": step, "counters": counters, "roles": versions, "identity": dict(identity or {})}
         manifest.write(staging, about)
     return path
+
+
+def gathered(
+    roles: Mapping[str, Roles], steppers: Mapping[str, Stepper], keep: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Whole tensors of every role, and the states of every optimizer, on the CPU.
+
+    Where weights are sharded every process must call it, those that do not write with ``keep`` off: nothing stays.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in _tensors(roles).items():
+        found = shards.whole(value)
+        if keep:
+            tensors[name] = found.cpu().contiguous()
+    states = {name: shards.gathered(one.state_dict()) for name, one in steppers.items()}
+    return tensors, states if keep else {}
 
 
 def rotate(folder: Path, keep: int, best: int | None = None) -> None:

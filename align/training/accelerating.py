@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from align.checking.check import master_weights, trackers
+from align.config import sharding
 from align.runs.devices import require
 from alignflow.errors import ConfigError, Problem
 
@@ -33,20 +34,33 @@ def accelerator_of(config: Config) -> Accelerator:
     wanted = config.generator.device
     if wanted != "auto":
         require(wanted)
-    if wrong := [*trackers(config), *master_weights(config)]:
+    if wrong := [*trackers(config), *master_weights(config), *sharding.problems(config)]:
         raise ConfigError(wrong, config.name)
     AcceleratorState._reset_state()  # a second run in one process may use another precision
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()  # or another device
-    with _on_card(wanted):
-        state = PartialState(cpu=wanted == "cpu")
-    _check(config, state)
-    return Accelerator(
-        mixed_precision=config.train.precision,
-        cpu=wanted == "cpu",
-        log_with=list(config.trackers) or None,
-        project_dir=config.run_dir,
-    )
+    with _without_fsdp():
+        with _on_card(wanted):
+            state = PartialState(cpu=wanted == "cpu")
+        _check(config, state)
+        return Accelerator(
+            mixed_precision=config.train.precision,
+            cpu=wanted == "cpu",
+            log_with=list(config.trackers) or None,
+            project_dir=config.run_dir,
+        )
+
+
+@contextmanager
+def _without_fsdp() -> Iterator[None]:
+    """accelerate shards one whole model with its optimizer; :func:`align.training.sharding.shard` does it here."""
+    os.environ[sharding.LOADING] = "false"
+    before = os.environ.pop(sharding.USE, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[sharding.USE] = before
 
 
 @contextmanager

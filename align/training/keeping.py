@@ -49,12 +49,16 @@ def counters(trainer: Trainer) -> dict[str, Any]:
 
 
 def write(trainer: Trainer, step: int, counted: dict[str, Any], *, any_data: bool = False) -> None:
-    """Write a checkpoint in the process that writes; no process waits for another.
+    """Write a checkpoint in the process that writes; no process waits for another, unless weights are sharded: every
+    process must call it then.
 
     Args:
         any_data: the run may go on from it with other prompts: those it has are to be mended.
     """
     if not trainer.run.writes:
+        if trainer.processes.sharded:
+            checkpoint.gathered(*_state(trainer), keep=False)
+            trainer.export(None)
         return
     trainer.run.sync()
     whose = {**trainer.identity, "moved": []} | ({"data": ""} if any_data else {})

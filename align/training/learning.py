@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from align.maths.filters import uninformative
-from align.recipes.base import ScoredLoss
+from align.recipes import base as bases
 from align.rollout.bench import Bench
-from align.rollout.rollout import Drawn, Scored
+from align.rollout.rollout import Scored
 from align.training.learner import Learner
 from align.training.processes import Processes
+from align.training.sharding import borrowed
 from rewards.base import Scores
 from rewards.serving.dispatch import Part, joined
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from align.config.settings import Config
     from align.maths.losses import Loss
     from align.recipes.base import Recipe, Terms
+
+    Work = tuple[Terms, Scored]
+    """Terms of one call of the loss, and their rollout."""
 
 LOST = "lost"
 
@@ -59,14 +64,15 @@ class Learning:
         count = len(rollout.seeds)
         before = sum(self.processes.objects([count])[: self.processes.share.rank])
         credit = self._credit(rollout)[before : before + count]
-        if rollout.seeds:
-            rollout = rollout.become(Scored, seen=self._look(rollout))
+        if seen := self._look(rollout, credit):
+            rollout = rollout.become(Scored, seen=seen)
         row: dict[str, Any] = {}
         self.found = []
         for name, learner in self.learners.items():
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
+            spare = self._spare(learner, terms, rollout, credit)
             rows = [
-                self._update(learner, _part(terms, before, number, learner.updates), rollout)
+                self._update(learner, _part(terms, before, number, learner.updates), rollout, spare)
                 for number in range(learner.updates)
             ]
             prefix = "" if name == "policy" else f"{name}/"
@@ -83,18 +89,49 @@ class Learning:
         return self.recipe.credit(scores, gather(rollout.group))
 
     @torch.no_grad()
-    def _look(self, rollout: Scored) -> dict[str, Tensor]:
-        chunks = torch.arange(len(rollout.seeds)).split(self.chunk)
-        found = [self.recipe.look(sample, rollout, self.bench) for sample in chunks]
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    def _look(self, rollout: Scored, credit: Tensor) -> dict[str, Tensor]:
+        """What the recipe sees before the updates; nothing for a process without samples."""
+        if type(self.recipe).look is bases.Recipe.look:
+            return {}
+        count, source = len(rollout.seeds), rollout
+        chunks = [rows for rows in torch.arange(count).split(self.chunk) if len(rows)]
+        if self.processes.sharded:
+            lent = borrowed(self.processes, rollout, credit, 0 if count else None)
+            source = lent[0] if lent else rollout
+            chunks += [torch.zeros(1, dtype=torch.long)] * (self._most(len(chunks)) - len(chunks))
+        found = [self.recipe.look(rows, source, self.bench) for rows in chunks]
+        return {name: torch.cat([one[name] for one in found])[:count] for name in found[0]} if count else {}
 
-    def _update(self, learner: Learner, terms: Terms | None, rollout: Drawn) -> dict[str, float]:
+    def _most(self, count: int) -> int:
+        return max(self.processes.objects([count]))
+
+    def _spare(self, learner: Learner, terms: Terms | None, rollout: Scored, credit: Tensor) -> Work | None:
+        """A term of weight 0, for chunks that a process lacks where networks are sharded; None where nobody has any."""
+        if not self.processes.sharded:
+            return None
+        mine = int(terms.sample[0]) if terms is not None and len(terms) else None
+        if lent := borrowed(self.processes, rollout, credit, mine):
+            rollout, credit = lent
+            terms = learner.objective.terms(rollout, credit)
+        if terms is None or not len(terms):
+            return None
+        return replace(terms[:1], weight=torch.zeros(1)), rollout
+
+    def _work(self, terms: Terms | None, rollout: Scored, spare: Work | None) -> list[Work]:
+        """The chunks of this process; where networks are sharded, as many in every process."""
+        rows = torch.arange(0 if terms is None else len(terms)).split(self.chunk)
+        work: list[Work] = [(terms[some], rollout) for some in rows if len(some)] if terms is not None else []
+        if self.processes.sharded and spare is not None:
+            work += [spare] * (self._most(len(work)) - len(work))
+        return work
+
+    def _update(self, learner: Learner, terms: Terms | None, rollout: Scored, spare: Work | None) -> dict[str, float]:
         """One optimizer step on this process's terms, None or empty where it has none."""
-        weights = torch.zeros(0) if terms is None else terms.weight
-        total = self.processes.sums({"weight": float(weights.sum())})["weight"]
+        weight = 0.0 if terms is None else float(terms.weight.sum())
+        total = self.processes.sums({"weight": weight})["weight"]
         if total == 0:
             return {"loss": math.nan}
-        sums, first = self.processes.together(lambda: self._gradients(learner, terms, rollout, total))
+        sums, first = self.processes.together(lambda: self._gradients(learner, terms, rollout, total, spare))
         metrics = self.processes.sums(sums)
         lost = metrics.pop(LOST)
         if lost >= total:
@@ -108,7 +145,7 @@ class Learning:
         return {**first, **metrics, **learner.step()}
 
     def _gradients(
-        self, learner: Learner, terms: Terms | None, rollout: Drawn, total: float
+        self, learner: Learner, terms: Terms | None, rollout: Scored, total: float, spare: Work | None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Add up the gradients of ``weight * loss / total`` of this process's terms, chunk by chunk.
 
@@ -118,32 +155,33 @@ class Learning:
         """
         sums: dict[str, Tensor] = {}
         first: dict[str, float] = {}
-        lost, place = 0.0, 0
-        for weight in terms.weight.split(self.chunk) if terms is not None and len(terms) else []:
-            assert terms is not None
-            chunk = terms[place : place + len(weight)]
+        lost = 0.0
+        for number, (some, source) in enumerate(self._work(terms, rollout, spare)):
+            mine = spare is None or some is not spare[0]
             with self.bench.acting(learner.name):
-                loss = learner.objective.loss(chunk, rollout, self.bench)  # type: ignore[arg-type]
-                known = self._known(chunk, loss)
-                scale = (weight * known).to(loss.value.device) / total
-                if known.any():
+                loss = learner.objective.loss(some, source, self.bench)
+                known = self._known(some, loss, mine)
+                scale = (some.weight * known).to(loss.value.device) / total
+                if known.any() or self.processes.sharded:
                     self.processes.accelerator.backward((loss.value * scale).sum())
-                if place == 0:
-                    first = self.bench.drifts()
+                drifts = self.bench.drifts() if number == 0 else {}
+            if not mine:
+                continue
+            first |= drifts
+            lost += float((some.weight * ~known).sum())
             for name, values in {"loss": loss.value.detach(), **loss.metrics}.items():
                 part = (values.detach() * scale).sum()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
-            if place == 0 and (ratio := loss.metrics.get("ratio")) is not None:
+            if number == 0 and (ratio := loss.metrics.get("ratio")) is not None:
                 first["ratio"] = float(ratio.mean())
-            place += len(weight)
-            lost += float((weight * ~known).sum())
         return {name: float(value) for name, value in sums.items()} | {LOST: lost}, first
 
-    def _known(self, terms: Terms, loss: Loss) -> Tensor:
+    def _known(self, terms: Terms, loss: Loss, mine: bool) -> Tensor:
         """``[M]`` which terms have a score; all of them where the loss did not score."""
-        if not isinstance(loss, ScoredLoss):
+        if not isinstance(loss, bases.ScoredLoss):
             return torch.ones(len(terms), dtype=torch.bool)
-        self.found.append((terms.sample, loss.scores, loss.media))
+        if mine:
+            self.found.append((terms.sample, loss.scores, loss.media))
         return loss.scores.values.isfinite().cpu()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from align.config import sharding
+from align.policy.shards import is_shard
 from alignflow.errors import TrainingError
 from rewards.base import Scores
 
@@ -44,11 +47,22 @@ class Share:
 
 
 class Processes:
-    """What the processes of one accelerator exchange."""
+    """What the processes of one accelerator exchange.
+
+    Attributes:
+        sharded: every process holds a part of the trained network, see :mod:`align.training.sharding`.
+        lost: this process failed inside a network that all call together, so nothing more can be exchanged.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.sharded, self.lost = sharding.asked() and self.share.world > 1, False
+
+    def uneven(self, acting: Callable[[], AbstractContextManager[None]] = nullcontext) -> AbstractContextManager[None]:
+        """Context in which processes call the network unequally often; see
+        :meth:`align.training.sharding.InStep.uneven`, which stands in for this where networks are sharded."""
+        return nullcontext()
 
     def objects(self, mine: list[Any]) -> list[Any]:
         """The lists of all processes as one, in the order of the processes."""
@@ -116,9 +130,11 @@ class Processes:
         """Make every process's gradients the sum of all; a parameter has one where any process computed it.
 
         This stands in for DistributedDataParallel, which waits for a backward pass of every process through every
-        parameter: a process without samples, or an expert that no sample reaches, has none.
+        parameter: a process without samples, or an expert that no sample reaches, has none. Those of shards have been
+        added up in the backward pass.
         """
-        if self.share.world == 1:
+        parameters = [parameter for parameter in parameters if not is_shard(parameter)]
+        if self.share.world == 1 or not parameters:
             return
         given = self.add(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
         there = [parameter for parameter, known in zip(parameters, given.tolist(), strict=True) if known]
@@ -165,6 +181,8 @@ class Processes:
         try:
             found = work()
         except Exception as failed:
+            if self.lost:
+                raise
             error = failed
         if self.any(error is not None):
             raise error or TrainingError("another process stopped in this step; it says why")

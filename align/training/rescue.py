@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Rescue:
     """Context that leaves a checkpoint of the last whole step when the block raises an exception.
 
-    No process waits for another here: the others may be gone.
+    No process waits for another here: the others may be gone. So none is written where each holds a part of the
+    weights.
 
     Args:
         stored: step of the newest checkpoint, 0 where there is none.
@@ -48,6 +49,11 @@ class Rescue:
         step, counted, rng, versions = self.whole
         mend = isinstance(error, DataError)
         if step == 0 or step < self.stored or (step == self.stored and not mend):
+            return
+        if self.trainer.processes.sharded:
+            last = f"the last one is of step {self.stored}" if self.stored else "there is none before it"
+            sharded = f"weights are sharded over the processes, so no checkpoint of step {step} is written"
+            self.say(f"step {step + 1} failed; {sharded}; {last}")
             return
         if self.moved or versions != self._versions():
             self.say(f"step {step + 1} failed half way; the last checkpoint is of step {self.stored}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from align.policy.shards import part_of, whole
 from align.training.lr import lr_at
 from alignflow.errors import TrainingError
 
@@ -63,7 +64,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.processes.add_gradients(self.parameters)
-        norm = float(self.processes.accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
+        norm = float(whole(self.processes.accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm)))
         self.updates += 1
         moved = math.isfinite(norm)
         row = {"grad_norm": norm, "lr": lr}
@@ -97,15 +98,27 @@ class Stepper:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the counters: the optimizer's state and the loss scale's."""
+        """What a checkpoint keeps beside the counters: the optimizer's state and the loss scale's.
+
+        States of sharded parameters are shards; a checkpoint holds them whole.
+        """
         scale = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return {"optimizer": self.optimizer.optimizer.state_dict(), **scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; a checkpoint of a run without loss scale leaves the scale as it is."""
-        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        """Go on from whole states of :meth:`state_dict`; a checkpoint of a run without loss scale leaves the scale."""
+        states = {number: self._parts(number, one) for number, one in state["optimizer"]["state"].items()}
+        self.optimizer.optimizer.load_state_dict({**state["optimizer"], "state": states})
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _parts(self, number: int, state: dict[str, Any]) -> dict[str, Any]:
+        """This process's part of one parameter's state."""
+        mine = self.parameters[number]
+        return {
+            name: part_of(value, mine) if getattr(value, "shape", None) == mine.shape else value
+            for name, value in state.items()
+        }
 
     @property
     def counters(self) -> dict[str, int]:

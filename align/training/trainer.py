@@ -39,6 +39,7 @@ from align.training.lr import due
 from align.training.missing import Missing, tally
 from align.training.processes import Processes
 from align.training.rescue import Rescue
+from align.training.sharding import shard
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.memory import compile_networks
@@ -91,11 +92,13 @@ class Trainer:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
         compile_networks(self.generator.backbones().values(), config.memory.compile)
-        # not wrapped for several processes: their gradients are added up by hand, once an update
-        self.network = accelerator.prepare_model(self.generator.backbone, evaluation_mode=True)
-        self.generator.network = self.network
         self.processes = Processes(accelerator)
         self.share = self.processes.share
+        if self.processes.sharded:
+            shard(self.generator, self.processes)
+        # not wrapped for several processes: their gradients are added up by hand, once an update, or by the shards
+        self.network = accelerator.prepare_model(self.generator.backbone, evaluation_mode=True)
+        self.generator.network = self.network
         self.learners = build_learners(config, build_roles(config, self.generator), self.processes)
         self.roles = self.learners["policy"].roles
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
@@ -263,17 +266,26 @@ class Trainer:
         """Network calls of all processes since the run began."""
         return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
 
-    def export(self, folder: Path) -> None:
-        """What others load: the evaluated role's LoRA, or its whole networks."""
-        from align.policy.lora import ADAPTER, save_lora
+    def export(self, folder: Path | None) -> None:
+        """What others load: the evaluated role's LoRA, or its whole networks.
+
+        Where weights are sharded every process must call it; those that do not write give no folder.
+        """
+        from align.policy.lora import ADAPTER, lora_of, write_lora
+        from align.policy.shards import bare
 
         with self.roles.use(self.held_out.role):
+            networks = self.generator.backbones()
             if self.config.policy.kind == "lora":
-                save_lora(self.generator, folder, ADAPTER)
-            else:
-                for name, network in self.generator.backbones().items():
+                loras = {name: lora_of(network, ADAPTER) for name, network in networks.items()}
+                if folder is not None:
+                    write_lora(loras, folder)
+                return
+            for name, network in networks.items():
+                found = bare(network)
+                if folder is not None:
                     with new_folder(folder / name, replaces=True) as staging:
-                        network.save_pretrained(staging)  # type: ignore[operator]
+                        found.save_pretrained(staging)  # type: ignore[operator]
 
     def _finish(self, status: str) -> dict[str, Any]:
         self.drawing.close()
@@ -283,6 +295,9 @@ class Trainer:
         if self.run.writes:
             lora = self.config.policy.kind == "lora"
             self.export(self.run.path / "lora" if lora else self.run.path)
+        elif self.processes.sharded:
+            self.export(None)
+        if self.run.writes:
             summary = write_summary(self.run, self.config, status, self.seconds, calls)
             write_report(self.run.path)
         del self.network  # before its process group goes: freed after it, a process sometimes waits for gloo for ever

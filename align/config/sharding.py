@@ -1,0 +1,52 @@
+"""Sharding of the trained network over the processes (FSDP2), as accelerate's launcher asks for it. No torch.
+
+The launcher passes its options on in variables: ``accelerate launch --use_fsdp --fsdp_version 2`` sets
+``ACCELERATE_USE_FSDP=true`` and ``FSDP_VERSION=2``. Any other launcher may set them as well.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from alignflow.errors import Problem
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+USE = "ACCELERATE_USE_FSDP"
+LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""With this variable transformers gives every process but the first empty weights, of text encoders and rewards too."""
+
+
+def asked() -> bool:
+    """Whether this launch shards the network."""
+    return _set(USE)
+
+
+def problems(config: Config) -> list[Problem]:
+    """What does not go together with sharding; empty where the launch does not ask for it."""
+    if not asked():
+        return []
+    found = []
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        found.append(Problem("", "launched with FSDP 1: use --fsdp_version 2 (FSDP_VERSION=2)"))
+    if _set("FSDP_OFFLOAD_PARAMS"):
+        found.append(Problem("", "launched with offloaded shards: use --fsdp_offload_params false"))
+    if _set("FSDP_ACTIVATION_CHECKPOINTING"):
+        found.append(
+            Problem("", "launched with activation checkpointing of FSDP: use train.gradient_checkpointing instead")
+        )
+    if config.memory.quantise != "none":
+        kept = f"{config.memory.quantise} weights cannot be sharded (FSDP2): use none, or launch without FSDP"
+        found.append(Problem("memory.quantise", kept))
+    if config.memory.compile != "none":
+        found.append(Problem("memory.compile", "sharded networks (FSDP2) are not compiled: use none"))
+    if config.train.optimizer != "adamw":
+        states = f"{config.train.optimizer} cannot hold sharded states (FSDP2): use adamw, whose states are sharded"
+        found.append(Problem("train.optimizer", states))
+    return found
+
+
+def _set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
