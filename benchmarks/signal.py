@@ -43,7 +43,8 @@ def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
     for step in range(rollouts):
         with torch.no_grad():
             drawn = source(step)
-        rollout = drawn.become(Scored, scores=reward(drawn.media, drawn.prompts, drawn.group, drawn.inputs))
+            rollout = drawn.become(Scored, scores=reward(drawn.media, drawn.prompts, drawn.group, drawn.inputs))
+            rollout = rollout.become(Scored, seen=recipe.look(torch.arange(len(rollout.seeds)), rollout, bench))
         terms = recipe.terms(rollout, recipe.credit(rollout.scores, rollout.group))
         for half in (0, 1):
             mine = rollout.group[terms.sample] % 2 == half
