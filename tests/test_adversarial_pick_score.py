@@ -152,7 +152,7 @@ def test_the_policy_waits_in_a_run_and_a_resumed_run_ends_with_the_same_bits(tab
     assert [("grad_norm" not in row) for row in rows] == waited
     run("half", 3)
     half = run("half", 6, resume=True)
-    for role in ("policy", "old", "ema"):
+    for role in ("policy", "behaviour", "ema"):
         assert policy_gap(final_tensors(whole), final_tensors(half), role) == 0
 
 

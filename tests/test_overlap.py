@@ -155,7 +155,7 @@ def test_a_staggered_run_resumes_to_the_same_bits(recipe: str, model: Path, tmp_
     train(config(tmp_path / "parts", model, "next", recipe, train={"steps": 2}))
     parts = config(tmp_path / "parts", model, "next", recipe, train={"steps": 4})
     train(parts, resume=True)
-    for role in ("policy", *(["old"] if recipe == "nft" else []), "ahead"):
+    for role in ("policy", *(["behaviour"] if recipe == "nft" else []), "ahead"):
         assert policy_gap(final_tensors(whole), final_tensors(parts), role) == 0
     evaluated = config(
         tmp_path / "whole", model, "next", recipe, prompts={"heldout": str(tmp_path / "whole/prompts.txt")}
@@ -236,8 +236,8 @@ def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_
     assert rows(run)[1]["reasons"] == ["8 x the reward returned nan"]
     assert rows(run)[1]["reward"] is None
     before, after = (load_file(run.run_dir / f"checkpoints/step-00000{n}/roles.safetensors") for n in (1, 2))
-    assert policy_gap(before, after) == 0
-    assert policy_gap(before, {name: value * 0 for name, value in after.items()}) > 0
+    assert policy_gap(before, after, "policy/policy") == 0
+    assert policy_gap(before, {name: value * 0 for name, value in after.items()}, "policy/policy") > 0
 
 
 def test_patience_ends_with_a_checkpoint(model: Path, tmp_path: Path) -> None:

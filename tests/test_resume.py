@@ -63,7 +63,9 @@ def test_resumed_run_ends_with_the_same_bits(reward: dict[str, Any], model: Path
     train(first)
     second = settings(tmp_path / "b", model, train={"steps": 4}, reward=reward)
     train(second, resume=True)
-    assert all(policy_gap(final_tensors(whole), final_tensors(second), role) == 0 for role in ("policy", "old", "ema"))
+    assert all(
+        policy_gap(final_tensors(whole), final_tensors(second), role) == 0 for role in ("policy", "behaviour", "ema")
+    )
     rows = [json.loads(line) for line in (second.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "train"] == [1, 2, 3, 4]
 
@@ -93,7 +95,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(model: Path, t
     assert train_rows(metrics) < 6
     summary = train(killed, resume=True)
     assert summary["status"] == "finished"
-    gaps = [policy_gap(final_tensors(whole), final_tensors(killed), role) for role in ("policy", "old", "ema")]
+    gaps = [policy_gap(final_tensors(whole), final_tensors(killed), role) for role in ("policy", "behaviour", "ema")]
     assert gaps == [0, 0, 0]
 
 
