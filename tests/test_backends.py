@@ -154,7 +154,7 @@ def test_fp8_trains_a_lora_on_a_frozen_base(model: Path, tmp_path: Path) -> None
     assert "Float8" in type(stored.data).__name__ + type(stored).__name__
     assert train(config)["status"] == "finished"
     found = final_tensors(config)
-    assert max(float((found[n] - found[n.replace("policy/", "ref/")]).abs().max()) for n in found if "policy/" in n) > 0
+    assert max(float(found[n].abs().max()) for n in found if "policy/" in n and "lora_B" in n) > 0
 
 
 @pytest.mark.parametrize("name", ["adamw8bit"])

@@ -132,7 +132,7 @@ def test_adapters_with_idle_layers_and_experts_train_on_several(kind: str, tmp_p
         launch(count, folder, ADAPTER, str(folder), str(tmp_path / "model"), kind)
         checkpoint = latest(folder / "run/checkpoints")
         assert checkpoint is not None
-        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["learners"]["policy"]["optimizer"]["state"]
         found.append([entry["exp_avg"] for entry in state.values()])
     one, two = found
     assert len(one) == len(two) > 0

@@ -66,6 +66,7 @@ def test_overflow_lowers_the_scale_and_the_run_goes_on(scaled: Any, model: Path,
     assert found[-1]["overflows"] == sum(overflowed)
     assert found[-1]["loss_scale"] == 2.0 ** (30 - sum(overflowed))
     state = torch.load(checkpoint.latest(config.run_dir / "checkpoints") / "optimizer.pt", weights_only=True)
+    state = state["learners"]["policy"]
     assert state["scaler"]["scale"] == found[-1]["loss_scale"]
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {20 - sum(overflowed)}  # the optimizer took part in the others alone
@@ -93,8 +94,8 @@ def moved(config: Config) -> float:
     """Share of the trained weights that are not the base's any more."""
     weights = final_tensors(config)
     names = [name.partition("/")[2] for name in weights if name.startswith("policy/")]
-    changed = sum(int((weights[f"policy/{name}"] != weights[f"ref/{name}"]).sum()) for name in names)
-    return changed / sum(weights[f"ref/{name}"].numel() for name in names)
+    changed = sum(int((weights[f"policy/{name}"] != weights[f"reference/{name}"]).sum()) for name in names)
+    return changed / sum(weights[f"reference/{name}"].numel() for name in names)
 
 
 def test_small_updates_of_all_weights_are_not_lost(model: Path, tmp_path: Path) -> None:
