@@ -280,8 +280,9 @@ def seal(path: Path, step: int) -> None:
     """Write the manifest of a checkpoint whose weights nobody reads."""
     for name in manifest.NEEDED:
         (path / name).write_bytes(b"")
-    counters = {"step": step, "updates": step, "seconds": 0.0, "skipped": 0, "network_calls": 0}
-    manifest.write(path, {"step": step, "counters": counters, "roles": {"policy": 0}})
+    learners = {"policy": {"updates": step, "skipped": 0}}
+    counters = {"step": step, "seconds": 0.0, "network_calls": 0, "learners": learners}
+    manifest.write(path, {"step": step, "counters": counters, "roles": {"policy": {"policy": 0}}})
 
 
 def test_which_weights_a_folder_stands_for(tmp_path):

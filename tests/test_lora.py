@@ -92,7 +92,7 @@ def test_float32_on_a_bfloat16_base(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rank", "alpha", "tolerance"), [(4, 16, 0), (8, 4, 0), (4, 4, 0), (4, 6, 1e-5), (3, 10, 1e-5)]
+    ("rank", "alpha", "tolerance"), [(4, 16, 0), (8, 4, 0), (4, 4, 0), (4, 6, 5e-5), (3, 10, 5e-5)]
 )
 def test_untouched_pipeline_draws_the_same(tmp_path, rank, alpha, tolerance):
     """alpha / rank a power of two multiplies without rounding, so exact; any other to float32 rounding."""
