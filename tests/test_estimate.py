@@ -182,7 +182,7 @@ def test_weights_and_learning_are_counted_exactly(model: Path, tmp_path: Path) -
     optimizer.step()
     states = [state for entry in optimizer.state.values() for state in entry.values() if state.ndim]
     assert kept["optimizer"] == sum(state.numel() * state.itemsize for state in states)
-    assert kept["rollout"] == held(OnlineSource(config, generator, Share(), True)(0), generator)
+    assert kept["rollout"] == held(OnlineSource(config, generator, Share(), config.recipe.needs)(0), generator)
 
 
 def held(rollout: Drawn, generator: Any) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from align.maths.losses import weighted_fm
 from align.recipes.flow_rwr import FlowRWR
+from rewards.base import Scores
 
 DOUBLE = torch.float64
 
@@ -57,6 +58,6 @@ def test_the_minimum_lies_where_the_weight_puts_it() -> None:
 def test_weights_of_a_group_have_mean_one() -> None:
     """What the control variate relies on."""
     rewards, group = torch.tensor([0.1, 0.9, 0.4, 0.5, 0.5, 0.5]), torch.tensor([0, 0, 0, 1, 1, 1])
-    credit = FlowRWR(temperature=0.3).credit(rewards, group)
+    credit = FlowRWR(temperature=0.3).credit(Scores(rewards), group)
     assert torch.allclose(credit.reshape(2, 3).mean(1), torch.ones(2))
     assert torch.allclose(credit[3:], torch.ones(3))
