@@ -184,15 +184,14 @@ def flatten(annotation: Any) -> list[Any]:
 
 
 ALSO_CALLED = {
-    "batch_size": "micro_batch",
+    "batch_size": "chunk",
     "cfg": "guidance",
-    "eta": "level",
+    "eta": "noise_level",
     "group_size": "group",
     "guidance_scale": "guidance",
     "learning_rate": "lr",
     "lora_rank": "rank",
     "max_steps": "steps",
-    "noise_level": "level",
     "num_inference_steps": "steps",
     "r": "rank",
     "type": "kind",

@@ -37,7 +37,7 @@ def test_every_sampler_ends_on_the_image(kind):
     with torch.no_grad():
         x, _ = samplers.sample(
             lambda x, t: generator.velocity(x, t, cond), noise, times, kind=kind,
-            level=0.0 if kind in ("ode", "dpm2") else 0.7, steps=() if kind in ("ode", "dpm2") else (0, 1, 2),
+            noise_level=0.0 if kind in ("ode", "dpm2") else 0.7, steps=() if kind in ("ode", "dpm2") else (0, 1, 2),
             noise=lambda step: generator.noise([10 + step, 20 + step]),
         )  # fmt: skip
     torch.testing.assert_close(x[:, :, :1], cond.tensors["first"], atol=1e-5, rtol=0)
@@ -129,7 +129,7 @@ def test_a_config_trains_both_experts(tmp_path):
     tiny_video.wan(2).save_pretrained(model)
     tree = {"kind": "wan", "path": str(model), "device": "cpu", "size": [32, 32], "frames": 5, "text_length": 40}
     config = tiny_run.settings(
-        tmp_path, model, generator=tree, reward={"kind": "tiny_run:mean_pixel"}, recipe={"kind": "nft", "times": 3},
+        tmp_path, model, generator=tree, reward={"kind": "tiny_run:mean_pixel"}, recipe={"kind": "nft", "timesteps": 3},
         train={"steps": 3, "gradient_checkpointing": True}, evaluate={"every": 0},
     )  # fmt: skip
     assert train(config)["status"] == "finished"

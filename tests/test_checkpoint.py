@@ -122,7 +122,9 @@ def as_before_learners(path: Path) -> None:
     manifest.write(path, about, version=2)
 
 
-@pytest.mark.parametrize("recipe", [{"kind": "nft", "times": 2}, {"kind": "flow_dpo", "times": 2, "refresh": 3}])
+@pytest.mark.parametrize(
+    "recipe", [{"kind": "nft", "timesteps": 2}, {"kind": "flow_dpo", "timesteps": 2, "reference_every": 3}]
+)
 def test_a_run_of_before_learners_is_resumed_to_the_bit(recipe: dict[str, Any], model: Path, tmp_path: Path) -> None:
     runs = []
     for name, steps in (("whole", 2), ("before", 1)):
@@ -136,7 +138,10 @@ def test_a_run_of_before_learners_is_resumed_to_the_bit(recipe: dict[str, Any], 
     resumed = settings(tmp_path / "before", model, recipe, **{**full, "train": {"steps": 2, "lr": 1e-3}})
     train(resumed, resume=True)
     whole, again = final_tensors(runs[0]), final_tensors(resumed)
-    assert {name.partition("/")[0] for name in whole} >= {"policy", "anchor" if "refresh" in recipe else "behaviour"}
+    assert {name.partition("/")[0] for name in whole} >= {
+        "policy",
+        "anchor" if "reference_every" in recipe else "behaviour",
+    }
     assert whole.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
@@ -175,7 +180,7 @@ def test_an_intact_checkpoint_before_a_damaged_one_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"recipe": {"kind": "flow_rwr", "times": 2}}, {"train": {"steps": 2, "lr": 0.5}}]
+    "other", [{"seed": 1}, {"recipe": {"kind": "flow_rwr", "timesteps": 2}}, {"train": {"steps": 2, "lr": 0.5}}]
 )
 def test_a_checkpoint_of_another_run_is_refused(
     other: dict[str, Any], run: Config, model: Path, tmp_path: Path

@@ -25,8 +25,8 @@ PAIRS = """\
 generator: {path: pipeline}
 prompts: {train: prompts.txt, heldout: shapes:heldout}
 rollout: {kind: pairs, file: pairs.jsonl, prompts: 4}
-recipe: {kind: nft, times: 6}
-train: {micro_batch: 20}
+recipe: {kind: nft, timesteps: 6}
+train: {chunk: 20}
 """
 
 
@@ -137,9 +137,7 @@ def test_check_tells_the_batch_in_words(folder, run):
 def test_check_geometry_online_over_processes(folder, run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     online = ["rollout={kind: online, prompts: 16, group: 12, sampler: {steps: 5, guidance: 2}}"]
-    code, out, err = run(
-        "check", "run.yaml", *online, "reward={kind: shapes}", "train.micro_batch=192", "train.updates=2"
-    )
+    code, out, err = run("check", "run.yaml", *online, "reward={kind: shapes}", "train.chunk=192", "train.updates=2")
     assert (code, err) == (0, "")
     assert "16 prompts x 12 samples = 192 samples per rollout; 6 x each = 1152 terms" in out
     assert "2 optimizer steps per rollout, in 2 chunks of 192 terms on 2 processes" in out

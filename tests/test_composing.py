@@ -100,7 +100,7 @@ def test_a_misspelt_file(write, run):
 
 # -- several files ----------------------------------------------------------------------------------------------------
 
-STEPS = "rollout: {sampler: {kind: cps, level: 0.7}}\nrecipe:\n  kind: grpo\n"
+STEPS = "rollout: {sampler: {kind: cps, noise_level: 0.7}}\nrecipe:\n  kind: grpo\n"
 SEARCH = "generator: {path: shapes}\nprompts: {source: 'shapes:heldout'}\nreward: shapes\nsearch: fk\n"
 
 

@@ -61,7 +61,7 @@ def test_resolved_config_loads_to_an_equal_one(write):
 @pytest.mark.parametrize("kind", LEVELS)
 def test_level_defaults_per_kind(kind):
     sampler = Sampler(kind=kind)
-    assert sampler.level == LEVELS[kind]
+    assert sampler.noise_level == LEVELS[kind]
     assert sampler.stochastic == (LEVELS[kind] is not None)
     assert sampler.stochastic_count == (9 if sampler.stochastic else 0)
 
@@ -128,9 +128,9 @@ def test_the_kind_alone_stands_for_its_defaults(write):
 
 
 def test_changing_the_sampler_keeps_what_every_kind_has(write):
-    path = write(BASE + "evaluate: {sampler: {kind: cps, steps: 7, guidance: 2, level: 0.5}}\n")
+    path = write(BASE + "evaluate: {sampler: {kind: cps, steps: 7, guidance: 2, noise_level: 0.5}}\n")
     sampler = load_config(path, ["evaluate.sampler.kind=ode"]).evaluate.sampler
-    assert (sampler.steps, sampler.guidance, sampler.level) == (7, 2.0, None)
+    assert (sampler.steps, sampler.guidance, sampler.noise_level) == (7, 2.0, None)
 
 
 def test_files_are_found_beside_the_config_or_from_the_working_directory(write):

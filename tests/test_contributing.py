@@ -39,7 +39,7 @@ policy: {{kind: lora, rank: 4}}
 prompts: {{train: prompts.txt, heldout: prompts.txt}}
 rollout: {{prompts: 2, group: 4, sampler: {{steps: 2}}}}
 reward: {{kind: '{reward}', {options}}}
-recipe: {{kind: '{recipe}', times: 2, kl: 0.1}}
+recipe: {{kind: '{recipe}', timesteps: 2, kl: 0.1}}
 train: {{steps: 1, lr: 1e-2}}
 evaluate: {{prompts: 2, sampler: {{steps: 2}}}}
 out: run

@@ -39,11 +39,11 @@ def test_advantages_by_hand():
     by_group = group_advantage(rewards, group, eps=0.0)
     torch.testing.assert_close(by_group, torch.tensor([-1.0, 1.0, -1.0, 1.0]))
     overall = math.sqrt((36 + 16 + 9 + 49) / 4)
-    by_all = group_advantage(rewards, group, std="global", eps=0.0)
+    by_all = group_advantage(rewards, group, normalise_by="global", eps=0.0)
     torch.testing.assert_close(by_all, torch.tensor([-1.0, 1.0, -2.0, 2.0]) / overall)
-    centred = group_advantage(rewards, group, std="centred", eps=0.0)
+    centred = group_advantage(rewards, group, normalise_by="centred", eps=0.0)
     torch.testing.assert_close(centred, torch.tensor([-1.0, 1.0, -2.0, 2.0]) / math.sqrt(2.5))
-    assert group_advantage(rewards, group, std="none").tolist() == [-1, 1, -2, 2]
+    assert group_advantage(rewards, group, normalise_by="none").tolist() == [-1, 1, -2, 2]
     torch.testing.assert_close(group_advantage(rewards, group, eps=1.0), torch.tensor([-1 / 2, 1 / 2, -2 / 3, 2 / 3]))
 
 
@@ -58,7 +58,7 @@ def test_advantages_are_clipped():
 @given(reward_lists, st.sampled_from(KINDS))
 def test_advantages_of_a_group_sum_to_zero(values, std):
     rewards, group = rewards_and_groups(values)
-    advantage = group_advantage(rewards, group, std=std, clip=None)
+    advantage = group_advantage(rewards, group, normalise_by=std, clip=None)
     for number in group.unique():
         assert float(advantage[group == number].sum()) == pytest.approx(0, abs=1e-3)
 
@@ -67,8 +67,8 @@ def test_advantages_of_a_group_sum_to_zero(values, std):
 @given(reward_lists, st.sampled_from(KINDS))
 def test_a_batch_given_twice_has_the_same_advantages(values, std):
     rewards, group = rewards_and_groups(values)
-    once = group_advantage(rewards, group, std=std)
-    twice = group_advantage(rewards.repeat(2), group.repeat(2), std=std)
+    once = group_advantage(rewards, group, normalise_by=std)
+    twice = group_advantage(rewards.repeat(2), group.repeat(2), normalise_by=std)
     torch.testing.assert_close(twice, once.repeat(2))
 
 
@@ -77,17 +77,17 @@ def test_a_batch_given_twice_has_the_same_advantages(values, std):
 def test_advantages_follow_their_rows(values, std, seed):
     rewards, group = rewards_and_groups(values)
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
-    advantage = group_advantage(rewards, group, std=std)
-    torch.testing.assert_close(group_advantage(rewards[order], group[order], std=std), advantage[order])
+    advantage = group_advantage(rewards, group, normalise_by=std)
+    torch.testing.assert_close(group_advantage(rewards[order], group[order], normalise_by=std), advantage[order])
 
 
 @pytest.mark.parametrize("std", KINDS)
 def test_a_prompts_constant_changes_nothing_except_under_global(std):
     rewards, group = torch.tensor([0.1, 0.4, 0.3, 0.9, 0.2, 0.7]), torch.tensor([0, 0, 0, 1, 1, 1])
     shifted = rewards + torch.tensor([0.0, 0, 0, 3, 3, 3])
-    before, after = (group_advantage(r, group, std=std) for r in (rewards, shifted))
+    before, after = (group_advantage(r, group, normalise_by=std) for r in (rewards, shifted))
     assert torch.allclose(before, after, atol=1e-5) is (std != "global")
-    everywhere = group_advantage(rewards + 3, group, std=std)
+    everywhere = group_advantage(rewards + 3, group, normalise_by=std)
     torch.testing.assert_close(everywhere, before, rtol=0, atol=1e-5)
 
 
@@ -95,8 +95,8 @@ def test_a_prompts_constant_changes_nothing_except_under_global(std):
 def test_missing_rewards_count_in_nothing(std):
     rewards, group = torch.tensor([1.0, NAN, 3.0, 4.0, 8.0, math.inf, NAN]), torch.tensor([0, 0, 0, 1, 1, 1, 2])
     known = torch.tensor([0, 2, 3, 4])
-    advantage = group_advantage(rewards, group, std=std)
-    torch.testing.assert_close(advantage[known], group_advantage(rewards[known], group[known], std=std))
+    advantage = group_advantage(rewards, group, normalise_by=std)
+    torch.testing.assert_close(advantage[known], group_advantage(rewards[known], group[known], normalise_by=std))
     assert advantage[[1, 5, 6]].tolist() == [0, 0, 0]
 
 
@@ -104,7 +104,7 @@ def test_missing_rewards_count_in_nothing(std):
 @given(st.floats(-1e6, 1e6, width=32), st.integers(1, 30), st.sampled_from(KINDS))
 def test_equal_rewards_give_exactly_zero(value, size, std):
     rewards, group = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
-    assert not group_advantage(rewards, group, std=std).any()
+    assert not group_advantage(rewards, group, normalise_by=std).any()
     assert zero_variance(rewards, group) == 1
 
 
@@ -118,7 +118,7 @@ def test_zero_variance_counts_groups_that_teach_nothing():
 def test_bad_calls_are_named():
     rewards, group = one_group(1, 2)
     with pytest.raises(ValueError, match="group, global, centred or none"):
-        group_advantage(rewards, group, std="batch")
+        group_advantage(rewards, group, normalise_by="batch")
     with pytest.raises(ValueError, match=r"\[N\]"):
         group_advantage(rewards[:, None], group)
 

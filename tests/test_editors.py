@@ -117,7 +117,7 @@ def test_an_editor_learns_from_stored_pairs(edits, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     config = config_of(tmp_path, "flux_fill")
     rollout = {"kind": "pairs", "file": str(tmp_path / "pairs.jsonl"), "prompts": 2}
-    tree = {**config.model_dump(mode="json"), "rollout": rollout, "recipe": {"kind": "flow_dpo", "times": 2}}
+    tree = {**config.model_dump(mode="json"), "rollout": rollout, "recipe": {"kind": "flow_dpo", "timesteps": 2}}
     config = type(config).model_validate({**tree, "reward": None})
     assert train(config)["status"] == "finished"
 

@@ -243,7 +243,7 @@ def test_every_setting_saves_what_it_says(large: Any) -> None:
     assert kept(overridden(plain, "memory.cache_prompts=disk"), "text_encoder_2") == 0
     assert kept(overridden(plain, "memory.offload=model"), "text_encoder_2") == 0
     assert kept(overridden(plain, "train.optimizer=adamw8bit"), "optimizer") == kept(plain, "optimizer") / 4
-    assert phase(overridden(plain, "train.micro_batch=2"), "updating") == phase(plain, "updating") / 2
+    assert phase(overridden(plain, "train.chunk=2"), "updating") == phase(plain, "updating") / 2
     assert phase(overridden(plain, "train.gradient_checkpointing=false"), "updating") > 5 * phase(plain, "updating")
     assert phase(overridden(plain, "memory.vae_slicing=true"), "decoding") == phase(plain, "decoding") / 4
     full = overridden(plain, "policy={kind: full}")
@@ -260,10 +260,10 @@ def test_presets_fit_their_cards(name: str, large: Any) -> None:
 
 
 def test_a_preset_wins_over_what_is_extended_and_loses_to_its_own_file(large: Any, tmp_path: Path) -> None:
-    mine = f"extends: {ROOT / 'configs/flux-dev/nft.yaml'}\nmemory: 12gb\ntrain: {{micro_batch: 3}}\n"
+    mine = f"extends: {ROOT / 'configs/flux-dev/nft.yaml'}\nmemory: 12gb\ntrain: {{chunk: 3}}\n"
     (tmp_path / "mine.yaml").write_text(mine)
     config = load_config(tmp_path / "mine.yaml", ["memory.quantise=fp8"])
-    assert (config.train.micro_batch, config.rollout.chunk) == (3, 1)
+    assert (config.train.chunk, config.rollout.chunk) == (3, 1)
     assert (config.memory.quantise, config.memory.vae_tiling) == ("fp8", True)
     assert large("memory=12gb", "memory=48gb").memory.quantise == "none"
 
@@ -276,7 +276,7 @@ def test_editors_know_the_presets() -> None:
 def test_a_preset_for_stored_pairs(tmp_path: Path, write: Any) -> None:
     config = load_config(write(), ["memory=24gb"])
     assert config.rollout.kind == "pairs"
-    assert config.train.micro_batch == 2
+    assert config.train.chunk == 2
 
 
 # -- check ------------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
     error: Exception, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brief: dict[str, Any] = {"prompts": {"heldout": None}}
-    config = settings(tmp_path, model, train={"steps": 2, "micro_batch": 4}, **brief)
+    config = settings(tmp_path, model, train={"steps": 2, "chunk": 4}, **brief)
     velocity, calls = load("sd3", str(model)).velocity.__func__, []
 
     def full(self: Any, *given: Any) -> torch.Tensor:
@@ -375,7 +375,7 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
     assert text.startswith("out of memory while learning: ")
     assert "See documentation" not in text
     tries = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
-    assert tries == ["train.micro_batch=2", "train.gradient_checkpointing=true", "memory.cache_prompts=memory"]
+    assert tries == ["train.chunk=2", "train.gradient_checkpointing=true", "memory.cache_prompts=memory"]
     assert "keeps the checkpoint of step 1: --resume goes on from it, with these too" in text
     assert caught.value.exit_code == 1
     monkeypatch.undo()
@@ -398,16 +398,16 @@ def test_remedies_leave_out_what_is_on(large: Any) -> None:
 
 def test_remedies_change_something(tmp_path: Path, model: Path) -> None:
     """8 samples and 16 terms: neither a chunk of 128 samples nor 96 terms a pass is less than there is already."""
-    config = settings(tmp_path, model, train={"micro_batch": 192})
+    config = settings(tmp_path, model, train={"chunk": 192})
     changes = {one.path: one.change for one in remedies.remedies(config)}
-    assert changes["train.micro_batch"] == "train.micro_batch=8"
+    assert changes["train.chunk"] == "train.chunk=8"
     assert (changes["rollout.chunk"], changes["rollout.decode_chunk"]) == ("rollout.chunk=4", "rollout.decode_chunk=4")
     assert changes["evaluate.chunk"] == "evaluate.chunk=2"
     assert not {"memory.vae_tiling", "generator.size", "train.optimizer", "generator.device"} & changes.keys()
     learning = {one.path for one in remedies.remedies(config, "update")}
-    assert {"train.micro_batch", "train.gradient_checkpointing"} <= learning
+    assert {"train.chunk", "train.gradient_checkpointing"} <= learning
     assert not {"rollout.chunk", "rollout.decode_chunk", "evaluate.chunk"} & learning
-    assert "train.micro_batch" not in {one.path for one in remedies.remedies(config, "evaluate")}
+    assert "train.chunk" not in {one.path for one in remedies.remedies(config, "evaluate")}
 
 
 @pytest.mark.parametrize("place", ["generators.adapters.sd3.SD3.velocity", "align.training.trainer.build_generator"])
@@ -417,7 +417,7 @@ def test_out_of_memory_before_the_first_checkpoint(
     def full(*given: Any, **named: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    config = settings(tmp_path, model, train={"micro_batch": 4})
+    config = settings(tmp_path, model, train={"chunk": 4})
     monkeypatch.setattr(place, full)
     with pytest.raises(TrainingError) as caught:
         train(config)
@@ -426,7 +426,7 @@ def test_out_of_memory_before_the_first_checkpoint(
     assert text.startswith(f"out of memory while {doing}: CUDA out of memory")
     assert "has no checkpoint yet" in text
     assert "keeps" not in text
-    assert "micro_batch" not in text
+    assert "chunk" not in text
 
 
 def test_a_card_size_is_positive(large: Any) -> None:

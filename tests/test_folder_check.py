@@ -85,8 +85,8 @@ def test_targets_that_are_no_layer(config, folder):
 
 SCHEDULERS = [
     ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "dpm2 is nearer"),
-    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}, r"kind: cps, level: 1"),
-    ({"_class_name": "FlowMatchLCMScheduler"}, r"kind: cps, level: 1"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}, r"kind: cps, noise_level: 1"),
+    ({"_class_name": "FlowMatchLCMScheduler"}, r"kind: cps, noise_level: 1"),
     ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "replaced by Euler steps"),
 ]
 

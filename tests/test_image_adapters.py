@@ -113,7 +113,12 @@ def test_sana_sprint_draws_fresh_noise_between_steps_as_cps_at_level_one_does(st
     cond, times = generator.encode(["a", "b"]), generator.times(steps)
     with torch.no_grad():
         latents, _ = samplers.sample(
-            lambda x, t: generator.velocity(x, t, cond), start, times, kind="cps", level=1.0, noise=fresh.__getitem__
+            lambda x, t: generator.velocity(x, t, cond),
+            start,
+            times,
+            kind="cps",
+            noise_level=1.0,
+            noise=fresh.__getitem__,
         )
         media = generator.decode(latents)
     expected = pipeline(

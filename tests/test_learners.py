@@ -109,7 +109,7 @@ def test_an_update_of_one_learner_has_no_gradient_for_another(checkpointing: boo
 @pytest.mark.parametrize("still", ["policy", "critic"])
 def test_an_update_of_one_learner_leaves_the_others_bits(still: str, model: Path, tmp_path: Path) -> None:
     """A learner at learning rate 0 does not move, though the other does."""
-    critic = {"updates": 2, "times": 2, "lr": 0.0 if still == "critic" else 1e-2}
+    critic = {"updates": 2, "timesteps": 2, "lr": 0.0 if still == "critic" else 1e-2}
     rate = {"lr": 0.0 if still == "policy" else 1e-2}
     config = settings(tmp_path, model, {"kind": "re_dmd", "critic": critic}, train=rate, prompts={"heldout": None})
     train(config)
@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_any_learner(model: Path, 
 
 
 def test_terms_stand_before_every_step_with_what_the_student_predicts_there(model: Path, tmp_path: Path) -> None:
-    config = settings(tmp_path, model, {"kind": "re_dmd", "critic": {"times": 6}})
+    config = settings(tmp_path, model, {"kind": "re_dmd", "critic": {"timesteps": 6}})
     generator, bench = bench_of(config)
     rollout = drawn(config, generator)
     terms = config.recipe.learners()["critic"].objective.terms(rollout, torch.ones(len(rollout.seeds)))
@@ -150,7 +150,7 @@ def test_terms_stand_before_every_step_with_what_the_student_predicts_there(mode
 
 def test_weights_follow_the_reward_and_samples_without_one_weigh_nothing(model: Path, tmp_path: Path) -> None:
     def recipe(**options: Any) -> Recipe:
-        return settings(tmp_path, model, {"kind": "re_dmd", "std": "none", **options}).recipe
+        return settings(tmp_path, model, {"kind": "re_dmd", "normalise_by": "none", **options}).recipe
 
     values, group = torch.tensor([0.25, 0.75, math.nan, 1.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
     scores = Scores(values, {2: "no score"})
@@ -268,7 +268,7 @@ import sys
 from pathlib import Path
 from align.training.trainer import train
 from tiny_run import settings
-recipe = {"kind": "re_dmd", "critic": {"updates": 3, "times": 2}}
+recipe = {"kind": "re_dmd", "critic": {"updates": 3, "timesteps": 2}}
 train(settings(
     Path(sys.argv[1]), Path(sys.argv[2]), recipe, rollout={"prompts": 3, "group": 2},
     train={"steps": 1, "max_grad_norm": 1e6}, evaluate={"every": 0},

@@ -107,8 +107,8 @@ def guarded(count: int, shift: float, x_next: Tensor | None = None) -> tuple[Ten
     """Log-probabilities of ``count`` steps drawn under one velocity, under another ``shift`` away, and their Guard."""
     x, v, z = (draw((count, 2, 2, 2), seed) for seed in range(3))
     t, u = numbers(0.6, 0.5)
-    old = step("flow_sde", x, v, t, u, level=0.7, noise=z)
-    new = step("flow_sde", x, v + shift, t, u, level=0.7, x_next=old.x)
+    old = step("flow_sde", x, v, t, u, noise_level=0.7, noise=z)
+    new = step("flow_sde", x, v + shift, t, u, noise_level=0.7, x_next=old.x)
     return new.logp, old.logp, Guard(new.mean, old.mean, new.std, (u - t).expand(count))
 
 

@@ -15,7 +15,7 @@ BIG = "1" + "0" * 23
 NUMBERS = ["train.steps", "train.lr", "seed", "rollout.prompts", "rollout.group", "rollout.chunk", "train.threads",
            "train.ema", "evaluate.every", "evaluate.prompts", "checkpoint.keep", "samples.fps", "policy.rank",
            "policy.alpha", "recipe.beta", "rollout.sampler.steps", "evaluate.sampler.guidance", "generator.frames",
-           "train.warmup", "train.max_grad_norm", "evaluate.seed", "train.micro_batch", "prompts.limit"]  # fmt: skip
+           "train.warmup", "train.max_grad_norm", "evaluate.seed", "train.chunk", "prompts.limit"]  # fmt: skip
 TRUTHS = ["train.gradient_checkpointing", "rollout.same_noise", "evaluate.at_start", "memory.vae_tiling"]
 
 

@@ -229,7 +229,7 @@ def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_
     """The second of two; no role changes."""
     silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}
     run = config(
-        tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0, "micro_batch": 2}
+        tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0, "chunk": 2}
     )  # fmt: skip
     train(run)
     assert [row["missing"] for row in rows(run)] == [0, 8]

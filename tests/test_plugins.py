@@ -110,7 +110,9 @@ def test_check_runs_code_only_when_told(write, run):
         "own_recipe.py",
     )
     write("open('ran', 'w').close()\ndef red(media, prompts): return [0.0] * len(prompts)\n", "own_reward.py")
-    path = str(write(f"{SHAPES}recipe: {{kind: 'own_recipe:Mine', times: 2}}\nreward: {{kind: 'own_reward.py:red'}}\n"))
+    path = str(
+        write(f"{SHAPES}recipe: {{kind: 'own_recipe:Mine', timesteps: 2}}\nreward: {{kind: 'own_reward.py:red'}}\n")
+    )
     code, out, err = run("check", path)
     assert (code, err) == (0, "")
     assert not (written.Path("ran")).exists()

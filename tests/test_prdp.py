@@ -40,7 +40,7 @@ def rolled(old, values: Tensor, group: Tensor, same: bool = False, steps: int = 
     x = noise[0, :1].expand(len(values), *SHAPE) if same else noise[0]
     taken = {name: [] for name in ("x", "x_next", "mean", "logp", "std")}
     for s in range(steps):
-        step = samplers.step("flow_sde", x, old(x, T[s]), T[s], T_NEXT[s], level=0.7, noise=noise[s + 1])
+        step = samplers.step("flow_sde", x, old(x, T[s]), T[s], T_NEXT[s], noise_level=0.7, noise=noise[s + 1])
         std = torch.as_tensor(step.std).expand(len(values))
         for name, value in zip(taken, (x, step.x, step.mean, step.logp, std), strict=True):
             taken[name].append(value)
@@ -52,7 +52,7 @@ def rolled(old, values: Tensor, group: Tensor, same: bool = False, steps: int = 
     count = len(values)
     return Scored(
         prompts=["a"] * count, group=group, seeds=list(range(count)), cond=Conditioning({"e": torch.zeros(count, 1)}),
-        row=torch.arange(count), sampler=Sampler(kind="flow_sde", steps=4, level=0.7), latents=x,
+        row=torch.arange(count), sampler=Sampler(kind="flow_sde", steps=4, noise_level=0.7), latents=x,
         media=torch.zeros(count, 3, 1, 1), trajectory=path, scores=Scores(values),
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def transcribed(recipe: PRDP, rollout: Scored, policy, reference, behaviour) -> 
                     now = logp(policy, n, s) - logp(reference, n, s)
                     old = logp(behaviour, n, s) - logp(reference, n, s)
                     plain += sign * now
-                    clipped += sign * torch.clamp(now, old - recipe.clip_range, old + recipe.clip_range)
+                    clipped += sign * torch.clamp(now, old - recipe.ratio_clip, old + recipe.ratio_clip)
             scale = STEPS if recipe.reduce == "mean" else 1
             target = (values[a] - values[b]) / recipe.beta
             losses.append(recipe.beta * float(max((plain / scale - target) ** 2, (clipped / scale - target) ** 2)))
@@ -101,7 +101,7 @@ def test_its_loss_is_the_papers(reduce: str) -> None:
         "reference": lambda x, t: 0.2 * x,
         "behaviour": lambda x, t: 0.25 * torch.sin(x),
     }
-    recipe = PRDP(beta=10.0, clip_range=0.002, reduce=reduce, std="none", pairs=None)
+    recipe = PRDP(beta=10.0, ratio_clip=0.002, reduce=reduce, normalise_by="none", pairs=None)
     values = torch.tensor([0.5, 0.1, 0.9, 0.3])
     rollout = rolled(fields["behaviour"], values, torch.zeros(SAMPLES, dtype=torch.long))
     bench = Fields(**fields)
@@ -118,7 +118,7 @@ def test_its_loss_is_the_papers(reduce: str) -> None:
 
 def test_it_is_zero_at_the_optimum() -> None:
     """A Gaussian step, a reward linear in what it reaches: ``exp(r / beta)`` moves the mean by ``a S^2 / beta``."""
-    slope, recipe = 2.0, PRDP(beta=0.5, std="none", pairs=None, clip_range=None)
+    slope, recipe = 2.0, PRDP(beta=0.5, normalise_by="none", pairs=None, ratio_clip=None)
     group = torch.zeros(SAMPLES, dtype=torch.long)
 
     def reference(x: Tensor, t: Tensor) -> Tensor:
@@ -128,7 +128,9 @@ def test_it_is_zero_at_the_optimum() -> None:
     reached = rollout.trajectory.x_next[:, 0]
     rollout = rollout.become(Scored, scores=Scores(slope * reached.flatten(1).mean(1)))
     zero = torch.zeros(1, *SHAPE)
-    means = [samplers.step("flow_sde", zero, zero + v, T[0], T_NEXT[0], level=0.7, x_next=zero).mean for v in (0, 1)]
+    means = [
+        samplers.step("flow_sde", zero, zero + v, T[0], T_NEXT[0], noise_level=0.7, x_next=zero).mean for v in (0, 1)
+    ]
     shift = slope / recipe.beta * rollout.trajectory.std[0, 0] ** 2 / (means[1] - means[0]).mean()
     found = []
     for factor in (1.0, 0.0, 1.1):
@@ -182,7 +184,7 @@ def test_chunks_change_no_update(model: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         config = settings(
             tmp_path / name, model, {"kind": "prdp", "passes": 2}, prompts={"heldout": None},
-            train={"steps": 1, "updates": 2, "micro_batch": chunk, "max_grad_norm": 1e6, "lr": 1e-4},
+            train={"steps": 1, "updates": 2, "chunk": chunk, "max_grad_norm": 1e6, "lr": 1e-4},
         )  # fmt: skip
         train(config)
         found.append(optimizer_moments(config.run_dir))

@@ -29,7 +29,7 @@ train(settings(folder, model, recipe, **sections))
 """
 SECTIONS: dict[str, Any] = {
     "rollout": {"prompts": 5, "group": 2},
-    "train": {"steps": 2, "updates": 2, "micro_batch": 3},
+    "train": {"steps": 2, "updates": 2, "chunk": 3},
     "evaluate": {"every": 2, "prompts": 5, "chunk": 2},
     "samples": {"every": 1, "count": 4},
     "reward": {"kind": "tiny_run:missing_by_content"},

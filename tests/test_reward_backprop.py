@@ -232,9 +232,7 @@ def gap(one: Path, two: Path) -> float:
 
 def test_missing_scores_are_counted_and_change_no_gradient_by_chunks(model: Path, tmp_path: Path) -> None:
     options = {"steps": 1, "max_grad_norm": 1e6}
-    runs = [
-        trained(tmp_path / str(size), model, reward=GAPS, train={**options, "micro_batch": size}) for size in (1000, 3)
-    ]
+    runs = [trained(tmp_path / str(size), model, reward=GAPS, train={**options, "chunk": size}) for size in (1000, 3)]
     for run in runs:
         (row,) = rows(run)
         assert 0 < row["missing"] < 8

@@ -34,8 +34,8 @@ USED = [
     ("flow_rwr", {}, (), ("reference",)),
     ("flow_rwr", {"control_variate": True, "kl": 0.0}, ("behaviour",), ("behaviour",)),
     ("flow_dpo", {}, (), ("reference",)),
-    ("flow_dpo", {"refresh": 2}, ("anchor",), ("anchor",)),
-    ("flow_dpo", {"refresh": 2, "kl": 0.1}, ("anchor",), ("anchor", "reference")),
+    ("flow_dpo", {"reference_every": 2}, ("anchor",), ("anchor",)),
+    ("flow_dpo", {"reference_every": 2, "kl": 0.1}, ("anchor",), ("anchor", "reference")),
 ]
 
 

@@ -46,7 +46,7 @@ def moments(kind: str, count: int, level: float, m: float = M, s: float = S) -> 
     out = []
     for t, t_next in pairwise(times):
         v = velocity(x, t)
-        made = step(kind, x, v, t, t_next, level=level, t_second=float(times[1]), noise=torch.zeros_like(x))
+        made = step(kind, x, v, t, t_next, noise_level=level, t_second=float(times[1]), noise=torch.zeros_like(x))
         offset, slope = float(made.mean[0]), float(made.mean[1] - made.mean[0])
         mean, variance = offset + slope * mean, slope**2 * variance + float(made.std[0]) ** 2
         out.append((float(t_next), mean, variance))
@@ -61,7 +61,7 @@ def moments(kind: str, count: int, level: float, m: float = M, s: float = S) -> 
 @pytest.mark.parametrize(("t", "t_next"), [(1.0, 0.8), (0.6, 0.45), (0.1, 0.0)])
 def test_without_noise_every_step_is_the_ode_step(kind, shape, t, t_next):
     x, v, z = (draw(shape, seed, torch.float32) for seed in range(3))
-    made = step(kind, x, v, t, t_next, level=0.0, t_second=0.8, noise=z)
+    made = step(kind, x, v, t, t_next, noise_level=0.0, t_second=0.8, noise=z)
     ode = step("ode", x, v, t, t_next)
     assert torch.equal(made.x, ode.x)
     torch.testing.assert_close(ode.x, x + (t_next - t) * v)
@@ -79,7 +79,7 @@ def test_published_formulas(drawn):
     x0, eps = x - t * v, x + (1 - t) * v
 
     def close(kind: str, mean: Tensor, std: float) -> None:
-        made = step(kind, x, v, t, u, level=a, noise=z)
+        made = step(kind, x, v, t, u, noise_level=a, noise=z)
         torch.testing.assert_close(made.mean, mean)
         torch.testing.assert_close(made.std, torch.full((4,), std, dtype=torch.double))
         torch.testing.assert_close(made.x, mean + std * z)
@@ -97,23 +97,23 @@ def test_published_formulas(drawn):
 def test_dance_sde_is_flow_sde_with_constant_s():
     x, v, z = (draw(IMAGE, seed) for seed in range(3))
     t, a = 0.7, 0.4
-    dance = step("dance_sde", x, v, t, 0.5, level=a, noise=z)
-    flow = step("flow_sde", x, v, t, 0.5, level=a * math.sqrt((1 - t) / t), noise=z)
+    dance = step("dance_sde", x, v, t, 0.5, noise_level=a, noise=z)
+    flow = step("flow_sde", x, v, t, 0.5, noise_level=a * math.sqrt((1 - t) / t), noise=z)
     torch.testing.assert_close(dance.x, flow.x)
     torch.testing.assert_close(dance.logp, flow.logp)
 
 
 def test_cps_at_one_renoises():
     x, v, z = (draw(VIDEO, seed) for seed in range(3))
-    made = step("cps", x, v, 0.8, 0.6, level=1.0, noise=z)
+    made = step("cps", x, v, 0.8, 0.6, noise_level=1.0, noise=z)
     torch.testing.assert_close(made.x, 0.4 * (x - 0.8 * v) + 0.6 * z)
 
 
 @pytest.mark.parametrize("t", [1.0, 0.8, 0.2])
 def test_ddim_with_eta_one_is_exact_with_level_root_two(t):
     x, v, z = (draw(IMAGE, seed) for seed in range(3))
-    ddim = step("ddim", x, v, t, 0.1, level=1.0, noise=z)
-    exact = step("exact", x, v, t, 0.1, level=math.sqrt(2), noise=z)
+    ddim = step("ddim", x, v, t, 0.1, noise_level=1.0, noise=z)
+    exact = step("exact", x, v, t, 0.1, noise_level=math.sqrt(2), noise=z)
     torch.testing.assert_close(ddim.x, exact.x)
     torch.testing.assert_close(ddim.logp, exact.logp)
 
@@ -133,7 +133,7 @@ def test_exact_solves_flow_sde_with_x0_held():
         dm, dc = slopes(t + dt / 2, mean + dm * dt / 2, variance + dc * dt / 2)
         mean, variance, t = mean + dm * dt, variance + dc * dt, t + dt
     x = torch.full((1, 1), start, dtype=torch.double)
-    made = step("exact", x, (x - x0) / 0.8, 0.8, 0.6, level=a, noise=x)
+    made = step("exact", x, (x - x0) / 0.8, 0.8, 0.6, noise_level=a, noise=x)
     assert float(made.std) ** 2 == pytest.approx(0.137373, abs=5e-7)
     assert float(made.std) ** 2 == pytest.approx(variance, abs=1e-7)
     assert float(made.mean) == pytest.approx(mean, abs=1e-7)
@@ -143,7 +143,7 @@ def test_exact_solves_flow_sde_with_x0_held():
 @pytest.mark.parametrize("shape", [IMAGE, VIDEO])
 def test_log_probability_is_the_gaussians(kind, shape):
     x, v, z = (draw(shape, seed) for seed in range(3))
-    made = step(kind, x, v, 0.6, 0.5, level=0.5, noise=z)
+    made = step(kind, x, v, 0.6, 0.5, noise_level=0.5, noise=z)
     std = made.std.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
     torch.testing.assert_close(made.logp, Normal(made.mean, std).log_prob(made.x).flatten(1).mean(1))
 
@@ -153,9 +153,9 @@ def test_scoring_a_step_gives_back_its_log_probability_to_the_bit(kind):
     """Whatever the shape of the batch and of the time: the ratio of a first update is 1 exactly."""
     x, v, z = (draw((8, 3, 4, 4), seed, torch.float32) for seed in range(3))
     t, u = torch.tensor(0.7312), torch.tensor(0.6101)
-    made = step(kind, x, v, t, u, level=0.7, noise=z)
-    again = step(kind, x, v, t.expand(8), u.expand(8), level=0.7, x_next=made.x)
-    one = step(kind, x[2:3], v[2:3], t[None], u[None], level=0.7, x_next=made.x[2:3])
+    made = step(kind, x, v, t, u, noise_level=0.7, noise=z)
+    again = step(kind, x, v, t.expand(8), u.expand(8), noise_level=0.7, x_next=made.x)
+    one = step(kind, x[2:3], v[2:3], t[None], u[None], noise_level=0.7, x_next=made.x[2:3])
     assert torch.equal(again.logp, made.logp)
     assert torch.equal(one.logp, made.logp[2:3])
     assert made.x.dtype == torch.float32
@@ -164,10 +164,10 @@ def test_scoring_a_step_gives_back_its_log_probability_to_the_bit(kind):
 def test_rows_have_times_of_their_own():
     x, v, z = (draw((3, 2, 2, 2), seed) for seed in range(3))
     t, u = torch.tensor([0.9, 0.5, 0.3]), torch.tensor([0.7, 0.4, 0.1])
-    made = step("flow_sde", x, v, t, u, level=0.7, noise=z)
+    made = step("flow_sde", x, v, t, u, noise_level=0.7, noise=z)
     for n in range(3):
         rows = slice(n, n + 1)
-        one = step("flow_sde", x[rows], v[rows], t[n], u[n], level=0.7, noise=z[rows])
+        one = step("flow_sde", x[rows], v[rows], t[n], u[n], noise_level=0.7, noise=z[rows])
         torch.testing.assert_close(made.x[rows], one.x)
         torch.testing.assert_close(made.logp[rows], one.logp)
 
@@ -177,9 +177,9 @@ def test_log_probability_has_the_score_functions_gradient(kind):
     """grad_v logp = (x' - mu) / S^2 * d mu / d v / dims, for a step just drawn as for one scored."""
     x, z = draw(IMAGE), draw(IMAGE, 1)
     v = draw(IMAGE, 2).requires_grad_()
-    made = step(kind, x, v, 0.6, 0.4, level=0.6, noise=z)
+    made = step(kind, x, v, 0.6, 0.4, noise_level=0.6, noise=z)
     (got,) = torch.autograd.grad(made.logp.sum(), v)
-    slope = float((step(kind, x, v + 1, 0.6, 0.4, level=0.6, noise=z).mean - made.mean).detach().mean())
+    slope = float((step(kind, x, v + 1, 0.6, 0.4, noise_level=0.6, noise=z).mean - made.mean).detach().mean())
     dims = x[0].numel()
     torch.testing.assert_close(got, (made.x - made.mean).detach() / made.std[0] ** 2 * slope / dims)
     assert got.abs().max() > 1e-4
@@ -189,7 +189,7 @@ def test_log_probability_has_the_score_functions_gradient(kind):
 def test_last_step_of_the_rebuilding_kinds_is_clean(kind):
     x, z = draw(IMAGE), draw(IMAGE, 1)
     v = draw(IMAGE, 2).requires_grad_()
-    made = step(kind, x, v, 0.2, 0.0, level=0.7, noise=z)
+    made = step(kind, x, v, 0.2, 0.0, noise_level=0.7, noise=z)
     torch.testing.assert_close(made.x, x - 0.2 * v)
     assert not made.std.any()
     assert not made.logp.any()
@@ -201,19 +201,19 @@ def test_last_step_of_the_rebuilding_kinds_is_clean(kind):
 @pytest.mark.parametrize("kind", ["flow_sde", "dance_sde"])
 def test_last_step_of_the_sdes_adds_noise_as_published(kind):
     x, v, z = (draw(IMAGE, seed) for seed in range(3))
-    made = step(kind, x, v, 0.2, 0.0, level=0.7, noise=z)
+    made = step(kind, x, v, 0.2, 0.0, noise_level=0.7, noise=z)
     s = 0.7 * math.sqrt(0.2 / 0.8) if kind == "flow_sde" else 0.7
     torch.testing.assert_close(made.std, torch.full((4,), s * math.sqrt(0.2), dtype=torch.double))
 
 
 def test_flow_sde_from_pure_noise_uses_the_second_time():
     x, v, z = (draw(IMAGE, seed) for seed in range(3))
-    made = step("flow_sde", x, v, 1.0, 0.9, level=0.7, t_second=0.9, noise=z)
+    made = step("flow_sde", x, v, 1.0, 0.9, noise_level=0.7, t_second=0.9, noise=z)
     s = 0.7 * math.sqrt(1 / (1 - 0.9))
     torch.testing.assert_close(made.std, torch.full((4,), s * math.sqrt(0.1), dtype=torch.double))
     torch.testing.assert_close(made.mean, x * (1 - s**2 / 2 * 0.1) - v * 0.1)
     with pytest.raises(ValueError, match="t_second"):
-        step("flow_sde", x, v, 1.0, 0.9, level=0.7, noise=z)
+        step("flow_sde", x, v, 1.0, 0.9, noise_level=0.7, noise=z)
 
 
 def test_mistakes_are_named():
@@ -221,10 +221,10 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="ode, dpm2, flow_sde, dance_sde, cps, ddim, exact"):
         step("euler", x, x, 0.5, 0.4)
     with pytest.raises(ValueError, match="cps step needs noise"):
-        step("cps", x, x, 0.5, 0.4, level=0.5)
+        step("cps", x, x, 0.5, 0.4, noise_level=0.5)
     for kind, level in [("cps", 1.1), ("ddim", 1.5), ("exact", -0.1), ("flow_sde", -1.0)]:
         with pytest.raises(ValueError, match=f"level of {kind}"):
-            step(kind, x, x, 0.5, 0.4, level=level, noise=x)
+            step(kind, x, x, 0.5, 0.4, noise_level=level, noise=x)
 
 
 def test_a_single_deterministic_step_lands_on_x0():
@@ -329,7 +329,7 @@ def test_drawn_samples_have_the_marginal_of_the_steps():
         z,
         times,
         kind="flow_sde",
-        level=0.7,
+        noise_level=0.7,
         steps=range(12),
         noise=lambda i: draw((count, 1), i + 1),
     )

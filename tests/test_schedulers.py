@@ -55,8 +55,8 @@ STAND_INS = [
     ("DPMSolverMultistepScheduler", {**FLOW, "solver_order": 3}, r"dpm2 is nearer"),
     ("DPMSolverSinglestepScheduler", FLOW, r"replaced by Euler steps"),
     ("FlowMatchHeunDiscreteScheduler", {}, r"Heun.*replaced by Euler steps"),
-    ("FlowMatchLCMScheduler", {}, r"fresh noise .*sampler \{kind: cps, level: 1\} takes the same steps"),
-    (EULER, {"stochastic_sampling": True}, r"fresh noise .*sampler \{kind: cps, level: 1\} takes the same steps"),
+    ("FlowMatchLCMScheduler", {}, r"fresh noise .*sampler \{kind: cps, noise_level: 1\} takes the same steps"),
+    (EULER, {"stochastic_sampling": True}, r"fresh noise .*sampler \{kind: cps, noise_level: 1\} takes the same steps"),
     ("DPMSolverMultistepScheduler", {**FLOW, "algorithm_type": "sde-dpmsolver++"}, r"stochastic kinds of sampler"),
 ]
 

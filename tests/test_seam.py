@@ -79,14 +79,14 @@ def test_a_rollout_of_void_groups_teaches_nothing_and_no_prompt_left_stops(model
         train(config)
 
 
-@pytest.mark.parametrize("micro_batch", [1000, 3])
-def test_scores_of_steps_and_one_look(micro_batch: int, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1000, 3])
+def test_scores_of_steps_and_one_look(chunk: int, model: Path, tmp_path: Path) -> None:
     """Each step's score is the reward of the sample it predicts; the last step's prediction is the sample itself."""
     tiny_recipes.SEEN.clear()
     sampler = {"kind": "flow_sde", "steps": 3, "window": {"strategy": "random", "size": 3}}
     config = settings(
-        tmp_path, model, {"kind": "tiny_recipes:Recording", "times": 2}, prompts={"heldout": None},
-        rollout={"sampler": sampler}, train={"steps": 1, "updates": 2, "micro_batch": micro_batch},
+        tmp_path, model, {"kind": "tiny_recipes:Recording", "timesteps": 2}, prompts={"heldout": None},
+        rollout={"sampler": sampler}, train={"steps": 1, "updates": 2, "chunk": chunk},
     )  # fmt: skip
     train(config)
     scores, group = tiny_recipes.SEEN["scores"][0]
@@ -105,7 +105,7 @@ def test_scores_of_steps_and_one_look(micro_batch: int, model: Path, tmp_path: P
         assert rollout.seen["number"].tolist() == list(range(8))
         assert (rollout.seen["weight"] == rollout.seen["weight"][0]).all()
         assert type(terms).__name__ == "NoisedTerms"
-        assert len(terms) <= micro_batch
+        assert len(terms) <= chunk
 
 
 def test_one_point_costs_one_call_a_role(model: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def sampled(times, path: str, diffusion: float) -> tuple[float, float]:
     x = torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)]).double()
     for (t, t_next), level in zip(pairwise(times), interpolant.levels(times, path, diffusion), strict=True):
         v = generator.velocity(x, torch.tensor(t, dtype=torch.double), cond)
-        made = samplers.step("cps", x, v, t, t_next, level=level, x_next=x)
+        made = samplers.step("cps", x, v, t, t_next, noise_level=level, x_next=x)
         offset, slope = float(made.mean[0, 0, 0, 0]), float((made.mean[1] - made.mean[0])[0, 0, 0])
         m, s = offset + slope * m, slope**2 * s + float(made.std[0]) ** 2
     return m, s

@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 ONE_UPDATE: dict[str, Any] = {
     "rollout": {"prompts": 3, "group": 2},  # the second process has fewer samples, and fewer chunks of them
-    "train": {"steps": 1, "max_grad_norm": 1e6, "micro_batch": 3},
+    "train": {"steps": 1, "max_grad_norm": 1e6, "chunk": 3},
     "evaluate": {"every": 1, "prompts": 3, "chunk": 1},
     "reward": {"kind": "tiny_run:missing_by_content"},
 }
@@ -175,7 +175,7 @@ options = {name: value for name, value in asdict(case.options).items() if value}
 train(tiny_run.settings(
     folder, model, generator={"kind": "wan", "path": str(model), "device": "cpu", **options},
     reward={"kind": "tiny_run:mean_pixel"}, prompts={"heldout": None},
-    rollout={"prompts": 3, "group": 2}, train={"steps": 1, "max_grad_norm": 1e6, "micro_batch": 1},
+    rollout={"prompts": 3, "group": 2}, train={"steps": 1, "max_grad_norm": 1e6, "chunk": 1},
 ))
 """
 

@@ -48,9 +48,9 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
 @pytest.mark.parametrize("chunks", [3, 7])
 def test_accumulation_equals_a_large_batch(recipe: str, chunks: int, model: Path, tmp_path: Path) -> None:
     weights = []
-    for name, micro_batch in (("whole", 1000), ("chunked", chunks)):
+    for name, chunk in (("whole", 1000), ("chunked", chunks)):
         (tmp_path / name).mkdir()
-        options = {"steps": 1, "micro_batch": micro_batch, "max_grad_norm": 1e6}
+        options = {"steps": 1, "chunk": chunk, "max_grad_norm": 1e6}
         config = settings(tmp_path / name, model, recipe, train=options, prompts={"heldout": None})
         train(config)
         weights.append(optimizer_moments(config.run_dir))
@@ -131,7 +131,7 @@ def test_stored_pairs(model: Path, tmp_path: Path) -> None:
         )
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("\n".join(lines))
-    recipe = {"kind": "flow_dpo", "times": 2, "beta": 100}
+    recipe = {"kind": "flow_dpo", "timesteps": 2, "beta": 100}
     config = stored_pairs_config(tmp_path, model, pairs, recipe)
     train(config)
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -158,7 +158,7 @@ def test_stored_samples_count_alike_or_by_their_rewards(model: Path, tmp_path: P
         lines.append(json.dumps({"prompt": f"cat {index}", "sample": f"{index}.png", "reward": index / 4}))
     table = tmp_path / "samples.jsonl"
     table.write_text("\n".join(lines))
-    recipe = {"kind": "flow_rwr", "temperature": 0.1, "kl": 0, "times": 4}
+    recipe = {"kind": "flow_rwr", "temperature": 0.1, "kl": 0, "timesteps": 4}
 
     def config(by_reward: bool) -> Config:
         tree = settings(tmp_path, model, train={"steps": 2}).model_dump(mode="json")
@@ -223,7 +223,7 @@ def test_mixed_precision_trains(model: Path, tmp_path: Path) -> None:
 
 
 def test_on_policy_shortcuts_save_the_calls_of_old_and_ref(model: Path, tmp_path: Path) -> None:
-    recipe = {"kind": "nft", "times": 2, "old": "on_policy", "kl": 0.0}
+    recipe = {"kind": "nft", "timesteps": 2, "behaviour_decay": "on_policy", "kl": 0.0}
     config = settings(tmp_path, model, recipe=recipe, prompts={"heldout": None})
     train(config)
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]

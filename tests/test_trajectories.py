@@ -44,7 +44,7 @@ def noise_of(shape: tuple[int, ...]):
 @pytest.mark.parametrize("kind", STOCHASTIC)
 def test_a_kept_trajectory_scores_to_the_log_probabilities_it_was_drawn_with(kind, shape):
     velocity, times = velocity_to(M, 2.0), grid(6)
-    x, path = sample(velocity, draw(shape), times, kind=kind, level=0.7, noise=noise_of(shape), keep=True)
+    x, path = sample(velocity, draw(shape), times, kind=kind, noise_level=0.7, noise=noise_of(shape), keep=True)
     assert path is not None
     assert path.steps == (0, 1, 2, 3, 4)
     assert path.x.shape == path.x_next.shape == path.mean.shape == (4, 5, *shape[1:])
@@ -53,7 +53,14 @@ def test_a_kept_trajectory_scores_to_the_log_probabilities_it_was_drawn_with(kin
     n, s = torch.arange(4).repeat_interleave(5), torch.arange(5).repeat(4)
     v = torch.stack([velocity(path.x[i, k], path.t[k]) for i, k in zip(n, s, strict=True)])
     again = step(
-        kind, path.x[n, s], v, path.t[s], path.t_next[s], level=0.7, t_second=path.t_second, x_next=path.x_next[n, s]
+        kind,
+        path.x[n, s],
+        v,
+        path.t[s],
+        path.t_next[s],
+        noise_level=0.7,
+        t_second=path.t_second,
+        x_next=path.x_next[n, s],
     )
     torch.testing.assert_close(again.logp, path.logp[n, s], rtol=0, atol=1e-5)
     torch.testing.assert_close(again.mean, path.mean[n, s])
@@ -70,7 +77,7 @@ def test_only_the_window_is_stochastic():
         return draw(IMAGE, index)
 
     velocity, times, start = velocity_to(M, 2.0), grid(8), draw(IMAGE, 50)
-    _, path = sample(velocity, start, times, kind="cps", level=0.8, steps=(3, 2), noise=noise, keep=True)
+    _, path = sample(velocity, start, times, kind="cps", noise_level=0.8, steps=(3, 2), noise=noise, keep=True)
     assert path is not None
     assert asked == [2, 3]
     assert path.steps == (2, 3)
@@ -84,8 +91,8 @@ def test_no_stochastic_step_is_the_ode_and_the_same_noise_the_same_sample():
     velocity, times, start = velocity_to(M, 2.0), grid(5), draw(IMAGE, 50)
     ode, nothing = sample(velocity, start, times)
     assert nothing is None
-    assert torch.equal(sample(velocity, start, times, kind="cps", level=0.8, steps=())[0], ode)
-    drawn = [sample(velocity, start, times, kind="cps", level=0.8, noise=noise_of(IMAGE))[0] for _ in range(2)]
+    assert torch.equal(sample(velocity, start, times, kind="cps", noise_level=0.8, steps=())[0], ode)
+    drawn = [sample(velocity, start, times, kind="cps", noise_level=0.8, noise=noise_of(IMAGE))[0] for _ in range(2)]
     assert torch.equal(*drawn)
     assert not torch.allclose(drawn[0], ode, atol=0.1)
 
@@ -94,7 +101,7 @@ def test_x0_is_told_before_every_step():
     told: dict[int, Tensor] = {}
     velocity, start = velocity_to(M, 0.0), draw(IMAGE).bfloat16()
     noise = draw(IMAGE, 1).double()
-    x, _ = sample(velocity, start, grid(4), kind="cps", level=0.5, noise=lambda _: noise, on_x0=told.__setitem__)
+    x, _ = sample(velocity, start, grid(4), kind="cps", noise_level=0.5, noise=lambda _: noise, on_x0=told.__setitem__)
     assert list(told) == [0, 1, 2, 3]
     for x0 in told.values():
         torch.testing.assert_close(x0, torch.full(IMAGE, M))
@@ -112,7 +119,7 @@ def test_sampling_mistakes_are_named():
     velocity, x, times = velocity_to(M, 2.0), draw(IMAGE), grid(4)
     cases = [
         ({"kind": "euler"}, "unknown kind"),
-        ({"kind": "cps", "level": 0.5}, "needs noise"),
+        ({"kind": "cps", "noise_level": 0.5}, "needs noise"),
         ({"kind": "ode", "steps": (1,)}, "no stochastic steps"),
         ({"kind": "cps", "steps": (4,), "noise": noise_of(IMAGE)}, r"in \[0, 4\)"),
         ({"kind": "ode", "keep": True}, "keep"),

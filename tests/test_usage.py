@@ -133,9 +133,9 @@ def test_what_the_code_cannot_repeat_is_said(tmp_path: Path) -> None:
     assert differences(tree, euler) == []
     tree["evaluate"]["sampler"]["kind"] = "flow_sde"
     assert "adds noise at every step; diffusers has no such steps" in differences(tree, euler)[0]
-    tree["evaluate"]["sampler"] |= {"kind": "cps", "level": 1.0}
+    tree["evaluate"]["sampler"] |= {"kind": "cps", "noise_level": 1.0}
     assert "does so with stochastic_sampling=True" in differences(tree, euler)[0]
-    tree["evaluate"]["sampler"] |= {"level": 0.8}
+    tree["evaluate"]["sampler"] |= {"noise_level": 0.8}
     assert "no such steps" in differences(tree, euler)[0]
     tree["evaluate"]["sampler"]["kind"] = "ode"
     assert "scheduler is UniPCMultistepScheduler" in differences(tree, "UniPCMultistepScheduler")[0]

@@ -179,7 +179,7 @@ def test_a_video_generator_learns_from_pairs_of_videos(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = config_of(tmp_path)
     rollout = {"kind": "pairs", "file": str(tmp_path / "pairs.jsonl"), "prompts": 2}
-    recipe = {"kind": "flow_dpo", "times": 2, "beta": 100}
+    recipe = {"kind": "flow_dpo", "timesteps": 2, "beta": 100}
     tree = {**config.model_dump(mode="json"), "rollout": rollout, "recipe": recipe, "reward": None}
     config = Config.model_validate({**tree, "prompts": {**tree["prompts"], "heldout": None}})
     train(config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})}))

@@ -61,13 +61,13 @@ def wrong_shape(media: Tensor, prompts: list[str]) -> Tensor:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "nft": {"kind": "nft", "times": 2},
+    "nft": {"kind": "nft", "timesteps": 2},
     "grpo": {"kind": "grpo"},
-    "flow_rwr": {"kind": "flow_rwr", "times": 2},
-    "flow_dpo": {"kind": "flow_dpo", "times": 2, "pairs": 2},
+    "flow_rwr": {"kind": "flow_rwr", "timesteps": 2},
+    "flow_dpo": {"kind": "flow_dpo", "timesteps": 2, "pairs": 2},
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
-    "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "times": 2}},
+    "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "timesteps": 2}},
 }
 STOCHASTIC = ("grpo", "prdp", "re_dmd")
 """Those that train the stochastic steps of a sampler."""

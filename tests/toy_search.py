@@ -91,7 +91,7 @@ def law(kind: str, steps: int, level: float, mean: float) -> tuple[float, float]
     for i, (t, t_next) in enumerate(pairwise(times)):
         v = generator.velocity(x, t, cond)
         last = i == steps - 1
-        made = step("ode" if last else kind, x, v, t, t_next, level=level, t_second=float(times[1]), x_next=x)
+        made = step("ode" if last else kind, x, v, t, t_next, noise_level=level, t_second=float(times[1]), x_next=x)
         offset, slope = float(made.mean[0, 0, 0, 0]), float((made.mean[1] - made.mean[0])[0, 0, 0])
         m, s = offset + slope * m, slope**2 * s + float(made.std[0]) ** 2
     return m, s

@@ -34,8 +34,8 @@ def geometry(config: Config, processes: int = 1) -> str:
     terms = math.ceil(samples * each)
     per_update = math.ceil(terms / train.updates)
     per_process = math.ceil(per_update / processes)
-    chunks = math.ceil(per_process / train.micro_batch)
-    size = min(per_process, train.micro_batch)
+    chunks = math.ceil(per_process / train.chunk)
+    size = min(per_process, train.chunk)
     where = "one process" if processes == 1 else f"{processes} processes"
     return (
         f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
@@ -100,7 +100,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
 
 def sampler_line(sampler: Sampler) -> str:
     """A sampler in a few words."""
-    level = f", level {sampler.level:g}" if sampler.level is not None else ""
+    level = f", noise level {sampler.noise_level:g}" if sampler.noise_level is not None else ""
     guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
     window = sampler.window
     stretch = f", {window.size} stochastic ({window.strategy})" if window.strategy != "all" else ""

@@ -83,7 +83,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
     scored = getattr(config.reward, "chunk", None)
     learning, tiled = frozenset({"update"}), config.generator.size is None or max(config.generator.size) > TILE
     steps = [
-        (min(train.micro_batch, terms), "train.micro_batch", "the same gradient in more passes", learning),
+        (min(train.chunk, terms), "train.chunk", "the same gradient in more passes", learning),
         (not train.gradient_checkpointing, "train.gradient_checkpointing", "a third more time", learning),
         (drawn if online else 1, "rollout.chunk", "the same samples, fewer at a time", frozenset({"rollout"})),
         (

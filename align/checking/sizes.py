@@ -131,7 +131,7 @@ def _trained(config: Config, *, guided: bool) -> int:
     terms, found = terms_per_update(config, _world()), []
     for name, learns in config.recipe.learners().items():
         each = learns.objective.rows_per_term(config) * (2 if doubled and name == "policy" else 1)
-        found.append(max(1, min(config.train.micro_batch, terms[name])) * each)
+        found.append(max(1, min(config.train.chunk, terms[name])) * each)
     return max(found)
 
 

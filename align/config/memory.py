@@ -23,7 +23,7 @@ def _preset(samples: int, terms: int, optimizer: str, **memory: Any) -> dict[str
     return {
         "generator": {"dtype": "bfloat16"},
         "rollout": {"chunk": samples, "decode_chunk": samples},
-        "train": {"precision": "bf16", "gradient_checkpointing": True, "optimizer": optimizer, "micro_batch": terms},
+        "train": {"precision": "bf16", "gradient_checkpointing": True, "optimizer": optimizer, "chunk": terms},
         "memory": {"cache_prompts": "memory", **memory},
         "evaluate": {"chunk": samples},
     }

@@ -36,7 +36,7 @@ SAMPLERS = {
     "flow_sde": "Flow-GRPO's SDE step, noise a sqrt(t / (1 - t))",
     "dance_sde": "DanceGRPO's SDE step, constant noise",
     "cps": "coefficient-preserving step: the noise taken out is the noise put in",
-    "ddim": "DDIM step, level 1 is ancestral, 0 the ODE",
+    "ddim": "DDIM step, noise level 1 is ancestral, 0 the ODE",
     "exact": "Flow-SDE solved exactly over the step with x0_hat held",
 }
 """Kinds of sampling step, each in one line; :mod:`align.maths.samplers` has the formulas."""

@@ -56,18 +56,19 @@ class Window(Settings):
 class Sampler(Settings):
     """Settings of the sampler, which turns noise into a sample."""
 
-    per_kind: ClassVar[tuple[str, ...]] = ("level", "window")
+    renamed: ClassVar[dict[str, str]] = {"level": "noise_level"}
+    per_kind: ClassVar[tuple[str, ...]] = ("noise_level", "window")
     """Settings that mean something else for another kind: dropped when a later file or override changes the kind."""
 
     kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
         "ode", description="solver: ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim and exact add noise"
     )
     steps: int = Field(10, ge=1, le=10_000, description="number of sampling steps")
-    level: float | None = Field(
+    noise_level: float | None = Field(
         None,
         gt=0,
-        description="noise level of a stochastic sampler; null = the default of its kind: 0.7 flow_sde, 0.3 "
-        "dance_sde, 0.8 cps, 1 ddim, 0.7 exact",
+        description="strength of the noise that a stochastic sampler adds; null = the default of its kind: "
+        "0.7 flow_sde, 0.3 dance_sde, 0.8 cps, 1 ddim, 0.7 exact",
     )
     guidance: float = Field(
         1.0, ge=0, description="classifier-free guidance scale; 1 = no guidance, one network call per step"
@@ -89,19 +90,21 @@ class Sampler(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_level(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("level") is None and data.get("kind") in list(LEVELS):
-            return {**data, "level": LEVELS[data["kind"]]}
+        if isinstance(data, dict) and data.get("noise_level") is None and data.get("kind") in list(LEVELS):
+            return {**data, "noise_level": LEVELS[data["kind"]]}
         return data
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         problems: Problems = [(f"window.{name}", message) for name, message in self.window.problems(self.steps)]
-        if not self.stochastic and self.level is not None:
-            problems.append(("level", f"{self.kind} is deterministic; only the stochastic kinds have a level"))
+        if not self.stochastic and self.noise_level is not None:
+            problems.append(
+                ("noise_level", f"{self.kind} is deterministic; only the stochastic kinds have a noise level")
+            )
         if not self.stochastic and self.window.strategy != "all":
             problems.append(("window.strategy", f"{self.kind} has no stochastic steps to choose from"))
-        if self.kind in ("cps", "ddim") and self.level is not None and self.level > 1:
-            problems.append(("level", f"levels of {self.kind} lie in (0, 1], given {self.level}"))
+        if self.kind in ("cps", "ddim") and self.noise_level is not None and self.noise_level > 1:
+            problems.append(("noise_level", f"noise levels of {self.kind} lie in (0, 1], given {self.noise_level}"))
         if self.stochastic and self.window.strategy == "all" and self.steps < 2:
             problems.append(("steps", "the last step adds no noise, so a stochastic sampler needs at least 2"))
         if problems:

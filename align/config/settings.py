@@ -130,6 +130,8 @@ ROLLOUTS = {"online": OnlineRollout, "pairs": PairsRollout, "samples": SamplesRo
 class Train(Settings):
     """Optimisation settings."""
 
+    renamed: ClassVar[dict[str, str]] = {"micro_batch": "chunk"}
+
     steps: int = Field(
         100, ge=1, le=10_000_000, description="training steps; each is one rollout followed by its optimizer steps"
     )
@@ -149,9 +151,7 @@ class Train(Settings):
         "constant", description="learning rate after the warmup: constant, or decay to 0 along a cosine or a line"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="maximum gradient norm; larger gradients are scaled down to it")
-    micro_batch: int = Field(
-        192, ge=1, description="loss terms per forward and backward pass; affects memory, not results"
-    )
+    chunk: int = Field(192, ge=1, description="loss terms per forward and backward pass; affects memory, not results")
     ema: float = Field(
         0.9, ge=0, lt=1, description="decay per optimizer step of the averaged (EMA) weights; 0 = no average"
     )

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+Divisor = Literal["group", "global", "centred", "none"]
+"""What divides an advantage; see :func:`group_advantage`."""
+
 
 def group_advantage(
     rewards: Tensor,
     group: Tensor,
     *,
-    std: Literal["group", "global", "centred", "none"] = "group",
+    normalise_by: Divisor = "group",
     clip: float | None = 5.0,
     eps: float = 1e-4,
 ) -> Tensor:
@@ -29,10 +32,10 @@ def group_advantage(
     Args:
         rewards: ``[N]`` of all processes.
         group: ``[N]`` integers, equal for the samples of one prompt; in any order, with any gaps.
-        std: what divides. "group": the group's own std; every group then teaches as loudly, however little its samples
-            differ. "global": std of all raw rewards (Flow-GRPO, DiffusionNFT); moves when one prompt's rewards shift.
-            "centred": std of all rewards less their group's mean; as steady as "global" without that. "none": nothing
-            divides (Dr. GRPO, arXiv 2503.20783).
+        normalise_by: the divisor. "group": std within the group; every group has the same influence, however little its
+            samples differ. "global": std of all raw rewards (Flow-GRPO, DiffusionNFT); changes when the rewards of one
+            prompt shift. "centred": std of all rewards minus their group means; does not change then. "none": 1
+            (Dr. GRPO, arXiv 2503.20783).
         clip: largest absolute value; None for none.
 
     Returns:
@@ -41,16 +44,16 @@ def group_advantage(
     values, index = clean(rewards, group)
     centred = values - group_mean(values, index)
     everyone = torch.zeros_like(index)
-    if std == "group":
+    if normalise_by == "group":
         scale = group_mean(centred.square(), index).sqrt() + eps
-    elif std == "global":
+    elif normalise_by == "global":
         scale = group_mean((values - group_mean(values, everyone)).square(), everyone).sqrt() + eps
-    elif std == "centred":
+    elif normalise_by == "centred":
         scale = group_mean(centred.square(), everyone).sqrt() + eps
-    elif std == "none":
+    elif normalise_by == "none":
         scale = torch.ones_like(values)
     else:
-        raise ValueError(f"std should be group, global, centred or none, given {std!r}")
+        raise ValueError(f"normalise_by should be group, global, centred or none, given {normalise_by!r}")
     advantage = torch.nan_to_num(centred / scale)
     if clip is not None:
         advantage = advantage.clamp(-clip, clip)

@@ -17,10 +17,10 @@ ddim     the same                                       the same                
 exact    the same                                       the same                        E = q^(a^2 / 2)
 ======== ============================================== =============================== ===========================
 
-with a the ``level`` and ``q = t' (1 - t) / (t (1 - t'))``. The last three rebuild ``(1 - t') x0_hat + t' (E eps_hat +
-sqrt(1 - E^2) z)``: the noise level of x' is right at any step length. ``exact`` is Flow-SDE's equation solved exactly
-with x0_hat held over the step (as Precise does, arXiv 2605.23522); DDIM with eta = 1 is its case a = sqrt(2). At a = 0
-every kind is the ODE step.
+with a the ``noise_level`` and ``q = t' (1 - t) / (t (1 - t'))``. The last three rebuild
+``(1 - t') x0_hat + t' (E eps_hat + sqrt(1 - E^2) z)``: the noise level of x' is right at any step length. ``exact`` is
+Flow-SDE's equation solved exactly with x0_hat held over the step (as Precise does, arXiv 2605.23522); DDIM with eta = 1
+is its case a = sqrt(2). At a = 0 every kind is the ODE step.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def step(
     t: Time,
     t_next: Time,
     *,
-    level: float = 0.0,
+    noise_level: float = 0.0,
     t_second: float | None = None,
     noise: Tensor | None = None,
     x_next: Tensor | None = None,
@@ -115,7 +115,7 @@ def step(
         x: ``[N, ...]`` latents at ``t``.
         v: ``[N, ...]`` velocity there.
         t: number, ``[]`` or ``[N]``, in (0, 1]; ``t_next`` likewise, in [0, t).
-        level: the a of the table: >= 0, at most 1 for cps and ddim. Ignored by ode and dpm2.
+        noise_level: the a of the table: >= 0, at most 1 for cps and ddim. Ignored by ode and dpm2.
         t_second: second time of the grid; stands in for t = 1 in Flow-SDE's s, which is infinite there.
         noise: ``[N, ...]`` standard normal z; a stochastic step needs it or ``x_next``.
         x_next: ``[N, ...]`` latents after the step, to score instead of drawing.
@@ -126,14 +126,15 @@ def step(
         gradient must.
 
     Raises:
-        ValueError: unknown kind, level out of range, no noise to step with, or Flow-SDE at t = 1 without ``t_second``.
+        ValueError: unknown kind, noise_level out of range, no noise to step with, or Flow-SDE at t = 1 without
+            ``t_second``.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of step {kind!r}; there are {', '.join(KINDS)}")
     x, v = precise(x), precise(v)
     now, then = _times(t, x), _times(t_next, x)
     if kind in STOCHASTIC:
-        removed, added = _noise_exchange(kind, now, then, level, t_second)
+        removed, added = _noise_exchange(kind, now, then, noise_level, t_second)
         mean = column(1 - removed, x) * x + column(then - now - removed * (1 - now), x) * v
         std = added.to(x.dtype)
     else:
@@ -155,22 +156,24 @@ def _times(t: Time, x: Tensor) -> Tensor:
 
 
 def _noise_exchange(
-    kind: str, t: Tensor, t_next: Tensor, level: float, t_second: float | None
+    kind: str, t: Tensor, t_next: Tensor, noise_level: float, t_second: float | None
 ) -> tuple[Tensor, Tensor]:
     """(k, S) of the table, ``[N]`` each."""
-    if level < 0 or (level > 1 and kind in ("cps", "ddim")):
+    if noise_level < 0 or (noise_level > 1 and kind in ("cps", "ddim")):
         allowed = "in [0, 1]" if kind in ("cps", "ddim") else "at least 0"
-        raise ValueError(f"level of {kind} should be {allowed}, given {level}")
+        raise ValueError(f"noise_level of {kind} should be {allowed}, given {noise_level}")
     if kind in ("flow_sde", "dance_sde"):
-        variance = level**2 * (_flow_odds(t, t_second) if kind == "flow_sde" else torch.ones_like(t)) * (t - t_next)
+        variance = (
+            noise_level**2 * (_flow_odds(t, t_second) if kind == "flow_sde" else torch.ones_like(t)) * (t - t_next)
+        )
         return variance / (2 * t), variance.sqrt()
     q = t_next * (1 - t) / (t * (1 - t_next))
     if kind == "cps":
-        kept = torch.full_like(t, math.cos(level * math.pi / 2))
+        kept = torch.full_like(t, math.cos(noise_level * math.pi / 2))
     elif kind == "ddim":
-        kept = (1 - level**2 * (1 - q.square())).clamp_min(0).sqrt()
+        kept = (1 - noise_level**2 * (1 - q.square())).clamp_min(0).sqrt()
     else:
-        kept = q ** (level**2 / 2)
+        kept = q ** (noise_level**2 / 2)
     return t_next * (1 - kept), t_next * ((1 - kept) * (1 + kept)).sqrt()
 
 
@@ -255,7 +258,7 @@ def sample(
     times: Tensor,
     *,
     kind: str = "ode",
-    level: float = 0.0,
+    noise_level: float = 0.0,
     steps: Sequence[int] | None = None,
     noise: Callable[[int], Tensor] | None = None,
     keep: bool = False,
@@ -267,7 +270,7 @@ def sample(
         velocity: ``(x [N, ...], t [])`` -> ``v [N, ...]``.
         x: ``[N, ...]`` latents at ``times[0]``.
         times: ``[T + 1]``, falling.
-        kind: one of :data:`KINDS`; ``level`` as in :func:`step`.
+        kind: one of :data:`KINDS`; ``noise_level`` as in :func:`step`.
         steps: indices of the stochastic steps, the others are ODE steps. None = every step but the last of a
             stochastic kind, as strategy "all" of :func:`window_steps`: the last one's noise would stay in the sample.
         noise: step index -> ``[N, ...]`` standard normal.
@@ -281,7 +284,7 @@ def sample(
         ValueError: as :func:`step`; times that do not fall, step indices that do not exist, nothing to keep.
     """
     chosen = _chosen_steps(kind, len(times) - 1, steps)
-    take = stepping(kind, times, level=level, steps=steps, noise=noise)
+    take = stepping(kind, times, noise_level=noise_level, steps=steps, noise=noise)
     if keep and not chosen:
         raise ValueError(f"keep: there is no stochastic step to keep, {kind} takes {len(times) - 1} without noise")
     x = precise(x)
@@ -300,7 +303,7 @@ def stepping(
     kind: str,
     times: Tensor,
     *,
-    level: float = 0.0,
+    noise_level: float = 0.0,
     steps: Sequence[int] | None = None,
     noise: Callable[[int], Tensor] | None = None,
 ) -> Callable[[int, Tensor, Tensor], Step]:
@@ -321,7 +324,7 @@ def stepping(
         nonlocal previous
         t, t_next = times[i], times[i + 1]
         if noise is not None and i in chosen:
-            return step(kind, x, v, t, t_next, level=level, t_second=second, noise=noise(i))
+            return step(kind, x, v, t, t_next, noise_level=noise_level, t_second=second, noise=noise(i))
         if kind != "dpm2":
             return step("ode", x, v, t, t_next)
         taken = step(kind, x, v, t, t_next, previous=previous)

@@ -185,7 +185,10 @@ class Recipe(Objective):
 class ForwardRecipe(Recipe):
     """Recipes whose loss uses the forward process: re-noise a sample and compare velocities there."""
 
-    times: int = Field(6, ge=1, description="re-noised copies per sample, one in each of this many equal time slices")
+    renamed: ClassVar[dict[str, str]] = {"times": "timesteps"}
+    timesteps: int = Field(
+        6, ge=1, description="re-noised copies per sample, one in each of this many equal time slices"
+    )
     t_range: tuple[float, float] = Field(
         (0.0, 1.0), description="interval of times t to draw the re-noised copies from"
     )
@@ -209,11 +212,11 @@ class ForwardRecipe(Recipe):
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
-        return self.times
+        return self.timesteps
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
-        """Every sample at :attr:`times` stratified times."""
-        return noised_terms(rollout, credit, rollout.valid.float(), range(self.times), self.t_range)
+        """Every sample at :attr:`timesteps` stratified times."""
+        return noised_terms(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
 
     def anchored(self, loss: Loss, point: Point, bench: Bench) -> Loss:
         """Add ``kl * mean (v - v_ref)^2`` at the point, where ``kl`` has a weight."""

@@ -39,6 +39,7 @@ class FlowDPO(ForwardRecipe):
     second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"refresh": "reference_every"}
     compares_group: ClassVar[bool] = True
     kind: Literal["flow_dpo"] = "flow_dpo"
     beta: float = Field(
@@ -46,7 +47,7 @@ class FlowDPO(ForwardRecipe):
     )
     pairs: int = Field(1, ge=1, description="pairs formed from each group")
     margin: float = Field(0.0, ge=0, description="minimum reward difference of a pair (exclusive)")
-    refresh: int = Field(
+    reference_every: int = Field(
         0,
         ge=0,
         description="rollouts between resets of the reference to the current policy; 0 = the reference stays the base",
@@ -55,7 +56,7 @@ class FlowDPO(ForwardRecipe):
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""
         group = config.rollout.group
-        return self.times * min(self.pairs, group // 2) / group
+        return self.timesteps * min(self.pairs, group // 2) / group
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs two samples of a prompt."""
@@ -69,18 +70,18 @@ class FlowDPO(ForwardRecipe):
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
-        return tuple(dict.fromkeys(("anchor" if self.refresh else "reference", *super().roles(config))))
+        return tuple(dict.fromkeys(("anchor" if self.reference_every else "reference", *super().roles(config))))
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """The rewards themselves; pairs are formed inside a group, so inside one process."""
         return scores.values
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
-        """Every pair at :attr:`times` stratified times; the term's sample is the winner."""
+        """Every pair at :attr:`timesteps` stratified times; the term's sample is the winner."""
         chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
-        rows = torch.arange(len(chosen.winner)).repeat_interleave(self.times)
-        slot = torch.arange(self.times).repeat(len(chosen.winner))
-        t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.times, self.t_range).flatten()
+        rows = torch.arange(len(chosen.winner)).repeat_interleave(self.timesteps)
+        slot = torch.arange(self.timesteps).repeat(len(chosen.winner))
+        t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.timesteps, self.t_range).flatten()
         weight = chosen.valid.float()[rows]
         return PairTerms(sample=chosen.winner[rows], slot=slot, weight=weight, t=t, loser=chosen.loser[rows])
 
@@ -92,7 +93,10 @@ class FlowDPO(ForwardRecipe):
         t = terms.t.to(x0.device).repeat(2)
         target = eps - x0[both]
         point = benches.Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
-        v, v_ref = bench.velocity("policy", point), bench.velocity("anchor" if self.refresh else "reference", point)
+        v, v_ref = (
+            bench.velocity("policy", point),
+            bench.velocity("anchor" if self.reference_every else "reference", point),
+        )
         (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
         loss = losses.pair_pref(won, lost, ref_won, ref_lost, self.beta)
         if not self.kl:
@@ -102,4 +106,4 @@ class FlowDPO(ForwardRecipe):
 
     def decay(self, role: str, step: int) -> float:
         """The anchor stands still between refreshes."""
-        return 1.0 if role == "anchor" and step % self.refresh else 0.0
+        return 1.0 if role == "anchor" and step % self.reference_every else 0.0

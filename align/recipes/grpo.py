@@ -40,10 +40,11 @@ class GRPO(Recipe):
     (arXiv 2510.22319).
     """
 
+    renamed: ClassVar[dict[str, str]] = {"clip": "advantage_clip", "clip_range": "ratio_clip", "std": "normalise_by"}
     needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
     compares_group: ClassVar[bool] = True
     kind: Literal["grpo"] = "grpo"
-    clip_range: float = Field(
+    ratio_clip: float = Field(
         1e-4,
         gt=0,
         description="clipping range of the probability ratio, whose log-probabilities are averaged over dimensions",
@@ -54,12 +55,12 @@ class GRPO(Recipe):
         "(GRPO-Guard)",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
-    std: Literal["group", "global", "centred", "none"] = Field(
+    normalise_by: advantages.Divisor = Field(
         "global",
         description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
         "rewards | centred = std of all rewards minus their group means | none = 1",
     )
-    clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
+    advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """The reference, where the KL has a weight; the ratio is taken to the stored log-probabilities."""
@@ -71,7 +72,9 @@ class GRPO(Recipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Advantages ``[N]``."""
-        return advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)
+        return advantages.group_advantage(
+            scores.values, group, normalise_by=self.normalise_by, clip=self.advantage_clip
+        )
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at every stochastic step."""
@@ -97,7 +100,7 @@ class GRPO(Recipe):
         if self.ratio == "guard":
             guard = losses.Guard(step.mean, path.mean[n, s], step.std, t_next - t)
         advantage = terms.credit.to(point.x.device)
-        loss = losses.clipped_pg(step.logp, path.logp[n, s], advantage, self.clip_range, guard=guard)
+        loss = losses.clipped_pg(step.logp, path.logp[n, s], advantage, self.ratio_clip, guard=guard)
         if self.kl:
             kl = losses.kl_mean(step.mean, taken("reference").mean, step.std)
             loss = losses.Loss(loss.value + self.kl * kl, {**loss.metrics, "kl_step": kl.detach()})

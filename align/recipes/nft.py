@@ -25,6 +25,7 @@ class NFT(ForwardRecipe):
     ``v+ = (1-b) v_old + b v`` to good samples and ``v- = (1+b) v_old - b v`` to bad ones.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"clip": "advantage_clip", "std": "normalise_by", "old": "behaviour_decay"}
     behaviour: ClassVar[Literal["policy", "behaviour"]] = "behaviour"
 
     compares_group: ClassVar[bool] = True
@@ -33,12 +34,12 @@ class NFT(ForwardRecipe):
         1.0, gt=0, description="distance of v+ and v- from v_old, relative to v - v_old; small values take larger steps"
     )
     kl: float = Field(1e-4, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
-    std: Literal["group", "global", "centred", "none"] = Field(
+    normalise_by: advantages.Divisor = Field(
         "global",
         description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
         "rewards | centred = std of all rewards minus their group means | none = 1",
     )
-    clip: float = Field(
+    advantage_clip: float = Field(
         5.0, gt=0, description="advantage that counts as certainty (probability 0 or 1); larger ones are clipped"
     )
     mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = Field(
@@ -46,7 +47,7 @@ class NFT(ForwardRecipe):
         description="advantages used: all = both signs | positive_only, negative_only = the other sign set to 0 "
         "| one_only = 1 if positive, else 0 | binary = the sign only",
     )
-    old: Literal["on_policy", "linear", "delayed"] = Field(
+    behaviour_decay: Literal["on_policy", "linear", "delayed"] = Field(
         "linear",
         description="decay of the old policy at rollout n: on_policy = 0 | linear = min(0.001 n, 0.5) | delayed "
         "= 0 until 75, then rising by 0.0075 per rollout to 0.999",
@@ -54,8 +55,10 @@ class NFT(ForwardRecipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Probability in [0, 1] that a sample is good; 1/2 for a group without differences."""
-        advantage = advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)
-        return weights.nft_probability(advantage, clip=self.clip, mode=self.mode)
+        advantage = advantages.group_advantage(
+            scores.values, group, normalise_by=self.normalise_by, clip=self.advantage_clip
+        )
+        return weights.nft_probability(advantage, clip=self.advantage_clip, mode=self.mode)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """The contrast of both velocities plus the pull to the base."""
@@ -66,8 +69,8 @@ class NFT(ForwardRecipe):
 
     def decay(self, role: str, step: int) -> float:
         """The published schedules 0, 1 and 2."""
-        if self.old == "on_policy":
+        if self.behaviour_decay == "on_policy":
             return 0.0
-        if self.old == "linear":
+        if self.behaviour_decay == "linear":
             return min(0.001 * step, 0.5)
         return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)

@@ -46,11 +46,11 @@ class PRDP(Recipe):
         500.0, gt=0, description="target of a pair's log-ratios: advantage difference / beta (averaged over D "
         "dimensions, so that beta / D is the weight of the KL); larger values stay closer to the reference",
     )  # fmt: skip
-    clip_range: float | None = Field(1e-4, gt=0, description="trust region: change of a step's log-ratio; null = none")
+    ratio_clip: float | None = Field(1e-4, gt=0, description="trust region: change of a step's log-ratio; null = none")
     reduce: Literal["sum", "mean"] = Field(
         "sum", description="log-ratio of a sample: sum or mean (published) over steps"
     )
-    std: Literal["group", "global", "centred", "none"] = Field(
+    normalise_by: advantages.Divisor = Field(
         "global",
         description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
         "rewards | centred = std of all rewards minus their group means | none = 1 (published)",
@@ -78,7 +78,7 @@ class PRDP(Recipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Advantages ``[N]``, NaN for a missing score, which is in no pair."""
-        advantage = advantages.group_advantage(scores.values, group, std=self.std, clip=None)
+        advantage = advantages.group_advantage(scores.values, group, normalise_by=self.normalise_by, clip=None)
         return advantage.where(scores.values.isfinite(), torch.nan)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class PRDP(Recipe):
         new = _logp("policy", both.repeat_interleave(steps), slot, rollout, bench).unflatten(0, (-1, steps))
         (a, b), (old_a, old_b) = ((logp - ref[both]).chunk(2) for logp in (new, old[both]))
         gap = terms.gap.to(a.device)
-        loss = losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.clip_range, reduce=self.reduce)
+        loss = losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.ratio_clip, reduce=self.reduce)
         return losses.Loss(self.beta * loss.value, loss.metrics)
 
 

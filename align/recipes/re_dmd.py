@@ -28,16 +28,16 @@ class Critic(Objective):
 
     updates: int = Field(5, ge=1, description="optimizer steps of the critic per rollout")
     lr: float | None = Field(None, ge=0, description="learning rate of the critic; null = train.lr")
-    times: int = Field(5, ge=1, description="re-noised copies per sample, spread over the critic's updates")
+    timesteps: int = Field(5, ge=1, description="re-noised copies per sample, spread over the critic's updates")
     t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of times t to draw the copies from")
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
-        return self.times
+        return self.timesteps
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
         """All samples, those without a score too."""
-        return noised_terms(rollout, credit, torch.ones_like(credit), range(self.times), self.t_range)
+        return noised_terms(rollout, credit, torch.ones_like(credit), range(self.timesteps), self.t_range)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Plain flow matching."""
@@ -50,16 +50,16 @@ class Critic(Objective):
 class ReDMD(Recipe):
     """Re-DMD: distil the base into a few-step student, samples weighted by exp(beta A) (Reward Forcing, 2512.04678)
 
-    The student is the policy under ``rollout.sampler``; ``cps`` at level 1 noises its predictions again, as published.
-    The prediction at one step per sample is compared; its reward is that of the sample.
+    The student is the policy under ``rollout.sampler``; ``cps`` at noise level 1 noises its predictions again, as
+    published. The prediction at one step per sample is compared; its reward is that of the sample.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("trajectory", "predictions")
     compares_group: ClassVar[bool] = True
     kind: Literal["re_dmd"] = "re_dmd"
     beta: float = Field(2.0, ge=0, description="samples weigh exp(beta A); 0 = without the reward, plain DMD")
-    std: Literal["group", "global", "centred", "none"] = Field("global", description="divisor of A, as for grpo")
-    clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
+    normalise_by: advantages.Divisor = Field("global", description="divisor of A, as for grpo")
+    advantage_clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale of the teacher; 1 = no guidance")
     t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
     critic: Critic = Field(Critic(), description="second LoRA that models the student's samples")
@@ -86,11 +86,14 @@ class ReDMD(Recipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Weights exp(beta A) of the advantages A; published with fixed statistics of one reward instead."""
-        return (self.beta * advantages.group_advantage(scores.values, group, std=self.std, clip=self.clip)).exp()
+        return (
+            self.beta
+            * advantages.group_advantage(scores.values, group, normalise_by=self.normalise_by, clip=self.advantage_clip)
+        ).exp()
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
         """Every sample once, with the noise of the slot after the critic's."""
-        slots = range(self.critic.times, self.critic.times + 1)
+        slots = range(self.critic.timesteps, self.critic.timesteps + 1)
         return noised_terms(rollout, credit, rollout.valid.float(), slots, self.t_range)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]

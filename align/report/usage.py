@@ -171,7 +171,7 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
     found = []
     if LEVELS.get(kind) is not None:
         diffusers = "diffusers has no such steps."
-        if kind == "cps" and sampler_of(config).get("level") == 1:  # the predicted sample is noised again
+        if kind == "cps" and sampler_of(config).get("noise_level") == 1:  # the predicted sample is noised again
             diffusers = "FlowMatchEulerDiscreteScheduler does so with stochastic_sampling=True, with other noise."
         found.append(f"The run drew its samples with {kind}, which adds noise at every step; {diffusers}")
     elif generator.get("kind") == "sana_sprint":

@@ -93,7 +93,7 @@ class Drawn(Asked):
         grid = generator.times(self.sampler.steps).to(self.latents.device)
         seeds, shape = [self.seeds[n] for n in sample.tolist()], tuple(self.latents.shape[1:])
         take = samplers.stepping(
-            self.sampler.kind, grid, level=self.sampler.level or 0.0, steps=self.steps,
+            self.sampler.kind, grid, noise_level=self.sampler.noise_level or 0.0, steps=self.steps,
             noise=lambda i: step_noise(seeds, i, shape).to(self.latents.device),
         )  # fmt: skip
         times = torch.cat([grid[: len(grid) - left], grid[-1:]])
@@ -104,8 +104,8 @@ class Drawn(Asked):
         """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
         assert self.sampler is not None
         assert self.trajectory is not None
-        second, level = self.trajectory.t_second, self.sampler.level or 0.0
-        return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, x_next=x_next)
+        second, level = self.trajectory.t_second, self.sampler.noise_level or 0.0
+        return samplers.step(self.sampler.kind, x, v, t, t_next, noise_level=level, t_second=second, x_next=x_next)
 
     def at_random_step(self, sample: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the terms' samples stood before one of the sampling steps, drawn uniformly for (sample, slot).
@@ -152,7 +152,7 @@ class Scored(Drawn):
 
 def stochastic_steps(sampler: Sampler, iteration: int, seed: int) -> tuple[int, ...]:
     """Indices of the steps that are stochastic (and trained) in this iteration; none for a deterministic sampler."""
-    if sampler.level is None:
+    if sampler.noise_level is None:
         return ()
     window = sampler.window
     return samplers.window_steps(
@@ -224,7 +224,8 @@ def _draw_chunk(
         return generator.velocity(x, t, cond, sampler.guidance)
 
     latents, path = samplers.sample(
-        velocity, x, times, kind=sampler.kind, level=sampler.level or 0.0, steps=steps, noise=noise, keep=keep,
+        velocity, x, times, kind=sampler.kind, noise_level=sampler.noise_level or 0.0, steps=steps, noise=noise,
+        keep=keep,
         on_x0=(lambda _, x0: predicted.append(x0)) if predictions else None,
     )  # fmt: skip
     if path is not None and predictions:

@@ -71,12 +71,16 @@ def _stochastic(name: str, scheduler: object, times: Tensor, noise: Tensor, kind
     """What to do about a scheduler that draws fresh noise between steps."""
     fresh = torch.Generator().manual_seed(5)
     draws = [torch.randn(noise.shape, generator=fresh, dtype=torch.float64) for _ in range(STEPS)]
-    ours = sample(_velocity, noise, times.double(), kind="cps", level=1.0, noise=draws.__getitem__)[0]
+    ours = sample(_velocity, noise, times.double(), kind="cps", noise_level=1.0, noise=draws.__getitem__)[0]
     theirs = [_theirs(scheduler, noise, seed, 1.0) for seed in range(4)]
     alike = abs(float(torch.stack(theirs).std() / ours.std()) - 1) < 0.1
     if alike and "cps" in kinds:
         return ""
-    advice = "sampler {kind: cps, level: 1} takes the same steps" if alike else "stochastic kinds of sampler are nearer"
+    advice = (
+        "sampler {kind: cps, noise_level: 1} takes the same steps"
+        if alike
+        else "stochastic kinds of sampler are nearer"
+    )
     return (
         f"this folder's {name} adds fresh noise at every step (LCM, stochastic_sampling) and is replaced by "
         f"deterministic Euler steps; {advice}"

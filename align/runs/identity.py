@@ -11,7 +11,7 @@ from typing import Any
 from align.data.prompts import Prompt
 
 MEMORY_ALONE = (
-    "train.micro_batch",
+    "train.chunk",
     "train.gradient_checkpointing",
     "rollout.chunk",
     "rollout.decode_chunk",

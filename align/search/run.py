@@ -143,7 +143,7 @@ def search_batch(
     prompts = [store.prompts[number] for number in numbers]
     sampler = config.search.sampler
     if sampler.stochastic:
-        sampler = sampler.model_copy(update={"kind": "ode", "level": None})
+        sampler = sampler.model_copy(update={"kind": "ode", "noise_level": None})
     plain = SearchOnly(search=BestOfN(n=1, sampler=sampler), budget=Budget(decodes=1))
     both = []
     for settings in (plain, SearchOnly(search=config.search, budget=config.budget)):

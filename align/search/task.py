@@ -112,9 +112,9 @@ class Task(PromptBatch):
         x, v, t, t_next = particles.x, particles.v, self.times[i], self.times[i + 1]
         if not self.noisy(i):
             return samplers.step("ode", x, v, t, t_next)
-        noise, level = self.noise(particles, *purpose, "step", i), self.sampler.level or 0.0
+        noise, level = self.noise(particles, *purpose, "step", i), self.sampler.noise_level or 0.0
         second = float(self.times[1])
-        return samplers.step(self.sampler.kind, x, v, t, t_next, level=level, t_second=second, noise=noise)
+        return samplers.step(self.sampler.kind, x, v, t, t_next, noise_level=level, t_second=second, noise=noise)
 
     def noisy(self, i: int) -> bool:
         """Whether step ``i`` adds noise: every one of a stochastic sampler but the last, whose noise would stay."""
@@ -152,7 +152,7 @@ class Task(PromptBatch):
             particles.x,
             self.times[first : last + 1],
             kind=self.sampler.kind,
-            level=self.sampler.level or 0.0,
+            noise_level=self.sampler.noise_level or 0.0,
             steps=[i - first for i in range(first, last) if self.noisy(i)],
             noise=lambda i: self.noise(particles, *purpose, "step", first + i),
         )

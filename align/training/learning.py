@@ -41,7 +41,7 @@ class Learning:
     def __init__(self, config: Config, learners: Mapping[str, Learner], bench: Bench, processes: Processes) -> None:
         self.recipe: Recipe = config.recipe
         self.learners, self.bench, self.processes = dict(learners), bench, processes
-        self.chunk, self.filter = config.train.micro_batch, getattr(config.rollout, "filter", None)
+        self.chunk, self.filter = config.train.chunk, getattr(config.rollout, "filter", None)
         self.found: list[tuple[Tensor, Scores, Tensor]] = []
 
     def filtered(self, rollout: Scored) -> tuple[Scored, list[int]]:

@@ -82,7 +82,7 @@ class RBF(Method):
             def child(parents: Particles, k: int, i: int = i) -> Tensor:
                 noise = task.noise(parents.numbered(k), "child", trial, i)
                 x, v, level = parents.x, parents.v, levels[i]
-                return samplers.step("cps", x, v, times[i], times[i + 1], level=level, noise=noise).x
+                return samplers.step("cps", x, v, times[i], times[i + 1], noise_level=level, noise=noise).x
 
             now, used = self.draw(task, child, times[i + 1], allowed, best_so_far, now, f"step {i}: child")
             best_so_far, left, saved = torch.fmax(best_so_far, now.value), left - used, allowed - used
