@@ -17,7 +17,7 @@ from align.rollout.rollout import Drawn
 from align.training.processes import Processes
 from generators.base import Generator
 from rewards.base import Reward, RewardError, Scores
-from rewards.serving.dispatch import Part, joined
+from rewards.parts import Part, joined
 
 
 class Scoring:

@@ -18,7 +18,7 @@ from align.training.learner import Learner
 from align.training.processes import Processes
 from align.training.sharding import borrowed
 from rewards.base import Scores
-from rewards.serving.dispatch import Part, joined
+from rewards.parts import Part, joined
 
 if TYPE_CHECKING:
     from align.config.settings import Config

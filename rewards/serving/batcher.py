@@ -18,7 +18,7 @@ from torch import Tensor
 from alignflow.errors import AlignflowError
 from alignflow.text import first_line
 from rewards.base import Reward, RewardExitError, Scores
-from rewards.serving.dispatch import Part, joined
+from rewards.parts import Part, joined
 from rewards.serving.wire import Request
 
 PIECE = 1 << 24

@@ -15,14 +15,15 @@ from alignflow.extras import optional
 from alignflow.lazy import lazy
 from rewards import AnyReward
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
-from rewards.serving.dispatch import Dispatcher, UnansweredError, parts_of
+from rewards.parts import parts_of
+from rewards.serving.dispatch import Dispatcher, UnansweredError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rewards.parts import Part
     from rewards.serving import pool_worker
-    from rewards.serving.dispatch import Part
 else:
     pool_worker = lazy("rewards.serving.pool_worker")
 

@@ -14,14 +14,15 @@ from alignflow.lazy import lazy
 from alignflow.strict import Address, Seconds
 from alignflow.waiting import pause
 from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, resolved
-from rewards.serving.dispatch import Dispatcher, UnansweredError, parts_of, pause_before
+from rewards.parts import parts_of
+from rewards.serving.dispatch import Dispatcher, UnansweredError, pause_before
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from rewards.parts import Part
     from rewards.serving import fetch, wire
-    from rewards.serving.dispatch import Part
 else:
     fetch, wire = lazy("rewards.serving.fetch"), lazy("rewards.serving.wire")
 
