@@ -22,7 +22,7 @@ import torch
 
 from align.config import registry
 from align.data.prompts import Prompt, read_prompts
-from align.evaluation.evaluate import mean, standard_error
+from align.maths.statistics import mean, standard_error
 from align.policy.build import build_rewards, hush
 from align.rollout.rollout import diversity
 from align.search.driver import make, parse, spend

@@ -192,3 +192,8 @@ class Reward:
             RewardError: the function returned something that is not N numbers, or an input it wants is missing.
         """
         return checked_scores(self, media, list(prompts), group, inputs)
+
+
+def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
+    """Names of the :data:`INPUTS` that at least one of the rewards needs, in order of first use."""
+    return tuple(dict.fromkeys(name for reward in rewards.values() for name in reward.wants))

@@ -25,6 +25,7 @@ from align.maths.losses import (
     x_at,
 )
 from align.maths.samplers import step
+from align.maths.statistics import mean, standard_error
 from align.maths.weights import softmax_weight
 
 SHAPES = [(6, 3, 4, 4), (6, 3, 5, 2, 2)]
@@ -454,3 +455,14 @@ def test_terms_do_not_see_each_other():
     for name, value in plain.items():
         assert value.shape == (8,), name
         torch.testing.assert_close(mixed[name], value[rows], msg=name)
+
+
+def test_statistics_of_scores():
+    """1, 2, 3, 4: mean 5/2, variance 5/3, standard error sqrt(5/12); too few values have none."""
+    values = numbers(1.0, 2.0, 3.0, 4.0)
+    assert mean(values) == 2.5
+    assert standard_error(values) == pytest.approx(math.sqrt(5 / 12), abs=1e-15)
+    assert mean(values[:1]) == 1.0
+    assert math.isnan(standard_error(values[:1]))
+    assert math.isnan(mean(values[:0]))
+    assert math.isnan(standard_error(values[:0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from align.data.files import writing
 from align.data.media import fit, read_pixels, to_tensor
-from align.data.prompts import Prompt
+from align.data.prompts import Prompt, check_media
 from align.data.tables import Cell
 from alignflow.errors import DataError
 from generators.base import Conditioning, Generator
 from generators.text_cache import TextCache
+from rewards.base import Reward
 
 Inputs = dict[str, Any]
 """``image [N, 3, H, W]``, ``mask [N, 1, H, W]`` in [0, 1], ``metadata`` N dicts; only what was asked for."""
@@ -71,6 +72,13 @@ def read_inputs(prompts: Sequence[Prompt], names: Iterable[str], size: tuple[int
         stacked = torch.stack([to_tensor(fit(one[name], size)) for one in images])
         found[name] = stacked.mean(1, keepdim=True) if name == "mask" else stacked
     return found
+
+
+def check_needs(prompts: Sequence[Prompt], generator: Generator, rewards: Mapping[str, Reward]) -> None:
+    """Raise DataError for a prompt that comes without an image which the generator or a reward needs."""
+    check_media(prompts, generator.inputs, generator.pipeline_class)
+    for reward in rewards.values():
+        check_media(prompts, reward.wants, f"reward {reward.name!r}")
 
 
 def take(inputs: Inputs, row: Tensor) -> Inputs:

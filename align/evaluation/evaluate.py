@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from align.data.files import without_nan
 from align.data.grids import save_samples, still
-from align.data.inputs import Inputs, encode, read_inputs
+from align.data.inputs import Inputs, check_needs, encode, read_inputs
 from align.data.media import to_pixels
-from align.data.prompts import Prompt, check_media, read_prompts
+from align.data.prompts import Prompt, read_prompts
 from align.evaluation import alone
 from align.evaluation.per_prompt import PromptScores, kind_of
 from align.evaluation.spread import Spread
 from align.maths.seeds import derive
+from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards, trainable
 from align.policy.roles import Roles
 from align.policy.trained import load_policy
@@ -32,7 +32,7 @@ from align.runs import devices
 from align.runs.lock import check_unwritten, locked
 from alignflow.errors import CheckpointError, ConfigError
 from generators.base import Conditioning, Generator
-from rewards.base import Reward
+from rewards.base import Reward, wanted
 
 if TYPE_CHECKING:
     from align.config.sampling import Sampler
@@ -87,16 +87,6 @@ class Evaluation:
             )
             for i, prompt in enumerate(self.prompts)
         ]
-
-
-def mean(values: Tensor) -> float:
-    """Mean, NaN for none."""
-    return float(values.double().mean()) if len(values) else math.nan
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean, NaN for fewer than two."""
-    return float(values.double().std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def evaluate(
@@ -202,11 +192,6 @@ def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
     return inputs["image"] * (1 - mask) + 0.5 * mask
 
 
-def wanted(rewards: Mapping[str, Reward]) -> tuple[str, ...]:
-    """Names of the inputs that any of the rewards asks for."""
-    return tuple(dict.fromkeys(name for reward in rewards.values() for name in reward.wants))
-
-
 def held_out(
     source: Prompts,
     settings: Evaluate,
@@ -229,13 +214,6 @@ def held_out(
     if skipped is None:
         check_needs(prompts, generator, rewards)
     return prompts
-
-
-def check_needs(prompts: Sequence[Prompt], generator: Generator, rewards: Mapping[str, Reward]) -> None:
-    """Raise DataError for a prompt that comes without an image which the generator or a reward needs."""
-    check_media(prompts, generator.inputs, generator.pipeline_class)
-    for reward in rewards.values():
-        check_media(prompts, reward.wants, f"reward {reward.name!r}")
 
 
 def sample_media(

@@ -1,1 +1,1 @@
-"""Formulas on tensors: samplers, losses, advantages, weights, pairs. Imports torch and itself only."""
+"""Formulas on tensors: samplers, losses, advantages, weights, pairs, statistics. Imports torch and itself only."""

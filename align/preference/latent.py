@@ -12,9 +12,8 @@ from torch import Tensor
 
 from align.config.load import dump_config
 from align.data.files import new_folder, write_json, write_text
-from align.data.inputs import encode, take
+from align.data.inputs import check_needs, encode, take
 from align.data.prompts import Prompt, read_prompts
-from align.evaluation.evaluate import check_needs
 from align.maths.losses import x_at
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards

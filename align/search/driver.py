@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from align.data.inputs import encode
+from align.data.inputs import check_needs, encode
 from align.data.prompts import Prompt
-from align.evaluation.evaluate import check_needs
 from align.search.base import Method
 from align.search.budget import BudgetSpent
 from align.search.results import Found

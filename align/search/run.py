@@ -17,12 +17,12 @@ from align.config.load import dump_config
 from align.data import tables
 from align.data.files import new_folder, write_json
 from align.data.grids import save_samples, still
-from align.data.inputs import encode
+from align.data.inputs import check_needs, encode
 from align.data.media import encode as encode_media
 from align.data.media import to_pixels
 from align.data.prompts import Prompt, read_prompts
 from align.data.screening import Needs, recorded, usable
-from align.evaluation.evaluate import check_needs, mean, standard_error, wanted
+from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards
 from align.policy.lora import load_lora
 from align.runs import devices
@@ -41,7 +41,7 @@ from align.search.task import LatentReward
 from alignflow.errors import RunFolderError, SearchError
 from alignflow.lazy import lazy
 from generators.base import Generator
-from rewards.base import Reward
+from rewards.base import Reward, wanted
 from rewards.call import load_object
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from align.data.prompts import Prompt
 from align.data.screening import Needs, recorded, usable
 from align.evaluation import alone
-from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, wanted
+from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid
 from align.evaluation.per_prompt import write_scores
 from align.policy.build import build_rewards
 from align.report import write_report
@@ -19,7 +19,7 @@ from align.runs import checkpoint
 from align.runs.best import Best
 from align.runs.progress import Progress, said
 from align.training.lr import due
-from rewards.base import Reward
+from rewards.base import Reward, wanted
 
 if TYPE_CHECKING:
     from align.training.trainer import Trainer

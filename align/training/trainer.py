@@ -16,7 +16,6 @@ from align.checking.remedies import explained
 from align.data.files import new_folder
 from align.data.inputs import remember
 from align.evaluation import alone
-from align.evaluation.evaluate import wanted
 from align.maths import advantages
 from align.policy.build import add_trained, build_generator, build_rewards, build_roles, contexts, sampling_kinds
 from align.report import write_report
@@ -43,7 +42,7 @@ from align.training.sharding import shard
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.memory import compile_networks
-from rewards.base import Scores
+from rewards.base import Scores, wanted
 
 if TYPE_CHECKING:
     from align.config.settings import Config
