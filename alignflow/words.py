@@ -1,10 +1,10 @@
-"""Lists of names in messages: the likeliest first, and never too many."""
+"""Words of messages: lists of names that are never too long, numbers of things, settings on one line."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -38,3 +38,14 @@ def brief(value: object, limit: int = 80) -> str:
         return f"{_REPR.repr(value):.{limit}}"
     except Exception:  # a number of too many digits, or a class of the user's own
         return f"a {type(value).__name__}"
+
+
+def count(number: int, word: str) -> str:
+    """``1 prompt``, ``2 prompts``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def one_line(settings: Mapping[str, object]) -> str:
+    """``nft beta=1.0 kl=0.1``."""
+    rest = " ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")
+    return f"{settings.get('kind', '')} {rest}".strip()

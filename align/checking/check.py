@@ -11,14 +11,15 @@ from pathlib import Path
 
 from align.checking.folder_check import folder_problems, lora_problems, scheduler_line, target_problems
 from align.config import memory, registry, sharding
-from align.config.sampling import Sampler
+from align.config.sampling import sampler_line
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
-from align.data.tables import HUB
+from align.data.tables import table_problems
 from align.runs import devices
-from alignflow.errors import ConfigError, DataError, Problem
+from alignflow.errors import ConfigError, Problem
 from alignflow.extras import remedy
 from alignflow.paths import exists, expanded
+from alignflow.words import count, one_line
 from alignflow.worlds.shapes import WORLDS, pipelines
 
 
@@ -98,26 +99,6 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def sampler_line(sampler: Sampler) -> str:
-    """A sampler in a few words."""
-    level = f", noise level {sampler.noise_level:g}" if sampler.noise_level is not None else ""
-    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
-    window = sampler.window
-    stretch = f", {window.size} stochastic ({window.strategy})" if window.strategy != "all" else ""
-    return f"{count(sampler.steps, f'{sampler.kind} step')}{level}{stretch}{guidance}"
-
-
-def one_line(settings: dict[str, object]) -> str:
-    """``nft beta=1.0 kl=0.1``."""
-    rest = " ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")
-    return f"{settings.get('kind', '')} {rest}".strip()
-
-
-def count(number: int, word: str) -> str:
-    """``1 prompt``, ``2 prompts``."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
 # -- files and packages -----------------------------------------------------------------------------------------------
 
 
@@ -168,24 +149,6 @@ def _stored(config: Config) -> list[Problem]:
 
 def _check_inputs(prompts: list[Prompt], generator: str) -> None:
     check_media(prompts, registry.inputs(generator), f"generator {generator}")
-
-
-def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:
-    """What ``read`` cannot read of the file that the setting ``path`` names. A dataset of the hub is not asked for."""
-    if source.startswith(HUB):
-        return _hub(path, source)
-    try:
-        read(source)
-    except DataError as error:
-        return [Problem(path, str(error))]
-    return []
-
-
-def _hub(path: str, source: str) -> list[Problem]:
-    """A dataset is fetched when the run begins; here only whether it can be."""
-    if find_spec("datasets") is None:
-        return [Problem(path, f"{source} needs the package datasets: {remedy('datasets')}")]
-    return []
 
 
 def _policy(config: Config) -> list[Problem]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from alignflow.kinds import problems_at
 from alignflow.settings import Problems, Settings
+from alignflow.words import count
 
 LEVELS: dict[str, float | None] = {
     "ode": None,
@@ -110,3 +111,12 @@ class Sampler(Settings):
         if problems:
             raise problems_at(problems)
         return self
+
+
+def sampler_line(sampler: Sampler) -> str:
+    """A sampler in a few words."""
+    level = f", noise level {sampler.noise_level:g}" if sampler.noise_level is not None else ""
+    guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
+    window = sampler.window
+    stretch = f", {window.size} stochastic ({window.strategy})" if window.strategy != "all" else ""
+    return f"{count(sampler.steps, f'{sampler.kind} step')}{level}{stretch}{guidance}"

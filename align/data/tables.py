@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from alignflow.errors import DataError
-from alignflow.extras import optional
+from alignflow.errors import DataError, Problem
+from alignflow.extras import optional, remedy
 from alignflow.files.rows import RowError, csv_rows, json_rows
 from alignflow.paths import expanded, is_file
 from alignflow.text import first_line, printable
@@ -84,6 +85,24 @@ def table_path(source: str) -> Path:
     if not is_file(path):
         raise DataError(f"file {printable(path, 300)} does not exist (looked in {Path.cwd()})")
     return path
+
+
+def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:
+    """What ``read`` cannot read of the file that the setting ``path`` names. A dataset of the hub is not asked for."""
+    if source.startswith(HUB):
+        return _hub(path, source)
+    try:
+        read(source)
+    except DataError as error:
+        return [Problem(path, str(error))]
+    return []
+
+
+def _hub(path: str, source: str) -> list[Problem]:
+    """A dataset is fetched when the run begins; here only whether it can be."""
+    if find_spec("datasets") is None:
+        return [Problem(path, f"{source} needs the package datasets: {remedy('datasets')}")]
+    return []
 
 
 # -- datasets ---------------------------------------------------------------------------------------------------------

@@ -8,19 +8,21 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from align.checking.check import generator_problems, one_line, table_problems
+from align.checking.check import generator_problems
 from align.config import registry
 from align.config.load import Files, load_settings
 from align.config.memory import conflicts, missing
 from align.config.sampling import Sampler
 from align.config.settings import REWARD, GeneratorConfig
 from align.data.prompts import read_prompts
+from align.data.tables import table_problems
 from align.preference.table import read_judged
 from align.runs import devices
 from alignflow.devices import NAMES, malformed
 from alignflow.errors import ConfigError, Problem
 from alignflow.kinds import OneOf, listing, problems_at
 from alignflow.settings import RunSettings, Settings
+from alignflow.words import one_line
 from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.judges.settings import JudgeRewardSettings, Local

@@ -9,13 +9,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.checking.check import generator_problems, one_line, sampler_line, table_problems
+from align.checking.check import generator_problems
 from align.checking.folder_check import lora_problems
 from align.config import registry
 from align.config.load import Files, load_settings
 from align.config.memory import conflicts, missing
+from align.config.sampling import sampler_line
 from align.config.settings import REWARD, GeneratorConfig, Samples, derived
 from align.data.prompts import read_prompts
+from align.data.tables import table_problems
 from align.runs import devices
 from align.search.base import Method
 from align.search.budget import Budget
@@ -23,6 +25,7 @@ from alignflow.errors import ConfigError
 from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
+from alignflow.words import one_line
 from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.scopes import without_gradient
