@@ -288,7 +288,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
             problems.append(Problem("", f"{len(keys)} nested keys; no setting is nested that deep", place))
             continue
         try:
-            data, _ = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]
+            data, inside = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]
         except ConfigError as error:
             for problem in error.problems:
                 said = problem.message.replace("not readable as YAML", "the value is not YAML")
@@ -296,7 +296,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
             continue
         for key in reversed(keys):
             data = {key: data}
-        layers.append(Layer(data, {keys: place}))
+        layers.append(Layer(data, {keys: place} | dict.fromkeys(((*keys, *path) for path in inside), place)))
     if problems:
         raise ConfigError(problems)
     return layers
