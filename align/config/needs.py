@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from align.maths.samplers import STOCHASTIC
+from alignflow.kinds import nearest
 from alignflow.settings import Problems
-from rewards.scopes import has_parts, known_scope
+from alignflow.words import listing
+from rewards.scopes import has_parts, known_scope, without_gradient
 
 if TYPE_CHECKING:
     from align.config.settings import Config
     from rewards.base import RewardSettings
 
+ROLES = ("behaviour", "reference", "anchor")
+"""Roles that a recipe can declare: a run copies and updates them, see :mod:`align.policy.roles`."""
+
 
 def problems(config: Config) -> Problems:
     """(path, message) of every need of the recipe that the config does not meet, and of its learners."""
-    found: Problems = []
+    found = _declarations(config)
     for need in config.recipe.needs:
-        found += CHECKS[need](config)
+        found += CHECKS[need](config) if need in CHECKS else []
     return found + _learners(config)
+
+
+def _declarations(config: Config) -> Problems:
+    """Needs and roles that a recipe declares and no run has: misspelt ones, which would otherwise be ignored."""
+    recipe = config.recipe
+    declared: list[tuple[str, Iterable[str], Iterable[str]]] = [
+        ("need", recipe.needs, CHECKS),
+        ("role", recipe.roles(config), ROLES),
+    ]
+    return [
+        ("recipe.kind", f"{recipe.kind} declares the {what}{nearest(name, known)}; there are {listing(known)}")
+        for what, names, known in declared
+        for name in names
+        if name not in known
+    ]
 
 
 def _trajectory(config: Config) -> Problems:
@@ -45,10 +65,11 @@ def _reward_gradient(config: Config) -> Problems:
     if reward is None:
         return []
     if reward.gradient() is False:
-        message = (
-            f"{kind} follows the reward's gradient, and {_kind(reward)} has none; `alignflow recipes` says which do"
-        )
-        return [("reward", message)]
+        remedy = "`alignflow recipes` says which do"
+        return [
+            (place, f"{kind} follows the reward's gradient, and {name} has none; {remedy}")
+            for place, name in without_gradient(reward).items()
+        ]
     if known_scope(reward) != "sample":
         return [("reward", f"{kind} scores samples chunk by chunk, and {_kind(reward)} compares samples")]
     if config.rollout.filter is not None or config.rollout.overlap != "none":
