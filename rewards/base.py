@@ -130,6 +130,13 @@ class Scores:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     steps: Tensor | None = None
 
+    def rows(self, start: int, stop: int) -> Scores:
+        """Scores of the samples ``start`` to ``stop - 1``."""
+        some = slice(start, stop)
+        reasons = {index - start: why for index, why in self.reasons.items() if start <= index < stop}
+        parts = {name: values[some] for name, values in self.parts.items()}
+        return Scores(self.values[some], reasons, parts, None if self.steps is None else self.steps[some])
+
 
 @dataclass(frozen=True)
 class Reward:

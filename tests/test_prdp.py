@@ -14,7 +14,7 @@ from align.config.sampling import Sampler
 from align.maths import samplers
 from align.maths.samplers import Trajectory
 from align.recipes.prdp import PRDP
-from align.rollout.bench import Point
+from align.rollout.bench import Bench, Point
 from align.rollout.rollout import Scored
 from align.training.trainer import train
 from generators.base import Conditioning
@@ -29,6 +29,8 @@ class Fields:
 
     def __init__(self, **roles) -> None:
         self.roles = roles
+
+    steps = Bench.steps
 
     def velocity(self, role: str, point: Point) -> Tensor:
         return self.roles[role](point.x, point.t)

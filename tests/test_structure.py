@@ -169,9 +169,11 @@ def imported(node: ast.stmt) -> Iterator[tuple[str, str]]:
         yield from ((alias.asname or alias.name, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
         for alias in node.names:
-            ours = (node.module or "").split(".")[0] in PACKAGES
-            mark = ":" if ours and not is_module(f"{node.module}.{alias.name}") else "."
-            yield alias.asname or alias.name, f"{node.module}{mark}{alias.name}"
+            if (node.module or "").split(".")[0] not in PACKAGES:
+                marks = ":."  # a module or a name of another package
+            else:
+                marks = "." if is_module(f"{node.module}.{alias.name}") else ":"
+            yield from ((alias.asname or alias.name, f"{node.module}{mark}{alias.name}") for mark in marks)
 
 
 def is_module(name: str) -> bool:

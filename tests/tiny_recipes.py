@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from align.maths.losses import Loss, weighted_fm
-from align.recipes.base import ForwardRecipe, Need, NoisedTerms, noised
+from align.recipes.base import ForwardRecipe, NoisedTerms, noised
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored
 from rewards.base import Scores
@@ -19,7 +19,7 @@ SEEN: dict[str, list[Any]] = {}
 class Recording(ForwardRecipe):
     """Flow matching that records scores, looks and terms"""
 
-    needs: ClassVar[tuple[Need, ...]] = ("trajectory", "step_scores")
+    needs = ("trajectory", "step_scores")
     kind: Literal["recording"] = "recording"
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:

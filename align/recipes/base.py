@@ -1,6 +1,6 @@
 """Interface of an algorithm: settings, credit from scores, loss terms, loss. The trainer does everything else.
 
-The formulas are in :mod:`align.maths`; torch is imported on first use.
+The formulas are in :mod:`align.maths`. A recipe imports its names from here; torch is imported on first use.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field
 
-from align.maths import losses
+from align.maths import advantages, losses
+from align.maths.losses import Loss as Loss
 from align.maths.seeds import derive
 from alignflow.lazy import lazy
 from alignflow.strict import Strict
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    import torch as torch
+    from torch import Tensor as Tensor
 
-    from align.maths.losses import Loss
-    from align.rollout import bench as benches
-    from align.rollout.bench import Bench, Point
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
+    from align.rollout.bench import Bench as Bench
+    from align.rollout.bench import Point as Point
+    from align.rollout.rollout import Scored as Scored
+    from rewards.base import Scores as Scores
 else:
-    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+    torch, Tensor = lazy("torch"), lazy("torch:Tensor")
+    Bench, Point = lazy("align.rollout.bench:Bench"), lazy("align.rollout.bench:Point")
+    Scored, Scores = lazy("align.rollout.rollout:Scored"), lazy("rewards.base:Scores")
 
 Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_scores", "text_gradient"]
 """What a recipe needs of a run:
@@ -75,6 +77,14 @@ class NoisedTerms(Terms):
     t: Tensor
     credit: Tensor
 
+    @classmethod
+    def of(cls, rollout: Scored, credit: Tensor, weight: Tensor, slots: range, span: tuple[float, float]) -> Self:
+        """Every sample at a stratified time of ``span`` per slot, with the credit and weight ``[N]`` of its sample."""
+        count = len(credit)
+        sample, slot = torch.arange(count).repeat_interleave(len(slots)), torch.tensor([*slots]).repeat(count)
+        t = stratified_times(rollout.seeds, len(slots), span).flatten()
+        return cls(sample=sample, slot=slot, weight=weight[sample], t=t, credit=credit[sample])
+
 
 class Noised(NamedTuple):
     """M noised copies: the samples ``x0``, the noise ``eps``, and the point ``x_t`` between them."""
@@ -113,7 +123,7 @@ class Objective(Strict):
 
     def terms_per_sample(self, config: Any) -> float:
         """Terms of the loss per sample of the rollout, for the batch geometry in words."""
-        raise NotImplementedError
+        return 1
 
     def rows_per_term(self, config: Any) -> int:
         """Rows of the network call with gradient per term, for the estimate of memory."""
@@ -156,8 +166,11 @@ class Recipe(Objective):
         return []
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
-        """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``."""
-        raise NotImplementedError
+        """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``.
+
+        The scores themselves, unless a recipe computes something of them.
+        """
+        return scores.values
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
         """What the updates of a rollout share, computed before the first of them, without gradient.
@@ -173,13 +186,32 @@ class Recipe(Objective):
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """Roles of the policy that loss or rollout use with these settings: see :mod:`align.policy.roles`. A run holds
-        no others for it."""
-        return ("behaviour",) if self.behaviour == "behaviour" else ()
+        no others for it.
+
+        Of a recipe with a setting ``kl``, a pull to the base, the reference where that has a weight.
+        """
+        sampled = ("behaviour",) if self.behaviour == "behaviour" else ()
+        return (*sampled, "reference") if getattr(self, "kl", 0) else sampled
 
     def decay(self, role: str, step: int) -> float:
         """After the updates of rollout ``step`` (from 1): ``role <- d role + (1 - d) policy``, for the roles behaviour
         and anchor; 0 follows the policy, 1 stays."""
         return 0.0
+
+
+class GroupRecipe(Recipe):
+    """Recipes that compare the samples of a prompt by their advantages."""
+
+    compares_group: ClassVar[bool] = True
+    normalise_by: advantages.Divisor = Field(
+        "global",
+        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
+        "rewards | centred = std of all rewards minus their group means | none = 1",
+    )
+
+    def advantage(self, scores: Scores, group: Tensor, clip: float | None) -> Tensor:
+        """Advantages ``[N]``, 0 for a missing score; larger ones than ``clip`` are clipped."""
+        return advantages.group_advantage(scores.values, group, normalise_by=self.normalise_by, clip=clip)
 
 
 class ForwardRecipe(Recipe):
@@ -206,17 +238,13 @@ class ForwardRecipe(Recipe):
             return []
         return [("rollout.by_reward", f"{self.kind} compares samples: set it, or use flow_rwr without control_variate")]
 
-    def roles(self, config: Any) -> tuple[str, ...]:
-        """The reference too, where something pulls towards it."""
-        return (*super().roles(config), *(("reference",) if self.kl else ()))
-
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
         return self.timesteps
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at :attr:`timesteps` stratified times."""
-        return noised_terms(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
+        return NoisedTerms.of(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
 
     def anchored(self, loss: Loss, point: Point, bench: Bench) -> Loss:
         """Add ``kl * mean (v - v_ref)^2`` at the point, where ``kl`` has a weight."""
@@ -226,22 +254,12 @@ class ForwardRecipe(Recipe):
         return losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
 
 
-def noised_terms(
-    rollout: Scored, credit: Tensor, weight: Tensor, slots: range, span: tuple[float, float]
-) -> NoisedTerms:
-    """Every sample at one stratified time of ``span`` per slot, with the credit and weight ``[N]`` of its sample."""
-    count = len(credit)
-    sample, slot = torch.arange(count).repeat_interleave(len(slots)), torch.tensor([*slots]).repeat(count)
-    t = stratified_times(rollout.seeds, len(slots), span).flatten()
-    return NoisedTerms(sample=sample, slot=slot, weight=weight[sample], t=t, credit=credit[sample])
-
-
 def noised(terms: NoisedTerms, rollout: Scored) -> Noised:
     """The terms' samples with the terms' noise at the terms' times."""
     x0 = rollout.latents[terms.sample]
     eps = rollout.noise(terms.sample, terms.slot)
     t = terms.t.to(x0.device)
-    return Noised(x0, eps, benches.Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
+    return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
 
 
 def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) -> Tensor:

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from align.maths import losses, pairs
-from align.recipes.base import ForwardRecipe, Terms, stratified_times
-from alignflow.lazy import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from align.maths.losses import Loss
-    from align.rollout import bench as benches
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
-else:
-    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+from align.recipes.base import Bench, ForwardRecipe, Loss, Point, Scored, Tensor, Terms, stratified_times, torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +26,11 @@ class FlowDPO(ForwardRecipe):
     second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
     """
 
-    renamed: ClassVar[dict[str, str]] = {"refresh": "reference_every"}
-    compares_group: ClassVar[bool] = True
+    renamed: ClassVar = {"refresh": "reference_every"}
+    compares_group = True
     kind: Literal["flow_dpo"] = "flow_dpo"
     beta: float = Field(
-        500.0, gt=0, description="beta in -log sigmoid(-beta/2 [...]), with errors averaged over dimensions"
+        500.0, gt=0, description="beta in -log sigmoid(-beta/2 [...]); errors are means over dimensions"
     )
     pairs: int = Field(1, ge=1, description="pairs formed from each group")
     margin: float = Field(0.0, ge=0, description="minimum reward difference of a pair (exclusive)")
@@ -60,9 +47,8 @@ class FlowDPO(ForwardRecipe):
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs two samples of a prompt."""
-        if config.rollout.kind == "samples":
-            return [("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")]
-        return []
+        problem = ("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")
+        return [problem] if config.rollout.kind == "samples" else []
 
     def rows_per_term(self, config: Any) -> int:
         """Winner and loser."""
@@ -72,12 +58,11 @@ class FlowDPO(ForwardRecipe):
         """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
         return tuple(dict.fromkeys(("anchor" if self.reference_every else "reference", *super().roles(config))))
 
-    def credit(self, scores: Scores, group: Tensor) -> Tensor:
-        """The rewards themselves; pairs are formed inside a group, so inside one process."""
-        return scores.values
-
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
-        """Every pair at :attr:`timesteps` stratified times; the term's sample is the winner."""
+        """Every pair at :attr:`timesteps` stratified times; the term's sample is the winner.
+
+        A group, and so a pair, is inside one process.
+        """
         chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
         rows = torch.arange(len(chosen.winner)).repeat_interleave(self.timesteps)
         slot = torch.arange(self.timesteps).repeat(len(chosen.winner))
@@ -92,11 +77,9 @@ class FlowDPO(ForwardRecipe):
         eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
         t = terms.t.to(x0.device).repeat(2)
         target = eps - x0[both]
-        point = benches.Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
-        v, v_ref = (
-            bench.velocity("policy", point),
-            bench.velocity("anchor" if self.reference_every else "reference", point),
-        )
+        point = Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
+        before = "anchor" if self.reference_every else "reference"
+        v, v_ref = bench.velocity("policy", point), bench.velocity(before, point)
         (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
         loss = losses.pair_pref(won, lost, ref_won, ref_lost, self.beta)
         if not self.kl:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from align.maths import losses, weights
-from align.recipes.base import ForwardRecipe, NoisedTerms, noised
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from align.maths.losses import Loss
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
+from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Scores, Tensor, noised
 
 
 class FlowRWR(ForwardRecipe):
@@ -26,7 +18,7 @@ class FlowRWR(ForwardRecipe):
     ``control_variate``.
     """
 
-    compares_group: ClassVar[bool] = True
+    compares_group = True
     kind: Literal["flow_rwr"] = "flow_rwr"
     temperature: float = Field(
         0.5,

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from align.maths import advantages, losses, weights
-from align.recipes.base import ForwardRecipe, NoisedTerms, noised
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from align.maths.losses import Loss
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
+from align.maths import losses, weights
+from align.recipes.base import Bench, ForwardRecipe, GroupRecipe, Loss, NoisedTerms, Scored, Scores, Tensor, noised
 
 
-class NFT(ForwardRecipe):
+class NFT(GroupRecipe, ForwardRecipe):
     """DiffusionNFT: positive and negative velocities around the old policy, weighted by reward (arXiv 2509.16117)
 
     Group-normalised advantages become a probability ``r`` that a sample is good; the loss pulls
     ``v+ = (1-b) v_old + b v`` to good samples and ``v- = (1+b) v_old - b v`` to bad ones.
     """
 
-    renamed: ClassVar[dict[str, str]] = {"clip": "advantage_clip", "std": "normalise_by", "old": "behaviour_decay"}
-    behaviour: ClassVar[Literal["policy", "behaviour"]] = "behaviour"
-
-    compares_group: ClassVar[bool] = True
+    renamed: ClassVar = {"clip": "advantage_clip", "std": "normalise_by", "old": "behaviour_decay"}
+    behaviour = "behaviour"
     kind: Literal["nft"] = "nft"
     beta: float = Field(
         1.0, gt=0, description="distance of v+ and v- from v_old, relative to v - v_old; small values take larger steps"
     )
     kl: float = Field(1e-4, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
-    normalise_by: advantages.Divisor = Field(
-        "global",
-        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
-        "rewards | centred = std of all rewards minus their group means | none = 1",
-    )
     advantage_clip: float = Field(
         5.0, gt=0, description="advantage that counts as certainty (probability 0 or 1); larger ones are clipped"
     )
@@ -55,9 +40,7 @@ class NFT(ForwardRecipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Probability in [0, 1] that a sample is good; 1/2 for a group without differences."""
-        advantage = advantages.group_advantage(
-            scores.values, group, normalise_by=self.normalise_by, clip=self.advantage_clip
-        )
+        advantage = self.advantage(scores, group, self.advantage_clip)
         return weights.nft_probability(advantage, clip=self.advantage_clip, mode=self.mode)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from align.maths import advantages, losses, pairs
-from align.recipes.base import Need, Recipe, Terms
-from alignflow.lazy import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from align.maths.losses import Loss
-    from align.rollout import bench as benches
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
-else:
-    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+from align.maths import losses, pairs
+from align.recipes.base import Bench, GroupRecipe, Loss, Scored, Scores, Tensor, Terms, torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +19,14 @@ class RewardPairs(Terms):
     gap: Tensor
 
 
-class PRDP(Recipe):
+class PRDP(GroupRecipe):
     """PRDP: the log-ratios of two samples of a prompt predict their reward difference (arXiv 2402.08714)
 
     The loss is 0 where the policy is ``reference * exp(credit D / beta) / Z``, for log-probabilities averaged over the
     D dimensions of a latent. A term is a pair with its S stochastic steps: ``2 S`` rows of the network call.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
-    compares_group: ClassVar[bool] = True
+    needs = ("trajectory",)
     kind: Literal["prdp"] = "prdp"
     beta: float = Field(
         500.0, gt=0, description="target of a pair's log-ratios: advantage difference / beta (averaged over D "
@@ -49,11 +35,6 @@ class PRDP(Recipe):
     ratio_clip: float | None = Field(1e-4, gt=0, description="trust region: change of a step's log-ratio; null = none")
     reduce: Literal["sum", "mean"] = Field(
         "sum", description="log-ratio of a sample: sum or mean (published) over steps"
-    )
-    normalise_by: advantages.Divisor = Field(
-        "global",
-        description="divisor of the advantage r - mean_group: group = std within the group | global = std of all "
-        "rewards | centred = std of all rewards minus their group means | none = 1 (published)",
     )
     pairs: int | None = Field(4, ge=1, description="pairs per group, best with worst first; null = every two samples")
     passes: int = Field(1, ge=1, description="updates of a rollout that use each pair; at most train.updates")
@@ -78,14 +59,12 @@ class PRDP(Recipe):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Advantages ``[N]``, NaN for a missing score, which is in no pair."""
-        advantage = advantages.group_advantage(scores.values, group, normalise_by=self.normalise_by, clip=None)
-        return advantage.where(scores.values.isfinite(), torch.nan)
+        return self.advantage(scores, group, None).where(scores.values.isfinite(), torch.nan)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
         """``logp_ref [M, S]``: log-probabilities of the reference, one step at a time to save memory."""
-        assert rollout.trajectory is not None
-        steps = [torch.full_like(sample, s) for s in range(len(rollout.trajectory.t))]
-        return {"logp_ref": torch.stack([_logp("reference", sample, s, rollout, bench) for s in steps], 1)}
+        steps = [torch.full_like(sample, s) for s in range(len(rollout.path.t))]
+        return {"logp_ref": torch.stack([bench.steps(rollout, sample, s)("reference").logp for s in steps], 1)}
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every pair ``passes`` times. Ties stay: their log-ratios should be equal."""
@@ -100,21 +79,11 @@ class PRDP(Recipe):
 
         Times beta: far from the target the gradient, ``-2 gap``, then has the same size for all beta.
         """
-        assert rollout.trajectory is not None
-        old, ref = rollout.trajectory.logp, rollout.seen["logp_ref"]
+        old, ref = rollout.path.logp, rollout.seen["logp_ref"]
         both, steps = torch.cat([terms.sample, terms.loser]), old.shape[1]
         slot = torch.arange(steps).repeat(len(both))
-        new = _logp("policy", both.repeat_interleave(steps), slot, rollout, bench).unflatten(0, (-1, steps))
+        new = bench.steps(rollout, both.repeat_interleave(steps), slot)("policy").logp.unflatten(0, (-1, steps))
         (a, b), (old_a, old_b) = ((logp - ref[both]).chunk(2) for logp in (new, old[both]))
         gap = terms.gap.to(a.device)
         loss = losses.rdp(a, b, gap, self.beta, old_a=old_a, old_b=old_b, clip=self.ratio_clip, reduce=self.reduce)
         return losses.Loss(self.beta * loss.value, loss.metrics)
-
-
-def _logp(role: str, n: Tensor, s: Tensor, rollout: Scored, bench: Bench) -> Tensor:
-    """Log-probability ``[M]`` that a role gives to the steps ``s [M]`` of the samples ``n [M]``."""
-    path = rollout.trajectory
-    assert path is not None
-    point = benches.Point(path.x[n, s], path.t[s], rollout.cond_of(n), rollout.guidance)
-    v = bench.velocity(role, point)
-    return rollout.step(point.x, v, point.t, path.t_next[s], x_next=path.x_next[n, s]).logp

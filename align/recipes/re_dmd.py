@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from align.maths import advantages, losses
-from align.recipes.base import Learns, Need, NoisedTerms, Objective, Recipe, noised_terms
-from alignflow.lazy import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from align.maths.losses import Loss
-    from align.rollout import bench as benches
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
-else:
-    torch, benches = lazy("torch"), lazy("align.rollout.bench")
+from align.maths import losses
+from align.recipes.base import Bench, GroupRecipe, Learns, Loss, NoisedTerms, Objective, Point, Scored, Scores, Tensor
 
 
 class Critic(Objective):
@@ -37,28 +24,26 @@ class Critic(Objective):
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
         """All samples, those without a score too."""
-        return noised_terms(rollout, credit, torch.ones_like(credit), range(self.timesteps), self.t_range)
+        return NoisedTerms.of(rollout, credit, credit.new_ones(len(credit)), range(self.timesteps), self.t_range)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Plain flow matching."""
         x0, eps = rollout.at_random_step(terms.sample, terms.slot)[2], rollout.noise(terms.sample, terms.slot)
         t = terms.t.to(x0.device)
-        v = bench.velocity("critic", benches.Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
-        return losses.weighted_fm(v, x0, eps, torch.ones_like(t))
+        v = bench.velocity("critic", Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
+        return losses.weighted_fm(v, x0, eps, t.new_ones(len(t)))
 
 
-class ReDMD(Recipe):
+class ReDMD(GroupRecipe):
     """Re-DMD: distil the base into a few-step student, samples weighted by exp(beta A) (Reward Forcing, 2512.04678)
 
     The student is the policy under ``rollout.sampler``; ``cps`` at noise level 1 noises its predictions again, as
     published. The prediction at one step per sample is compared; its reward is that of the sample.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("trajectory", "predictions")
-    compares_group: ClassVar[bool] = True
+    needs = ("trajectory", "predictions")
     kind: Literal["re_dmd"] = "re_dmd"
     beta: float = Field(2.0, ge=0, description="samples weigh exp(beta A); 0 = without the reward, plain DMD")
-    normalise_by: advantages.Divisor = Field("global", description="divisor of A, as for grpo")
     advantage_clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale of the teacher; 1 = no guidance")
     t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
@@ -80,29 +65,22 @@ class ReDMD(Recipe):
         """The critic is updated first, so that it knows the samples on which the student learns."""
         return {"critic": Learns(self.critic, updates=self.critic.updates, lr=self.critic.lr), "policy": Learns(self)}
 
-    def terms_per_sample(self, config: Any) -> float:
-        """One term per sample."""
-        return 1
-
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Weights exp(beta A) of the advantages A; published with fixed statistics of one reward instead."""
-        return (
-            self.beta
-            * advantages.group_advantage(scores.values, group, normalise_by=self.normalise_by, clip=self.advantage_clip)
-        ).exp()
+        return (self.beta * self.advantage(scores, group, self.advantage_clip)).exp()
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
         """Every sample once, with the noise of the slot after the critic's."""
         slots = range(self.critic.timesteps, self.critic.timesteps + 1)
-        return noised_terms(rollout, credit, rollout.valid.float(), slots, self.t_range)
+        return NoisedTerms.of(rollout, credit, rollout.valid.float(), slots, self.t_range)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Distribution matching at the student's prediction, which alone has a gradient."""
         x_t, t_step, _ = rollout.at_random_step(terms.sample, terms.slot)
         cond, t = rollout.cond_of(terms.sample), terms.t.to(x_t.device)
-        x = losses.x0_from(x_t, bench.velocity("policy", benches.Point(x_t, t_step, cond, rollout.guidance)), t_step)
+        x = losses.x0_from(x_t, bench.velocity("policy", Point(x_t, t_step, cond, rollout.guidance)), t_step)
         noisy = losses.x_at(x.detach(), rollout.noise(terms.sample, terms.slot), t)
-        real = bench.velocity("reference", benches.Point(noisy, t, cond, self.guidance))
-        fake = bench.velocity("critic", benches.Point(noisy, t, cond))
+        real = bench.velocity("reference", Point(noisy, t, cond, self.guidance))
+        fake = bench.velocity("critic", Point(noisy, t, cond))
         x_real, x_fake = losses.x0_from(noisy, real, t), losses.x0_from(noisy, fake, t)
         return losses.dmd(x, x_real, x_fake, terms.credit.to(x.device))

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from align.maths import losses
 from align.maths.seeds import whole
-from align.recipes.base import Need, Recipe, ScoredLoss, Terms
-from alignflow.lazy import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from align.rollout import bench as benches
-    from align.rollout import scoring
-    from align.rollout.bench import Bench
-    from align.rollout.rollout import Scored
-    from rewards.base import Scores
-else:
-    torch, benches, scoring = lazy("torch"), lazy("align.rollout.bench"), lazy("align.rollout.scoring")
+from align.recipes.base import Bench, Point, Recipe, Scored, ScoredLoss, Tensor, Terms, torch
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Count | tuple[Count, Count]
@@ -36,7 +23,7 @@ class RewardBackprop(Recipe):
     ``remaining: [1, 10], margin: 2, scale: 1e-3``.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("reward_gradient",)
+    needs = ("reward_gradient",)
     kind: Literal["reward_backprop"] = "reward_backprop"
     last: Steps = Field(1, description="final steps with gradient, or [lowest, highest] to draw from per rollout")
     remaining: Steps = Field(
@@ -58,21 +45,9 @@ class RewardBackprop(Recipe):
         says = f"should be at most rollout.sampler.steps = {steps}, and [lowest, highest] in this order"
         return [(f"recipe.{name}", says) for name, (low, high) in found if not low <= high <= steps]
 
-    def roles(self, config: Any) -> tuple[str, ...]:
-        """The reference for the pull to the base."""
-        return ("reference",) if self.kl else ()
-
-    def terms_per_sample(self, config: Any) -> float:
-        """One."""
-        return 1
-
     def rows_per_term(self, config: Any) -> int:
         """The sample and its copies; of several steps with gradient one is recomputed at a time."""
         return 1 + self.noises
-
-    def credit(self, scores: Scores, group: Tensor) -> Tensor:
-        """The scores, unknown until the loss."""
-        return scores.values
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample."""
@@ -92,15 +67,14 @@ class RewardBackprop(Recipe):
         drift = losses.mse(bench.velocity("policy", point), bench.velocity("reference", point)) if self.kl else None
         for k in range(self.noises):
             x = losses.x_at(x0.detach(), rollout.noise(sample, torch.full_like(sample, k)), point.t)
-            v = bench.velocity("policy", benches.Point(x, point.t, cond, guidance))
+            v = bench.velocity("policy", Point(x, point.t, cond, guidance))
             copies.append(losses.x0_from(x, v, point.t))
         rewards, scores, media = bench.scored(torch.cat(copies), sample.repeat(len(copies)), rollout)
         rewards, known = (one.view(len(copies), -1) for one in (rewards, scores.values.isfinite()))
         value, metrics = losses.reward_backprop(rewards, known, self.margin, self.scale).value, {}
         if drift is not None:
             value, metrics = value + self.kl * drift, {"kl_velocity": drift.detach()}
-        first = scoring.rows_of(scores, range(len(sample)))
-        return ScoredLoss(value, metrics, scores=first, media=media[: len(sample)].cpu())
+        return ScoredLoss(value, metrics, scores=scores.rows(0, len(sample)), media=media[: len(sample)].cpu())
 
 
 def ends(steps: Steps) -> tuple[int, int]:

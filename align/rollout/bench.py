@@ -16,13 +16,14 @@ from torch import Tensor
 from align.data.inputs import take
 from align.maths.losses import mse
 from align.policy.roles import Roles
-from align.rollout.rollout import Asked
+from align.rollout.rollout import Asked, Drawn
 from align.rollout.unroll import known_scores, ode_steps, unroll
 from alignflow.errors import TrainingError
 from generators.base import Conditioning, Generator
 from rewards.base import Reward, Scores
 
 if TYPE_CHECKING:
+    from align.maths.samplers import Step
     from align.rollout.unroll import StepFunction
 
 Context = AbstractContextManager[None]
@@ -136,6 +137,22 @@ class Bench:
         trained = role == self._acting
         with nullcontext() if trained else torch.no_grad(), self.role(role), self.autocast():
             return self.generator.velocity(point.x, point.t, point.cond, point.guidance)
+
+    def steps(
+        self, rollout: Drawn, sample: Tensor, slot: Tensor, cond: Conditioning | None = None
+    ) -> Callable[[str], Step]:
+        """The stochastic steps ``slot [M]`` of the samples ``[M]``, as a function of the role that takes them.
+
+        It gives mean, standard deviation and log-probability of the latents to which the steps led.
+
+        Args:
+            cond: M rows; None = those of the rollout.
+        """
+        path = rollout.path
+        cond = rollout.cond_of(sample) if cond is None else cond
+        point = Point(path.x[sample, slot], path.t[slot], cond, rollout.guidance)
+        t_next, x_next = path.t_next[slot], path.x_next[sample, slot]
+        return lambda role: rollout.step(point.x, self.velocity(role, point), point.t, t_next, x_next=x_next)
 
     # -- sampling, decoding, scoring, encoding ----------------------------------------------------------------------
 

@@ -77,6 +77,12 @@ class Drawn(Asked):
     media: Tensor
     trajectory: Trajectory | None = None
 
+    @property
+    def path(self) -> Trajectory:
+        """The trajectory, which a recipe has that needs one."""
+        assert self.trajectory is not None
+        return self.trajectory
+
     def noise(self, sample: Tensor, slot: Tensor) -> Tensor:
         """Noise ``[M, ...]`` of the terms (sample, slot), which is the same at every call."""
         seeds = [derive(self.seeds[n], "term", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
@@ -103,8 +109,7 @@ class Drawn(Asked):
     def step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, x_next: Tensor) -> Step:
         """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""
         assert self.sampler is not None
-        assert self.trajectory is not None
-        second, level = self.trajectory.t_second, self.sampler.noise_level or 0.0
+        second, level = self.path.t_second, self.sampler.noise_level or 0.0
         return samplers.step(self.sampler.kind, x, v, t, t_next, noise_level=level, t_second=second, x_next=x_next)
 
     def at_random_step(self, sample: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,8 +120,7 @@ class Drawn(Asked):
         Returns:
             latents ``[M, ...]``, times ``[M]`` and predicted clean samples ``[M, ...]``.
         """
-        path = self.trajectory
-        assert path is not None
+        path = self.path
         assert path.x0 is not None
         chosen = [derive(self.seeds[n], "exit", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
         step = torch.tensor(chosen) % (len(path.t) + 1)  # the step after the stochastic ones adds no noise

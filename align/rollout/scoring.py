@@ -86,7 +86,7 @@ class Scoring:
         whole = Part(list(range(len(prompts))), media, prompts, group, inputs)
         scores = processes.settled(lambda: self._score(whole))
         start = sum(counts[: processes.share.rank])
-        return rows_of(scores, range(start, start + counts[processes.share.rank]))
+        return scores.rows(start, start + counts[processes.share.rank])
 
     def _start(self, parts: Sequence[Part]) -> None:
         if not any(part.rows for part in parts):
@@ -120,13 +120,6 @@ def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: in
             found.append(reward(media, prompts, drawn.group[rows], take(drawn.inputs, rows)).values.cpu())
         columns.append(torch.cat(found))
     return torch.stack(columns, 1)
-
-
-def rows_of(scores: Scores, rows: range) -> Scores:
-    """Scores of a stretch of the samples."""
-    some = slice(rows.start, rows.stop)
-    reasons = {index - rows.start: why for index, why in scores.reasons.items() if index in rows}
-    return Scores(scores.values[some], reasons, {name: values[some] for name, values in scores.parts.items()})
 
 
 def _merge(parts: Sequence[Part]) -> Part:
