@@ -158,7 +158,7 @@ def test_weights_follow_the_reward_and_samples_without_one_weigh_nothing(model: 
     weight = recipe(beta=2.0).credit(scores, group)
     assert (weight[1] / weight[0]).item() == pytest.approx(math.e)  # exp(2 * 0.5)
     assert weight[3:].tolist() == [1, 1]
-    assert recipe(beta=2.0, clip=0.1).credit(scores, group)[1].item() == pytest.approx(math.exp(0.2))
+    assert recipe(beta=2.0, advantage_clip=0.1).credit(scores, group)[1].item() == pytest.approx(math.exp(0.2))
     config = settings(tmp_path, model, "re_dmd")
     rollout = drawn(config, bench_of(config)[0], [math.nan, *[1.0] * 7])
     own, critic = (config.recipe.learners()[name].objective for name in ("policy", "critic"))
