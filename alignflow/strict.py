@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
+
+from alignflow.errors import ConfigError
+from alignflow.explain import explain
 
 LARGEST = 10**9
 """Bound of a whole number that has none of its own."""
@@ -61,10 +64,26 @@ def _strict(schema: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Base of settings: no boolean where a number belongs, no number where a boolean does; every number is bounded."""
+    """Base of settings: no boolean where a number belongs, no number where a boolean does; every number is bounded.
+
+    Raises:
+        ConfigError: settings that Python code makes are wrong. Settings read from data (``model_validate``) raise
+            pydantic's ValidationError, which the reader of a config explains with the places in its files.
+    """
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old name -> new name of settings of this class; a new name with a dot is a path from the root of the config."""
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            cls = type(self)
+            places = {(name,): cls.__name__ for name in (*cls.model_fields, *data)}
+            raise ConfigError(explain(error, cls, data, places), cls.__name__) from None
+
+    # as on pydantic's own: validation makes objects without it, so errors of a part keep their place in the whole
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

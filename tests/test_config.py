@@ -13,9 +13,10 @@ from written import BASE, refused
 from align.config import registry
 from align.config.load import Config, dump_config, json_schema, load_config, load_reward, read_yaml, settings_of
 from align.config.sampling import LEVELS, Sampler
-from align.config.settings import FullPolicy, LoRAPolicy
+from align.config.settings import Evaluate, FullPolicy, LoRAPolicy
 from align.recipes.base import Recipe
 from alignflow.errors import ConfigError
+from generators.base import Options
 
 write = written.write
 
@@ -74,6 +75,23 @@ def test_window_counts_the_stochastic_steps():
 def test_config_is_frozen(write):
     with pytest.raises(ValidationError, match="frozen"):
         load_config(write()).train.lr = 1.0
+
+
+def test_wrong_settings_made_in_python_read_as_those_of_a_config():
+    """Settings in data keep pydantic's error, so that a part's problems have their place in the whole."""
+    with pytest.raises(ConfigError) as caught:
+        Options(size=(7, 64), frame_rate=16, sise=3)
+    assert {problem.path: problem.message for problem in caught.value.problems} == {
+        "size.0": "should be a multiple of 8, given 7",
+        "frame_rate": "is now fps",
+        "sise": "no such setting 'sise'; did you mean 'size'?; known here: " + ", ".join(Options.model_fields),
+    }
+    assert str(caught.value).startswith("3 problems in Options\n  size.0 (Options): should be")
+    with pytest.raises(ConfigError, match=r"^window\.size \(Sampler\): is needed for strategy random"):
+        Sampler(kind="cps", window={"strategy": "random"})
+    with pytest.raises(ValidationError) as plain:
+        Evaluate.model_validate({"sampler": {"steps": 0}})
+    assert plain.value.errors()[0]["loc"] == ("sampler", "steps")
 
 
 # -- layers -----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
+from alignflow.errors import ConfigError
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.combine import geometric, harmonic, knn_smooth, log_tame, lower_bound, product, standardised, weighted
 from rewards.reference import measure
@@ -214,7 +214,7 @@ def test_gates():
     _, scores = mixture(settings={"gated": None}, **parts)
     assert scores.values[:2].tolist() == [1, 2]
     assert scores.reasons[2] == "safe: 0.4 is below the gate at 0.5"
-    with pytest.raises(ValidationError, match="all parts are gates"):
+    with pytest.raises(ConfigError, match="all parts are gates"):
         mixture(a={"reward": Fixed(values=(1,)), "gate": 0})
 
 
@@ -247,7 +247,7 @@ def test_scopes_follow_the_normalisation():
 
 
 def test_weights_that_make_no_mean():
-    with pytest.raises(ValidationError, match="harmonic needs weights above 0; 'a' has -1"):
+    with pytest.raises(ConfigError, match="harmonic needs weights above 0; 'a' has -1"):
         mixture(settings={"how": "harmonic"}, a={"reward": Fixed(values=(1,)), "weight": -1})
 
 
@@ -287,5 +287,5 @@ def test_calibration_that_does_not_fit(tmp_path):
         mixture(a=part)
     with pytest.raises(RewardError, match="scores that differ; it has 2 scores, all equal"):
         measure(torch.tensor([1.0, 1.0, NAN]), {})
-    with pytest.raises(ValidationError, match="need each other"):
+    with pytest.raises(ConfigError, match="need each other"):
         mixture(a={"reward": fixed, "normalise": "reference"})

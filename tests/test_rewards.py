@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 import rewards
+from alignflow.errors import ConfigError
 from rewards.base import Reward, RewardError, Scores
 from rewards.call import CallableReward
 from rewards.encoders.clip import ClipReward
@@ -275,7 +276,7 @@ def test_callables_that_are_not(kind, options, message):
 
 def test_callable_kinds_have_a_module_and_a_name():
     for kind in (":fn", "module:", "module:2x", "plain"):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ConfigError, match=r"^kind \(CallableReward\): "):
             CallableReward(kind=kind)
 
 
