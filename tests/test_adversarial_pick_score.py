@@ -16,7 +16,6 @@ from tiny_run import final_tensors, policy_gap, settings
 import rewards
 from align.training.trainer import train
 from rewards.base import RewardError
-from rewards.encoders.clip import weights
 from rewards.images import RENDERS, read_table
 from rewards.networks.clip import Clip
 from rewards.training.tuned_clip import TunedClip
@@ -30,7 +29,7 @@ def images(seed: int, count: int = 4) -> torch.Tensor:
 
 
 def tuned(references: dict[str, list[torch.Tensor]], **options: Any) -> TunedClip:
-    clip = Clip.load(weights("shapes"), weights("shapes"), "float32", "cpu")
+    clip = Clip.load("shapes", None, "float32", "cpu")
     return TunedClip(clip, references, **{"lr": 1e-3, **options})
 
 

@@ -11,12 +11,12 @@ from transformers import Qwen2VLImageProcessorPil
 
 import rewards
 from rewards.base import RewardError
-from rewards.encoders.clip import weights
 from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
 from rewards.judges.pixels import Patches
 from rewards.judges.replies import YES_NO
 from rewards.judges.settings import Local
+from rewards.networks.hub import find_model
 
 FAMILIES = ("Qwen2_5_VL", "Qwen3VL")
 SEEN = 16, 24
@@ -253,7 +253,7 @@ def test_models_that_cannot_judge(folders, tmp_path):
     with pytest.raises(RewardError, match="holds a clip model; a local judge is one of qwen2_5_vl, qwen3_vl"):
         built(tmp_path, "yes_probability")
     with pytest.raises(RewardError, match="there is no embedded detector"):
-        weights("shapes", "detector")
+        find_model("shapes", "detector")
     with pytest.raises(RewardError, match=r"judge\.pixels is 32"):
         built(folders["Qwen3VL"], "yes_probability", {"pixels": 32})
 

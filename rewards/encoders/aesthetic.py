@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 from rewards.networks.hub import weight_file
 
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
 
     from rewards.networks.clip import Clip
     from rewards.networks.heads import load_linear, load_mlp
-    from rewards.networks.preprocess import Preprocess
     from rewards.networks.state_dicts import read_state_dict
 else:
     load_linear = lazy("rewards.networks.heads:load_linear")
     load_mlp = lazy("rewards.networks.heads:load_mlp")
     read_state_dict = lazy("rewards.networks.state_dicts:read_state_dict")
     Clip = lazy("rewards.networks.clip:Clip")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 FILES = {"v1": "sa_0_4_vit_l_14_linear.pth", "v2": "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"}
 PUBLISHED = {
@@ -56,14 +53,7 @@ class Aesthetic(ModelRewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """Load CLIP and the head."""
         head = load_head(self.head or FILES[self.version], self.version).to(device)
-        clip = Clip.load(
-            weights(self.model),
-            weights(self.processor or self.model),
-            self.dtype,
-            device,
-            preprocess=Preprocess.cropped,
-            quick_gelu=True,
-        )
+        clip = Clip.load(self.model, self.processor, self.dtype, device, preprocess="cropped", quick_gelu=True)
         width = clip.model.config.projection_dim
         if width != next(head.parameters()).shape[1]:
             wanted = next(head.parameters()).shape[1]

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.networks.clip import Clip
-    from rewards.networks.preprocess import Preprocess
 else:
     Clip = lazy("rewards.networks.clip:Clip")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class Published(NamedTuple):
@@ -61,11 +58,11 @@ class ClipScore(ModelRewardSettings):
         """Load the variant's model, or another in its place."""
         asked = VARIANTS[self.variant]
         clip = Clip.load(
-            weights(self.model or asked.model),
-            weights(self.processor or self.model or asked.model),
+            self.model or asked.model,
+            self.processor,
             self.dtype,
             device,
-            preprocess=Preprocess.cropped if asked.openai else None,
+            preprocess="cropped" if asked.openai else "settings",
             quick_gelu=asked.model.startswith("openai/"),
             repair=asked.openai,
         )

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward, Scores
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.networks.clip import Clip
-    from rewards.networks.preprocess import Preprocess
 else:
     Clip = lazy("rewards.networks.clip:Clip")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class GoalBaseline(ModelRewardSettings):
@@ -46,16 +43,15 @@ class GoalBaseline(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model and tokenizer, and embed the baseline."""
-        from functools import partial
-
         import torch
 
         clip = Clip.load(
-            weights(self.model),
-            weights(self.processor or self.model),
+            self.model,
+            self.processor,
             self.dtype,
             device,
-            preprocess=partial(Preprocess.squashed, antialias=self.antialias),
+            preprocess="squashed",
+            antialias=self.antialias,
             quick_gelu=self.quick_gelu,
             repair=True,
         )

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 from rewards.packages import hpsv2_reward
 
@@ -17,10 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.networks.clip import Clip
-    from rewards.networks.preprocess import Preprocess
 else:
     Clip = lazy("rewards.networks.clip:Clip")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 FILES = {"v2.0": "xswu/HPSv2/HPS_v2_compressed.pt", "v2.1": "xswu/HPSv2/HPS_v2.1_compressed.pt"}
 
@@ -59,10 +56,9 @@ class HumanPreferenceScore(ModelRewardSettings):
         factor = {"cosine": 1.0, "percent": 100.0}[self.variant]
         if self.backend == "package":
             return hpsv2_reward(file, factor, self.frames)
-        from functools import partial
-
-        padded = partial(Preprocess.padded, antialias=self.antialias)
-        clip = Clip.load(weights(file), weights(self.processor), self.dtype, device, preprocess=padded, repair=True)
+        clip = Clip.load(
+            file, self.processor, self.dtype, device, preprocess="padded", antialias=self.antialias, repair=True
+        )
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             return factor * clip.cosine(media, prompts, self.chunk, self.frames)

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.frames import by_frame
 from rewards.model_settings import ModelRewardSettings
 from rewards.packages import image_reward_reward
@@ -46,7 +45,7 @@ class ImageReward(ModelRewardSettings):
         if self.backend == "package":
             return image_reward_reward(self.weights, self.med_config, device, self.frames)
 
-        blip = BlipReward.load(self.weights, weights(self.tokenizer), self.dtype, device)
+        blip = BlipReward.load(self.weights, self.tokenizer, self.dtype, device)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             def score(images: Tensor, samples: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class PickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer and image settings."""
-        clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
+        clip = Clip.load(self.model, self.processor, self.dtype, device)
         scale = clip.logit_scale
         factor = {"cosine": 1.0, "flow_grpo": scale / 26}.get(self.variant, scale)
 

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rewards.networks.clip import Clip
-    from rewards.networks.preprocess import Preprocess
 else:
     Clip = lazy("rewards.networks.clip:Clip")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 
 class SocialReward(ModelRewardSettings):
@@ -37,11 +34,11 @@ class SocialReward(ModelRewardSettings):
     def load(self, device: torch.device | str) -> Reward:
         """Load model and tokenizer."""
         clip = Clip.load(
-            weights(self.weights),
-            weights(self.processor),
+            self.weights,
+            self.processor,
             self.dtype,
             device,
-            preprocess=Preprocess.cropped,
+            preprocess="cropped",
             quick_gelu=True,
             repair=True,
         )

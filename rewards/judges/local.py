@@ -20,13 +20,12 @@ from transformers import (
 
 from rewards.base import RewardError
 from rewards.digest import digest
-from rewards.encoders.clip import weights
 from rewards.judges.asking import Question, Replies
 from rewards.judges.lora import load_lora
 from rewards.judges.pixels import Patches
 from rewards.judges.replies import spellings
 from rewards.judges.settings import Local, Needs
-from rewards.networks.hub import from_pretrained, network
+from rewards.networks.hub import find_model, from_pretrained, network
 
 KNOWN = ("qwen2_5_vl", "qwen3_vl")
 
@@ -65,7 +64,7 @@ class LocalJudge:
         Raises:
             RewardError: not there, damaged, another kind of model, no chat template.
         """
-        path = weights(settings.model, "judge")
+        path = find_model(settings.model, "judge")
         config = from_pretrained(AutoConfig, path)
         if config.model_type not in KNOWN:
             raise RewardError(f"{path} holds a {config.model_type} model; a local judge is one of {', '.join(KNOWN)}")

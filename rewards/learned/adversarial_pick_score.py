@@ -8,7 +8,6 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from rewards.base import Reward
-from rewards.encoders.clip import weights
 from rewards.model_settings import ModelRewardSettings
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class AdversarialPickScore(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""
-        clip = Clip.load(weights(self.model), weights(self.processor), self.dtype, device)
+        clip = Clip.load(self.model, self.processor, self.dtype, device)
         tuned = TunedClip(
             clip,
             read_table(self.references),

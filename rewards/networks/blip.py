@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from rewards.base import RewardError
 from rewards.networks.heads import load_mlp
-from rewards.networks.hub import from_pretrained, weight_file
+from rewards.networks.hub import find_model, from_pretrained, weight_file
 from rewards.networks.preprocess import Preprocess
 from rewards.networks.state_dicts import check_keys, counted, looks_like, read_state_dict, skeleton
 from rewards.texts import writable
@@ -62,7 +62,7 @@ class BlipReward:
         Raises:
             RewardError: not there, damaged, of another architecture, missing or unexpected weights.
         """
-        words = from_pretrained(AutoTokenizer, tokenizer)
+        words = from_pretrained(AutoTokenizer, find_model(tokenizer))
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         path = weight_file(file)
         state = {key: value for key, value in read_state_dict(path).items() if not _UNUSED.fullmatch(key)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ftfy
 import torch
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPM
 from rewards.base import RewardError
 from rewards.frames import by_frame
 from rewards.networks import open_clip_layout
-from rewards.networks.hub import from_pretrained, is_file, network, weight_file
+from rewards.networks.hub import find_model, from_pretrained, is_file, network, weight_file
 from rewards.networks.preprocess import Preprocess
 from rewards.networks.state_dicts import read_state_dict
 from rewards.texts import writable
@@ -40,25 +40,29 @@ class Clip:
     def load(
         cls,
         model: str,
-        processor: str,
+        processor: str | None,
         dtype: str,
         device: torch.device | str,
         *,
-        preprocess: Callable[[int], Preprocess] | None = None,
+        preprocess: Literal["settings", "cropped", "padded", "squashed"] = "settings",
+        antialias: bool = True,
         quick_gelu: bool = False,
         repair: bool = False,
     ) -> Clip:
         """Read all three.
 
         Args:
-            model: folder or hub id of a ``CLIPModel``, or a file of weights in the layout of open_clip.
-            processor: folder or hub id of the tokenizer, and of the image settings where ``preprocess`` is None.
-            preprocess: image size of the model -> preprocessing.
+            model: folder or hub id of a ``CLIPModel``, ``shapes`` for the embedded one, or a file of weights in the
+                layout of open_clip.
+            processor: folder or hub id of the tokenizer, and of the image settings; None = those of ``model``.
+            preprocess: settings = as the image settings say; the others are those of :class:`Preprocess`.
+            antialias: of ``padded`` and ``squashed``.
             quick_gelu: activation of a file's towers (OpenAI's weights), not to be seen in it.
 
         Raises:
             RewardError: not there, damaged, another model, missing or unexpected weights.
         """
+        model, processor = find_model(model), find_model(processor or model)
         if is_file(processor):
             raise RewardError("a file of weights has no tokenizer; give the folder or hub id of one as processor")
         precision = getattr(torch, dtype)
@@ -74,10 +78,16 @@ class Clip:
                 f"the tokenizer {processor} knows {len(tokenizer)} tokens, the model {model} only {known}"
             )
         found.requires_grad_(False).eval().to(device)
-        if preprocess is None:
-            steps = Preprocess.of_processor(from_pretrained(CLIPImageProcessorPil, processor))
-        else:
-            steps = preprocess(found.config.vision_config.image_size)
+        size = found.config.vision_config.image_size
+        match preprocess:
+            case "settings":
+                steps = Preprocess.of_processor(from_pretrained(CLIPImageProcessorPil, processor))
+            case "cropped":
+                steps = Preprocess.cropped(size)
+            case "padded":
+                steps = Preprocess.padded(size, antialias)
+            case "squashed":
+                steps = Preprocess.squashed(size, antialias)
         return cls(found, tokenizer, steps, repair)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,28 @@ def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
             return cls.from_pretrained(path, **options)
     except Exception as error:  # transformers raises whatever its readers raise
         raise RewardError(f"{path} does not load as {cls.__name__}: {typed_line(error)}") from error
+
+
+def find_model(path: str, embedded: str = "clip") -> str:
+    """``path`` itself if it is a folder, a file of weights or a hub id; for ``shapes`` the folder of an embedded model.
+
+    Embedded models are stored with the world they were trained on.
+
+    Args:
+        embedded: name of the embedded model.
+
+    Raises:
+        RewardError: none of these.
+    """
+    shapes = Path(str(files("alignflow.worlds.shapes"))) / "weights" / embedded
+    folder = shapes if path == "shapes" else expanded(path, RewardError)
+    if folder.is_dir():
+        return str(folder)
+    if path == "shapes":
+        raise RewardError(f"there is no embedded {embedded}: no folder {folder}")
+    if not is_file(path) and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise RewardError(f"no folder {folder}; model is shapes, a folder, a file of weights, or a hub id owner/name")
+    return path
 
 
 def is_file(reference: str) -> bool:

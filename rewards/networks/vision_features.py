@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from rewards.base import RewardError
-from rewards.encoders.clip import weights
-from rewards.networks.hub import from_pretrained, network
+from rewards.networks.hub import find_model, from_pretrained, network
 from rewards.networks.preprocess import Preprocess
 
 
@@ -33,7 +32,7 @@ class VisionFeatures:
         Raises:
             RewardError: not there, damaged, weights missing, or not a model of images.
         """
-        folder = weights(path)
+        folder = find_model(path)
         config = from_pretrained(AutoConfig, folder)
         if config.model_type != "clip" and not hasattr(config, "patch_size"):
             raise RewardError(f"{path} holds a {config.model_type} model, not a vision transformer or CLIPModel")

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.base import RewardError
-from rewards.encoders.clip import weights
 from rewards.networks.clip import Clip
 from rewards.training.heads import Head
 from rewards.training.settings import Backbone
@@ -19,9 +18,7 @@ ATTENTION = ["q_proj", "v_proj"]
 
 def load_backbone(settings: Backbone, device: torch.device | str, dtype: str = "float32") -> Clip:
     """The frozen CLIP; raises RewardError."""
-    source = weights(settings.model)
-    processor = weights(settings.processor or settings.model)
-    return Clip.load(source, processor, dtype, device, quick_gelu=settings.quick_gelu)
+    return Clip.load(settings.model, settings.processor, dtype, device, quick_gelu=settings.quick_gelu)
 
 
 def open_backbone(clip: Clip, settings: Backbone, seed: int) -> list[torch.nn.Parameter]:

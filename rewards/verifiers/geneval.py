@@ -12,7 +12,6 @@ from alignflow.lazy import lazy
 from alignflow.paths import expanded
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 from rewards.digest import digest
-from rewards.encoders.clip import weights
 from rewards.geneval_rules import COLOURS, MOST, THRESHOLD, Task, judge, read_task
 from rewards.rows import by_row, chosen_score, column
 
@@ -23,12 +22,10 @@ if TYPE_CHECKING:
     from alignflow.files import images
     from rewards.networks.clip import Clip
     from rewards.networks.detector import Detector, Found
-    from rewards.networks.preprocess import Preprocess
 else:
     images = lazy("alignflow.files.images")
     Clip = lazy("rewards.networks.clip:Clip")
     Detector = lazy("rewards.networks.detector:Detector")
-    Preprocess = lazy("rewards.networks.preprocess:Preprocess")
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
@@ -68,8 +65,7 @@ class GenEval(RewardSettings):
         """
         try:
             detector = Detector.load(self.model, device, self.dtype)
-            path, cropped = weights(self.clip), Preprocess.cropped
-            clip = Clip.load(path, path, self.dtype, device, preprocess=cropped, repair=True)
+            clip = Clip.load(self.clip, None, self.dtype, device, preprocess="cropped", repair=True)
             if self.probe:
                 _try_on(detector, *self.probe)
         except RewardError as error:
