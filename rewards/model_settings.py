@@ -1,4 +1,4 @@
-"""Settings shared by rewards with a network, and by rewards of motion."""
+"""Settings shared by rewards that load files, by those with a network, and by rewards of motion."""
 
 from __future__ import annotations
 
@@ -20,11 +20,27 @@ else:
 VISION_MODEL = "folder or hub id of DINO, DINOv2, ViT or a CLIPModel, or shapes (the embedded CLIP); weights are frozen"
 
 
-class ModelRewardSettings(RewardSettings):
-    """A network applied to ``chunk`` images at a time; a video's score is the mean over its frames.
+class LoadedRewardSettings(RewardSettings):
+    """A reward that loads files. A subclass has :meth:`load` in place of :meth:`build`."""
 
-    A subclass has :meth:`load` in place of :meth:`build`.
-    """
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        """Load what the reward needs onto ``device``.
+
+        Raises:
+            RewardError: files or a server missing, damaged or of another kind; names the reward.
+        """
+        try:
+            return self.load(device)
+        except RewardError as error:
+            raise RewardError(f"reward {getattr(self, 'kind', '')!r}: {error}") from error
+
+    def load(self, device: torch.device | str) -> Reward:
+        """As :meth:`build`, with errors that do not name the reward."""
+        raise NotImplementedError
+
+
+class ModelRewardSettings(LoadedRewardSettings):
+    """A network applied to ``chunk`` images at a time; a video's score is the mean over its frames."""
 
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     chunk: int = Field(32, ge=1, description="images, or frames of videos, per network call")
@@ -36,21 +52,6 @@ class ModelRewardSettings(RewardSettings):
     def gradient(self) -> bool | None:
         """Networks pass it to the pixels."""
         return True
-
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load weights and tokenizer onto ``device``.
-
-        Raises:
-            RewardError: not there, damaged or of another architecture; says which reward.
-        """
-        try:
-            return self.load(device)
-        except RewardError as error:
-            raise RewardError(f"reward {getattr(self, 'kind', '')!r}: {error}") from error
-
-    def load(self, device: torch.device | str) -> Reward:
-        """What :meth:`build` does, with errors that need not name the reward."""
-        raise NotImplementedError
 
 
 class VisionRewardSettings(ModelRewardSettings):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from alignflow.lazy import lazy
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.digest import digest
 from rewards.frames import middles
+from rewards.model_settings import LoadedRewardSettings
 from rewards.networks.published_template import PLACE, read_template
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from rewards.networks.qwen2_vl import Published, Qwen2VLReward
 else:
+    torch = lazy("torch")
     Published = lazy("rewards.networks.qwen2_vl:Published")
     Qwen2VLReward = lazy("rewards.networks.qwen2_vl:Qwen2VLReward")
 
@@ -27,7 +29,7 @@ CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")
 PIXELS = 256 * 28 * 28
 
 
-class HPSv3(RewardSettings):
+class HPSv3(LoadedRewardSettings):
     """HPSv3: mean human preference of an image, averaged over a video's frames; deviation is logged.
 
     The authors' question is not part of this project: ``template`` is ``hpsv3/dataset/data_collator_qwen.py`` of their
@@ -48,38 +50,22 @@ class HPSv3(RewardSettings):
         """The judge passes it to the pixels."""
         return True
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load tokenizer and weights onto ``device``.
-
-        Raises:
-            RewardError: not there, damaged, or of another architecture; a template without its places.
-        """
+    def load(self, device: torch.device | str) -> Reward:
+        """Load question, tokenizer and weights."""
         published = Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
-        try:
-            question = read_template(self.template, CONSTANTS, (PLACE, TOKEN), "the package hpsv3")
-            judge = Qwen2VLReward.load(published, self.weights, self.base, 1.0, self.dtype, device)
-            if judge.outputs != 2:
-                raise RewardError(f"{self.weights} has {judge.outputs} outputs; HPSv3 has a mean and a deviation")
-        except RewardError as error:
-            raise RewardError(f"reward 'hpsv3': {error}") from error
+        question = read_template(self.template, CONSTANTS, (PLACE, TOKEN), "the package hpsv3")
+        judge = Qwen2VLReward.load(published, self.weights, self.base, 1.0, self.dtype, device)
+        if judge.outputs != 2:
+            raise RewardError(f"{self.weights} has {judge.outputs} outputs; HPSv3 has a mean and a deviation")
 
-        control = judge.control
+        def marks(video: Tensor, prompt: str) -> Tensor:
+            asked = question.replace(PLACE, prompt)
+            found = torch.cat([judge(frame[None], asked) for frame in video]).to(video.device)
+            return torch.stack([found[:, 0].mean(), found[:, 1].exp().mean()])
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
-            import torch
-
             videos = media if media.ndim == 5 else media[:, None]
-            shown = videos[:, middles(videos.shape[1], self.frames)]
-            rows, reasons = [], {}
-            for index, (video, prompt) in enumerate(zip(shown, prompts, strict=True)):
-                if any(token in prompt for token in control):
-                    reasons[index] = "the prompt holds a control token of the model"
-                    rows.append(torch.full((2,), torch.nan, device=media.device))
-                    continue
-                asked = question.replace(PLACE, prompt)
-                marks = torch.cat([judge(frame[None], asked) for frame in video]).to(media.device)
-                rows.append(torch.stack([marks[:, 0].mean(), marks[:, 1].exp().mean()]))
-            scores = torch.stack(rows) if rows else media.new_zeros(0, 2)
+            scores, reasons = judge.each(videos[:, middles(videos.shape[1], self.frames)], prompts, marks, 2)
             return Scores(scores[:, 0], reasons, {"deviation": scores[:, 1].detach()})
 
         return Reward("hpsv3", function, differentiable=True, fingerprint=lambda: digest(judge.state_dict()))

@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from alignflow.lazy import lazy
 from alignflow.strict import Address, Seconds, Strict
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, Scope, Scores
 from rewards.judges.replies import YES_NO
+from rewards.model_settings import LoadedRewardSettings
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ def _judge(data: Any) -> Any:
 AnyJudge = Annotated[Annotated[Local | Endpoint, Field(discriminator="kind")], BeforeValidator(_judge)]
 
 
-class JudgeRewardSettings(RewardSettings):
+class JudgeRewardSettings(LoadedRewardSettings):
     """A question to a vision-language model. A subclass has ``needs`` and :meth:`score`.
 
     A video is shown as its frames, one image after the other, in one question.
@@ -138,16 +139,9 @@ class JudgeRewardSettings(RewardSettings):
         """What prompts must come with."""
         return ()
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load the judge, or find that its server can do what is needed.
-
-        Raises:
-            RewardError: model not there, server not there or without log-probabilities; says which reward.
-        """
-        try:
-            return self.around(self.judge.load(device))
-        except RewardError as error:
-            raise RewardError(f"reward {getattr(self, 'kind', '')!r}: {error}") from error
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the judge, or check that its server can do what is needed."""
+        return self.around(self.judge.load(device))
 
     def around(self, judge: Judge) -> Reward:
         """The reward that asks this judge; RewardError where it cannot answer."""

@@ -7,7 +7,7 @@ ones, because their forward pass hands over embeddings alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,6 +100,22 @@ class Qwen2VLReward:
         states = self.model.language_model(inputs_embeds=embeddings, position_ids=plain).last_hidden_state[0]
         read = states[[int((ids == token).nonzero()) for token in self.tokens]]
         return self.head(read.to(next(self.head.parameters()).dtype)).float()
+
+    def each(
+        self, videos: Tensor, prompts: Sequence[str], marks: Callable[[Tensor, str], Tensor], width: int
+    ) -> tuple[Tensor, dict[int, str]]:
+        """``marks(video [F, 3, H, W], prompt) -> [width]`` of every sample as ``[N, width]``, and why some are NaN.
+
+        A prompt that holds a control token of the model is not read: it could end the question.
+        """
+        control, rows, reasons = self.control, [], dict[int, str]()
+        for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
+            if any(token in prompt for token in control):
+                reasons[index] = "the prompt holds a control token of the model"
+                rows.append(torch.full((width,), torch.nan, device=videos.device))
+            else:
+                rows.append(marks(video, prompt).to(videos.device))
+        return torch.stack(rows) if rows else videos.new_zeros(0, width), reasons
 
     @property
     def outputs(self) -> int:

@@ -76,18 +76,10 @@ class Listener(SourceRewardSettings):
     heard: str = Field(HEARD, description="question to the second judge, with {prompt} and {reason}")
     longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load both judges, or find that their servers can do what is needed.
-
-        Raises:
-            RewardError: model not there, server not there or without log-probabilities; says which reward.
-        """
-        try:
-            reasoner = self.judge.load(device)
-            listener = self.listener.load(device) if self.listener else reasoner
-            return self.around(ReasonerAndListener(reasoner, listener))
-        except RewardError as error:
-            raise RewardError(f"reward 'listener': {error}") from error
+    def load(self, device: torch.device | str) -> Reward:
+        """Load both judges, or check that their servers can do what is needed."""
+        reasoner = self.judge.load(device)
+        return self.around(ReasonerAndListener(reasoner, self.listener.load(device) if self.listener else reasoner))
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from alignflow.lazy import lazy
 from alignflow.paths import expanded
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.digest import digest
 from rewards.geneval_rules import COLOURS, MOST, THRESHOLD, Task, judge, read_task
+from rewards.model_settings import LoadedRewardSettings
 from rewards.rows import by_row, chosen_score, column
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 GREY = 0x99 / 255
 
 
-class GenEval(RewardSettings):
+class GenEval(LoadedRewardSettings):
     """GenEval's verdict on the objects in the image: counts, colours, places; dense, strict or as published.
 
     What is asked for are the prompt's columns ``include``, ``exclude`` and ``tag``, as in GenEval's
@@ -57,19 +58,12 @@ class GenEval(RewardSettings):
         "nothing; null = none",
     )
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load detector and CLIP, and try the detector.
-
-        Raises:
-            RewardError: not there, damaged, not a detector, or blind to the probe.
-        """
-        try:
-            detector = Detector.load(self.model, device, self.dtype)
-            clip = Clip.load(self.clip, None, self.dtype, device, preprocess="cropped", repair=True)
-            if self.probe:
-                _try_on(detector, *self.probe)
-        except RewardError as error:
-            raise RewardError(f"reward 'geneval': {error}") from error
+    def load(self, device: torch.device | str) -> Reward:
+        """Load detector and CLIP, and try the detector on the probe."""
+        detector = Detector.load(self.model, device, self.dtype)
+        clip = Clip.load(self.clip, None, self.dtype, device, preprocess="cropped", repair=True)
+        if self.probe:
+            _try_on(detector, *self.probe)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
             def verdicts(frames: Tensor, row: Mapping[str, Any]) -> dict[str, float]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from alignflow.lazy import lazy
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, Scores
 from rewards.digest import digest
+from rewards.model_settings import LoadedRewardSettings
 from rewards.rows import by_row, chosen_score, column
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Corners = Sequence[float]
 WHAT = "[{class: dog, box: [left, top, right, bottom] in 0 .. 1}, ...]"
 
 
-class Layout(RewardSettings):
+class Layout(LoadedRewardSettings):
     """Mean IoU between the boxes a prompt requests and the boxes a detector finds, each found box used once.
 
     The boxes are the prompt's column ``boxes``: ``[{"class": "dog", "box": [left, top, right, bottom]}, ...]`` in
@@ -40,16 +41,9 @@ class Layout(RewardSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the detector")
     frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load the detector.
-
-        Raises:
-            RewardError: not there, damaged, or not a detector.
-        """
-        try:
-            detector = Detector.load(self.model, device, self.dtype)
-        except RewardError as error:
-            raise RewardError(f"reward 'layout': {error}") from error
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the detector."""
+        detector = Detector.load(self.model, device, self.dtype)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, metadata: list[Any]) -> Scores:
             height, width = media.shape[-2:]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from alignflow.lazy import lazy
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.digest import digest
+from rewards.model_settings import LoadedRewardSettings
 from rewards.networks.published_template import read_dictionary
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ HINT = "published below Yukino271828/SoliReward/pixel_orm"
 PLACE = "{prompt}"
 
 
-class SoliReward(RewardSettings):
+class SoliReward(LoadedRewardSettings):
     """SoliReward: physical plausibility of a video, or how well it matches the prompt.
 
     The authors' questions are not part of this project: ``template`` is ``solireward/inference/arguments.py`` of their
@@ -63,18 +64,11 @@ class SoliReward(RewardSettings):
         """The judge passes it to the pixels."""
         return True
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load tokenizer and weights onto ``device``.
-
-        Raises:
-            RewardError: not there, damaged, or of another architecture; a template without the task's questions.
-        """
-        try:
-            system, user = self._questions()
-            file = self.weights or PUBLISHED[self.task]
-            judge = InternVLReward.load(file, self.base, self.layers, self.dtype, device, HINT)
-        except RewardError as error:
-            raise RewardError(f"reward 'soli_reward': {error}") from error
+    def load(self, device: torch.device | str) -> Reward:
+        """Load the task's questions, tokenizer and weights."""
+        system, user = self._questions()
+        file = self.weights or PUBLISHED[self.task]
+        judge = InternVLReward.load(file, self.base, self.layers, self.dtype, device, HINT)
         control = judge.control
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:

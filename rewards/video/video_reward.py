@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from alignflow.lazy import lazy
-from rewards.base import Reward, RewardError, RewardSettings, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.digest import digest
+from rewards.model_settings import LoadedRewardSettings
 from rewards.networks.published_template import PLACE, read_template
 from rewards.rate import fps_of
 
@@ -27,7 +28,7 @@ MEANS, DEVIATIONS = (3.6757, 1.1646, 2.8105), (2.2476, 1.3811, 2.5121)
 PUBLISHED = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 
 
-class VideoReward(RewardSettings):
+class VideoReward(LoadedRewardSettings):
     """VideoReward: visual quality, motion quality and text alignment of a video, or their sum.
 
     The authors' question is not part of this project: ``template`` is ``prompt_template.py`` of their repository
@@ -63,41 +64,26 @@ class VideoReward(RewardSettings):
         """The judge passes it to the pixels."""
         return True
 
-    def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load tokenizer and weights onto ``device``.
-
-        Raises:
-            RewardError: not there, damaged, or of another architecture; a template without its tokens.
-        """
+    def load(self, device: torch.device | str) -> Reward:
+        """Load question, tokenizer and weights."""
         published = qwen2_vl.Published(
             "VideoReward", "KwaiVGI/VideoReward", TOKENS, "video", (qwen2_vl.SMALLEST, qwen2_vl.LARGEST)
         )
-        try:
-            question = read_template(
-                self.template, (PUBLISHED,), (*TOKENS[:2], PLACE, TOKENS[2]), "the repository KwaiVGI/VideoAlign"
-            )
-            judge = qwen2_vl.Qwen2VLReward.load(published, self.weights, self.base, self.lora_alpha, self.dtype, device)
-            if judge.outputs not in (1, len(TOKENS)):
-                raise RewardError(f"{self.weights} has {judge.outputs} outputs; VideoReward has 1 or {len(TOKENS)}")
-        except RewardError as error:
-            raise RewardError(f"reward 'video_reward': {error}") from error
+        question = read_template(
+            self.template, (PUBLISHED,), (*TOKENS[:2], PLACE, TOKENS[2]), "the repository KwaiVGI/VideoAlign"
+        )
+        judge = qwen2_vl.Qwen2VLReward.load(published, self.weights, self.base, self.lora_alpha, self.dtype, device)
+        if judge.outputs not in (1, len(TOKENS)):
+            raise RewardError(f"{self.weights} has {judge.outputs} outputs; VideoReward has 1 or {len(TOKENS)}")
 
-        control = judge.control
+        def three(video: Tensor, prompt: str) -> Tensor:
+            found = judge(video, question.replace(PLACE, prompt))
+            return found.diagonal() if found.shape[1] > 1 else found[:, 0]
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
-            import torch
-
             videos = media if media.ndim == 5 else media[:, None]
-            videos = videos[:, qwen2_vl.frames_at(videos.shape[1], fps_of(self.fps), self.frames)]
-            rows, reasons = [], {}
-            for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
-                if any(token in prompt for token in control):
-                    reasons[index] = "the prompt holds a control token of the model"
-                    rows.append(torch.full((3,), torch.nan, device=media.device))
-                else:
-                    marks = judge(video, question.replace(PLACE, prompt)).to(media.device)
-                    rows.append(marks.diagonal() if marks.shape[1] > 1 else marks[:, 0])
-            marks = torch.stack(rows) if rows else media.new_zeros(0, 3)
+            chosen = qwen2_vl.frames_at(videos.shape[1], fps_of(self.fps), self.frames)
+            marks, reasons = judge.each(videos[:, chosen], prompts, three, 3)
             marks = normalised(marks) if self.normalise else marks
             parts = dict(zip(NAMES, marks.unbind(1), strict=True))
             return Scores(parts.get(self.score, marks.sum(1)), reasons, parts)
