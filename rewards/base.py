@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import ConfigDict
 
@@ -91,6 +91,24 @@ class RewardSettings(Strict):
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load what the reward needs onto ``device``. Torch is imported here, not before."""
         raise NotImplementedError
+
+
+class WrapperSettings(RewardSettings):
+    """Base of a reward around another, its field ``reward``: both need the same samples scored together."""
+
+    passes_gradient: ClassVar[bool] = False
+    """Whether gradients of the reward inside reach the media."""
+
+    if TYPE_CHECKING:
+        reward: RewardSettings
+
+    def compares(self) -> Scope | None:
+        """As the reward inside."""
+        return self.reward.compares()
+
+    def gradient(self) -> bool | None:
+        """As the reward inside, or False."""
+        return self.reward.gradient() if self.passes_gradient else False
 
 
 class Refreshed(Protocol):

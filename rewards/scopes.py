@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards.base import RewardSettings, Scope
+from rewards.base import RewardSettings, Scope, WrapperSettings
 
 
 def known_scope(settings: RewardSettings) -> Scope:
@@ -43,16 +43,13 @@ def has_parts(settings: RewardSettings) -> bool:
 
 def without_gradient(settings: RewardSettings, place: str = "reward") -> dict[str, str]:
     """Innermost rewards that leave a reward without gradient: place such as ``reward.parts.a.reward`` -> kind."""
-    from rewards.wrappers.consistent import Consistent
     from rewards.wrappers.mixture import Mixture
-    from rewards.wrappers.placed import Placed
-    from rewards.wrappers.segmental import Segmental
 
     inner: dict[str, RewardSettings] = {}
     if isinstance(settings, Mixture):
         added = {name: part.reward for name, part in settings.parts.items() if part.gate is None}
         inner = {f"{place}.parts.{name}.reward": reward for name, reward in added.items()}
-    elif isinstance(settings, Consistent | Placed | Segmental):  # they pass gradients on; a cache or a pool does not
+    elif isinstance(settings, WrapperSettings) and settings.passes_gradient:
         inner = {f"{place}.reward": settings.reward}
     found: dict[str, str] = {}
     for where, reward in inner.items():

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from alignflow.paths import expanded
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, RewardError, Scores, WrapperSettings
 from rewards.digest import digest, identity
 from rewards.serving.score_store import ScoreStore
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Cached(RewardSettings):
+class Cached(WrapperSettings):
     """Another reward, computed once per sample: scores are cached by content, across runs and processes.
 
     The key is a digest of pixels (as float32), prompt, inputs, the reward's settings, and its weights or code as far as
@@ -29,10 +29,6 @@ class Cached(RewardSettings):
     reward: AnyReward = Field(description="reward to cache: {kind: ...}")
     folder: str = Field("~/.cache/alignflow/scores", description="cache folder, with one file per reward")
     version: str = Field("", description="cache version; change it to discard the cached scores")
-
-    def compares(self) -> Scope | None:
-        """As the reward inside."""
-        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build the reward and open its file.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores, widest_known
+from rewards.base import Reward, RewardError, Scope, Scores, WrapperSettings, widest_known
 from rewards.combine import groups_of, knn_smooth, widest
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Consistent(RewardSettings):
+class Consistent(WrapperSettings):
     """Another reward, averaged over the most similar samples of the same prompt (RewardFusion)."""
 
+    passes_gradient: ClassVar[bool] = True
     kind: Literal["consistent"] = Field("consistent", description="another reward, averaged over similar samples")
     reward: AnyReward = Field(description="reward to average: {kind: ...}")
     embed: AnyReward | None = Field(
@@ -32,10 +33,6 @@ class Consistent(RewardSettings):
     def compares(self) -> Scope | None:
         """The samples of a prompt at least."""
         return widest_known([self.reward.compares(), "group"])
-
-    def gradient(self) -> bool | None:
-        """As the reward inside."""
-        return self.reward.gradient()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build both.

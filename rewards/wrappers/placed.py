@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from alignflow.devices import malformed, unusable
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, RewardError, Scores, WrapperSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Placed(RewardSettings):
+class Placed(WrapperSettings):
     """Another reward in this process, on its own device and in its own precision."""
 
+    passes_gradient: ClassVar[bool] = True
     kind: Literal["placed"] = Field("placed", description="another reward on its own device")
     reward: AnyReward = Field(description="reward to place: {kind: ...}")
     device: str | None = Field(None, description="device: cpu, cuda, cuda:1 or mps; null = the training device")
@@ -33,14 +34,6 @@ class Placed(RewardSettings):
         if device is not None and (wrong := malformed(device)):
             raise ValueError(wrong)
         return device
-
-    def compares(self) -> Scope | None:
-        """As the reward inside."""
-        return self.reward.compares()
-
-    def gradient(self) -> bool | None:
-        """As the reward inside."""
-        return self.reward.gradient()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it there.

@@ -14,7 +14,7 @@ from pydantic import Field
 from alignflow.extras import optional
 from alignflow.lazy import lazy
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, RewardError, Scores, WrapperSettings
 from rewards.parts import parts_of
 from rewards.serving.dispatch import Dispatcher, UnansweredError
 
@@ -28,7 +28,7 @@ else:
     pool_worker = lazy("rewards.serving.pool_worker")
 
 
-class Pool(RewardSettings):
+class Pool(WrapperSettings):
     """Another reward in several Ray actors, on this machine or across a cluster.
 
     A worker that dies or does not answer in time is replaced, and its samples are scored by another; what stays
@@ -49,10 +49,6 @@ class Pool(RewardSettings):
     start_timeout: float = Field(600.0, gt=0, le=86_400, description="seconds for a new worker to load")
     retries: int = Field(5, ge=0, description="further attempts for samples without a score")
     backoff: float = Field(1.0, ge=0, description="seconds before the second attempt, doubled after each, at most 30")
-
-    def compares(self) -> Scope | None:
-        """As the reward inside."""
-        return self.reward.compares()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Start the workers and wait until one is ready.

@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rewards import AnyReward
-from rewards.base import Reward, RewardError, RewardSettings, Scope, Scores
+from rewards.base import Reward, RewardError, Scores, WrapperSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-class Segmental(RewardSettings):
+class Segmental(WrapperSettings):
     """Another reward on one frame per segment of a video; frames far from the middle count less (InstructVideo).
 
     Gradients flow to the chosen frames only. Rewards that are negative should not be attenuated: less weight makes
     them better.
     """
 
+    passes_gradient: ClassVar[bool] = True
     kind: Literal["segmental"] = Field("segmental", description="another reward on a few weighted frames of a video")
     reward: AnyReward = Field(description="reward of an image: {kind: ...}")
     segments: int = Field(4, ge=1, description="number of equal segments, one frame of each of which is scored")
@@ -39,14 +40,6 @@ class Segmental(RewardSettings):
         description="divide by the sum of the weights: a mean on the reward's own scale; false = divide by the "
         "number of segments",
     )
-
-    def compares(self) -> Scope | None:
-        """As the reward inside."""
-        return self.reward.compares()
-
-    def gradient(self) -> bool | None:
-        """As the reward inside."""
-        return self.reward.gradient()
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Build it.
