@@ -26,7 +26,9 @@ def digest(value: Any) -> str:
 def _feed(seen: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         seen.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
-        seen.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        # the added dimension has stride 1, which a single row of a larger tensor may not have
+        rows = value.detach().cpu().contiguous()[..., None]
+        seen.update(rows.view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         seen.update(f"mapping {len(value)}:".encode())
         for key in sorted(value):

@@ -13,6 +13,7 @@ import written
 
 import rewards
 from rewards.base import RewardError
+from rewards.digest import digest
 
 run = written.run
 
@@ -189,3 +190,10 @@ def test_calibrating_files(run, tmp_path, monkeypatch):
     assert reward(torch.full((1, 3, 4, 4), 0.2), ["p"]).values.item() == pytest.approx(0.5)
     code, _, err = run("reward", "calibrate", "{kind: 'dark.py:score'}", files[0], "--prompt", "p")
     assert (code, err) == (1, "error: a reference sample needs scores that differ; it has 1 scores\n")
+
+
+def test_a_digest_is_of_the_numbers_not_of_how_they_lie_in_memory():
+    rows = torch.arange(6.0).view(3, 2)
+    for column in (rows[:, 1], rows[:1, 1], rows.T, rows[0, 0]):
+        assert digest(column) == digest(column.clone(memory_format=torch.contiguous_format))
+    assert digest(rows[:1, 1]) != digest(rows[:1, 0])
