@@ -76,6 +76,8 @@ class RewardSettings(Strict):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    passes_gradient: ClassVar[bool] = False
+    """Whether gradients flow from scores to media; of a reward around another, whether those of that one do."""
 
     def compares(self) -> Scope | None:
         """What must be scored together, as far as the settings tell before anything is built; None = unknown."""
@@ -84,9 +86,10 @@ class RewardSettings(Strict):
     def gradient(self) -> bool | None:
         """Whether gradients flow from scores to media, as far as the settings tell before anything is built.
 
-        None = unknown. Otherwise equal to :attr:`Reward.differentiable` of what :meth:`build` returns.
+        None = unknown. Otherwise equal to :attr:`Reward.differentiable` of what :meth:`build` returns. A subclass whose
+        answer depends on its settings overrides this.
         """
-        return False
+        return self.passes_gradient
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Load what the reward needs onto ``device``. Torch is imported here, not before."""
@@ -95,9 +98,6 @@ class RewardSettings(Strict):
 
 class WrapperSettings(RewardSettings):
     """Base of a reward around another, its field ``reward``: both need the same samples scored together."""
-
-    passes_gradient: ClassVar[bool] = False
-    """Whether gradients of the reward inside reach the media."""
 
     if TYPE_CHECKING:
         reward: RewardSettings

@@ -42,16 +42,13 @@ class LoadedRewardSettings(RewardSettings):
 class ModelRewardSettings(LoadedRewardSettings):
     """A network applied to ``chunk`` images at a time; a video's score is the mean over its frames."""
 
+    passes_gradient: ClassVar[bool] = True
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     chunk: int = Field(32, ge=1, description="images, or frames of videos, per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the network")
     frames: int | None = Field(
         None, ge=1, description="frames scored per video, evenly spaced and averaged; null = all"
     )
-
-    def gradient(self) -> bool | None:
-        """Networks pass it to the pixels."""
-        return True
 
 
 class VisionRewardSettings(ModelRewardSettings):

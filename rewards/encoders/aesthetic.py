@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from rewards.networks import heads
     from rewards.networks.clip import Clip
-    from rewards.networks.heads import load_linear, load_mlp
     from rewards.networks.state_dicts import read_state_dict
 else:
-    load_linear = lazy("rewards.networks.heads:load_linear")
-    load_mlp = lazy("rewards.networks.heads:load_mlp")
+    heads = lazy("rewards.networks.heads")
     read_state_dict = lazy("rewards.networks.state_dicts:read_state_dict")
     Clip = lazy("rewards.networks.clip:Clip")
 
@@ -54,9 +53,8 @@ class Aesthetic(ModelRewardSettings):
         """Load CLIP and the head."""
         head = load_head(self.head or FILES[self.version], self.version).to(device)
         clip = Clip.load(self.model, self.processor, self.dtype, device, preprocess="cropped", quick_gelu=True)
-        width = clip.model.config.projection_dim
-        if width != next(head.parameters()).shape[1]:
-            wanted = next(head.parameters()).shape[1]
+        width, wanted = clip.model.config.projection_dim, next(head.parameters()).shape[1]
+        if width != wanted:
             raise RewardError(f"the head reads {wanted} features, {self.model} gives {width}: another CLIP")
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
@@ -70,4 +68,6 @@ def load_head(file: str, version: str) -> nn.Module:
     path = weight_file(file, PUBLISHED[version])
     what = f"LAION's aesthetic head {version}"
     state = read_state_dict(path)
-    return load_mlp(state, "layers.", str(path), what) if version == "v2" else load_linear(state, str(path), what)
+    if version == "v1":
+        return heads.load_linear(state, str(path), what)
+    return heads.load_mlp(state, "layers.", str(path), what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.networks.qwen2_vl import Published, Qwen2VLReward
+    from rewards.networks import qwen2_vl
 else:
-    torch = lazy("torch")
-    Published = lazy("rewards.networks.qwen2_vl:Published")
-    Qwen2VLReward = lazy("rewards.networks.qwen2_vl:Qwen2VLReward")
+    torch, qwen2_vl = lazy("torch"), lazy("rewards.networks.qwen2_vl")
 
 TOKEN = "<|Reward|>"
 CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")
@@ -37,6 +35,7 @@ class HPSv3(LoadedRewardSettings):
     brought to about 256 x 28 x 28 pixels as Pillow does; the gradient passes its rounding as if it were not there.
     """
 
+    passes_gradient: ClassVar[bool] = True
     kind: Literal["hpsv3"] = Field("hpsv3", description="Human Preference Score v3, a Qwen2-VL")
     template: Path = Field(description="the package's data_collator_qwen.py, or a text file with the question")
     weights: str = Field("MizzenAI/HPSv3/HPSv3.safetensors", description="weight file, or owner/name/file on the hub")
@@ -46,15 +45,11 @@ class HPSv3(LoadedRewardSettings):
     frames: int | None = Field(8, ge=1, description="frames scored per video, evenly spaced; null = all")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
 
-    def gradient(self) -> bool | None:
-        """The judge passes it to the pixels."""
-        return True
-
     def load(self, device: torch.device | str) -> Reward:
         """Load question, tokenizer and weights."""
-        published = Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
+        published = qwen2_vl.Published("HPSv3", "MizzenAI/HPSv3", (TOKEN,), "image", (PIXELS, PIXELS))
         question = read_template(self.template, CONSTANTS, (PLACE, TOKEN), "the package hpsv3")
-        judge = Qwen2VLReward.load(published, self.weights, self.base, 1.0, self.dtype, device)
+        judge = qwen2_vl.Qwen2VLReward.load(published, self.weights, self.base, 1.0, self.dtype, device)
         if judge.outputs != 2:
             raise RewardError(f"{self.weights} has {judge.outputs} outputs; HPSv3 has a mean and a deviation")
 

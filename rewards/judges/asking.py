@@ -172,6 +172,11 @@ def per_sample(
     return Scores(mean(values), why, {name: mean(column.detach()) for name, column in (parts or {}).items()})
 
 
+def one_each(values: Tensor, reasons: Mapping[int, str], parts: Mapping[str, Tensor] | None = None) -> Scores:
+    """:func:`per_sample` of samples that have one value each."""
+    return per_sample(values, range(len(values)), len(values), reasons, parts)
+
+
 def tournament(pairs: Sequence[tuple[int, int]], first: Tensor, reasons: Mapping[int, str], count: int) -> Scores:
     """Scores of samples that met: the mean share of their wins, with the judge's position bias.
 

@@ -25,6 +25,14 @@ else:
     LocalJudge = lazy("rewards.judges.local:LocalJudge")
     EndpointJudge = lazy("rewards.judges.endpoint:EndpointJudge")
 
+Opponents = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description="samples of the same prompt each is compared with, the next ones in a ring; null = all others",
+    ),
+]
+
 Needs = Literal["answers", "likelihood", "reply"]
 """What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
 

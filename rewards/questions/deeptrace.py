@@ -9,15 +9,13 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.frames import middles
-from rewards.judges.asking import per_sample, question, written
+from rewards.judges.asking import Judge, Question, one_each, question, written
 from rewards.judges.replies import read_fakeness
 from rewards.judges.settings import JudgeRewardSettings, Needs
 from rewards.rate import fps_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     "Was this {medium} filmed, or was it generated? Look for what no camera sees: things that melt, blur, merge, "
@@ -57,7 +55,7 @@ class Deeptrace(JudgeRewardSettings):
         found = written(judge, asked, self.longest, lambda reply: read(reply, width, height, seconds))
         rows = found.values.view(len(asked), -1).expand(-1, 1 + len(PARTS))  # one column where no reply could be read
         parts = dict(zip(PARTS, rows[:, 1:].unbind(1), strict=True))
-        return per_sample(rows[:, 0], range(len(asked)), len(asked), found.reasons, parts)
+        return one_each(rows[:, 0], found.reasons, parts)
 
     def _ask(self, video: Tensor, moves: bool) -> Question:
         """Frames, of a video each behind its time, and the question."""

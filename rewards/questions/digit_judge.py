@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judges.asking import answered, each_sample, per_sample
+from rewards.judges.asking import Judge, answered, each_sample, one_each
 from rewards.judges.settings import Needs, SourceRewardSettings, check_rising
 from rewards.judges.verdicts import expectation
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge
 
 PLAIN = (
     'How well does the {medium} show "{prompt}", and how well is it made? Answer with one digit from {lowest} (not at '
@@ -57,4 +55,4 @@ class DigitJudge(SourceRewardSettings):
         asked = each_sample(template, media, prompts, self.frames, image, **scale)
         found = answered(judge, asked, self.answers)
         parts = {"answered": found.values.exp().sum(1)}
-        return per_sample(expectation(found.values), range(len(asked)), len(asked), found.reasons, parts)
+        return one_each(expectation(found.values), found.reasons, parts)

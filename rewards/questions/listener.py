@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Reward, RewardError, Scores
-from rewards.judges.asking import Question, answered, each_sample, per_sample, texts
+from rewards.judges.asking import Judge, Question, Replies, answered, each_sample, one_each, texts
 from rewards.judges.replies import YES_NO, ReplyError, read_reasons
 from rewards.judges.settings import AnyJudge, Needs, SourceRewardSettings
 from rewards.judges.verdicts import listener_shaped, share
@@ -17,8 +17,6 @@ from rewards.judges.verdicts import listener_shaped, share
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Replies
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Does it show all that was asked for, and is it well made? Give your '
@@ -105,4 +103,4 @@ class Listener(SourceRewardSettings):
         verdict = verdict.to(heard.device)
         parts = {"verdict": verdict, "agreement": torch.where(verdict > 0, heard, 1 - heard)}
         values = listener_shaped(torch.zeros_like(verdict), verdict, heard)
-        return per_sample(values, range(len(asked)), len(asked), found.reasons, parts)
+        return one_each(values, found.reasons, parts)

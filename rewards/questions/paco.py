@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judges.asking import answered, per_sample, question, shown
+from rewards.judges.asking import Judge, Question, answered, per_sample, question, shown
 from rewards.judges.settings import Needs, SourceRewardSettings
 from rewards.judges.verdicts import panels, share
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = "Are these two images consistent in {criterion}? Answer yes or no."
 

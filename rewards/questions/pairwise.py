@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judges.asking import answered, compared, tournament, two
-from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.asking import Judge, Question, answered, compared, tournament, two
+from rewards.judges.settings import Needs, Opponents, SourceRewardSettings
 from rewards.judges.verdicts import matches, share
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'Which {medium} shows "{prompt}" better and is better made, {medium} 1 or {medium} 2? Answer with 1 or 2, and '
@@ -32,11 +30,7 @@ class Pairwise(SourceRewardSettings):
     taught: ClassVar[bool] = True
     kind: Literal["pairwise"] = Field("pairwise", description="share of comparisons won within a prompt")
     template: str = Field(TEMPLATE, description="question, with {prompt}; the answer is 1 or 2")
-    opponents: int | None = Field(
-        None,
-        ge=1,
-        description="samples of the same prompt each is compared with, the next ones in a ring; null = all others",
-    )
+    opponents: Opponents = None
 
     @property
     def answers(self) -> tuple[tuple[str, ...], ...]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judges.asking import each_sample, echoed, per_sample
+from rewards.judges.asking import Judge, each_sample, echoed, one_each
 from rewards.judges.settings import JudgeRewardSettings, Needs
 from rewards.texts import writable
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge
 
 
 class PromptEcho(JudgeRewardSettings):
@@ -39,8 +38,6 @@ class PromptEcho(JudgeRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One question per sample, its prompt the reply."""
-        from dataclasses import replace
-
         asked = each_sample(self.template, media, prompts, self.frames)
         asked = [
             one if prompt.strip() else replace(one, refused="the prompt is empty, it has no likelihood")
@@ -49,4 +46,4 @@ class PromptEcho(JudgeRewardSettings):
         found = echoed(judge, asked, [writable(prompt).strip() for prompt in prompts])
         total, tokens = found.values.unbind(1)
         values = total / tokens if self.reduce == "mean" else total
-        return per_sample(values, range(len(asked)), len(asked), found.reasons, {"tokens": tokens})
+        return one_each(values, found.reasons, {"tokens": tokens})

@@ -8,14 +8,12 @@ from pydantic import Field
 
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
-from rewards.judges.asking import answered, per_sample, two
+from rewards.judges.asking import Judge, Question, answered, per_sample, two
 from rewards.judges.settings import JudgeRewardSettings, Needs
 from rewards.judges.verdicts import best, share
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'Both were made for "{prompt}". Is {medium} 1 better than {medium} 2, in what it shows and in how it is made? '

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rewards.base import Scores
-from rewards.judges.asking import each_sample, per_sample, written
+from rewards.judges.asking import Judge, each_sample, one_each, written
 from rewards.judges.replies import read_rubric
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Score it by each of these criteria, from {lowest} (worst) to {highest} '
@@ -55,8 +54,6 @@ class Rubric(WrittenRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One reply per sample."""
-        from functools import partial
-
         lines = "\n".join(f"{name}: {what}" for name, what in self.criteria.items())
         asked = each_sample(self.template, media, prompts, self.frames, image, criteria=lines, **self.scale)
         names = list(self.criteria)
@@ -67,4 +64,4 @@ class Rubric(WrittenRewardSettings):
         share = scores.new_tensor([self.weights.get(name, 1.0) for name in names])
         values = scores @ (share / share.sum())
         parts = dict(zip(names, scores.unbind(1), strict=True))
-        return per_sample(values, range(len(asked)), len(asked), found.reasons, parts)
+        return one_each(values, found.reasons, parts)

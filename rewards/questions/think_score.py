@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judges.asking import each_sample, per_sample, written
+from rewards.judges.asking import Judge, each_sample, one_each, written
 from rewards.judges.replies import read_answer
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Think about what it shows, what is missing or wrong, and how well it is '
@@ -33,9 +32,7 @@ class ThinkScore(WrittenRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One reply per sample."""
-        from functools import partial
-
         asked = each_sample(self.template, media, prompts, self.frames, image, **self.scale)
         read = partial(read_answer, lowest=self.lowest, highest=self.highest)
         found = written(judge, asked, self.longest, read)
-        return per_sample(self.unit(found.values), range(len(asked)), len(asked), found.reasons)
+        return one_each(self.unit(found.values), found.reasons)

@@ -6,20 +6,19 @@ What is read are the authors' formats: a number behind "Final Score:", "Image 1 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from rewards.base import Scope, Scores
-from rewards.judges.asking import compared, each_sample, per_sample, tournament, written
+from rewards.judges.asking import Judge, compared, each_sample, one_each, tournament, written
 from rewards.judges.replies import read_preference, read_score
-from rewards.judges.settings import WrittenRewardSettings
+from rewards.judges.settings import Opponents, WrittenRewardSettings
 from rewards.judges.verdicts import matches
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge
 
 POINT = (
     "Evaluate this {medium}, which was generated from a caption, for how well it matches the caption (objects, their "
@@ -51,11 +50,7 @@ class UnifiedReward(WrittenRewardSettings):
     highest: float = Field(
         5.0, description="highest score in format point; 5 for images, 10 for UnifiedReward's videos"
     )
-    opponents: int | None = Field(
-        None,
-        ge=1,
-        description="samples of the same prompt each is compared with, the next ones in a ring; null = all others",
-    )
+    opponents: Opponents = None
 
     @property
     def scope(self) -> Scope:
@@ -66,8 +61,6 @@ class UnifiedReward(WrittenRewardSettings):
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None
     ) -> Scores:
         """One reply per sample, or two per pair."""
-        from functools import partial
-
         template = self.template or {"point": POINT, "pair": PAIR, "think": THINK}[self.format]
         if self.format != "point":
             pairs = matches(prompts, group, self.opponents)
@@ -78,4 +71,4 @@ class UnifiedReward(WrittenRewardSettings):
         asked = each_sample(template, media, prompts, self.frames, image, **self.scale)
         read = partial(read_score, label="Final Score:", lowest=self.lowest, highest=self.highest)
         found = written(judge, asked, self.longest, read)
-        return per_sample(self.unit(found.values), range(len(asked)), len(asked), found.reasons)
+        return one_each(self.unit(found.values), found.reasons)

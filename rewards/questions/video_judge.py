@@ -8,14 +8,12 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.frames import middles
-from rewards.judges.asking import Replies, per_sample, question, texts
+from rewards.judges.asking import Judge, Question, Replies, one_each, question, texts
 from rewards.judges.replies import ReplyError, read_answer, read_selection
 from rewards.judges.settings import WrittenRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 TEMPLATE = (
     'These are {shown} of the {count} frames of a video made for "{prompt}". Score it from {lowest} (worst) to '
@@ -76,7 +74,7 @@ class VideoJudge(WrittenRewardSettings):
                     reasons[i] = str(error)
             waiting = again
         looked = torch.tensor([float(len(frames)) for frames in seen])
-        return per_sample(self.unit(values), range(len(prompts)), len(prompts), reasons, {"frames": looked})
+        return one_each(self.unit(values), reasons, {"frames": looked})
 
     def _ask(
         self, source: list[Tensor], video: Tensor, prompt: str, seen: list[int], thoughts: list[str], left: int

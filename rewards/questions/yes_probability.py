@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from rewards.base import Scores
-from rewards.judges.asking import answered, each_sample, per_sample
+from rewards.judges.asking import Judge, Question, answered, each_sample, one_each
 from rewards.judges.settings import Needs, SourceRewardSettings
 from rewards.judges.verdicts import share
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rewards.judges.asking import Judge, Question
 
 VQASCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
@@ -38,7 +36,7 @@ class YesProbability(SourceRewardSettings):
         found = answered(judge, asked, self.answers)
         total = found.values.exp().sum(1)
         values = share(found.values) if self.variant == "pair" else found.values[:, 0].exp()
-        return per_sample(values, range(len(asked)), len(asked), found.reasons, {"answered": total})
+        return one_each(values, found.reasons, {"answered": total})
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
         """Yes to the chosen, no to the rejected."""

@@ -20,23 +20,17 @@ C1, C2 = 0.01**2, 0.03**2
 class Ssim(RewardSettings):
     """Structural similarity (SSIM) to the prompt's image, averaged over a video's frames."""
 
+    passes_gradient: ClassVar[bool] = True
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["ssim"] = Field("ssim", description="structural similarity to the prompt's image")
     chunk: int = Field(32, ge=1, description="images, or frames of videos, per call")
     frames: int | None = Field(None, ge=1, description="frames scored per video, evenly spaced; null = all")
 
-    def gradient(self) -> bool | None:
-        """The formula is smooth."""
-        return True
-
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Nothing to load."""
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor) -> Tensor:
-            def score(images: Tensor, samples: Tensor) -> Tensor:
-                return ssim(images, image[samples.to(image.device)])
-
-            return by_frame(media, score, self.chunk, self.frames)
+            return by_frame(media, lambda seen, of: ssim(seen, image[of.to(image.device)]), self.chunk, self.frames)
 
         return Reward("ssim", function, range=(-1.0, 1.0), differentiable=True, wants=("image",))
 

@@ -38,6 +38,7 @@ class SoliReward(LoadedRewardSettings):
     of one frame, which is shown as often as ``frames`` says.
     """
 
+    passes_gradient: ClassVar[bool] = True
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
     kind: Literal["soli_reward"] = Field("soli_reward", description="SoliReward, an InternVL3 that scores videos")
     template: Path = Field(description="SoliReward's inference/arguments.py, or a JSON file with the questions")
@@ -59,10 +60,6 @@ class SoliReward(LoadedRewardSettings):
     frames: int = Field(8, ge=1, description="frames used per video, evenly spaced")
     chunk: int = Field(1, ge=1, description="videos per network call")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
-
-    def gradient(self) -> bool | None:
-        """The judge passes it to the pixels."""
-        return True
 
     def load(self, device: torch.device | str) -> Reward:
         """Load the task's questions, tokenizer and weights."""

@@ -35,6 +35,7 @@ class VideoReward(LoadedRewardSettings):
     KwaiVGI/VideoAlign (it is read, not run), or a text file with the three tokens and ``{text_prompt}``.
     """
 
+    passes_gradient: ClassVar[bool] = True
     renamed: ClassVar[dict[str, str]] = {"frame_rate": "fps"}
     kind: Literal["video_reward"] = Field("video_reward", description="VideoReward (VideoAlign)")
     template: Path = Field(description="VideoAlign's prompt_template.py, or a text file with the question")
@@ -59,10 +60,6 @@ class VideoReward(LoadedRewardSettings):
     )
     lora_alpha: float = Field(128.0, gt=0, description="alpha of the LoRA in the weights; its rank is read from them")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
-
-    def gradient(self) -> bool | None:
-        """The judge passes it to the pixels."""
-        return True
 
     def load(self, device: torch.device | str) -> Reward:
         """Load question, tokenizer and weights."""
