@@ -79,7 +79,7 @@ class Strict(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             cls = type(self)
-            places = {(name,): cls.__name__ for name in (*cls.model_fields, *data)}
+            places: dict[tuple[str, ...], str] = {(name,): cls.__name__ for name in (*cls.model_fields, *data)}
             raise ConfigError(explain(error, cls, data, places), cls.__name__) from None
 
     # as on pydantic's own: validation makes objects without it, so errors of a part keep their place in the whole

@@ -124,7 +124,7 @@ def find(kind: str, path: str) -> Path:
     """Folder that holds the pipeline: embedded, local, or downloaded from the hub unless it already was."""
     if have := pipelines(path):
         if kind not in have:
-            raise GeneratorError(f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}")
+            raise GeneratorError(f"the embedded world {path!r} has no {kind!r}; it has {', '.join(have)}")
         return have[kind]
     folder = expanded(path, GeneratorError)
     if folder.is_dir():

@@ -1,7 +1,7 @@
 """Interface of a reward: media and prompts in, one score per sample out, with a reason for each missing score.
 
-Settings of a reward are read without torch (they are part of the config); :meth:`RewardSettings.build` makes the
-thing that scores. A score that could not be had is NaN with a reason, never 0.
+Settings of a reward are part of the config and are read without torch; :meth:`RewardSettings.build` makes the reward.
+A missing score is NaN with a reason, never 0.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ else:
 
 
 INPUTS = ("image", "mask", "metadata")
-"""What a prompt may come with: the source image ``[N, 3, H, W]``, its mask ``[N, 1, H, W]`` (1 = to be drawn anew),
-both float in [0, 1] at the size of the media, and N dicts of whatever else the prompt's row held."""
+"""Optional inputs of prompts: the source image ``[N, 3, H, W]`` and its mask ``[N, 1, H, W]`` (1 = to be repainted),
+both float in [0, 1] at the size of the media, and N dicts with the other columns of the prompts' rows."""
 
 
 Scope = Literal["sample", "group", "batch"]
-"""What the score of a sample depends on besides that sample: nothing, the others of its prompt, or everything scored
-with it. Samples may be scored apart, in any order and anywhere, as long as that stays together."""
+"""Samples on which a score depends: the sample alone, all samples of its prompt, or all samples of the call. Samples
+outside each other's scope may be scored in separate calls, in any order and on any machine."""
 
 
 SCOPES: tuple[Scope, ...] = ("sample", "group", "batch")
@@ -43,13 +43,13 @@ SCOPES: tuple[Scope, ...] = ("sample", "group", "batch")
 
 
 def widest_known(scopes: Sequence[Scope | None]) -> Scope | None:
-    """The widest; None where it could be wider than what is known, because some are unknown (None)."""
+    """The widest scope; None if unknown scopes (None) could make it wider than the known ones."""
     known = max((SCOPES.index(scope) for scope in scopes if scope is not None), default=0)
     return None if None in scopes and known == 0 else SCOPES[known]
 
 
 def all_known(answers: Sequence[bool | None]) -> bool | None:
-    """Whether all are True; None where that depends on those that are unknown (None)."""
+    """Whether all are True; None if that depends on unknown answers (None)."""
     return False if False in answers else None if None in answers else True
 
 
@@ -66,7 +66,7 @@ def resolved(value: Any, where: str) -> Any:
 
 
 class RewardExitError(RewardError):
-    """The code of a reward asked the whole process to end."""
+    """The code of a reward called ``sys.exit``."""
 
 
 class RewardSettings(Strict):
@@ -77,58 +77,58 @@ class RewardSettings(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     passes_gradient: ClassVar[bool] = False
-    """Whether gradients flow from scores to media; of a reward around another, whether those of that one do."""
+    """Whether gradients flow from scores to media; for a wrapper, whether it passes on those of the inner reward."""
 
     def compares(self) -> Scope | None:
-        """What must be scored together, as far as the settings tell before anything is built; None = unknown."""
+        """The scope, known from the settings alone; None = unknown before the reward is built."""
         return "sample"
 
     def gradient(self) -> bool | None:
-        """Whether gradients flow from scores to media, as far as the settings tell before anything is built.
+        """Whether gradients flow from scores to media, known from the settings alone; None = unknown.
 
-        None = unknown. Otherwise equal to :attr:`Reward.differentiable` of what :meth:`build` returns. A subclass whose
-        answer depends on its settings overrides this.
+        Otherwise equal to :attr:`Reward.differentiable` of the built reward. A subclass whose answer depends on its
+        settings overrides this.
         """
         return self.passes_gradient
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Load what the reward needs onto ``device``. Torch is imported here, not before."""
+        """Make the reward, with its networks on ``device``. Torch is imported here, not before."""
         raise NotImplementedError
 
 
 class WrapperSettings(RewardSettings):
-    """Base of a reward around another, its field ``reward``: both need the same samples scored together."""
+    """Base of a wrapper of another reward, its field ``reward``, whose scope it has."""
 
     if TYPE_CHECKING:
         reward: RewardSettings
 
     def compares(self) -> Scope | None:
-        """As the reward inside."""
+        """The scope of the inner reward."""
         return self.reward.compares()
 
     def gradient(self) -> bool | None:
-        """As the reward inside, or False."""
+        """The gradient of the inner reward, if the wrapper passes it on."""
         return self.reward.gradient() if self.passes_gradient else False
 
 
 class Refreshed(Protocol):
-    """What of a reward learns while the policy does. Training calls :meth:`fit` once a rollout and keeps its state."""
+    """The part of a reward that trains alongside the policy. Training calls :meth:`fit` once per rollout."""
 
     @property
     def instead(self) -> bool:
-        """Whether the last :meth:`fit` stands in the place of the policy's updates on that rollout."""
+        """Whether the last :meth:`fit` replaces the policy's updates on that rollout."""
         ...
 
     def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """One step on a rollout's N samples ``[N, ...]`` in [0, 1], after they were scored; numbers for the log."""
+        """One step on a rollout's N scored samples ``[N, ...]`` in [0, 1]; returns metrics for the log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`fit` changes: tensors, numbers, strings, lists and dicts of them."""
+        """The state that :meth:`fit` changes: tensors, numbers, strings, lists and dicts of them."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, to the same bits."""
+        """Restore :meth:`state_dict`; training continues bit for bit."""
         ...
 
 
@@ -137,9 +137,9 @@ class Scores:
     """Scores of N samples.
 
     Args:
-        values: ``[N]`` float32, higher is better; NaN where there is no score.
-        reasons: index -> why ``values[index]`` is NaN. Every NaN has one.
-        parts: name -> ``[N]`` raw components (the members of a mixture, strict beside dense).
+        values: ``[N]`` float32, higher is better; NaN = missing.
+        reasons: index -> reason why ``values[index]`` is NaN. Every NaN has one.
+        parts: name -> ``[N]`` raw components, such as the members of a mixture.
         steps: ``[N, S]`` scores of the clean samples that S sampling steps predict, for recipes that need them.
     """
 
@@ -161,19 +161,19 @@ class Reward:
     """A ready reward. ``reward(media, prompts, group, inputs)`` -> :class:`Scores`.
 
     Args:
-        name: how it is called in logs and reports.
+        name: its name in logs and reports.
         function: ``(media, prompts, group) -> Scores | Tensor | sequence of float``; ``media`` is
-            ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1], ``prompts`` has N entries, ``group [N]`` numbers
-            the prompt each sample belongs to (only rewards that compare samples of one prompt look at it).
+            ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1], ``prompts`` has N entries, and ``group [N]`` is the
+            number of each sample's prompt, which only rewards that compare samples use.
         range: (lowest, highest) raw value.
         differentiable: whether gradients flow from the values to the media.
-        wants: names of the :data:`INPUTS` the function is given besides, by keyword.
-        scope: what must be scored together.
-        fingerprint: a digest of what scores depend on besides the settings (weights, code); asked for only by what
-            keeps or compares scores.
-        embed: ``(media, prompts) -> [N, D]``, the space the reward compares samples in, where it has one.
-        apart: names of the parts of its :class:`Scores` that depend on one sample alone, where the score does not.
-        refresh: what learns while the policy does, where something does: the same sample then scores otherwise later.
+        wants: names of the :data:`INPUTS` that the function also receives, by keyword.
+        scope: samples that must be scored together.
+        fingerprint: digest of weights and code, on which scores depend beside the settings; computed for caches and
+            servers only.
+        embed: ``(media, prompts) -> [N, D]``, embeddings in which the reward compares samples, if it has any.
+        apart: names of the parts of :class:`Scores` that depend on one sample alone although the score does not.
+        refresh: the part that trains alongside the policy, if there is one; a sample's score then changes over time.
     """
 
     name: str
@@ -192,13 +192,14 @@ class Reward:
             object.__setattr__(self, "refresh", guard.Guarded(self.name, self.refresh))
 
     def fixed(self) -> Reward:
-        """Itself, where a sample always scores the same.
+        """This reward, if the score of a sample never changes.
 
         Raises:
-            RewardError: it learns while a policy trains, and outside of that run its scores mean nothing.
+            RewardError: it trains alongside a policy, so its scores have no meaning outside that run.
         """
         if self.refresh is not None:
-            raise RewardError(f"reward {self.name!r} learns while a policy trains; elsewhere its scores mean nothing")
+            said = "trains alongside a policy; its scores have no meaning outside that run"
+            raise RewardError(f"reward {self.name!r} {said}")
         return self
 
     def __call__(
@@ -208,13 +209,13 @@ class Reward:
         group: Tensor | None = None,
         inputs: Mapping[str, Any] | None = None,
     ) -> Scores:
-        """Score N samples; checks shape, turns what raised or is not finite into NaN with a reason.
+        """Score N samples. Shapes are checked; exceptions and values that are not finite become NaN with a reason.
 
         Args:
-            inputs: what the prompts came with, N of each; at least what :attr:`wants` names.
+            inputs: inputs of the prompts, N of each; at least those in :attr:`wants`.
 
         Raises:
-            RewardError: the function returned something that is not N numbers, or an input it wants is missing.
+            RewardError: the function did not return N numbers, or an input in :attr:`wants` is missing.
         """
         return checked_scores(self, media, list(prompts), group, inputs)
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class CallableReward(RewardSettings):
-    """Custom code: a function, a class whose instances are called, or a subclass of RewardSettings.
+    """Custom code: a function, a class with callable instances, or a subclass of RewardSettings.
 
-    It is called as ``fn(media, prompts)``, and returns N numbers, a tensor ``[N]`` or :class:`~rewards.base.Scores`.
+    It is called as ``fn(media, prompts)`` and returns N numbers, a tensor ``[N]`` or :class:`~rewards.base.Scores`.
     ``media`` is ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1]. An argument called ``group``, ``image``,
     ``mask`` or ``metadata`` (see :data:`~rewards.base.INPUTS`) is filled in by name.
     """
@@ -44,18 +44,18 @@ class CallableReward(RewardSettings):
     )
 
     def compares(self) -> Scope | None:
-        """Unknown unless it is written: the code is not imported for it."""
+        """Unknown unless it is set, because the code is not imported to find out."""
         return self.scope
 
     def gradient(self) -> bool | None:
-        """Unknown unless it is written, like the scope."""
+        """Unknown unless it is set, like the scope."""
         return self.differentiable
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Import it now, so that a missing module or option is found before anything is generated.
+        """Import the code, so that a missing module or option is found before any sample is generated.
 
         Raises:
-            RewardError: module, name or option not there, not callable, or its own code fails.
+            RewardError: module, name or option missing, object not callable, or the code itself fails.
         """
         try:
             return self._build(device)
@@ -97,11 +97,11 @@ class CallableReward(RewardSettings):
 
     def _signature(self, call: Any) -> inspect.Signature:
         if not callable(call):
-            raise RewardError(f"reward {self.kind!r} is a {type(call).__name__}, not something to call")
+            raise RewardError(f"reward {self.kind!r} is a {type(call).__name__}, which cannot be called")
         try:
             return inspect.signature(call)
         except ValueError as error:
-            raise RewardError(f"reward {self.kind!r}: {error}; call it from a function of your own") from error
+            raise RewardError(f"reward {self.kind!r}: {error}; call it from your own function") from error
 
     def _accepts(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         signature = self._signature(call)
@@ -117,7 +117,7 @@ def load_object(kind: str) -> Any:
     """The object at ``package.module:name`` or ``path/to/file.py:name``, see :mod:`alignflow.plugins`.
 
     Raises:
-        RewardError: no such file, module or name, or it cannot be imported.
+        RewardError: file, module or name missing, or the import fails.
     """
     try:
         return plugins.load(kind)
@@ -126,7 +126,7 @@ def load_object(kind: str) -> Any:
 
 
 def _source(found: Any) -> str:
-    """Digest of the text of the module that holds the code; empty where there is none."""
+    """Digest of the source of the module with the code; empty if there is none."""
     try:
         text = inspect.getsource(inspect.getmodule(found) or type(found))
     except (OSError, TypeError):
@@ -135,7 +135,7 @@ def _source(found: Any) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """The error, and the line that raised it."""
+    """The error and the line that raised it."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), 300)

@@ -24,21 +24,21 @@ def checked_scores(
     group: Tensor | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call ``reward`` and make :class:`Scores` of what it returns or raises.
+    """Call ``reward`` and turn its result or exception into :class:`Scores`.
 
     Args:
         media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` float in [0, 1].
-        prompts: N of them.
+        prompts: N prompts.
         group: ``[N]`` prompt number of each sample, or None.
-        inputs: name -> N of what the prompts came with; the reward is given those it wants.
+        inputs: name -> input of the N prompts; the reward receives those in its ``wants``.
 
     Returns:
-        values ``[N]`` float32, on the CPU without graph unless the reward is differentiable. NaN, with a reason each,
-        where the reward gave NaN, infinity or None, and everywhere when it raised an exception.
+        values ``[N]`` float32, on the CPU without graph unless the reward is differentiable. A value is NaN, with a
+        reason, if the reward returned NaN, infinity or None; all values are NaN if it raised an exception.
 
     Raises:
-        RewardError: media or the returned scores have the wrong shape, a wanted input is missing, the reward changed
-            what it was given, or it raised RewardError itself.
+        RewardError: media or the returned scores have the wrong shape, an input is missing, the reward modified its
+            arguments, or it raised RewardError itself.
     """
     _check_inputs(reward, media, prompts, group)
     count = len(prompts)
@@ -67,7 +67,7 @@ def checked_scores(
     if not reward.differentiable:
         values = values.detach().cpu()
     parts = {
-        name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu().clone()  # it may be the reward's own
+        name: _as_vector(reward, part, count, f"part {name!r}").detach().cpu().clone()  # it may belong to the reward
         for name, part in scores.parts.items()
     }
     reasons = _reasons(values, scores.reasons, media)
@@ -83,13 +83,13 @@ def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor 
         raise RewardError(f"reward {reward.name!r}: media {list(media.shape)} have no pixels")
     lengths = [len(media), len(prompts), *([] if group is None else [len(group)])]
     if len(set(lengths)) > 1:
-        raise RewardError(f"reward {reward.name!r}: media, prompts and group should be equally many, got {lengths}")
+        raise RewardError(f"reward {reward.name!r}: media, prompts and group should have equal lengths, got {lengths}")
 
 
 def _input(reward: Reward, inputs: Mapping[str, Any], name: str, media: Tensor, count: int) -> Any:
-    """What the prompts came with under ``name``, where the media are."""
+    """The prompts' input ``name``, on the device of the media."""
     if name not in inputs:
-        raise RewardError(f"reward {reward.name!r} needs {name!r} with every prompt; it was given none")
+        raise RewardError(f"reward {reward.name!r} needs {name!r} with every prompt, but there is none")
     value = inputs[name]
     if len(value) != count:
         raise RewardError(f"reward {reward.name!r}: {count} prompts, but {len(value)} of {name!r}")
@@ -115,7 +115,7 @@ def _as_vector(reward: Reward, values: Any, count: int, what: str) -> Tensor:
 
 
 def _reasons(values: Tensor, given: Mapping[int, str], media: Tensor) -> dict[int, str]:
-    """One reason for every value that is not finite, the reward's own where it gave one."""
+    """A reason for every value that is not finite: the reward's own, if it gave one."""
     found = {}
     for index in (~values.isfinite()).nonzero().flatten().tolist():
         broken = not bool(media[index].isfinite().all())

@@ -176,7 +176,7 @@ def test_a_run_is_evaluated_with_what_its_reward_had_learned(model: Path, tmp_pa
     config = settings(tmp_path, model, reward=both, train={"steps": 2}, evaluate={"every": 1})
     summary = train(config)
     assert evaluate_run(config, config.run_dir)["scores"]["reward"] == pytest.approx(summary["reward_after"], abs=1e-5)
-    with pytest.raises(RewardError, match="learns while a policy trains"):
+    with pytest.raises(RewardError, match="trains alongside a policy"):
         evaluate_run(config)
 
 
@@ -184,10 +184,10 @@ def test_a_run_is_evaluated_with_what_its_reward_had_learned(model: Path, tmp_pa
 def test_it_is_refused_where_its_scores_mean_nothing(around: str, model: Path, tmp_path: Path) -> None:
     likeness = {**LIKENESS, "references": "shapes"}
     if around == "cached":
-        with pytest.raises(RewardError, match="learns while a policy trains"):
+        with pytest.raises(RewardError, match="trains alongside a policy"):
             rewards.parse({"kind": "cached", "reward": likeness, "folder": str(tmp_path)}).build()
     elif around == "evaluate":
-        with pytest.raises(RewardError, match="learns while a policy trains"):
+        with pytest.raises(RewardError, match="trains alongside a policy"):
             train(settings(tmp_path, model, evaluate={"rewards": {"likeness": likeness}}))
     else:
         with pytest.raises(TrainingError, match="use 'chunks'"):

@@ -186,5 +186,5 @@ def test_what_it_cannot_do_is_said():
         rewards.parse({**TUNED, "references": "shapes", "layers": 9}).build()
     with pytest.raises(ValueError, match="float32"):
         rewards.parse({**TUNED, "references": "shapes", "dtype": "bfloat16"})
-    with pytest.raises(RewardError, match="learns while a policy trains"):
+    with pytest.raises(RewardError, match="trains alongside a policy"):
         rewards.parse({**TUNED, "references": "shapes"}).build().fixed()

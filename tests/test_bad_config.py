@@ -78,7 +78,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("evaluate.sampler={kind: cps, window: {size: 2}}", "only for strategy random or progressive"),
         ("evaluate.sampler={window: {strategy: random, size: 2}}", "ode has no stochastic steps"),
         ("train.warmup=101", "101 optimizer steps, but the run has 100"),
-        ("rollout={kind: online, same_noise: true}", "would all be equal: ode adds no noise of its own"),
+        ("rollout={kind: online, same_noise: true}", "all samples of a group would be equal: ode adds no noise"),
         ("rollout={kind: online}", "reward: is missing; an online rollout needs one of"),
         ("recipe.kind=grpo", "grpo learns from its own samples"),
     ],

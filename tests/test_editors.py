@@ -223,7 +223,7 @@ def test_a_reward_gets_what_it_wants_and_no_more():
     wanting = Reward("wanting", function, wants=("image",))
     wanting(MEDIA, ["a", "b"], None, {"image": MEDIA, "mask": MEDIA[:, :1]})
     assert list(given) == ["image"]
-    with pytest.raises(RewardError, match="reward 'wanting' needs 'image' with every prompt; it was given none"):
+    with pytest.raises(RewardError, match="reward 'wanting' needs 'image' with every prompt, but there is none"):
         wanting(MEDIA, ["a", "b"])
     with pytest.raises(RewardError, match="2 prompts, but 1 of 'image'"):
         wanting(MEDIA, ["a", "b"], None, {"image": MEDIA[:1]})

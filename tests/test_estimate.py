@@ -290,7 +290,7 @@ def test_check_says_what_fits(large: Any, run: Any) -> None:
     assert "fit" not in out.split("nothing was loaded")[1].replace("is ready", "")
     assert "fits in 80 GB" in run("check", config, "--card", "80gb")[1]
     out = run("check", config, "--card", "24")[1]
-    listed = out.split("most first:\n")[1].split("these fit: ")
+    listed = out.split("largest first:\n")[1].split("together these fit: ")
     saved = [float(line.split()[-2]) for line in listed[0].splitlines() if line.startswith("  ")]
     assert saved == sorted(saved, reverse=True)
     assert saved[0] > 15
@@ -304,7 +304,7 @@ def test_check_refuses_what_it_does_not_know(large: Any, run: Any) -> None:
     assert (code, err) == (2, "error: --card a lot: a size in GB, such as 24gb\n")
     code, _, err = run("check", config, "generator.path=nobody/nothing", "--memory")
     assert code == 2
-    assert "nobody/nothing is not on this machine and its networks are not known" in err
+    assert "nobody/nothing is not on this machine and its networks are unknown" in err
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -261,11 +261,11 @@ def test_callable_with_gradient_and_range():
         ("no_such_module:fn", {}, r"cannot import 'no_such_module'.*path/to/file\.py:name"),
         ("no/such/file.py:fn", {}, r"no file no/such/file\.py"),
         ("my_rewards_for_test:nope", {}, r"has no 'nope'; it has .*brightness, same, Model"),
-        ("my_rewards_for_test:level", {}, r"is a int, not something to call"),
+        ("my_rewards_for_test:level", {}, r"is a int, which cannot be called"),
         ("my_rewards_for_test:brightness", {"facto": 2}, r"is brightness\(media, prompts, factor=1.0\).*'facto'"),
         ("my_rewards_for_test:Model", {}, r"Model\(bias.*missing a required argument: 'bias'"),
-        ("my_rewards_for_test:Silent", {}, r"is a Silent, not something to call"),
-        ("collections:OrderedDict", {}, r"no signature found.*call it from a function of your own"),
+        ("my_rewards_for_test:Silent", {}, r"is a Silent, which cannot be called"),
+        ("collections:OrderedDict", {}, r"no signature found.*call it from your own function"),
     ],
 )
 @pytest.mark.usefixtures("mine")

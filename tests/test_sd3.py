@@ -242,7 +242,7 @@ def test_load_a_folder(folder):
 def test_embedded_worlds_are_found_by_name():
     assert find("sd3", "shapes") == weights("sd3")
     assert find("flux_kontext", "shapes-edit") == weights("flux_kontext")
-    with pytest.raises(GeneratorError, match="embedded world 'shapes' holds no 'wan'; it holds sd3"):
+    with pytest.raises(GeneratorError, match="embedded world 'shapes' has no 'wan'; it has sd3"):
         find("wan", "shapes")
     with pytest.raises(GeneratorError, match="no folder shapes-gone"):
         find("sd3", "shapes-gone")

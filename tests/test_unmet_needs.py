@@ -85,7 +85,7 @@ def test_a_critic_counts_for_the_card(run, monkeypatch):
     assert "  roles " in out
     assert "policy, ema, critic: " in out
     assert ", of critic and policy" in out
-    assert "each by itself would save, most first:\n  " in out
+    assert "savings of each change by itself, largest first:\n  " in out
     monkeypatch.setattr(ReDMD, "learners", lambda recipe: {"policy": Learns(recipe)})
     assert f"fits in {card.removesuffix('gb')} GB" in run(*files, card)[1]
 

@@ -1,6 +1,6 @@
-"""Networks of a pipeline without its weights: from its ``config.json`` files, or from published facts.
+"""Networks of a pipeline without its weights, from its ``config.json`` files or from published sizes.
 
-Networks are built on the meta device, where a weight has a shape and no memory, so they are counted, not guessed.
+Networks are built on the meta device, where weights have shapes but take no memory, so that parameters are counted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Part:
     Args:
         library: ``diffusers`` or ``transformers``.
         name: its class there.
-        config: arguments of the class; empty where only the count is known.
-        count: parameters, where they are known without building it.
+        config: arguments of the class; empty if only the count is known.
+        count: number of parameters, if it is known without building the network.
     """
 
     library: str
@@ -37,7 +37,7 @@ class Part:
 
 
 def parts_of(kind: str, path: str) -> dict[str, Part] | None:
-    """Networks of a pipeline by component name, from its folder, the hub's cache or :data:`KNOWN`; None if unknown."""
+    """Component name -> network of a pipeline, from its folder, the hub's cache or :data:`KNOWN`; None if unknown."""
     folder = pipelines(path).get(kind) or expanded(path, ConfigError)
     if not folder.is_dir():
         folder = _cached(path) or folder
@@ -69,7 +69,7 @@ def _read(folder: Path) -> dict[str, Part]:
 
 
 def on_meta(part: Part) -> nn.Module:
-    """The network without memory for its weights."""
+    """The network on the meta device."""
     return _on_meta(part.library, part.name, json.dumps(part.config, sort_keys=True))
 
 
@@ -87,7 +87,7 @@ def _on_meta(library: str, name: str, config: str) -> nn.Module:
 
 
 def arguments(part: Part) -> dict[str, Any]:
-    """What a diffusers network was made with, its class's defaults included."""
+    """Arguments of a diffusers network, with the defaults of its class."""
     return dict(on_meta(part).config)  # type: ignore[arg-type]
 
 

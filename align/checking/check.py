@@ -1,4 +1,4 @@
-"""Report of ``alignflow check`` on a config: essentials, batch sizes in words, missing files. No torch."""
+"""Report of ``alignflow check`` on a config: main settings, batch sizes, missing files. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from alignflow.worlds.shapes import WORLDS, pipelines
 
 
 def geometry(config: Config, processes: int = 1) -> str:
-    """How many samples, terms, chunks and updates a rollout comes to, in one sentence."""
+    """Numbers of samples, terms, chunks and optimizer steps of a rollout, in one sentence."""
     rollout, train = config.rollout, config.train
     samples = rollout.prompts * rollout.group
     of = "prompt" if isinstance(rollout, OnlineRollout) else "row"
@@ -47,7 +47,7 @@ def geometry(config: Config, processes: int = 1) -> str:
 
 
 def _others(config: Config, samples: int) -> str:
-    """Terms and updates of the learners beside the policy."""
+    """Terms and optimizer steps of the learners other than the policy."""
     said = ""
     for name, learns in config.recipe.learners().items():
         terms = math.ceil(samples * learns.objective.terms_per_sample(config))
@@ -57,7 +57,7 @@ def _others(config: Config, samples: int) -> str:
 
 
 def network_calls(config: Config) -> int:
-    """Single-sample network evaluations of one rollout's sampling."""
+    """Network calls, each on one sample, to sample one rollout."""
     rollout = config.rollout
     if not isinstance(rollout, OnlineRollout):
         return 0
@@ -65,7 +65,7 @@ def network_calls(config: Config) -> int:
 
 
 def essentials(config: Config) -> list[tuple[str, str]]:
-    """(name, what the config resolves to) for the lines of ``check``."""
+    """(name, resolved settings) of each line of the report."""
     generator, train, evaluate = config.generator, config.train, config.evaluate
     size = f"{generator.size[0]} x {generator.size[1]}" if generator.size else "native size"
     rollout, device = config.rollout, devices.said(generator.device)
@@ -103,7 +103,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
 
 
 def check_files(config: Config) -> None:
-    """Raise ConfigError listing every file or package the config names that is not there."""
+    """Raise ConfigError, which lists every file and package that the config needs and this machine does not have."""
     parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     problems += memory.missing(config.memory, config.train.optimizer)
@@ -133,7 +133,7 @@ def _drawable(source: str, generator: str) -> None:
 
 
 def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
-    """Prompts of a file; of an embedded world, whose are drawn and come with the same, one that stands for all."""
+    """Prompts of a file. Of an embedded world, whose prompts all have the same inputs, only the first."""
     return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None, skipped=skipped)
 
 
@@ -167,9 +167,9 @@ def _videos(config: Config) -> list[Problem]:
 
 
 def generator_problems(generator: GeneratorConfig) -> list[Problem]:
-    """What is wrong with the device and the path.
+    """Problems with the device and the path of a generator.
 
-    A path names a folder with a pipeline, a hub id, or an embedded world with this kind.
+    A path is a folder with a pipeline, a hub id, or an embedded world that has this kind.
     """
     return [*devices.problems("generator.device", generator.device), *_path_problems(generator)]
 
@@ -177,7 +177,7 @@ def generator_problems(generator: GeneratorConfig) -> list[Problem]:
 def _path_problems(generator: GeneratorConfig) -> list[Problem]:
     kind, path = generator.kind, generator.path
     if have := pipelines(path):
-        said = f"the embedded world {path!r} holds no {kind!r}; it holds {', '.join(have)}"
+        said = f"the embedded world {path!r} has no {kind!r}; it has {', '.join(have)}"
         return folder_problems(generator) if kind in have else [Problem("generator.path", said)]
     try:
         folder = expanded(path)
@@ -186,13 +186,13 @@ def _path_problems(generator: GeneratorConfig) -> list[Problem]:
     if exists(folder):
         return folder_problems(generator)
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return []  # a hub id: whether it is there is asked when it is loaded
+        return []  # a hub id: loading asks the hub for it
     message = f"no folder {path} (looked in {Path.cwd()}); give a diffusers folder, a hub id owner/name, or 'shapes'"
     return [Problem("generator.path", message)]
 
 
 def master_weights(config: Config) -> list[Problem]:
-    """Weights trained in half precision, which round away every update below a 256th of their size."""
+    """A problem for weights trained in half precision: updates below 1/256 of a weight are rounded away."""
     dtype = config.generator.dtype
     if config.policy.kind != "full" or dtype == "float32":
         return []
@@ -202,12 +202,12 @@ def master_weights(config: Config) -> list[Problem]:
 
 
 def trackers(config: Config) -> list[Problem]:
-    """Trackers that are not installed."""
+    """A problem for each tracker that is not installed."""
     packages = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
     missing = [name for name in config.trackers if find_spec(packages.get(name, name)) is None]
     return [Problem("trackers", f"{name} is not installed: {remedy(name)}") for name in missing]
 
 
 def _processes() -> int:
-    """Processes of this launch, as torchrun and accelerate announce them."""
+    """Number of processes of this launch, set by torchrun or accelerate."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""Config types of all commands: recognising which command a file is for, and checking it. No torch."""
+"""Config classes of all commands, and the check of a config of any command. No torch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ CONFIGS: tuple[type[RunSettings], ...] = (
     preferences.JudgeTrainConfig,
     preferences.LatentTrainConfig,
 )
-"""The trees of settings of all commands."""
+"""Config classes of all commands."""
 
 
 def roots_of(keys: Iterable[str]) -> list[type[RunSettings]]:
-    """The trees of settings that hold most of a config's ``keys``; several where the keys do not tell."""
+    """The config classes that have most of a config's ``keys``; several if the keys do not decide."""
     known = {root: len(set(keys) & set(root.model_fields)) for root in CONFIGS}
     return [root for root, count in known.items() if count == max(known.values())]
 
 
 def load_for(command: str, path: Files, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read a config of a command that has several trees of settings; the keys of the files say which.
+    """Read a config of a command with several config classes; the keys of the files select the class.
 
     Raises:
-        ConfigError: as :func:`align.config.load.load_config`; also if the config is one for another command.
+        ConfigError: as :func:`align.config.load.load_config`; also if the config is for another command.
     """
     likely = roots_of({key for layer in read_layers(path) for key in layer.data})
     root = next(root for root in (*likely, *CONFIGS) if root.command == command)
@@ -49,10 +49,10 @@ def _said(root: type[RunSettings]) -> str:
 
 
 def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[RunSettings]) -> None:
-    """Raise ConfigError if the config is not one for the command of ``root``, or its files are for different commands.
+    """Raise ConfigError if the config is for another command than ``root``, or its files are for different commands.
 
     Args:
-        layers: those of all the files and overrides.
+        layers: layers of all files and overrides.
     """
     meant = roots_of({key for layer in layers for key in layer.data})
     each = {file: roots_of({key for layer in read_layers(file) for key in layer.data}) for file in files}
@@ -65,7 +65,7 @@ def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[Run
 
 
 def _replaced(files: Sequence[Path]) -> Iterator[str]:
-    """A line for every kind of a file that a file to its right replaces."""
+    """A line for every kind that a file replaces in the files to its left."""
     known: dict[str, tuple[str, str]] = {}
     for file in files:
         own: dict[str, tuple[str, str]] = {}
@@ -88,15 +88,15 @@ def examine(
     card: str | None = None,
     run_code: bool = False,
 ) -> Iterator[str]:
-    """Lines on a config of any command, for ``check``; the last says whether it is ready to run.
+    """Report of ``alignflow check`` on a config of any command, line by line; the last line is the verdict.
 
     Args:
-        memory: with an estimate of what a training run needs; ``card`` as ``24gb``.
-        run_code: import rewards, recipes, searches and generators of one's own, which otherwise are only found.
+        memory: whether to estimate the memory of a training run.
+        card: size of the card that it has to fit, ``24gb``.
+        run_code: whether to import custom rewards, recipes, searches and generators, which otherwise are only found.
 
     Raises:
-        ConfigError: what is wrong with it, or it does not fit the card, or memory is asked of what is no training run;
-            nothing was run.
+        ConfigError: the config is invalid, does not fit the card, or is not for training and has no estimate of memory.
     """
     files = files_of(path)
     shown = said_of(files)
@@ -130,7 +130,7 @@ def _essentials(config: RunSettings) -> list[tuple[str, str]]:
 
 
 def _check_files(config: RunSettings, problems: list[Problem]) -> None:
-    """Raise ConfigError for these problems and for every file that is not there."""
+    """Raise ConfigError for these problems and for every missing file."""
     ask = (
         check if isinstance(config, Config) else searches if isinstance(config, searches.SearchConfig) else preferences
     )
@@ -143,16 +143,16 @@ def _check_files(config: RunSettings, problems: list[Problem]) -> None:
 
 
 def _verdict(shown: str, config: RunSettings, found: Named) -> Iterator[str]:
-    """What is not known, then the last line."""
+    """Lines on what is not known, then the verdict."""
     generator, prompts = getattr(config, "generator", None), getattr(config, "prompts", None)
     away = [*(generator_away(generator) if generator is not None else []), *found.away]
     heldout = getattr(prompts, "heldout", None)
     if heldout is not None and heldout == getattr(prompts, "train", None):
-        yield "note       prompts.heldout is prompts.train: its scores are of prompts that were learned from"
+        yield "note       prompts.heldout is prompts.train: its scores are of training prompts"
     yield from (f"hub        {text}" for text in away)
     yield from (f"unknown    {text}" for text in found.unknown)
     if found.unknown:
-        yield f"{shown}: nothing wrong was found, but what is unknown above may still stop it"
+        yield f"{shown}: no problems were found, but the lines marked unknown were not checked"
     else:
         yield f"{shown} {'is' if ' + ' not in shown else 'are'} ready to run"
 

@@ -1,8 +1,8 @@
 """Estimate of GPU memory from the config alone; no weights are loaded.
 
-Weights, adapters, optimizer states and what a rollout keeps are counted. Activations follow from the widths of the
-linear layers of the network's blocks, times how much of them torch was seen to save (:data:`SAVED`, measured on small
-networks of the real classes: ``tests/test_estimate.py``); so do the peaks of a forward pass and of decoding.
+Weights, adapters, optimizer states and the tensors of a rollout are counted. Activations, and the peaks of a forward
+pass and of decoding, are the widths of the linear layers of the network's blocks times measured factors
+(:data:`SAVED`, measured on small networks of the real classes: ``tests/test_estimate.py``).
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ else:
 GB = 2**30
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "bf16": 2, "fp16": 2}
 STORED = {"none": None, "nf4": 0.53, "int8": 1.0, "fp8": 1.0}
-"""Bytes of a frozen weight of a linear layer; nf4 with its doubly quantised scales."""
+"""Bytes per frozen weight of a linear layer; nf4 with its doubly quantised scales."""
 
 SAVED = {"full": 1.66, "lora": 1.35, "lora, autocast": 1.12}
-"""Numbers saved for backward per input and output feature of a block's linear layers and token they see."""
+"""Numbers saved for backward, per token and per input and output feature of a block's linear layers."""
 
 FORWARD = 0.8
-"""The same for what lives at once in a block's pass without gradient."""
+"""The same for the numbers that exist at once in a block's pass without gradient."""
 
 DECODED = {"image": 3.0, "frame": 9.2, "video": 27.5}
-"""Feature maps of full resolution and the last stage's width that live at once while a VAE decodes: an image VAE's, a
-video VAE's for one frame, and for any video, which it goes through a few frames at a time."""
+"""Feature maps of full resolution and the last stage's width that exist at once while a VAE decodes: for an image VAE,
+for a video VAE on one frame, and for a video VAE on any video, which it decodes a few frames at a time."""
 
 GRAPH = {"image": 22.7, "frame": 41.5, "video": 30.0}
-"""The same maps that a VAE's graph keeps where a loss decodes with gradient; of a video, for each of its frames."""
+"""The same for the graph of a VAE that decodes with gradient; for a video, per frame."""
 
 CONTEXT, FRAGMENTS = 0.8 * GB, 1.1
-"""What CUDA itself takes, and the factor for memory that torch holds in pieces too small to use."""
+"""Memory of CUDA itself, and the factor for memory lost to fragmentation."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of an estimate: bytes, and how they come about."""
+    """One line of an estimate: bytes and their derivation."""
 
     name: str
     bytes: float
@@ -65,8 +65,8 @@ class Estimate:
     """Memory on one card.
 
     Args:
-        kept: what is there all the time.
-        phases: what comes on top while sampling, decoding and updating.
+        kept: memory used all the time.
+        phases: additional memory while sampling, decoding and updating.
     """
 
     kept: tuple[Item, ...]
@@ -74,12 +74,12 @@ class Estimate:
 
     @property
     def peak(self) -> str:
-        """The phase that takes most."""
+        """The phase that uses most memory."""
         return max(self.phases, key=lambda name: _sum(self.phases[name]))
 
     @property
     def bytes(self) -> float:
-        """What a card must have: everything kept, the largest phase, CUDA and fragments."""
+        """Bytes that a card must have: everything kept, the largest phase, CUDA and fragmentation."""
         return (_sum(self.kept) + _sum(self.phases[self.peak])) * FRAGMENTS + CONTEXT
 
 
@@ -88,7 +88,7 @@ def _sum(items: tuple[Item, ...]) -> float:
 
 
 def estimate(config: Config) -> Estimate:
-    """Memory of a run on each of its cards.
+    """Memory of a run on each card.
 
     Raises:
         ConfigError: the model is neither on this machine nor in ``align.checking.architectures.KNOWN``.
@@ -96,7 +96,7 @@ def estimate(config: Config) -> Estimate:
     path = config.generator.path
     parts = parts_of(config.generator.kind, path)
     if parts is None or "transformer" not in parts:
-        raise ConfigError(f"generator.path: {path} is not on this machine and its networks are not known; download it")
+        raise ConfigError(f"generator.path: {path} is not on this machine and its networks are unknown; download it")
     shapes = shapes_of(config, parts)
     networks = [on_meta(parts[name]) for name in ("transformer", "transformer_2") if name in parts]
     trained = _trained(config, networks)
@@ -120,13 +120,13 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
         if name.startswith("text_encoder") and memory.cache_prompts != "none":
             bytes_, how = 0.0, "dropped once every prompt is encoded"
         elif name.startswith("text_encoder") and memory.offload != "none":
-            bytes_, how = 0.0, f"waits on the CPU ({memory.offload})"
+            bytes_, how = 0.0, f"stored on the CPU ({memory.offload})"
         items.append(Item(name, bytes_, f"{part.name}: {how}"))
     return items
 
 
 def _trained(config: Config, networks: list[nn.Module]) -> int:
-    """Parameters that are trained."""
+    """Number of trained parameters."""
     if config.policy.kind == "full":
         return sum(value.numel() for network in networks for value in network.parameters())
 
@@ -227,7 +227,7 @@ def _way(config: Config) -> str:
 
 
 def block_widths(network: nn.Module, image: int, text: int) -> list[int]:
-    """Per block of a network: input and output features of its linear layers, times the tokens they see."""
+    """Per block of a network: input and output features of its linear layers, times their tokens."""
     from torch import nn
 
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
@@ -313,7 +313,7 @@ def card_bytes(text: str) -> float:
 
 
 def savings(config: Config) -> list[tuple[str, float]]:
-    """(override, bytes it saves) of every single change that saves something, most first."""
+    """(override, bytes saved) of every change that saves memory by itself, largest first."""
     here, found = estimate(config).bytes, []
     for remedy in remedies(config):
         if remedy.value is not None:
@@ -324,7 +324,7 @@ def savings(config: Config) -> list[tuple[str, float]]:
 
 
 def fitting(config: Config, changes: list[str], size: float) -> list[str]:
-    """The first of ``changes`` that together bring the run into ``size`` bytes; [] if all of them do not."""
+    """The shortest prefix of ``changes`` with which the run fits in ``size`` bytes; [] if even all are not enough."""
     for number, change in enumerate(changes, 1):
         config = overridden(config, change)
         if estimate(config).bytes <= size:
@@ -336,7 +336,7 @@ MISFIT = "does not fit in"
 
 
 def lines(config: Config, card: str | None = None) -> list[str]:
-    """The estimate in words; with a card, whether it fits and what to change."""
+    """Lines of the estimate; with a card, also whether the run fits and which changes would make it fit."""
     found = estimate(config)
     rows = [
         *found.kept,
@@ -351,8 +351,8 @@ def lines(config: Config, card: str | None = None) -> list[str]:
     size = card_bytes(card)
     if found.bytes <= size:
         return [*text, f"fits in {size / GB:g} GB"]
-    text.append(f"{MISFIT} {size / GB:g} GB; each by itself would save, most first:")
+    text.append(f"{MISFIT} {size / GB:g} GB; savings of each change by itself, largest first:")
     found_savings = savings(config)
     text += [f"  {change:44} {saved / GB:6.1f} GB" for change, saved in found_savings]
     together = fitting(config, [change for change, _ in found_savings], size)
-    return [*text, f"these fit: {' '.join(together)}" if together else "all of them together do not fit either"]
+    return [*text, f"together these fit: {' '.join(together)}" if together else "all of them together are not enough"]

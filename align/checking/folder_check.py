@@ -1,6 +1,6 @@
 """Checks of a local pipeline folder and a LoRA file, without loading weights and without torch.
 
-What a folder does not tell cheaply (weights in .bin files, adapters outside the repository) is left to loading.
+Loading checks what is expensive to check here: weights in .bin files and adapters outside the repository.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ ORDER_2 = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 def _expanded(path: str) -> Path:
     try:
         return expanded(path)
-    except ValueError:  # said by the check of paths
+    except ValueError:  # the check of paths reports it
         return Path(path)
 
 
 def folder_of(generator: GeneratorConfig) -> Path | None:
-    """The local folder that a generator is read from; None for one of the hub or nowhere."""
+    """The local folder of a generator; None if it is on the hub or does not exist."""
     folder = pipelines(generator.path).get(generator.kind) or _expanded(generator.path)
     return folder if is_dir(folder) else None
 
 
 def folder_problems(generator: GeneratorConfig) -> list[Problem]:
-    """A single file, a folder that is no whole pipeline or another class's, a size that it cannot draw, no flow."""
+    """Problems of a path: a single file, an incomplete pipeline, another class, a wrong size, a wrong scheduler."""
     if said := single_file(_expanded(generator.path)):
         return [Problem("generator.path", said)]
     folder = folder_of(generator)
@@ -81,7 +81,7 @@ def _size_problems(generator: GeneratorConfig, folder: Path, index: dict[str, An
 
 
 def _unit(folder: Path, index: dict[str, Any]) -> int | None:
-    """Pixels that both sides must be multiples of: the VAE's reduction times the network's patch; None if unknown."""
+    """Divisor of height and width in pixels: the VAE's reduction times the network's patch size; None if unknown."""
     parts = components(index)
     if not {"vae", "transformer"} <= set(parts) or not all(
         (folder / p / "config.json").is_file() for p in ("vae", "transformer")
@@ -120,7 +120,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 
 def _is_flow(config: dict[str, Any]) -> bool:
-    """By the settings that a flow's scheduler must have; loading compares the steps themselves."""
+    """Whether a scheduler is one of flow matching, by its settings; loading compares its steps."""
     name = str(config.get("_class_name", ""))
     return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
 
@@ -137,7 +137,7 @@ def _scheduler_problems(generator: GeneratorConfig, folder: Path) -> list[Proble
 
 
 def scheduler_line(generator: GeneratorConfig) -> str:
-    """What stands in for the folder's scheduler, in one line; '' where its steps are ours, or it is not known."""
+    """Replacement of the folder's scheduler, in one line; '' if the steps are the same, or unknown."""
     folder = folder_of(generator)
     try:
         config = _scheduler(folder) if folder is not None and generator.kind not in OWN_RULE else {}
@@ -149,7 +149,7 @@ def scheduler_line(generator: GeneratorConfig) -> str:
     if config.get("stochastic_sampling") or "LCM" in name:
         return f"{name} adds fresh noise at every step; sampler {{kind: cps, noise_level: 1}} takes the same steps"
     if name in ORDER_2:
-        return f"{name} is replaced by the steps of sampler.kind on the same grid; dpm2 is nearer to it than ode"
+        return f"{name} is replaced by the steps of sampler.kind on the same grid; dpm2 is closer to it than ode"
     return "" if name in EULER else f"{name} is replaced by Euler steps on the same grid"
 
 
@@ -157,7 +157,7 @@ def scheduler_line(generator: GeneratorConfig) -> str:
 
 
 def lora_problems(path: str, setting: str) -> list[Problem]:
-    """What is wrong with the LoRA file that ``setting`` names, by its header."""
+    """Problems of the LoRA file in ``setting``, found in its header."""
     place = _expanded(path)
     try:
         lora_files.inspect(lora_files.find(place / "lora" if (place / "lora").is_dir() else place))
@@ -167,14 +167,14 @@ def lora_problems(path: str, setting: str) -> list[Problem]:
 
 
 def target_problems(generator: GeneratorConfig, targets: Sequence[str] | None) -> list[Problem]:
-    """Targets of a LoRA that are no matrix in the files of the folder's network."""
+    """A problem for targets of a LoRA that match no matrix in the files of the folder's network."""
     folder = folder_of(generator)
     if not targets or folder is None:
         return []
     try:
         names = set(_matrices(folder / "transformer"))
     except TensorFileError:
-        return []  # said by loading, with the file
+        return []  # loading reports it, with the file
     missing = [end for end in targets if not any(name == end or name.endswith(f".{end}") for name in names)]
     if not names or not missing:
         return []
@@ -183,7 +183,7 @@ def target_problems(generator: GeneratorConfig, targets: Sequence[str] | None) -
 
 
 def _matrices(folder: Path) -> Iterator[str]:
-    """Names of the layers with a matrix as weight, from the headers of safetensors files."""
+    """Names of the layers whose weight is a matrix, from the headers of safetensors files."""
     for file in sorted(folder.glob("*.safetensors")):
         entries, _ = tensor_files.header(file)
         for key, entry in entries.items():

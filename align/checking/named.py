@@ -30,7 +30,7 @@ _WEIGHTS = (".bin", ".ckpt", ".json", ".pt", ".pth", ".safetensors", ".txt")
 
 @dataclass
 class Named:
-    """What was found wrong, what is known only when code of one's own runs, and what comes from the hub."""
+    """Problems, references that only custom code can resolve, and files that are on the hub."""
 
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -38,10 +38,10 @@ class Named:
 
 
 def named(config: BaseModel, run_code: bool = False) -> Named:
-    """Look for everything that ``config`` names.
+    """Look up all code, files and folders that ``config`` names.
 
     Args:
-        run_code: import code of one's own instead of only finding it.
+        run_code: whether to import custom code instead of only finding it.
     """
     found = Named()
     for path, part in _parts(config, ()):
@@ -87,7 +87,7 @@ def _code(found: Named, where: str, kind: str, run_code: bool) -> None:
 
 
 def _weights(found: Named, where: str, name: str, value: str, here: bool) -> None:
-    """A folder or file that a reward reads."""
+    """Look up a folder or file that a reward reads."""
     if here and value not in WORLDS:
         if not _exists(value):
             found.problems.append(Problem(where, f"no file or folder {value} (looked in {Path.cwd()})"))
@@ -108,14 +108,14 @@ def _exists(path: str) -> bool:
 
 
 def in_hub_cache(repository: str) -> bool:
-    """Whether something of ``owner/name`` was downloaded before."""
+    """Whether the hub's cache has files of ``owner/name``."""
     home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
     cache = os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))
     return is_dir(os.path.join(cache, f"models--{'--'.join(repository.split('/')[:2])}"))
 
 
 def generator_away(generator: GeneratorConfig) -> list[str]:
-    """A pipeline that has to be downloaded."""
+    """A line for a pipeline that must be downloaded; empty if it is on this machine."""
     path = generator.path
     if path in WORLDS or _exists(path) or in_hub_cache(path):
         return []

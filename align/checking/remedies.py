@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     from align.config.settings import Config
 
 RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")
-"""How torch's allocators say so in a plain RuntimeError."""
+"""Messages of torch's allocators in a plain RuntimeError."""
 TILE = 256
-"""Smallest side in pixels from which a VAE codes tile by tile."""
+"""Side in pixels above which a VAE can work tile by tile."""
 DOING = {
     "load": "loading the model",
-    "rollout": "drawing samples",
+    "rollout": "sampling",
     "decode": "decoding samples",
     "reward": "scoring samples",
     "update": "learning",
     "evaluate": "evaluating",
 }
-"""Phase of a run -> what it does then."""
+"""Phase of a run -> its activity, for messages."""
 ALWAYS = frozenset(DOING)
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One setting to change when memory runs out; a value of None is for the user to choose.
+    """One setting to change when memory runs out.
 
     Args:
-        phases: in which it lowers the memory.
+        value: new value; None = the user has to choose it.
+        price: cost of the change, in words.
+        phases: phases in which it lowers the memory.
     """
 
     path: str
@@ -48,7 +50,7 @@ class Remedy:
 
     @property
     def change(self) -> str:
-        """As it stands on a command line."""
+        """The override, as on a command line."""
         return self.path if self.value is None else f"{self.path}={'true' if self.value is True else self.value}"
 
     def __str__(self) -> str:
@@ -56,23 +58,23 @@ class Remedy:
 
 
 def processes() -> int:
-    """How many processes share a run's work, as the launcher says."""
+    """Number of processes of the run, set by the launcher."""
     value = os.environ.get("WORLD_SIZE", "1")
     return int(value) if value.isdigit() and int(value) else 1
 
 
 def remedies(config: Config, phase: str | None = None) -> list[Remedy]:
-    """What to change when memory runs out, cheapest first, without what is on already or would change nothing.
+    """Settings to change when memory runs out, cheapest first; those already in use or without effect are left out.
 
     Args:
-        phase: what the run was doing, a key of :data:`DOING`; None where it is not known.
+        phase: phase of the run, a key of :data:`DOING`; None if unknown.
     """
     found = [*_at_a_time(config), *_stored(config), *_smaller(config)]
     return [remedy for remedy in found if phase is None or phase in remedy.phases]
 
 
 def _at_a_time(config: Config) -> list[Remedy]:
-    """Fewer things at a time: to the same result."""
+    """Remedies that process fewer things at a time and do not change the result."""
     memory, train, rollout = config.memory, config.train, config.rollout
     online, world = rollout.kind == "online", processes()
     samples = math.ceil(rollout.prompts * rollout.group / world)
@@ -88,7 +90,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
         (drawn if online else 1, "rollout.chunk", "the same samples, fewer at a time", frozenset({"rollout"})),
         (
             memory.cache_prompts == "none" and config.generator.kind != "generic",
-            "memory.cache_prompts", "text encoders leave once all is encoded", ALWAYS - {"load"},
+            "memory.cache_prompts", "text encoders are freed once all prompts are encoded", ALWAYS - {"load"},
         ),
         (decoded if online else 1, "rollout.decode_chunk", "the same images, fewer at a time", frozenset({"decode"})),
         (judged, "evaluate.chunk", "the same samples, fewer at a time", frozenset({"evaluate"})),
@@ -112,7 +114,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
 
 
 def _stored(config: Config) -> list[Remedy]:
-    """What weights and states are stored in."""
+    """Remedies that change how weights and states are stored."""
     lora, on_card = config.policy.kind == "lora", config.generator.device != "cpu"
     steps = [
         (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight", ALWAYS),
@@ -124,19 +126,19 @@ def _stored(config: Config) -> list[Remedy]:
             on_card and config.train.optimizer == "adamw",
             "train.optimizer", "paged_adamw8bit", "an eighth of its states", ALWAYS - {"load"},
         ),
-        (not lora, "policy.kind", "lora", "roles, gradients and states of the base go", ALWAYS),
+        (not lora, "policy.kind", "lora", "no roles, gradients and states of the base", ALWAYS),
     ]  # fmt: skip
     return [Remedy(path, value, price, phases) for wanted, path, value, price, phases in steps if wanted]
 
 
 def _smaller(config: Config) -> list[Remedy]:
-    """What changes the result."""
+    """Remedies that change the result."""
     rollout, rank, size = config.rollout, getattr(config.policy, "rank", 1), config.generator.size
     on_card, drawing = config.generator.device != "cpu", ALWAYS - {"load"}
     smaller = None if size is None else [min(side, max(64, side * 3 // 4 // 64 * 64)) for side in size]
     shrinks = size is None or smaller != list(size)
     fewer = ", or fewer generator.frames" if (config.generator.frames or 1) > 1 else ""
-    another = "another card: does something else hold memory of this one?"
+    another = "another card, if another program uses this one"
     steps = [
         (
             rollout.kind == "online" and rollout.group > 3,
@@ -151,7 +153,7 @@ def _smaller(config: Config) -> list[Remedy]:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What was said if ``error`` means that memory ran out, of a card or of the machine; else ''."""
+    """First line of ``error`` if a card or the machine ran out of memory; else ''."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     said = isinstance(error, RuntimeError) and any(words in lines[0] for words in RAN_OUT)
@@ -160,7 +162,7 @@ def out_of_memory(error: BaseException) -> str:
 
 @contextmanager
 def explained(config: Config) -> Iterator[None]:
-    """Turn running out of memory into the three settings to try first.
+    """Turn an out-of-memory error into a message with the three settings to try first.
 
     Raises:
         TrainingError: memory ran out inside the block.
@@ -182,7 +184,7 @@ def explained(config: Config) -> Iterator[None]:
 
 
 def _afterwards(config: Config, tried: list[Remedy]) -> str:
-    """What is left of the run, and which of the remedies it can go on with."""
+    """State of the run, and the remedies with which it can be resumed."""
     steps = sorted(path.name for path in config.run_dir.glob("checkpoints/step-*"))
     if not steps:
         return f"{config.run_dir} has no checkpoint yet: start it again with --overwrite"

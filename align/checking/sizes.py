@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 VIDEO = ("wan", "wan_i2v", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox")
 FRAMES = 81
 TEXT = {"SD3Transformer2DModel": 256, "FluxTransformer2DModel": 512, "WanTransformer3DModel": 512}
-"""Network class -> text tokens its pipeline reads by default; 256 where it is not named."""
+"""Network class -> default number of text tokens; 256 for all others."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one process's share.
+    """Sizes of the data of one process.
 
     Args:
         size: height and width in pixels.
         frames: 1 for images.
-        image_tokens: of one sample, source images of an editor included.
-        width: of the network.
+        image_tokens: tokens of one sample, source images of an editor included.
+        width: features per token.
         sampled_rows: samples in a pass without gradient, both halves of guidance counted.
         decoded_rows: samples decoded at a time.
         trained_rows: samples in a pass with gradient, both halves of guidance counted.
@@ -83,7 +83,7 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
 
 
 def _compression(parts: dict[str, Part]) -> tuple[int, int]:
-    """Pixels a side, and frames, that one latent cell stands for."""
+    """Pixels per side, and frames, of one latent cell."""
     if "vae" not in parts:
         return 8, 4
     vae, settings = on_meta(parts["vae"]), arguments(parts["vae"])
@@ -95,7 +95,7 @@ def _compression(parts: dict[str, Part]) -> tuple[int, int]:
 
 
 def _patch(name: str, settings: dict[str, Any]) -> int:
-    """Latent cells of one token."""
+    """Latent cells per token."""
     if name.startswith(("Flux", "QwenImage")):
         return 4  # packed by the pipeline, whatever the network calls its patch
     patch = settings.get("patch_size") or settings.get("all_patch_size") or 2
@@ -105,7 +105,7 @@ def _patch(name: str, settings: dict[str, Any]) -> int:
 
 
 def _width(settings: dict[str, Any]) -> int:
-    """Features of a token."""
+    """Features per token."""
     heads, each = settings.get("num_attention_heads"), settings.get("attention_head_dim")
     return heads * each if heads and each else settings.get("dim") or settings.get("hidden_size") or 1024
 
@@ -122,10 +122,10 @@ def _sampled(config: Config) -> int:
 
 
 def _trained(config: Config, *, guided: bool) -> int:
-    """Network rows whose graph is alive at once, of the learner with most of them: a pair is two.
+    """Largest number of rows, over learners, of a network pass with gradient; a pair is two rows.
 
     Args:
-        guided: count the guidance of sampled steps, which doubles the policy's rows.
+        guided: whether to count the guidance of sampled steps, which doubles the policy's rows.
     """
     doubled = guided and getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0
     terms, found = terms_per_update(config, _world()), []
@@ -136,7 +136,7 @@ def _trained(config: Config, *, guided: bool) -> int:
 
 
 def terms_per_update(config: Config, processes: int) -> dict[str, int]:
-    """Learner -> terms of an optimizer step on each process."""
+    """Learner -> terms per optimizer step and process."""
     samples = config.rollout.prompts * config.rollout.group
     return {
         name: math.ceil(samples * learns.objective.terms_per_sample(config) / updates / processes)
@@ -156,5 +156,5 @@ def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
 
 
 def _world() -> int:
-    """Processes of this launch."""
+    """Number of processes of this launch."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""Words of a command line: which are config files and which are overrides."""
+"""Split of a command line's words into config files and overrides."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def files_and_overrides(first: str | Path, words: Sequence[str] | None) -> tuple[list[Path], list[str]]:
-    """(config files, overrides), each in the order in which they were written.
+    """(config files, overrides), each in the order of the command line.
 
-    The first word of ``a.yaml b.yaml train.lr=1e-4`` is a config, whatever its name is. Of the other words, those that
+    The first word of ``a.yaml b.yaml train.lr=1e-4`` is a config, whatever its name. Of the other words, those that
     end in ``.yaml`` or ``.yml`` and hold no ``=`` are configs, and the rest are overrides.
 
     Args:

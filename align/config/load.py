@@ -1,7 +1,7 @@
 """YAML files and overrides -> :class:`Config`, and back. :mod:`align.config.settings` defines the settings.
 
-Layers are merged from the base up: what ``extends`` names, the file, the files to its right, the overrides. Every
-problem is reported at once, with its dotted path, where it was written and what is allowed.
+Layers are merged in this order: the files that ``extends`` names, the file, the files to its right, the overrides. All
+problems are reported at once, each with its dotted path, its place in a file and the allowed values.
 """
 
 from __future__ import annotations
@@ -57,28 +57,28 @@ Files = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings of one file or override, and where each was written (path -> ``file:line``)."""
+    """Settings of one file or override, and their places (path of keys -> ``file:line``)."""
 
     data: dict[str, Any]
     places: Places = field(default_factory=dict)
 
 
 def load_config(path: Files, overrides: Sequence[str] = ()) -> Config:
-    """Read config files, what they extend and the overrides.
+    """Read config files, the files that they extend, and the overrides.
 
     Args:
         path: a YAML file, or several. Several are merged from left to right, as if another file extended them in this
-            order; the run's default name is that of the last.
+            order. The run's default name comes from the last.
         overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
 
     Raises:
-        ConfigError: holding everything that is wrong.
+        ConfigError: the config is invalid; holds every problem.
     """
     return load_settings(path, overrides, Config)
 
 
 def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tree:
-    """As :func:`load_config`, for any tree of settings."""
+    """Like :func:`load_config`, for any class of config."""
     files = files_of(path)
     layers = [*read_layers(files), *read_overrides(overrides)]
     data: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tr
 
 
 def files_of(path: Files) -> list[Path]:
-    """The config files as a list; raises ConfigError where it is empty."""
+    """The config files as a list; raises ConfigError if there are none."""
     files = [Path(path)] if isinstance(path, str | Path) else [Path(file) for file in path]
     if not files:
         raise ConfigError("no config file was given")
@@ -111,7 +111,7 @@ def said_of(files: Sequence[Path]) -> str:
 def default_name(path: Path) -> str:
     """A run's name from its config's folder and file: ``configs/flux-dev/nft.yaml`` is ``flux-dev-nft``.
 
-    The file alone where it lies in the working folder or in one called ``configs``.
+    It is the file's name alone if the file is in the working folder or in a folder called ``configs``.
     """
     folder = Path(os.path.abspath(path)).parent
     words = [path.stem] if folder == Path.cwd() or folder.name in ("", "configs") else [folder.name, path.stem]
@@ -139,17 +139,17 @@ def load_reward(text: str) -> RewardSettings:
 
 
 def settings_of(config: BaseModel) -> dict[str, Any]:
-    """The whole config, defaults included, as plain values that YAML and JSON can hold."""
+    """The whole config with its defaults, as plain values for YAML and JSON."""
     return config.model_dump(mode="json")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping a YAML file holds, neither extended nor validated; raises ConfigError."""
+    """The mapping in a YAML file, without what it extends and not validated; raises ConfigError."""
     return read_file(Path(path)).data
 
 
 def dump_config(config: BaseModel) -> str:
-    """The whole config as YAML, with the places it names in full; loads again to a config that does the same."""
+    """The whole config as YAML with absolute paths; loading it gives an equivalent config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
@@ -160,12 +160,12 @@ def dump_config(config: BaseModel) -> str:
 
 
 def resolved_settings(config: BaseModel) -> dict[str, Any]:
-    """What :func:`dump_config` writes, as plain values: places in full, so that it holds in any working folder."""
+    """The content of :func:`dump_config` as plain values: paths are absolute, so it is valid in any working folder."""
     return absolute(settings_of(config))
 
 
 def overridden(config: Config, override: str) -> Config:
-    """The config under ``train.lr=1e-4``; raises ConfigError or ValidationError where it does not fit."""
+    """The config with an override such as ``train.lr=1e-4``; raises ConfigError or ValidationError if it is invalid."""
     return Config.model_validate(merge(settings_of(config), read_overrides([override])[0].data, [Config]))
 
 
@@ -188,9 +188,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_layers(path: Files) -> list[Layer]:
-    """The layer of each file, after those of everything it extends.
+    """The layer of each file, after the layers of all files that it extends.
 
-    A file that is reached on several ways is read once, and counts where it comes last.
+    A file that several files extend is read once; its last position counts.
     """
     reading, found = _Reading(Limits.of_environment()), dict[Path, Layer]()
     for file in files_of(path):
@@ -199,14 +199,14 @@ def read_layers(path: Files) -> list[Layer]:
 
 
 class _Reading:
-    """One config with all that it extends."""
+    """One config and all files that it extends."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.known: dict[Path, dict[Path, Layer]] = {}
 
     def layers(self, path: Path, above: tuple[Path, ...] = ()) -> dict[Path, Layer]:
-        """Each file's layer in the order in which they are merged."""
+        """The layers of the files, in the order of merging."""
         here = Path(os.path.realpath(path)) if is_file(path) else path
         if here in above:
             names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
@@ -226,7 +226,7 @@ class _Reading:
         return found
 
     def bases(self, layer: Layer) -> list[str]:
-        """What a file extends, which is taken out of its settings."""
+        """The files that a file extends; the key is removed from its settings."""
         extends = layer.data.pop("extends", [])
         bases = [extends] if isinstance(extends, str) else extends
         if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
@@ -237,14 +237,14 @@ class _Reading:
 
 
 def _append(found: dict[Path, Layer], layers: Mapping[Path, Layer]) -> None:
-    """Put the layers behind those that were found; a file that was found before moves to its new place."""
+    """Append the layers; a file that was found before moves to its new position."""
     for file, layer in layers.items():
         found.pop(file, None)
         found[file] = layer
 
 
 def read_file(path: Path, extended_by: Path | None = None) -> Layer:
-    """One YAML file, with the line of every key."""
+    """One YAML file and the line of every key."""
     if not is_file(path):
         because = f", which {extended_by.name} extends" if extended_by else ""
         near = [] if is_dir(path) else names(path.parent, ".yaml")
@@ -271,10 +271,10 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Layer]:
-    """``a.b=value`` each as a layer of its own.
+    """A layer for each override ``a.b=value``.
 
     Raises:
-        ConfigError: listing every override that cannot be read.
+        ConfigError: lists every override that cannot be read.
     """
     layers, problems, limits = [], [], Limits.of_environment()
     for text in overrides:
@@ -303,7 +303,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
 
 
 def _beside(data: dict[str, Any], folder: Path) -> None:
-    """File names not found from the working directory but found beside the config: write the path that works."""
+    """Replace file names that exist beside the config, but not in the working folder, by paths that work."""
     for section, key in FILES:
         name = child(data.get(section), key)
         if isinstance(name, str) and not exists(name) and exists(folder / name):
@@ -311,9 +311,9 @@ def _beside(data: dict[str, Any], folder: Path) -> None:
 
 
 def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
-    """``data`` under the preset that the layer names as ``memory: 24gb``, which is taken out of the layer.
+    """``data`` with the preset that the layer names as ``memory: 24gb``, which is removed from the layer.
 
-    So a preset wins over what the file extends, and the file's own settings win over it.
+    So a preset overrides the files that this one extends, and the file's own settings override the preset.
     """
     name = layer.data.get("memory")
     if not isinstance(name, str):
@@ -328,9 +328,9 @@ def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
 
 
 def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
-    """``layer`` over ``base``, mappings key by key.
+    """``base`` updated with ``layer``, mappings key by key.
 
-    Where the layer changes the kind, settings of the old kind are dropped first. ``options`` is what may stand here.
+    If the layer changes the kind, settings of the old kind are dropped first. ``options`` are the types allowed here.
     """
     if any(isinstance(option, OneOf) for option in options):
         base, layer = mapping(base), mapping(layer)
@@ -348,14 +348,14 @@ def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
 
 
 def _holds_settings(options: Sequence[Any]) -> bool:
-    """Whether what may stand here is a mapping of names to settings, such as rewards or parts of a mixture."""
+    """Whether the value is a mapping of names to settings, such as rewards or the parts of a mixture."""
     maps = [option for option in options if get_origin(option) in (dict, Mapping)]
     inside = [one for option in maps for one in flatten(get_args(option)[-1])]
     return any(isinstance(one, OneOf) or class_of(one, None) is not None for one in inside)
 
 
 def _kept(base: Mapping[str, Any], layer: Mapping[str, Any], options: Sequence[Any]) -> Mapping[str, Any]:
-    """What of ``base`` survives the layer's kind."""
+    """The settings of ``base`` that remain valid for the layer's kind."""
     for option in options:
         if isinstance(option, OneOf) and "kind" in layer and layer["kind"] != option.kind_of(base):
             return {}

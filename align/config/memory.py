@@ -40,7 +40,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
 
 
 def preset(name: str, place: str = "") -> dict[str, Any]:
-    """Settings of a preset; raises ConfigError naming those there are."""
+    """Settings of a preset; raises ConfigError, which lists the presets, if there is none of that name."""
     if name in PRESETS:
         return PRESETS[name]
     message = f"no such preset{nearest(name, PRESETS)}; there are {listing(PRESETS)}, or a mapping of settings"
@@ -51,7 +51,7 @@ def preset(name: str, place: str = "") -> dict[str, Any]:
 
 
 def problems(config: Config) -> list[tuple[str, str]]:
-    """(setting, what is wrong with it) of a training config, whatever is installed."""
+    """(setting, problem) of a training config that no installation could run."""
     memory, train, found = config.memory, config.train, []
     if config.policy.kind == "full" and memory.quantise != "none":
         found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
@@ -61,7 +61,7 @@ def problems(config: Config) -> list[tuple[str, str]]:
 def conflicts(
     generator: GeneratorConfig, memory: Memory, optimizer: str = "adamw", precision: str = "no"
 ) -> list[tuple[str, str]]:
-    """(setting, what is wrong with it) of memory settings that this generator cannot have, whatever is installed."""
+    """(setting, problem) of memory settings that this generator does not support on any installation."""
     found = []
     cpu = "needs a CUDA card, and generator.device is cpu"
     if generator.kind == "generic" and memory.cache_prompts != "none":
@@ -76,7 +76,7 @@ def conflicts(
 
 
 def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) -> list[Problem]:
-    """What the settings need and is not installed, or has no gradient where ``training`` asks for one."""
+    """Settings whose package is not installed or, if ``training``, that have no gradient."""
     found = [
         Problem(path, f"{value} needs the package {package}: {INSTALL[package]}")
         for path, value, package, _ in _needs(memory, optimizer)
@@ -84,13 +84,13 @@ def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) 
     ]
     if training and memory.attention == "sage":
         found.append(
-            Problem("memory.attention", "sage has no gradient, it only draws; train with native, xformers, flash")
+            Problem("memory.attention", "sage has no gradient, it only samples; train with native, xformers or flash")
         )
     return found
 
 
 def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: bool = True) -> None:
-    """Raise ConfigError naming every setting that this machine cannot honour.
+    """Raise ConfigError, which names every setting that this machine does not support.
 
     Args:
         optimizer: ``train.optimizer``.
@@ -123,7 +123,7 @@ CARDS = {"flash": "Ampere or newer", "flash3": "Hopper", "sage": "Ampere or newe
 
 
 def _needs(memory: Memory, optimizer: str) -> list[tuple[str, str, str, bool]]:
-    """(setting, value, package, whether it needs a CUDA card) of every setting that asks for one."""
+    """(setting, value, package, whether it needs a CUDA card) of every setting that needs a package."""
     packages = {
         "xformers": "xformers",
         "flash": "flash_attn",

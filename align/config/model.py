@@ -15,7 +15,7 @@ from generators.settings import Options
 
 
 class Pipeline(Settings):
-    """Which pipeline, and the dtype of its networks."""
+    """Name of a pipeline and the dtype of its networks."""
 
     kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
     path: str = Field(

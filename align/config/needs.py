@@ -20,7 +20,7 @@ ROLES = ("behaviour", "reference", "anchor")
 
 
 def problems(config: Config) -> Problems:
-    """(path, message) of every need of the recipe that the config does not meet, and of its learners."""
+    """(path, message) of every need of the recipe and its learners that the config does not meet."""
     found = _declarations(config)
     for need in config.recipe.needs:
         found += CHECKS[need](config) if need in CHECKS else []
@@ -28,7 +28,7 @@ def problems(config: Config) -> Problems:
 
 
 def _declarations(config: Config) -> Problems:
-    """Needs and roles that a recipe declares and no run has: misspelt ones, which would otherwise be ignored."""
+    """Unknown needs and roles in a recipe's declarations. A run would ignore them."""
     recipe = config.recipe
     declared: list[tuple[str, Iterable[str], Iterable[str]]] = [
         ("need", recipe.needs, CHECKS),

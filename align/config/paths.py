@@ -12,11 +12,11 @@ PLACES = frozenset(
     ("path", "train", "heldout", "source", "file", "lora", "folder", "template", "references", "model",
      "latent_reward", "reference", "init", "processor", "weights", "tokenizer", "med_config", "clip")
 )  # fmt: skip
-"""Names of settings that may hold a file or folder; what is no such thing at present stays as it is."""
+"""Names of settings that may hold a file or folder. A value that is not an existing one is left unchanged."""
 
 
 def absolute(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run, as plain values, with every file and folder that they name in full; ``out`` always."""
+    """Settings of a run as plain values, with absolute paths of all existing files and folders and of ``out``."""
     found = _walk(settings, in_reward=False)
     if isinstance(found.get("out"), str):
         found["out"] = os.path.abspath(found["out"])
@@ -39,7 +39,7 @@ def _walk(value: Any, in_reward: bool, key: str = "") -> Any:
 
 
 def _code(place: str, name: str) -> str | None:
-    """``file.py:name``, also of a module that lies in the working folder."""
+    """``file.py:name`` with an absolute path, also for a module in the working folder."""
     file = _there(place if place.endswith(".py") else f"{place}.py")
     return f"{file}:{name}" if file and (place.endswith(".py") or place.isidentifier()) else None
 

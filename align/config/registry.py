@@ -50,7 +50,7 @@ def recipes() -> dict[str, type[Recipe]]:
 
 @cache
 def rewards() -> dict[str, type[BaseModel]]:
-    """Kind -> reward settings class, as :mod:`rewards` lists them."""
+    """Kind -> reward settings class, from :mod:`rewards`."""
     import rewards as package
 
     return dict(package.kinds())
@@ -63,17 +63,17 @@ def searches() -> dict[str, type[BaseModel]]:
 
 
 def generators() -> dict[str, str]:
-    """Kind -> one line, for every adapter; read as text because adapters import torch."""
+    """Kind -> first docstring line of every adapter, read as text because adapters import torch."""
     return {kind: _first_line(_docstring(ADAPTERS / f"{kind}.py")) for kind in names_in(adapters)}
 
 
 def inputs(kind: str) -> tuple[str, ...]:
-    """Media that prompts of an adapter must come with; none known for one outside the repository."""
+    """Media that prompts of an adapter must have; empty for an adapter outside the repository, where it is unknown."""
     return tuple(declared(kind, "inputs") or ())
 
 
 def declared(kind: str, attribute: str) -> Any:
-    """A constant of an adapter's class, or of a class it is derived from, read as text; None where there is none."""
+    """A constant of an adapter's class or of its base classes, read as text; None if there is none."""
     file = ADAPTERS / f"{kind}.py"
     body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
@@ -90,7 +90,7 @@ def declared(kind: str, attribute: str) -> Any:
 
 
 def summary() -> dict[str, dict[str, str]]:
-    """Everything registered: room -> kind -> one line."""
+    """All registered kinds: room -> kind -> first docstring line."""
     return {
         "generators": generators(),
         "recipes": {kind: _first_line(cls.__doc__) for kind, cls in recipes().items()},
@@ -101,7 +101,7 @@ def summary() -> dict[str, dict[str, str]]:
 
 
 def reward_columns() -> dict[str, tuple[str, str]]:
-    """Reward kind -> gradient (yes, no) and scope with default settings; depends = on a reward inside, or a server."""
+    """Reward kind -> gradient (yes, no) and scope with default settings; depends = on an inner reward or a server."""
     from rewards.scopes import declared
 
     found = {kind: declared(cls) for kind, cls in rewards().items()}  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ LEVELS: dict[str, float | None] = {
     "ddim": 1.0,
     "exact": 0.7,
 }
-"""Noise level a kind of step starts from; None = deterministic."""
+"""Kind of step -> default noise level; None = deterministic."""
 
 
 class Window(Settings):
@@ -39,7 +39,7 @@ class Window(Settings):
     shift_every: int = Field(25, ge=1, description="rollouts between moves of a progressive window, by one step each")
 
     def problems(self, steps: int) -> Problems:
-        """What does not fit a sampler of so many steps."""
+        """(setting, problem) of a window that does not fit a sampler with ``steps`` steps."""
         if self.strategy == "all":
             names = [name for name in ("size", "start") if getattr(self, name) is not None]
             return [(name, "only for strategy random or progressive") for name in names]
@@ -59,7 +59,7 @@ class Sampler(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"level": "noise_level"}
     per_kind: ClassVar[tuple[str, ...]] = ("noise_level", "window")
-    """Settings that mean something else for another kind: dropped when a later file or override changes the kind."""
+    """Settings whose meaning depends on the kind; dropped when a later file or override changes the kind."""
 
     kind: Literal["ode", "dpm2", "flow_sde", "dance_sde", "cps", "ddim", "exact"] = Field(
         "ode", description="solver: ode and dpm2 are deterministic; flow_sde, dance_sde, cps, ddim and exact add noise"
@@ -78,12 +78,12 @@ class Sampler(Settings):
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add noise and so have a log-probability."""
+        """Whether steps add noise, and therefore have a log-probability."""
         return LEVELS[self.kind] is not None
 
     @property
     def stochastic_count(self) -> int:
-        """How many steps of a trajectory are stochastic: the window's, or all but the last, whose noise would stay."""
+        """Number of stochastic steps of a trajectory: the window's, or all but the last, whose noise would remain."""
         if not self.stochastic:
             return 0
         return self.steps - 1 if self.window.size is None else self.window.size
@@ -114,7 +114,7 @@ class Sampler(Settings):
 
 
 def sampler_line(sampler: Sampler) -> str:
-    """A sampler in a few words."""
+    """Short description of a sampler: ``10 flow_sde steps, noise level 0.7``."""
     level = f", noise level {sampler.noise_level:g}" if sampler.noise_level is not None else ""
     guidance = f", guidance {sampler.guidance:g}" if sampler.guidance != 1.0 else ""
     window = sampler.window

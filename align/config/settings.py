@@ -1,6 +1,6 @@
 """Settings of a training run: frozen, strict, every field described; read from YAML by :mod:`align.config.load`.
 
-Class defaults are the vetted setting. No torch here.
+Class defaults are tested settings. No torch here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rewards.scopes import has_parts, known_scope
 
 class Prompts(Settings):
     """Source of prompts: ``shapes:train`` or another embedded world, a .txt file (one prompt per line), a .jsonl, .csv
-    or .parquet file, or ``hub:owner/name[:split]``. Columns prompt, image and mask are read; any other column is
+    or .parquet file, or ``hub:owner/name[:split]``. Columns prompt, image and mask are read; all other columns are
     metadata for rewards."""
 
     train: str = Field(description="training prompts")
@@ -46,7 +46,7 @@ class Prompts(Settings):
 
 
 class GroupFilter(Settings):
-    """Groups that are left out because they are solved (Edit-R1): all samples score high and alike."""
+    """Filter of solved groups, whose samples all have high, similar scores (Edit-R1). They are not trained on."""
 
     mean_above: float = Field(0.9, description="mean reward of the group above which it may be left out")
     std_below: float = Field(
@@ -78,7 +78,7 @@ class OnlineRollout(Settings):
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
         if self.same_noise and not self.sampler.stochastic:
-            message = f"a group's samples would all be equal: {self.sampler.kind} adds no noise of its own"
+            message = f"all samples of a group would be equal: {self.sampler.kind} adds no noise"
             raise problems_at([("same_noise", message)])
         if self.filter is not None and self.filter.ban and self.overlap == "next":
             message = "the next rollout is sampled before this one's groups are filtered: set ban: false, or overlap"
@@ -90,7 +90,7 @@ class StoredRollout(Settings):
     """Train on a table with a column ``prompt`` and :attr:`columns`; file names are relative to the table."""
 
     columns: ClassVar[tuple[str, ...]]
-    """Images or videos of a row: what of its group there is."""
+    """Columns with the images or videos of a row, which are its group."""
 
     kind: str
     file: str = Field(description=".jsonl, .csv or .parquet file, or hub:owner/name[:split]")
@@ -183,7 +183,7 @@ def _rewards_outside(data: dict[str, Any]) -> RewardSettings:
 
 @cache
 def unread_settings(base: type[BaseModel]) -> type[BaseModel]:
-    """Settings that stand for those of a class that was not imported: any key may be one of its own."""
+    """Placeholder settings for a class that was not imported; they accept any key."""
 
     class Unread(base):  # type: ignore[valid-type, misc]
         model_config = ConfigDict(extra="allow", frozen=True)
@@ -192,12 +192,12 @@ def unread_settings(base: type[BaseModel]) -> type[BaseModel]:
 
 
 def is_unread(settings: BaseModel) -> bool:
-    """Whether settings stand for those of a class that was not imported."""
+    """Whether settings are a placeholder for those of a class that was not imported."""
     return type(settings).__name__ == "Unread"
 
 
 def derived(base: type[BaseModel]) -> Callable[[dict[str, Any]], Any]:
-    """Makes settings of a class outside the repository, ``package.module:name``, which derives from ``base``."""
+    """Parser of settings whose kind is a class outside the repository, ``package.module:name``, based on ``base``."""
 
     def make(data: dict[str, Any]) -> Any:
         try:
@@ -350,11 +350,11 @@ def _check_warmup(config: Config) -> Problems:
 
 
 def _check_comparisons(config: Config) -> Problems:
-    """Held-out samples are drawn one a prompt, groups may be of one: neither is a comparison."""
+    """Rewards and recipes that compare samples need several of them; evaluation has one sample per prompt."""
     problems: Problems = []
     for name, reward in config.evaluate.rewards.items():
         if known_scope(reward) != "sample" and (name == config.evaluate.gold or not has_parts(reward)):
-            message = "compares samples, and evaluation draws one a prompt: name a reward that scores them one by one"
+            message = "compares samples, and evaluation has one per prompt: use a reward that scores them one by one"
             problems.append((f"evaluate.rewards.{name}", message))
     rollout = config.rollout
     if isinstance(rollout, OnlineRollout) and rollout.group < 2:

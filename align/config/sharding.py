@@ -1,6 +1,6 @@
-"""Sharding of the trained network over the processes (FSDP2), as accelerate's launcher asks for it. No torch.
+"""Sharding of the trained network over processes (FSDP2), requested by accelerate's launcher. No torch.
 
-The launcher passes its options on in variables: ``accelerate launch --use_fsdp --fsdp_version 2`` sets
+The launcher passes its options in environment variables: ``accelerate launch --use_fsdp --fsdp_version 2`` sets
 ``ACCELERATE_USE_FSDP=true`` and ``FSDP_VERSION=2``. Any other launcher may set them as well.
 """
 
@@ -20,12 +20,12 @@ LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def asked() -> bool:
-    """Whether this launch shards the network."""
+    """Whether the launch requests sharding."""
     return _set(USE)
 
 
 def problems(config: Config) -> list[Problem]:
-    """What does not go together with sharding; empty where the launch does not ask for it."""
+    """Settings that sharding does not support; empty if the launch does not request sharding."""
     if not asked():
         return []
     found = []

@@ -27,9 +27,9 @@ class Limits:
 
     Args:
         size: characters of a file or of an override.
-        depth: mappings and lists inside each other.
-        values: values after every ``*alias`` and ``<<`` is written out.
-        files: files that one config extends, over all.
+        depth: nesting of mappings and lists.
+        values: number of values after every ``*alias`` and ``<<`` is expanded.
+        files: total number of files that one config extends.
     """
 
     size: int = 256 * 1024
@@ -39,7 +39,7 @@ class Limits:
 
     @classmethod
     def of_environment(cls) -> Limits:
-        """The defaults, or what the environment sets.
+        """The defaults, or the values of environment variables.
 
         Raises:
             ConfigError: a variable is not a positive whole number.
@@ -56,15 +56,15 @@ class Limits:
 
 
 def read(text: str, place: Callable[[int], str], limits: Limits | None = None) -> tuple[Any, Places]:
-    """The value that ``text`` holds, and (path of keys -> place) of every key of its mappings.
+    """The value in ``text``, and path of keys -> place of every key in its mappings.
 
-    Tags beyond YAML's core are refused; a date is a text.
+    Tags beyond YAML's core schema are errors; a date is read as text.
 
     Args:
-        place: what a line (from 1) is called in messages, ``run.yaml:3``.
+        place: line number (from 1) -> its name in messages, ``run.yaml:3``.
 
     Raises:
-        ConfigError: not YAML, or beyond the limits; with the place.
+        ConfigError: not YAML, or beyond the limits; names the place.
     """
     limits = limits or Limits.of_environment()
     if len(text) > limits.size:
@@ -93,7 +93,7 @@ def _over(limit: str, given: str, limits: Limits, place: str) -> ConfigError:
 
 
 def _measure(text: str, place: Callable[[int], str], limits: Limits) -> None:
-    """Refuse what would be too deep or too large once aliases are written out, before anything is made of it."""
+    """Raise ConfigError for text that is too deep or too large with all aliases expanded, before it is expanded."""
     sizes: dict[str, int] = {}
     inside: list[tuple[str | None, int]] = []  # anchor of each open collection, values counted when it began
     count = 0
@@ -121,7 +121,7 @@ def _measure(text: str, place: Callable[[int], str], limits: Limits) -> None:
 
 
 class _Values:
-    """Plain values of nodes; ``places`` is filled in on the way."""
+    """Converter of nodes to plain values, which also fills in ``places``."""
 
     def __init__(self, yaml: YAML, place: Callable[[int], str], places: Places) -> None:
         self.constructor, self.place, self.places = yaml.constructor, place, places
@@ -172,7 +172,7 @@ class _Values:
         return {**merged, **found}
 
     def bases(self, node: Node, path: tuple[str, ...]) -> Iterator[dict[Any, Any]]:
-        """The mappings that ``<<`` names."""
+        """The mappings that ``<<`` merges."""
         for inside in node.value if isinstance(node, SequenceNode) else [node]:
             if not isinstance(inside, MappingNode):
                 raise self.wrong(inside, "<< takes a mapping or a list of mappings")
@@ -184,7 +184,7 @@ class _Values:
 
 
 def _complaint(error: MarkedYAMLError) -> str:
-    """The parser's complaint in one line."""
+    """The parser's error in one line."""
     complaint = " ".join((error.problem or "not YAML").split())
     hint = "; indent with spaces" if "\\t" in complaint else ""
     return f"not readable as YAML: {complaint:.300}{hint}"
