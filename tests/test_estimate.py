@@ -426,7 +426,7 @@ def test_out_of_memory_before_the_first_checkpoint(
     assert text.startswith(f"out of memory while {doing}: CUDA out of memory")
     assert "has no checkpoint yet" in text
     assert "keeps" not in text
-    assert "chunk" not in text
+    assert "train.chunk" not in text
 
 
 def test_a_card_size_is_positive(large: Any) -> None:

@@ -149,7 +149,7 @@ def scheduler_line(generator: GeneratorConfig) -> str:
     if config.get("stochastic_sampling") or "LCM" in name:
         return f"{name} adds fresh noise at every step; sampler {{kind: cps, noise_level: 1}} takes the same steps"
     if name in ORDER_2:
-        return f"{name} is replaced by the steps of sampler.kind on the same grid; dpm2 is closer to it than ode"
+        return f"{name} is replaced by the steps of sampler.kind on the same grid; dpm2 is nearer to it than ode"
     return "" if name in EULER else f"{name} is replaced by Euler steps on the same grid"
 
 
