@@ -126,7 +126,7 @@ class Generator(ABC):
         return self.pipeline.transformer
 
     def native_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the pipeline draws by default."""
+        """(height, width) in pixels of the pipeline's samples by default."""
         side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         return side, side
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from alignflow.settings import Settings
 
 Side = Annotated[int, Field(ge=8, le=16_384, multiple_of=8)]
-"""Pixels; no pipeline draws finer steps, most draw coarser ones, which the pipeline itself tells."""
+"""Pixels. Most pipelines need larger multiples than 8; they are checked with the pipeline."""
 
 
 class Options(Settings):

@@ -246,6 +246,6 @@ def test_costs_are_those_of_the_rows(tmp_path: Path) -> None:
     run = made(tmp_path / "run", {"gold": UP})
     assert "peak GPU memory" not in dict(facts(run))
     run.train[0].update({"samples": 96, "memory_gb": 12.34})
-    assert dict(facts(run))["samples drawn to train on"] == "96"
-    assert dict(facts(run))["held-out samples drawn"] == "6"
+    assert dict(facts(run))["training samples generated"] == "96"
+    assert dict(facts(run))["held-out samples generated"] == "6"
     assert dict(facts(run))["peak GPU memory"] == "12.3 GB"

@@ -196,9 +196,9 @@ def test_stored_samples_must_be_what_the_generator_draws(tmp_path):
     assert read_sample(pair, "chosen", (16, 16), 5).shape == (5, 3, 16, 16)
     assert read_sample(pair, "rejected", (16, 16), None).shape == (3, 16, 16)
     for name, frames, says in (
-        ("chosen", 9, "'chosen' is a video of 5 frames, the generator draws a video of 9 frames; set generator.frames"),
-        ("chosen", None, "'chosen' is a video of 5 frames, the generator draws an image$"),
-        ("rejected", 9, "'rejected' is an image, the generator draws a video of 9 frames$"),
+        ("chosen", 9, "'chosen' is a video of 5 frames, the generator makes a video of 9 frames; set generator.frames"),
+        ("chosen", None, "'chosen' is a video of 5 frames, the generator makes an image$"),
+        ("rejected", 9, "'rejected' is an image, the generator makes a video of 9 frames$"),
     ):
         with pytest.raises(DataError, match=says):
             read_sample(pair, name, (16, 16), frames)

@@ -90,7 +90,7 @@ def take(inputs: Inputs, row: Tensor) -> Inputs:
 
 
 def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | None) -> Tensor:
-    """A stored sample as the generator would draw it: ``[3, H, W]``, or ``[F, 3, H, W]`` where it draws videos.
+    """A stored sample as the generator would return it: ``[3, H, W]``, or ``[F, 3, H, W]`` for a generator of videos.
 
     Raises:
         DataError: it cannot be read, is an image instead of a video or the reverse, or has another number of frames.
@@ -100,7 +100,7 @@ def read_sample(prompt: Prompt, name: str, size: tuple[int, int], frames: int | 
     if found != frames:
         is_, should = (f"a video of {n} frames" if n else "an image" for n in (found, frames))
         remedy = "; set generator.frames or cut the video" if found and frames else ""
-        raise DataError(f"{prompt.where}: {name!r} is {is_}, the generator draws {should}{remedy}")
+        raise DataError(f"{prompt.where}: {name!r} is {is_}, the generator makes {should}{remedy}")
     return to_tensor(fit(pixels, size))
 
 

@@ -33,10 +33,10 @@ else:
     encode = lazy("align.data.media:encode")
 
 TRAIN_COUNT = 4096
-"""Prompts drawn from an embedded world's endless training split."""
+"""Number of prompts taken from an embedded world's endless training split."""
 
 MEDIA = ("image", "mask")
-"""What may come with a prompt: the source image, and a mask that is white where it is to be drawn anew."""
+"""Optional media of a prompt: the source image, and a mask that is white where it is to be repainted."""
 
 PAIR = ("chosen", "rejected")
 """The media of a stored preference, better first."""
@@ -152,7 +152,7 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
 
 
 class Drawings:
-    """The images of embedded tasks as the column of a dataset: nothing is drawn before it is asked for."""
+    """The images of embedded tasks as the column of a dataset: nothing is rendered before it is read."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks

@@ -108,7 +108,7 @@ def usable(
     """
     found, reached = screen(prompts, generator, needs, None if skip else SECONDS)
     if reached < len(prompts):
-        say(f"{reached} of {len(prompts)} rows looked at in {SECONDS:.0f} s; the others are read when they are drawn")
+        say(f"{reached} of {len(prompts)} rows checked in {SECONDS:.0f} s; the others are read when a step uses them")
     bad = {**skipped, **found}
     total = len(prompts) + len(skipped)
     if not bad:

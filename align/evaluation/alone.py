@@ -59,4 +59,4 @@ def columns(name: str, reward: Reward, scores: Scores) -> dict[str, tuple[Tensor
 
 def _why(reward: Reward) -> str:
     others = "the samples of a prompt" if reward.scope == "group" else "all samples scored with it"
-    return f"{reward.name!r} compares {others}, and evaluation draws one sample a prompt"
+    return f"{reward.name!r} compares {others}, and evaluation has one sample per prompt"

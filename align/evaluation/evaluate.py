@@ -187,7 +187,7 @@ def _stacked(kept: Mapping[int, Tensor], show: int) -> Tensor:
 
 
 def source_of(inputs: Mapping[str, Tensor]) -> Tensor:
-    """The images that prompts come with, ``[N, 3, H, W]`` in [0, 1]; grey where a mask has them drawn anew."""
+    """The source images of prompts, ``[N, 3, H, W]`` in [0, 1]; grey where a mask marks them to be repainted."""
     mask = inputs.get("mask", torch.zeros(()))
     return inputs["image"] * (1 - mask) + 0.5 * mask
 
@@ -300,7 +300,7 @@ def sample_to_folder(
     seed: int = 0,
     policy: Path | None = None,
 ) -> Path:
-    """Draw ``count`` samples per prompt with the evaluation sampler into ``out``, as :func:`save_samples` writes them.
+    """Write ``count`` samples per prompt, by the evaluation sampler, into ``out`` as :func:`save_samples` does.
 
     The contact sheet, and the sources of edits, go into ``sheet/`` inside: every image in ``out`` is a sample.
 

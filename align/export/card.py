@@ -119,7 +119,7 @@ def _grids(folder: Path, run: Run, step: int) -> dict[str, str]:
 
 
 def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, step: int) -> str:
-    """How it is loaded, and drawn as the run drew it."""
+    """How to load it, and how to sample as in the run."""
     weights = [file for file in files if file.endswith(".safetensors")]
     listed = " and ".join(f"`{file}`" for file in weights)
     if to == "comfyui":
@@ -130,7 +130,8 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
     place = None if to == "merged" else Weights(".", weights[1] if len(weights) > 1 else None)
     lines = code(run.config, place, shot(run, visit), bool(visit and visit.video))
     differs = [*stale, *differences(run.config, scheduler_of(generator.path, generator.kind))]
-    said = f"In this folder, in plain diffusers; it draws the run's first sample of step {visit.step}" if visit else ""
+    what = f"the run's first sample of step {visit.step}" if visit else ""
+    said = f"In this folder, this code generates {what} with plain diffusers" if visit else ""
     text = f"{said}{', but not the same image' if differs else ''}.\n\n" if said else ""
     reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")
     return f"{text}{reasons}```python\n{lines}\n```"

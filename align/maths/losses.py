@@ -310,7 +310,7 @@ def rdp(
         log_ratio_a: ``[P, T]`` logp - logp_ref of one prompt's sample a, with gradient; ``log_ratio_b`` of sample b.
         gap: ``[P]`` reward(a) - reward(b).
         beta: > 0.
-        old_a: ``[P, T]`` the log-ratios when the samples were drawn; ``old_b`` likewise. Needed if ``clip`` is given.
+        old_a: ``[P, T]`` the log-ratios when the samples were generated; ``old_b`` likewise. Required with ``clip``.
         clip: trust region of a step's log-ratio; None for none.
 
     Returns:
@@ -327,7 +327,7 @@ def rdp(
     if clip is None:
         return Loss(plain.square(), metrics)
     if old_a is None or old_b is None:
-        raise ValueError("rdp with clip needs old_a and old_b, the log-ratios when the samples were drawn")
+        raise ValueError("rdp with clip needs old_a and old_b, the log-ratios when the samples were generated")
     near_a = torch.clamp(log_ratio_a, old_a.detach() - clip, old_a.detach() + clip)
     near_b = torch.clamp(log_ratio_b, old_b.detach() - clip, old_b.detach() + clip)
     near = (difference(near_a, near_b) - wanted).square()

@@ -67,7 +67,7 @@ def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, A
     train, test = (_drawn(config, generator, reward, some, which) if some else None
                    for some, which in ((prompts, "train"), (heldout, "heldout")))  # fmt: skip
     assert train is not None
-    say(f"{train.score.numel()} samples drawn and scored in {time.perf_counter() - started:.0f} s")
+    say(f"{train.score.numel()} samples generated and scored in {time.perf_counter() - started:.0f} s")
     known = train.score[train.score.isfinite()]
     if len(known) < 2 or float(known.std()) == 0:
         raise DataError(f"{len(known)} scores, {'all equal' if len(known) > 1 else 'too few'}: nothing to learn")

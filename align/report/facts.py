@@ -21,8 +21,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found = [
         ("time", duration(seconds) if seconds is not None else None),
         ("training steps", f"{run.steps:,}"),
-        ("samples drawn to train on" if online else "samples trained on", _count(sum(counted)) if counted else None),
-        ("held-out samples drawn", _count(sum(held_out)) if held_out else None),
+        ("training samples generated" if online else "samples trained on", _count(sum(counted)) if counted else None),
+        ("held-out samples generated", _count(sum(held_out)) if held_out else None),
         ("network calls", _count(run.summary.get("network_calls"))),
         ("held-out prompts", _count(held_out[-1]) if held_out else None),
         ("peak GPU memory", f"{max(memory):.1f} GB" if memory else None),

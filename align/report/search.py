@@ -107,7 +107,9 @@ def verdict(compared: Sequence[Change]) -> tuple[str, str]:
 
 def notes(summary: Row, rows: Sequence[Row]) -> list[str]:
     """What a reader must know to trust the numbers, a sentence each."""
-    told = ["The plain sample is drawn from the prompt's first noise without a search; its cost is not in the budget."]
+    told = [
+        "The plain sample is generated from the prompt's first noise without a search; its cost is not in the budget."
+    ]
     stays = summary.get("plain_kept")
     if stays:
         of = f"{stays:,} of {len(rows):,} prompts" if len(rows) > 1 else "this prompt"

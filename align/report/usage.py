@@ -162,7 +162,7 @@ def _guided(config: Tree, kind: str) -> dict[str, Any]:
 
 
 def differences(config: Tree, scheduler: str | None) -> list[str]:
-    """Why the code draws other images than the run did, a sentence each; none where they are equal up to rounding.
+    """Why the code's images differ from the run's, one sentence per reason; empty if they are equal up to rounding.
 
     Args:
         scheduler: class of the pipeline's own scheduler, None where it is not known.
@@ -215,7 +215,7 @@ def scheduler_of(path: Any, kind: Any = None) -> str | None:
 
 
 def _left_out(generator: Tree) -> list[str]:
-    """Components that an adapter draws without and the pipeline's folder does not name."""
+    """Components that an adapter does not need and the pipeline's folder does not name."""
     index = Path(str(generator.get("path"))) / "model_index.json"
     try:
         named = json.loads(index.read_text(encoding="utf-8"))
@@ -225,7 +225,7 @@ def _left_out(generator: Tree) -> list[str]:
 
 
 def sampler_of(config: Tree) -> Tree:
-    """Settings of the sampler that draws held-out samples."""
+    """Settings of the sampler of held-out samples."""
     return _part(_part(config, "evaluate"), "sampler")
 
 

@@ -14,7 +14,7 @@ NETWORKS = ("transformer", "transformer_2")
 
 @dataclass(frozen=True)
 class Snippet:
-    """Code, what it draws, and why that is not what the page shows, where it is not."""
+    """Code, its output, and the reasons why that differs from the images on the page, if it does."""
 
     code: str
     draws: str
@@ -29,7 +29,7 @@ def snippet(run: Run) -> Snippet | None:
     folder, step = found
     visit, stale = visit_of(run, step)
     scheduler = scheduler_of(run.section("generator").get("path"), run.kind_of("generator"))
-    draws = f"It draws the first sample of step {visit.step}" if visit else "It draws with the run's settings"
+    draws = f"It generates the first sample of step {visit.step}" if visit else "It generates with the run's settings"
     lines = code(run.config, _weights(run, folder), shot(run, visit), bool(visit and visit.video))
     return Snippet(lines, draws, [*stale, *differences(run.config, scheduler)])
 

@@ -1,4 +1,4 @@
-"""Samples of a step in three stages: asked for, drawn, scored."""
+"""Samples of a step in three stages: requested, generated, scored."""
 
 from __future__ import annotations
 

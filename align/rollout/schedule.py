@@ -27,7 +27,7 @@ class Drawing:
     """Rollouts in order, each with its scoring under way.
 
     Args:
-        config: ``rollout.overlap`` says when: ``next`` draws a rollout while the one before it is scored, so that it
+        config: ``rollout.overlap`` says when: ``next`` samples a rollout while the one before it is scored, so that it
             comes from the policy of one update ago, which the role ``ahead`` holds.
         source: what draws.
         reward: what scores; None where rollouts come with their rewards.

@@ -1,4 +1,4 @@
-"""Scoring of a rollout in chunks, immediately or in a thread while the next samples are drawn.
+"""Scoring of a rollout in chunks, immediately or in a thread while the next samples are generated.
 
 The pieces are the same either way, so that overlapping changes no score.
 """

@@ -68,7 +68,7 @@ def remark(generator: Generator, kinds: Sequence[str] = ("ode",)) -> str:
 
 
 def _stochastic(name: str, scheduler: object, times: Tensor, noise: Tensor, kinds: Sequence[str]) -> str:
-    """What to do about a scheduler that draws fresh noise between steps."""
+    """Remedy for a scheduler that adds fresh noise between steps."""
     fresh = torch.Generator().manual_seed(5)
     draws = [torch.randn(noise.shape, generator=fresh, dtype=torch.float64) for _ in range(STEPS)]
     ours = sample(_velocity, noise, times.double(), kind="cps", noise_level=1.0, noise=draws.__getitem__)[0]

@@ -31,11 +31,11 @@ BY_CONTENT = {"prompts.train": "data", "prompts.source": "data", "rollout.file":
 """Settings that name a place: it may be another one if a digest says that the same lies there."""
 
 _REASONS = {
-    "seed": "all that is drawn follows from it",
+    "seed": "all samples follow from it",
     "generator": "what was learned belongs to this model",
     "policy": "the checkpoint's weights have its shape",
     "prompts": "which prompts a step uses follows from them",
-    "rollout": "earlier steps were drawn so, and what a step uses follows from it",
+    "rollout": "earlier steps were sampled this way, and the samples of a step follow from it",
     "reward": "what was learned so far was for the other reward",
     "recipe": "the state of the roles follows from it",
     "train": "the optimizer's state follows from it",

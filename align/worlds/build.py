@@ -105,7 +105,7 @@ def _rounds(vae: Autoencoder, images: np.ndarray, rounds: Rounds, batch: int, lo
 
 
 def encoded(world: ModuleType, vae: Autoencoder, plan: Plan, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents [scenes, ...] and captions of a world's training split, drawn in parts: the images need not fit."""
+    """Latents [scenes, ...] and captions of a world's training split, rendered in parts to save memory."""
     sizes = [min(10_000, plan.scenes - i) for i in range(0, plan.scenes, 10_000)]
     latents, texts = [], []
     for part, size in enumerate(sizes):

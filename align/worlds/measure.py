@@ -266,32 +266,32 @@ def card(facts: dict) -> str:
     length = train_flux.TEXT_LENGTH
     return f"""# The embedded models
 
-Small models of the real classes, trained on the world of `alignflow/worlds/shapes/world.py` (64x64 pictures of flat
+Small models of the real classes, trained on the world of `alignflow/worlds/shapes/world.py` (64x64 images of flat
 coloured shapes with captions) on one CPU core. `python -m align.worlds.build` rebuilds them with fixed seeds.
 
 - `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
   `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last captions
   it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
-  held-out combinations of `world.is_held_out` were in none of its pictures with a caption that was right.
+  held-out combinations of `world.is_held_out` were in none of its images with a correct caption.
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 - `judge/`: a `Qwen3VLForConditionalGeneration` with tokenizer and image processor, which answers the questions of
   `yes_probability`, `digit_judge`, `prompt_echo`, `pairwise` and `reward_dance` as they are worded in `rewards/`. It
   was trained on renders, blurred and noisy, half of them passed through the autoencoder, with the verifier's answers.
   Its yes is that of the strict score; a no is the less sure the higher the dense one.
-- `flux_kontext/`: a `FluxKontextPipeline` that edits such pictures by instruction, on the same autoencoder. Its T5 has
+- `flux_kontext/`: a `FluxKontextPipeline` that edits such images by instruction, on the same autoencoder. Its T5 has
   a word a token and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
   `_auto_resize=False`.
-- `flux_fill/`: a `FluxFillPipeline` that draws one object into a hole, begun as the editor; pass
+- `flux_fill/`: a `FluxFillPipeline` that paints one object into a hole, begun as the editor; pass
   `max_sequence_length={length}`.
-- `wan/`: a `WanPipeline` that draws the clips of `alignflow/worlds/shapes/motion.py`: pass `height=32, width=32,
+- `wan/`: a `WanPipeline` that generates the videos of `alignflow/worlds/shapes/motion.py`: pass `height=32, width=32,
   num_frames=9, max_sequence_length=16`. All its captions were true: it is imperfect because it is small.
 
 Files hold float16; plain `from_pretrained` gives float32.
 
 Measured with the verifiers in `rewards/worlds/`. `sd3`, `edit`,
-`fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} pictures a prompt, `best_` the best of them; `vae` and `_vae`:
+`fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} images per prompt, `best_` the best of them; `vae` and `_vae`:
 held-out renders after a round trip;
-`clip` and `judge`: on held-out renders and on the base's pictures of held-out prompts. `seconds` are those of the
+`clip` and `judge`: on held-out renders and on the base's images of held-out prompts. `seconds` are those of the
 training.
 {facts.get("note", "")}
 

@@ -15,8 +15,8 @@ from generators.spacing import spaced
 class Sana(Generator):
     """Network on latents 32 times smaller than the image, with an instruction before the prompt in the text encoder.
 
-    It draws the size it is told; the pipeline, unless ``use_resolution_binning=False``, draws the nearest ratio it was
-    trained on and crops. Released folders name DPM-Solver++(2M): sampler ``dpm2`` draws what they draw.
+    It generates the requested size; the pipeline, unless ``use_resolution_binning=False``, generates the nearest ratio
+    of its training and crops. Released folders name DPM-Solver++(2M): sampler ``dpm2`` gives the same images.
     """
 
     pipeline_class = "SanaPipeline"

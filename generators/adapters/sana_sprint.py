@@ -14,7 +14,7 @@ from generators.base import GeneratorError
 class SanaSprint(Sana):
     """Sana with an embedded guidance scale; its trigonometric flow is mapped to a linear one by rescaling time and x.
 
-    The pipeline puts fresh noise on every ``x0_hat``: sampler ``cps`` at level 1 draws what it draws.
+    The pipeline puts fresh noise on every ``x0_hat``: sampler ``cps`` at noise level 1 does the same.
     """
 
     pipeline_class = "SanaSprintPipeline"

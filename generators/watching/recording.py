@@ -75,7 +75,7 @@ def denoiser(pipeline: Any) -> nn.Module:
         raise GeneratorError(f"{type(pipeline).__name__} has no network to train ({', '.join(DENOISERS)})")
     if len(found) > 1:
         raise GeneratorError(
-            f"{type(pipeline).__name__} draws with {' and '.join(found)}: experts by time need an adapter of their own"
+            f"{type(pipeline).__name__} samples with {' and '.join(found)}: experts by time need their own adapter"
         )
     return next(iter(found.values()))
 

@@ -8,7 +8,7 @@ Three families, which upstream code keeps apart and so must we:
   then a few 1/255 here and there.)
 * torchvision on float tensors (HPSv2, VLM-RMs): bicubic, neither rounded nor cut. torchvision antialiases tensors since
   0.17 and did not before, so published scores of the two differ in the third decimal: ``antialias`` chooses.
-* torchvision on 8-bit tensors (Qwen's reading of clips): as on floats, then rounded to 1/255 and cut, once.
+* torchvision on 8-bit tensors (Qwen's reading of videos): as on floats, then rounded to 1/255 and cut, once.
   ``eight_bit="tensor"``.
 """
 

@@ -53,7 +53,7 @@ class Ocr(RewardSettings):
         return Reward("ocr", function, range=(0.0, 1.0), wants=("metadata",))
 
     def _reader(self) -> Any:
-        """``uint8 [H, W, 3] -> text``, tried on a drawn word."""
+        """``uint8 [H, W, 3] -> text``, tested on a rendered word."""
         rapidocr = optional("rapidocr", "reward 'ocr'", RewardError)
         try:
             engine = rapidocr.RapidOCR(params={"Global.log_level": "error"})

@@ -35,7 +35,7 @@ def score_edits(images: Any, sources: Any, prompts: list[str]) -> dict[str, Any]
 
 
 def score_fills(images: Any, sources: Any, masks: Any, prompts: list[str]) -> dict[str, Any]:
-    """The same of images whose masks [N, 1, H, W], 1 = drawn anew, hide an object; a prompt says what belongs there.
+    """The same of images whose masks [N, 1, H, W], 1 = repainted, hide an object; a prompt says what belongs there.
 
     NaN with a reason where a prompt is not the caption of one object with its colour, or a mask is empty.
     """

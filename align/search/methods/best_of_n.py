@@ -19,7 +19,7 @@ class BestOfN(Method):
     n: int | None = Field(None, ge=1, description="samples per prompt; null = as many as the budget allows")
 
     def search(self, task: Task) -> None:
-        """Sample and score. A sample is the same whatever it is drawn with, and the first is the plain sample."""
+        """Sample and score. Samples do not depend on each other, and the first is the plain sample."""
         made, at_once = 0, max(1, task.chunk // task.prompts)
         for _, fits in task.rounds(task.cost.sample, at_once):
             count = fits if self.n is None else min(fits, self.n - made)

@@ -1,4 +1,4 @@
-"""Rollover budget forcing: children of a step are drawn one by one until one is better than all before."""
+"""Rollover budget forcing: children of a step are sampled one by one until one is better than all before."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RBF(Method):
     def draw(
         self, task: Task, child: Child, t: float, allowed: Tensor, best_so_far: Tensor, parents: Particles, label: str
     ) -> tuple[Particles, Tensor]:
-        """Children of B parents at time ``t``, with their values, and how many were drawn, ``[B]``.
+        """Children of B parents at time ``t``, with their values, and the number of samples ``[B]``.
 
         Of each prompt the first above ``best_so_far [B]``, or the best of ``allowed [B]``.
         """

@@ -28,7 +28,9 @@ class SVDD(Beam):
 
     kind: Literal["svdd"] = Field("svdd", description="soft value-based decoding")  # type: ignore[assignment]
     beams: int = Field(1, ge=1, description="independent searches per prompt")
-    children: int = Field(20, ge=2, description="M, the children drawn at every step; fewer if the budget allows fewer")
+    children: int = Field(
+        20, ge=2, description="M, the children sampled at every step; fewer if the budget allows fewer"
+    )
     strength: float | None = Field(
         None,
         gt=0,

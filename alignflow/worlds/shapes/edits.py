@@ -222,7 +222,7 @@ def _pick(options: Iterable[str], rng: np.random.Generator) -> str:
 # ------------------------------------------------------------------------------------------------ tasks
 @dataclass(frozen=True)
 class Task:
-    """A scene, what is to be done to it, and the scene after it; of a fill also the box that is drawn anew."""
+    """A scene, what is to be done to it, and the scene after it; of a fill also the box that is repainted."""
 
     source: Scene
     edit: Edit
@@ -331,7 +331,7 @@ def read_mask(mask: np.ndarray) -> Box:
     """The hole in a mask [h, w] in [0, 1], the inverse of `draw_mask`. Raises ValueError where there is none."""
     rows, columns = np.flatnonzero((mask >= 0.5).any(1)), np.flatnonzero((mask >= 0.5).any(0))
     if not len(rows):
-        raise ValueError("the mask is empty: nothing is to be drawn anew")
+        raise ValueError("the mask is empty: there is nothing to repaint")
     unit = CANVAS / mask.shape[0]
     return tuple(float(c) * unit for c in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))  # type: ignore[return-value]
 
