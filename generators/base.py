@@ -7,54 +7,20 @@ Each adapter converts to its pipeline's scale internally; no other code needs to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alignflow.errors import EarlyExit
 from generators import codec
+from generators.conditioning import Conditioning as Conditioning
 from generators.errors import GeneratorError as GeneratorError
 from generators.settings import Options as Options
 from generators.text_cache import TextCache, key_of, text_encoders
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the network is told besides ``x_t`` and ``t``: tensors whose first dimension is the prompt.
-
-    Args:
-        tensors: name -> ``[B, ...]``; the names belong to the generator that made them.
-    """
-
-    tensors: dict[str, Tensor]
-
-    def __len__(self) -> int:
-        return next(iter(self.tensors.values())).shape[0]
-
-    def __getitem__(self, rows: Tensor) -> Conditioning:
-        """Rows by index ``[M]``; an index may repeat, as it does for the samples of one group."""
-        return Conditioning({name: value[rows] for name, value in self.tensors.items()})
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One conditioning holding the rows of all ``parts`` in order.
-
-        Texts of unequal length ``[B, L, ...]`` are padded with zeros; a model that minds carries a mask beside them.
-        """
-        return Conditioning({name: _cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
-
-
-def _cat(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows of all ``tensors``, zeros appended along dimension 1 where it is shorter than the longest."""
-    longest = max((x.shape[1] for x in tensors if x.ndim > 1), default=0)
-    return torch.cat(
-        [F.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1])) if x.ndim > 1 else x for x in tensors]
-    )
 
 
 class _LengthsKnown(EarlyExit):
@@ -74,6 +40,8 @@ class Generator(ABC):
         network: what :meth:`velocity` calls; the trainer replaces it by the wrapped (DDP, compiled) backbone.
         network_calls: single-sample network evaluations so far (a batch of N counts N).
         lora_targets: default LoRA target module names.
+        text_loras: text encoders whose LoRA the pipeline's ``load_lora_weights`` reads; others are not trained.
+        text_targets: default LoRA target module names in them.
         pipeline_class: name of the diffusers class this adapter reads.
         optional: components the pipeline draws without; a folder may leave them out.
         accepts: names of the :class:`Options` this model knows.
@@ -85,6 +53,8 @@ class Generator(ABC):
     """
 
     lora_targets: tuple[str, ...] = ()
+    text_loras: tuple[str, ...] = ()
+    text_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     pipeline_class: str = ""
     optional: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ("size", "negative_prompt")
@@ -243,8 +213,29 @@ class Generator(ABC):
                 raise GeneratorError(
                     f"{name}: shape {tuple(given[name].shape)}, need {len(prompts)} of {self.size[0]} x {self.size[1]}"
                 )
+        text = self.encode_prompts(prompts, given, graph=graph)
         with nullcontext() if graph else torch.no_grad():
-            return Conditioning({**self._text(prompts, given), **self.encode_inputs(given)})
+            return replace(text, tensors={**text.tensors, **self.encode_inputs(given)})
+
+    def encode_prompts(
+        self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None, *, graph: bool = False
+    ) -> Conditioning:
+        """The text's share of :meth:`encode`.
+
+        While a text encoder is trained the negative prompt is encoded with it, by the weights that are in place.
+        """
+        with nullcontext() if graph else torch.no_grad():
+            negative = Conditioning(self.encode_negative()) if self.text_is_trained() else None
+            return Conditioning(self._text(prompts, inputs or {}), negative)
+
+    def text_is_trained(self) -> bool:
+        """Whether a text encoder has parameters that are trained."""
+        encoders = self.part_networks(("text",)).values()
+        return any(value.requires_grad for encoder in encoders for value in encoder.parameters())
+
+    def text_changed(self) -> None:
+        """Forget what the text encoders computed: they have other weights now."""
+        self._negative = None
 
     def _text(self, prompts: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._texts is None:
@@ -311,6 +302,13 @@ class Generator(ABC):
         """The trained networks by component name; more than one where experts share the time."""
         return {"transformer": self.backbone}
 
+    def part_networks(self, parts: Collection[str]) -> dict[str, nn.Module]:
+        """Networks that can be trained, by component name: of the part ``network`` the backbones, of ``text`` the text
+        encoders in :attr:`text_loras`."""
+        encoders = text_encoders(self.pipeline) if "text" in parts and self.text_loras else {}
+        text = {name: encoders[name] for name in self.text_loras if name in encoders}
+        return {**(self.backbones() if "network" in parts else {}), **text}
+
     def idle(self) -> tuple[str, ...]:
         """Starts of the names of modules whose result the network drops: training them changes nothing."""
         return ()
@@ -344,13 +342,15 @@ class Generator(ABC):
         return self.guide(unconditional, conditional, guidance)
 
     def negative(self, cond: Conditioning) -> Conditioning:
-        """``cond`` with the negative prompt's text, encoded once, instead of its own."""
-        if self._negative is None:
+        """``cond`` with the negative prompt's text, encoded once or with the prompts, instead of its own."""
+        if cond.negative is None and self._negative is None:
             with torch.no_grad():
                 self._negative = Conditioning(self.encode_negative())
             self._rest()
+        found = self._negative if cond.negative is None else cond.negative
+        assert found is not None
         rows = torch.zeros(len(cond), dtype=torch.long, device=self.device)
-        return Conditioning({**cond.tensors, **self._negative[rows].tensors})
+        return Conditioning({**cond.tensors, **found[rows].tensors})
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal latents ``[N, ...]``, float32: row i depends on ``seeds[i]`` alone, on no batch or device."""

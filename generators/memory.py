@@ -1,8 +1,8 @@
 """Placement and storage of a pipeline's weights, by the methods of diffusers and accelerate.
 
 The trained network stays on its device: its weights are needed again at backward. What may wait on the CPU are the text
-encoders, which are read once a rollout and never trained. The VAE stays as well: it is small, and recipes that climb a
-reward's gradient go backward through it.
+encoders, which are read once a rollout. A recipe that trains them keeps them beside the network. The VAE stays as well:
+it is small, and recipes that climb a reward's gradient go backward through it.
 """
 
 from __future__ import annotations

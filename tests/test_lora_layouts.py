@@ -229,7 +229,12 @@ DAMAGE = {
     "no LoRA": (lambda t, h: ({"transformer.x.weight": torch.ones(2, 2)}, h), r"is not a LoRA: 1 tensors"),
     "nothing": (lambda t, h: ({}, h), "is empty: it holds no pair"),
     "text encoder": (
-        put(**{f"text_encoder.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}), "changes a text encoder"
+        put(**{f"text_encoder.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}),
+        "was not made for this CLIPTextModelWithProjection",
+    ),
+    "third text encoder": (
+        put(**{f"text_encoder_3.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}),
+        "changes text_encoder_3; of a StableDiffusion3Pipeline, a LoRA may change text_encoder and text_encoder_2",
     ),
     "unknown layer": (
         put(**{f"transformer.x.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}),

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_run import RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
+from tiny_run import LORA_ONLY, RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
 
 from align.checking import estimate
 from align.config.load import load_config
 from align.policy import held
 from align.policy.build import add_trained, build_generator, build_roles
-from align.policy.lora import add_lora, lora_off
+from align.policy.lora import add_lora
 from align.policy.roles import Roles
+from align.policy.switching import lora_off
 from align.report import write_report
 from align.rollout.bench import Bench, Point
 from align.runs import checkpoint, manifest
@@ -168,8 +169,9 @@ def test_the_table_of_roles_in_the_docs(kind: str) -> None:
         return ", ".join(held.copies(config)), item
 
     lora, lora_bytes = roles()
-    if kind == "re_dmd":  # its critic shares the network, so all weights are refused
-        row = f"| `{kind}` | {lora}, and the critic | {lora_bytes / 1e6:.0f} MB | refused | |"
+    if kind in LORA_ONLY:  # a critic shares the network, or text encoders have LoRAs: all weights are refused
+        critic = ", and the critic" if kind == "re_dmd" else ""
+        row = f"| `{kind}` | {lora}{critic} | {lora_bytes / 1e6:.0f} MB | refused | |"
     else:
         full, full_bytes = roles("policy={kind: full}")
         row = f"| `{kind}` | {lora} | {lora_bytes / 1e6:.0f} MB | {full} | {full_bytes / 1e9:.1f} GB |"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from launched import launch
 from test_adapters import CASES
-from tiny_run import RECIPES, final_tensors, policy_gap, settings
+from tiny_run import LORA_ONLY, RECIPES, final_tensors, policy_gap, settings
 
 from align.config import sharding
 from align.runs import checkpoint
@@ -146,7 +146,8 @@ def test_two_processes_with_half_of_the_network_learn_as_one(model: Path, tmp_pa
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_recipe_learns_on_two_processes_as_on_one(policy: str, model: Path, tmp_path: Path) -> None:
-    compared(list(RECIPES), [policy], [True, False], tmp_path, model)
+    recipes = [recipe for recipe in RECIPES if recipe != "texforce" and (policy == "lora" or recipe not in LORA_ONLY)]
+    compared(recipes, [policy], [True, False], tmp_path, model)  # texforce holds no part of the network
 
 
 @pytest.mark.slow

@@ -68,9 +68,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
     "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "timesteps": 2}},
+    "texforce": {"kind": "texforce"},
 }
-STOCHASTIC = ("grpo", "prdp", "re_dmd")
+STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce")
 """Those that train the stochastic steps of a sampler."""
+LORA_ONLY = ("re_dmd", "texforce")
+"""Those that cannot train all weights."""
 
 
 def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **sections: Any) -> Config:

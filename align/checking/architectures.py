@@ -103,8 +103,14 @@ def _count(network: nn.Module) -> int:
 
 # -- published facts --------------------------------------------------------------------------------------------------
 
-CLIP_L = Part("transformers", "CLIPTextModelWithProjection", count=123_650_304)
-CLIP_G = Part("transformers", "CLIPTextModelWithProjection", count=694_659_840)
+
+def _clip(width: int, layers: int) -> Part:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    heads = {"num_hidden_layers": layers, "num_attention_heads": width // 64}
+    return Part("transformers", "CLIPTextModelWithProjection", {**sizes, **heads})
+
+
+CLIP_L, CLIP_G = _clip(768, 12), _clip(1280, 32)
 T5 = Part("transformers", "T5EncoderModel", count=4_762_310_656)
 UMT5 = Part("transformers", "UMT5EncoderModel", count=5_680_910_336)
 CLIP_H_VISION = Part("transformers", "CLIPVisionModel", count=630_766_080)

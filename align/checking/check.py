@@ -155,9 +155,13 @@ def _policy(config: Config) -> list[Problem]:
     policy = config.policy
     if policy.kind != "lora":
         return []
+    trains = () if is_unread(config.recipe) else config.recipe.learners()["policy"].trains
     if policy.init is not None:
-        return lora_problems(policy.init, "policy.init")
-    return target_problems(config.generator, policy.targets)
+        return lora_problems(policy.init, "policy.init", trains)
+    text = (registry.declared(config.generator.kind, "text_loras") or ()) if "text" in trains else ()
+    return target_problems(
+        config.generator, policy.targets, (*text, *(() if trains == ("text",) else ("transformer",)))
+    )
 
 
 def _videos(config: Config) -> list[Problem]:

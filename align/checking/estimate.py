@@ -99,9 +99,10 @@ def estimate(config: Config) -> Estimate:
         raise ConfigError(f"generator.path: {path} is not on this machine and its networks are unknown; download it")
     shapes = shapes_of(config, parts)
     networks = [on_meta(parts[name]) for name in ("transformer", "transformer_2") if name in parts]
-    trained = _trained(config, networks)
+    encoders = _encoders(config, parts)
+    trained = _trained(config, networks, encoders)
     kept = (*_weights(config, parts), *_learning(config, trained, shapes), *_rewards(config))
-    return Estimate(kept, _phases(config, networks[0], parts, shapes))
+    return Estimate(kept, _phases(config, networks[0], parts, shapes, encoders))
 
 
 # -- kept all the time ------------------------------------------------------------------------------------------------
@@ -125,14 +126,25 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
     return items
 
 
-def _trained(config: Config, networks: list[nn.Module]) -> int:
+def _encoders(config: Config, parts: dict[str, Part]) -> list[nn.Module]:
+    """The text encoders that are trained."""
+    trains = config.recipe.learners()["policy"].trains
+    names = adapter(config.generator.kind).text_loras if "text" in trains else ()
+    return [on_meta(parts[name]) for name in names if name in parts]
+
+
+def _trained(config: Config, networks: list[nn.Module], encoders: list[nn.Module]) -> int:
     """Number of trained parameters."""
     if config.policy.kind == "full":
         return sum(value.numel() for network in networks for value in network.parameters())
 
-    rank, targets = config.policy.rank, config.policy.targets or adapter(config.generator.kind).lora_targets
-    ends = tuple(f".{target}" for target in targets)
-    found = [module for network in networks for name, module in linears(network).items() if f".{name}".endswith(ends)]
+    rank, kind, targets = config.policy.rank, adapter(config.generator.kind), config.policy.targets
+    if "network" not in config.recipe.learners()["policy"].trains:
+        networks = []
+    found = []
+    for some, own in (networks, kind.lora_targets), (encoders, kind.text_targets):
+        ends = tuple(f".{target}" for target in targets or own)
+        found += [module for one in some for name, module in linears(one).items() if f".{name}".endswith(ends)]
     return sum(rank * (module.in_features + module.out_features) for module in found)
 
 
@@ -194,7 +206,9 @@ CLIP = {
 # -- phases -----------------------------------------------------------------------------------------------------------
 
 
-def _phases(config: Config, network: nn.Module, parts: dict[str, Part], shapes: Shapes) -> dict[str, tuple[Item, ...]]:
+def _phases(
+    config: Config, network: nn.Module, parts: dict[str, Part], shapes: Shapes, encoders: list[nn.Module]
+) -> dict[str, tuple[Item, ...]]:
     size = SIZES[config.train.precision] if config.train.precision != "no" else SIZES[config.generator.dtype]
     blocks = block_widths(network, shapes.image_tokens, shapes.text_tokens)
     factor = SAVED[_way(config)]
@@ -214,6 +228,11 @@ def _phases(config: Config, network: nn.Module, parts: dict[str, Part], shapes: 
         share = 1 / len(blocks) if config.train.gradient_checkpointing else 1
         copies = count(parts["transformer"]) * size * share
         updating.append(Item("autocast", copies, f"{config.train.precision} copies of float32 weights"))
+    if encoders:
+        each = config.recipe.terms_per_sample(config) * config.rollout.group / config.train.updates
+        prompts = min(config.rollout.prompts, math.ceil(config.train.chunk / each) + 1) + 1
+        bytes_ = prompts * sum(map(text_width, encoders)) * factor * size
+        updating.append(Item("text activations", bytes_, f"{prompts} prompts at a time, one of them the negative one"))
     if shapes.scored_rows:
         updating.append(Item("decoding with gradient", *_decoding_graph(config, parts, shapes)))
     return {"sampling": (sampling,), "decoding": (decoding,), "updating": tuple(updating)}
@@ -224,6 +243,13 @@ def _way(config: Config) -> str:
         return "full"
     casts = config.generator.dtype != "float32" and config.train.precision == "no"
     return "lora" if casts else "lora, autocast"
+
+
+def text_width(encoder: nn.Module) -> int:
+    """Input and output features of a text encoder's linear layers, times the tokens they see."""
+    settings: Any = encoder.config
+    features = sum(layer.in_features + layer.out_features for layer in linears(encoder).values())
+    return settings.max_position_embeddings * features
 
 
 def block_widths(network: nn.Module, image: int, text: int) -> list[int]:

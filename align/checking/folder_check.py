@@ -156,23 +156,31 @@ def scheduler_line(generator: GeneratorConfig) -> str:
 # -- LoRA -------------------------------------------------------------------------------------------------------------
 
 
-def lora_problems(path: str, setting: str) -> list[Problem]:
-    """Problems of the LoRA file in ``setting``, found in its header."""
+def lora_problems(path: str, setting: str, parts: Sequence[str] = ()) -> list[Problem]:
+    """Problems of the LoRA file in ``setting``, found in its header.
+
+    Args:
+        parts: that are trained from it on; () = none.
+    """
     place = _expanded(path)
     try:
-        lora_files.inspect(lora_files.find(place / "lora" if (place / "lora").is_dir() else place))
+        file = lora_files.find(place / "lora" if (place / "lora").is_dir() else place)
+        lora_files.inspect(file)
+        wrong = lora_files.other_parts(file, parts) if parts else ""
     except LoraFileError as error:
-        return [Problem(setting, str(error))]
-    return []
+        wrong = str(error)
+    return [Problem(setting, wrong)] if wrong else []
 
 
-def target_problems(generator: GeneratorConfig, targets: Sequence[str] | None) -> list[Problem]:
-    """A problem for targets of a LoRA that match no matrix in the files of the folder's network."""
+def target_problems(
+    generator: GeneratorConfig, targets: Sequence[str] | None, components: Sequence[str] = ("transformer",)
+) -> list[Problem]:
+    """A problem for targets of a LoRA that match no matrix in the files of these networks of the folder."""
     folder = folder_of(generator)
     if not targets or folder is None:
         return []
     try:
-        names = set(_matrices(folder / "transformer"))
+        names = {name for component in components for name in _matrices(folder / component)}
     except TensorFileError:
         return []  # loading reports it, with the file
     missing = [end for end in targets if not any(name == end or name.endswith(f".{end}") for name in names)]

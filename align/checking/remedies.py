@@ -82,14 +82,14 @@ def _at_a_time(config: Config) -> list[Remedy]:
     drawn = min(getattr(rollout, "chunk", 1), samples)
     decoded = min(getattr(rollout, "decode_chunk", 1), drawn)
     judged = min(config.evaluate.chunk, math.ceil(config.evaluate.prompts / world)) if config.prompts.heldout else 1
-    scored = getattr(config.reward, "chunk", None)
+    scored, text = getattr(config.reward, "chunk", None), "text_gradient" in config.recipe.needs
     learning, tiled = frozenset({"update"}), config.generator.size is None or max(config.generator.size) > TILE
     steps = [
         (min(train.chunk, terms), "train.chunk", "the same gradient in more passes", learning),
         (not train.gradient_checkpointing, "train.gradient_checkpointing", "a third more time", learning),
         (drawn if online else 1, "rollout.chunk", "the same samples, fewer at a time", frozenset({"rollout"})),
         (
-            memory.cache_prompts == "none" and config.generator.kind != "generic",
+            memory.cache_prompts == "none" and config.generator.kind != "generic" and not text,
             "memory.cache_prompts", "text encoders are freed once all prompts are encoded", ALWAYS - {"load"},
         ),
         (decoded if online else 1, "rollout.decode_chunk", "the same images, fewer at a time", frozenset({"decode"})),

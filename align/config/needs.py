@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from align.config import registry
 from align.maths.samplers import STOCHASTIC
 from alignflow.kinds import nearest
 from alignflow.settings import Problems
@@ -98,11 +99,18 @@ def _step_scores(config: Config) -> Problems:
 
 
 def _text_gradient(config: Config) -> Problems:
-    kind, found = config.recipe.kind, []
-    if config.memory.cache_prompts != "none":
+    kind, memory, generator, found = config.recipe.kind, config.memory, config.generator.kind, []
+    if memory.cache_prompts != "none":
         found.append(("memory.cache_prompts", f"{kind} trains the text encoders, so prompts cannot be cached: none"))
+    if memory.offload != "none":
+        message = f"{kind} trains the text encoders, which stay beside the network until its backward pass: none"
+        found.append(("memory.offload", message))
     if config.policy.kind != "lora":
         found.append(("policy.kind", f"{kind} trains LoRAs on the text encoders: use lora"))
+    if ":" not in generator and not registry.declared(generator, "text_loras"):
+        able = listing([one for one in registry.generators() if registry.declared(one, "text_loras")])
+        message = f"{kind} trains text encoders, and diffusers reads no LoRA of {generator}'s; use one of {able}"
+        found.append(("generator.kind", message))
     return found
 
 

@@ -45,6 +45,9 @@ def problems(config: Config) -> list[Problem]:
     if config.train.optimizer != "adamw":
         states = f"{config.train.optimizer} cannot hold sharded states (FSDP2): use adamw, whose states are sharded"
         found.append(Problem("train.optimizer", states))
+    if any({"network", "text"} <= set(learns.trains) for learns in config.recipe.learners().values()):
+        mixed = "text encoders stay whole beside a sharded network (FSDP2), and one optimizer cannot hold both"
+        found.append(Problem("recipe.trains", f"{mixed}: use text, or launch without FSDP"))
     return found
 
 

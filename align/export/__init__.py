@@ -15,7 +15,8 @@ from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
 from align.policy.build import build_generator
-from align.policy.lora import Lora, as_diffusers, file_of, linear_layers
+from align.policy.lora import Lora, file_of, files_of, linear_layers
+from align.policy.switching import PARTS
 from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices
 from align.runs.lock import check_unwritten, locked
@@ -162,10 +163,10 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
         digests = _write_pipeline(job, generator, staging)
         _free(generator)
         again = job.load(staging)
-        if digests != {name: check.fingerprint(network) for name, network in again.backbones().items()}:
+        if digests != _fingerprints(again):
             raise ExportError("--to merged: the pipeline does not read back as it was written; nothing was kept")
         return check.answers(again, decode=True)
-    policy = {name: check.trained_lora(network) for name, network in generator.backbones().items()}
+    policy = check.trained_loras(generator)
     files = _write_loras(job, generator, policy, staging)
     network = type(generator.pipeline.transformer).__name__
     _free(generator)
@@ -180,31 +181,51 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
 
 def _write_pipeline(job: Job, generator: Generator, staging: Path) -> dict[str, str]:
     """The pipeline with its trained networks; their digests."""
-    for network in generator.backbones().values():
-        if job.config.policy.kind == "lora":
-            check.merge(network)
+    if job.config.policy.kind == "lora":
+        check.merge(generator)
     generator.pipeline.save_pretrained(staging)
-    return {name: check.fingerprint(network) for name, network in generator.backbones().items()}
+    return _fingerprints(generator)
+
+
+def _fingerprints(generator: Generator) -> dict[str, str]:
+    return {name: check.fingerprint(network) for name, network in generator.part_networks(PARTS).items()}
 
 
 def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], staging: Path) -> dict[str, Path]:
-    """The LoRA of every network in its own file."""
+    """The LoRA of every network in the file of its name; component -> its file."""
+    if job.to != "diffusers" and (text := sorted(set(policy) - set(generator.backbones()))):
+        raise ExportError(
+            f"--to {job.to}: the LoRA of {' and '.join(text)} has no place there; use diffusers or merged"
+        )
     files = {name: staging / file for name, file in job.names(list(policy)).items()}
-    for component, network in generator.backbones().items():
-        lora, shapes = policy[component], linear_layers(network)
-        if job.to == "diffusers":
-            tensors, about = as_diffusers(lora)
-        else:
-            layout = layouts.layout_of(type(network).__name__, job.to)
-            lora = layouts.whole(lora, shapes, layout) if job.to == "kohya" and layout.whole else lora
-            theirs = layouts.published(lora, {name: shape[0] for name, shape in shapes.items()}, layout)
-            tensors = layouts.comfyui(theirs, layout) if job.to == "comfyui" else layouts.kohya(theirs)
-            about = {"modelspec.title": job.config.name}
+    for file, (tensors, about) in _contents(job, generator, policy).items():
         dtype = DTYPES[job.dtype]
         whole = {name: value.to(torch.float32 if name.endswith("alpha") else dtype) for name, value in tensors.items()}
         ready = {name: value.contiguous() for name, value in whole.items()}
-        tensor_files.save(files[component], ready, {"format": "pt", **about})
+        tensor_files.save(staging / file, ready, {"format": "pt", **about})
     return files
+
+
+def _contents(
+    job: Job, generator: Generator, policy: Mapping[str, Lora]
+) -> dict[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]]:
+    """File name -> its tensors and header."""
+    if job.to == "diffusers":
+        return dict(files_of(policy))
+    if text := sorted(set(policy) - set(generator.backbones())):
+        raise ExportError(
+            f"--to {job.to}: the LoRA of {' and '.join(text)} has no place there; use diffusers or merged"
+        )
+    found: dict[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]] = {}
+    names = job.names(list(policy))
+    for component, network in generator.backbones().items():
+        lora, shapes = policy[component], linear_layers(network)
+        layout = layouts.layout_of(type(network).__name__, job.to)
+        lora = layouts.whole(lora, shapes, layout) if job.to == "kohya" and layout.whole else lora
+        theirs = layouts.published(lora, {name: shape[0] for name, shape in shapes.items()}, layout)
+        tensors = layouts.comfyui(theirs, layout) if job.to == "comfyui" else layouts.kohya(theirs)
+        found[names[component]] = tensors, {"modelspec.title": job.config.name}
+    return found
 
 
 def _free(generator: Generator) -> None:

@@ -72,6 +72,8 @@ def _header(config: Config, run: Run, to: str) -> str:
 def _about(config: Config, trained: Trained, to: str) -> str:
     policy = config.policy
     what = f"LoRA of rank {policy.rank}" if policy.kind == "lora" else "full fine-tuning"
+    if "text" in (trains := config.recipe.learners()["policy"].trains):
+        what += " on the text encoders" + (" and the network" if "network" in trains else "")
     merged = ", merged into the weights" if to == "merged" and policy.kind == "lora" else ""
     rest = "; the run was not finished" if trained.checkpoint else ""
     return (

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from diffusers.loaders import single_file_utils
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align.export.layouts import ExportError, Layout, published
-from align.policy.lora import Lora, linear_layers, lora_of
+from align.policy.lora import Lora, linear_layers, lora_of, loras_of
+from align.policy.switching import PARTS
 from alignflow.text import first_line
 from generators.base import Generator
 
@@ -54,31 +56,39 @@ def answers(generator: Generator, *, decode: bool) -> Answers:
     return Answers(torch.cat(velocities).cpu(), media.float().cpu())
 
 
-def trained_lora(network: nn.Module) -> Lora:
-    """The LoRA on a network.
+def trained_loras(generator: Generator) -> dict[str, Lora]:
+    """Component -> its LoRA, of the networks and text encoders that have one.
 
     Raises:
-        ExportError: there is none, or it holds NaN.
+        ExportError: there is none, or of some of the networks alone, or it holds NaN.
     """
-    lora = lora_of(network)
-    if not lora:
-        raise ExportError(f"no LoRA was read into {type(network).__name__}")
-    broken = [name for name, pair in lora.items() if not all(value.isfinite().all() for value in pair)]
-    if broken:
-        raise ExportError(
-            f"the LoRA holds NaN or infinity in {len(broken)} layers, first {broken[0]}; try another step"
-        )
-    return lora
+    loras, backbones = loras_of(generator), generator.backbones()
+    without = [type(network).__name__ for name, network in backbones.items() if name not in loras]
+    if without and (not loras or len(without) < len(backbones)):
+        raise ExportError(f"no LoRA was read into {without[0]}")
+    for lora in loras.values():
+        broken = [name for name, pair in lora.items() if not all(value.isfinite().all() for value in pair)]
+        if broken:
+            raise ExportError(
+                f"the LoRA holds NaN or infinity in {len(broken)} layers, first {broken[0]}; try another step"
+            )
+    return loras
 
 
-def merge(network: Any) -> None:
-    """Add a network's LoRA to its weights, in float32, and take the LoRA off."""
-    lora = trained_lora(network)
-    network.unload_lora()
-    for name, (a, b) in lora.items():
-        weight = network.get_submodule(name).weight
-        change = b.to(weight.device) @ a.to(weight.device)
-        weight.data = (weight.data.float() + change).to(weight.dtype)
+def merge(generator: Generator) -> None:
+    """Add the LoRA of every network to its weights, in float32, and take the LoRA off."""
+    networks = generator.part_networks(PARTS)
+    for component, lora in trained_loras(generator).items():
+        network: Any = networks[component]
+        if not hasattr(network, "unload_lora"):  # of transformers
+            network.delete_adapter(list(network.peft_config))
+            recurse_remove_peft_layers(network)
+        else:
+            network.unload_lora()
+        for name, (a, b) in lora.items():
+            weight = network.get_submodule(name).weight
+            change = b.to(weight.device) @ a.to(weight.device)
+            weight.data = (weight.data.float() + change).to(weight.dtype)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -96,14 +106,17 @@ def read_lora(generator: Generator, files: Mapping[str, Path], policy: Mapping[s
     Raises:
         ExportError: it does not read them, or reads something else.
     """
-    for component, network in generator.backbones().items():
-        path: Path = files[component]
-        second = {} if component == "transformer" else {f"load_into_{component}": True}
+    networks, read = generator.part_networks(PARTS), set()
+    for component, lora in policy.items():
+        path, network = files[component], networks[component]
+        second = {f"load_into_{component}": True} if component.startswith("transformer_") else {}
         reader: Any = getattr(generator.pipeline, "load_lora_weights", None) or network.load_lora_adapter
-        with _explained(path):
-            reader(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, **second)
+        if path not in read:
+            with _explained(path):
+                reader(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, **second)
+        read.add(path)
         changes = ((name, b @ a) for name, (a, b) in lora_of(network).items())
-        _same(path, changes, policy[component], tolerance)
+        _same(path, changes, lora, tolerance)
 
 
 def read_weights(

@@ -16,8 +16,9 @@ from torch import nn
 from align.config.memory import INSTALL, require
 from align.config.model import GeneratorConfig
 from align.policy import held
-from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_off, lora_only, lora_parameters
+from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_parameters
 from align.policy.roles import Roles
+from align.policy.switching import lora_off, lora_only
 from alignflow.errors import ConfigError, Problem
 from alignflow.lazy import lazy
 from generators.base import Generator
@@ -105,19 +106,19 @@ def add_trained(config: Config, generator: Generator) -> None:
             )
         generator.backbone.requires_grad_(True)
         return
-    for name in learners:
+    for name, learns in learners.items():
         if name == "policy" and policy.init is not None:
-            continue_lora(generator, Path(policy.init).expanduser())
+            continue_lora(generator, Path(policy.init).expanduser(), parts=learns.trains)
         else:
             add_lora(
                 generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed,
-                name=adapter_of(name),
+                name=adapter_of(name), parts=learns.trains,
             )  # fmt: skip
     if len(learners) > 1:
         for network in generator.backbones().values():
             network.set_adapter(ADAPTER)  # type: ignore[operator]
         for name in learners:
-            for _, value in lora_parameters(generator, adapter_of(name)):
+            for _, value in parameters_of(config, generator, name):
                 value.requires_grad_(True)
 
 
@@ -129,12 +130,12 @@ def adapter_of(learner: str) -> str:
 def parameters_of(config: Config, generator: Generator, learner: str = "policy") -> list[tuple[str, nn.Parameter]]:
     """(name, parameter) of a learner as the network has them now, so also after the accelerator prepared it."""
     if config.policy.kind == "lora":
-        return lora_parameters(generator, adapter_of(learner))
+        return lora_parameters(generator, adapter_of(learner), config.recipe.learners()[learner].trains)
     return list(generator.backbone.named_parameters())
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
-    """The policy's parameters: a LoRA on the backbone, or all of the backbone."""
+    """The policy's parameters: a LoRA on the backbone or its text encoders, or all of the backbone."""
     add_trained(config, generator)
     return parameters_of(config, generator)
 

@@ -1,4 +1,4 @@
-"""LoRA on a generator's backbone: added, written in diffusers' format, read back."""
+"""LoRA on a generator's backbone and text encoders: added, written in diffusers' format, read back."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from align.data.files import writing
 from align.policy.shards import whole
+from align.policy.switching import PARTS, use_all
 from alignflow.errors import AlignflowError
 from alignflow.files import lora_files, tensor_files
+from alignflow.files.lora_files import ABOUT, LoraFileError
 from alignflow.files.lora_files import FILE as FILE
-from alignflow.files.lora_files import LoraFileError
 from alignflow.files.lora_files import file_of as file_of
 from alignflow.lazy import lazy
 from generators.base import Generator
@@ -33,7 +32,9 @@ else:
 
 
 PREFIX = "transformer."
+CLIP = "text_model."
 ADAPTER = "default"
+NETWORK = ("network",)
 
 Lora = dict[str, tuple[Tensor, Tensor]]
 """Layer -> (A ``[r, in]``, B ``[out, r]``) of the change ``B A`` of its weight; B has the scale ``alpha / rank``."""
@@ -52,8 +53,9 @@ def add_lora(
     targets: Sequence[str] | str | None = None,
     seed: int = 0,
     name: str = ADAPTER,
+    parts: Collection[str] = NETWORK,
 ) -> list[tuple[str, nn.Parameter]]:
-    """Add a LoRA ``W + alpha / rank * B A`` to the backbone; its parameters alone are trained, in float32.
+    """Add a LoRA ``W + alpha / rank * B A`` to parts of the generator; its parameters alone are trained, in float32.
 
     ``A`` is normal with deviation ``1 / rank`` and depends on ``seed`` alone, ``B`` is zero: nothing changes at first.
 
@@ -62,111 +64,71 @@ def add_lora(
     Args:
         targets: ends of module names, or one regular expression for whole names; the generator's own by default.
         name: of the LoRA; others that are there keep their part in what the network computes.
+        parts: ``network``, ``text`` or both.
 
     Returns:
-        (name, parameter) in the backbone's order.
+        (name, parameter) in the order of the networks, those of text encoders after them.
 
     Raises:
-        LoraError: a target that is no linear layer of this model.
+        LoraError: a target that is no linear layer of this model; no text encoder that can have a LoRA.
     """
-    _check_targets(generator, targets)
-    wanted = generator.lora_targets if targets is None else targets
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, an int is not needed
-        target_modules=wanted if isinstance(wanted, str) else list(wanted),
-        init_lora_weights="gaussian",
-        exclude_modules=idle_layers(generator) or None,
-    )
+    networks, backbones = generator.part_networks(parts), generator.backbones()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft makes the layers on the CPU
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         torch.default_generator.manual_seed(seed)
-        for network in generator.backbones().values():
-            network.add_adapter(config, name)  # type: ignore[operator]
-            _use_all(network)
-    return _trainable(generator, name)
+        for component, wanted in _targets(generator, targets, parts).items():
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it, an int is not needed
+                target_modules=wanted if isinstance(wanted, str) else list(wanted),
+                init_lora_weights="gaussian",
+                exclude_modules=(idle_layers(generator) if component in backbones else None) or None,
+            )
+            networks[component].add_adapter(config, name)  # type: ignore[operator]
+            use_all(networks[component])
+    return _trainable(generator, name, parts)
 
 
 def continue_lora(
-    generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER
+    generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER, parts: Collection[str] = NETWORK
 ) -> list[tuple[str, nn.Parameter]]:
-    """:func:`load_lora`, to be trained further; (name, parameter) as :func:`add_lora` gives them."""
-    load_lora(generator, path, name)
-    return _trainable(generator, name)
+    """:func:`load_lora`, to be trained further; (name, parameter) as :func:`add_lora` gives them.
 
-
-@contextmanager
-def lora_only(generator: Generator, *names: str) -> Iterator[None]:
-    """Inside the block the backbone computes with these of its LoRAs and no others; without names, as the base.
-
-    No LoRA is changed, nor which parameters are trained. Gradient checkpointing computes again in the backward pass,
-    which then belongs inside the block too.
+    Raises:
+        LoraError: also where the file changes other parts than those that are trained.
     """
-    layers = [module for module in generator.backbone.modules() if isinstance(module, BaseTunerLayer)]
-    before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in layers]
-    # peft's switches also change which parameters are trained
-    trained = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
-
-    def restore() -> None:
-        for value, wanted in trained:
-            value.requires_grad_(wanted)
-
-    for layer in layers:
-        if names:
-            layer.set_adapter(list(names))
-        layer.enable_adapters(bool(names))
-    restore()
     try:
-        yield
-    finally:
-        for layer, active, off in before:
-            layer.set_adapter(active)
-            layer.enable_adapters(not off)
-        restore()
+        wrong = lora_files.other_parts(lora_files.find(Path(path)), parts)
+    except LoraFileError as error:
+        raise LoraError(str(error)) from None
+    if wrong:
+        raise LoraError(wrong)
+    load_lora(generator, path, name)
+    return _trainable(generator, name, parts)
 
 
-def lora_off(generator: Generator) -> AbstractContextManager[None]:
-    """Inside the block the backbone computes as the base: :func:`lora_only` without names."""
-    return lora_only(generator)
-
-
-def drop_lora(generator: Generator, name: str) -> None:
-    """Take one LoRA off the backbone; others stay."""
-    for network in generator.backbones().values():
-        adapters = getattr(network, "peft_config", {})
-        if list(adapters) == [name]:
-            network.unload_lora()  # type: ignore[operator]
-        elif name in adapters:
-            network.delete_adapters(name)  # type: ignore[operator]
-            _use_all(network)
-            network.requires_grad_(False)
-
-
-def _use_all(network: Any) -> None:
-    """Every LoRA on the network takes part: peft leaves on the last one alone."""
-    names = list(getattr(network, "peft_config", {}))
-    if names:
-        network.set_adapter(names)
-
-
-def _trainable(generator: Generator, name: str) -> list[tuple[str, nn.Parameter]]:
+def _trainable(generator: Generator, name: str, parts: Collection[str]) -> list[tuple[str, nn.Parameter]]:
     """One LoRA's parameters, the only trained ones from here, in float32."""
-    generator.backbone.requires_grad_(False)
-    parameters = lora_parameters(generator, name)
+    for network in (generator.backbone, *generator.part_networks(("text",)).values()):
+        network.requires_grad_(False)
+    parameters = lora_parameters(generator, name, parts)
     for _, value in parameters:
         value.requires_grad_(True)
         value.data = value.data.float()
     return parameters
 
 
-def lora_parameters(generator: Generator, name: str = ADAPTER) -> list[tuple[str, nn.Parameter]]:
-    """(name, parameter) of one LoRA that have an effect, in the backbone's order."""
+def lora_parameters(
+    generator: Generator, name: str = ADAPTER, parts: Collection[str] = NETWORK
+) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of one LoRA that have an effect, in the order of the networks; those of a text encoder begin
+    with its name."""
     idle = idle_layers(generator)
-    return [
-        (key, value)
-        for key, value in generator.backbone.named_parameters()
-        if f".{name}." in key and not any(f".{layer}.lora_" in f".{key}" for layer in idle)
-    ]
+    found = [*generator.backbone.named_parameters()] if "network" in parts else []
+    found = [pair for pair in found if not any(f".{layer}.lora_" in f".{pair[0]}" for layer in idle)]
+    for component, encoder in generator.part_networks({"text"} & set(parts)).items():
+        found += [(f"{component}.{key}", value) for key, value in encoder.named_parameters()]
+    return [(key, value) for key, value in found if f".{name}." in key]
 
 
 def idle_layers(generator: Generator, targets: Sequence[str] | str | None = None) -> list[str]:
@@ -188,27 +150,31 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
 
     ``alpha / rank`` is multiplied into ``B``, so that readers which know no alpha are right too; the header says the
     same (alpha = rank). Samples are then equal bit for bit where ``alpha / rank`` is a power of two and to float32
-    rounding elsewhere. The file appears whole or not at all. A second expert's lies beside it, for
-    ``load_lora_weights(folder, weight_name=file_of("transformer_2"), load_into_transformer_2=True)``.
+    rounding elsewhere. The file appears whole or not at all. It holds the text encoders' LoRA too. A second expert's
+    lies beside it, for ``load_lora_weights(folder, weight_name=file_of("transformer_2"),
+    load_into_transformer_2=True)``.
 
     Args:
         name: of the LoRA, where there are several.
     """
-    return write_lora(
-        {component: lora_of(network, name) for component, network in generator.backbones().items()}, folder
-    )
+    return write_lora(loras_of(generator, name), folder)
 
 
 def write_lora(loras: Mapping[str, Lora], folder: str | os.PathLike[str]) -> Path:
-    """:func:`save_lora` of what :func:`lora_of` gave for each component."""
+    """:func:`save_lora` of what :func:`loras_of` gave."""
     folder = Path(folder)
-    for component, lora in loras.items():
-        tensors, header = as_diffusers(lora)
-        path = folder / file_of(component)
+    for file, (tensors, header) in files_of(loras).items():
+        path = folder / file
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             tensor_files.save(path, tensors, header)
     return folder / FILE
+
+
+def loras_of(generator: Generator, name: str | None = None) -> dict[str, Lora]:
+    """Component -> its LoRA, :func:`lora_of`, of the backbones and text encoders that have one."""
+    found = {component: lora_of(network, name) for component, network in generator.part_networks(PARTS).items()}
+    return {component: lora for component, lora in found.items() if lora}
 
 
 def lora_of(network: nn.Module, name: str | None = None) -> Lora:
@@ -227,19 +193,37 @@ def lora_of(network: nn.Module, name: str | None = None) -> Lora:
     return found
 
 
-def as_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of the file that diffusers reads."""
+def files_of(loras: Mapping[str, Lora]) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+    """File name -> tensors and header that diffusers reads; text encoders stand in the first network's file."""
+    files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
+    for component, lora in loras.items():
+        tensors, header = as_diffusers(lora, f"{component}." if component.startswith("text_encoder") else PREFIX)
+        before = files.setdefault(file_of(component), ({}, {"format": "pt", ABOUT: "{}"}))
+        about = json.loads(before[1][ABOUT]) | json.loads(header[ABOUT])
+        files[file_of(component)] = before[0] | tensors, header | {ABOUT: json.dumps(about)}
+    return files
+
+
+def as_diffusers(lora: Lora, prefix: str = PREFIX) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of the file that diffusers reads.
+
+    Layers of a CLIP text encoder have the names of the published class, ``text_model.encoder...``. Versions of
+    transformers differ in the beginning of these names, so that the header leaves it out.
+    """
+    text = prefix != PREFIX
+    short = {name: name.removeprefix(CLIP) if text else name for name in lora}
     tensors = {
-        f"{PREFIX}{name}.lora_{part}.weight": value
+        f"{prefix}{CLIP if text else ''}{short[name]}.lora_{part}.weight": value
         for name, pair in lora.items()
         for part, value in zip("AB", pair, strict=True)
     }
-    ranks = {name: len(pair[0]) for name, pair in lora.items()}
+    ranks = {short[name]: len(pair[0]) for name, pair in lora.items()}
     most = max(ranks.values())
-    about: dict[str, Any] = {"r": most, "lora_alpha": most, "target_modules": sorted(lora)}
-    if others := {f"^{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != most}:
+    about: dict[str, Any] = {"r": most, "lora_alpha": most, "target_modules": sorted(ranks)}
+    start = "" if text else "^"
+    if others := {f"{start}{re.escape(name)}": rank for name, rank in sorted(ranks.items()) if rank != most}:
         about |= {"rank_pattern": others, "alpha_pattern": others}
-    return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps({PREFIX + key: about[key] for key in about})}
+    return tensors, {"format": "pt", ABOUT: json.dumps({prefix + key: about[key] for key in about})}
 
 
 def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER) -> None:
@@ -252,14 +236,24 @@ def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = AD
     Raises:
         LoraError: no such file, damaged, or made for another model.
     """
+    encoders = generator.part_networks(("text",))
     try:
         file = lora_files.find(Path(path))
+        strange = sorted(lora_files.encoders(file) - {"", *encoders})
     except LoraFileError as error:
         raise LoraError(str(error)) from None
+    if strange:
+        pipeline, known = type(generator.pipeline).__name__, " and ".join(encoders) or "no text encoder"
+        raise LoraError(f"{file} changes {' and '.join(strange)}; of a {pipeline}, a LoRA may change {known}")
+    read: list[tuple[nn.Module, Lora]] = []  # all of it before anything is changed
     for component, network in generator.backbones().items():
         own = file if component == "transformer" else lora_files.second(file, component)
-        if own.is_file():
-            _inject(network, read_lora(own, network), name)
+        read += [(network, read_lora(own, network))] if own.is_file() else []
+    read += [(encoder, read_lora(file, encoder, component)) for component, encoder in encoders.items()]
+    for network, lora in read:
+        if lora:
+            _inject(network, lora, name)
+    generator.text_changed()
 
 
 def _inject(network: Any, lora: Lora, adapter: str) -> None:
@@ -283,7 +277,7 @@ def _inject(network: Any, lora: Lora, adapter: str) -> None:
             for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
                 weight = part[adapter].weight
                 weight.data = value.to(weight.device, torch.float32)
-    _use_all(network)
+    use_all(network)
     network.requires_grad_(False)
 
 
@@ -296,18 +290,36 @@ def linear_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def _check_targets(generator: Generator, targets: Sequence[str] | str | None) -> None:
-    """Every target asked for must be found; of the generator's own at least one (a small model may lack some)."""
-    names = list(linear_layers(next(iter(generator.backbones().values()))))  # experts are alike
-    if isinstance(targets, str):
-        wanted: Sequence[str] = [targets]
-        missing = [] if any(_matches(name, targets) for name in names) else [targets]
-    else:
-        wanted = generator.lora_targets if targets is None else targets
-        missing = [end for end in wanted if not any(_matches(name, [end]) for name in names)]
-    if not wanted or len(missing) == len(wanted) or (missing and targets is not None):
-        ends = sorted({".".join(name.split(".")[-2:]) for name in names})
-        raise LoraError(f"LoRA targets {missing} match no linear layer; there are {', '.join(ends)}")
-    useful = targets if isinstance(targets, str) else wanted
-    if all(name in idle_layers(generator) for name in names if _matches(name, useful)):
-        raise LoraError(f"LoRA targets {list(wanted)} match only layers whose output this network discards")
+def _targets(
+    generator: Generator, targets: Sequence[str] | str | None, parts: Collection[str]
+) -> dict[str, list[str] | str]:
+    """Component -> its targets. Each of those asked for must be found in some network, and one at least in every part;
+    of the generator's own at least one (a small model may lack some)."""
+    found: dict[str, list[str] | str] = {}
+    everything: list[str] = []
+    lost = [targets] if isinstance(targets, str) else list(targets or ())
+    for part in parts:
+        networks = generator.part_networks((part,))
+        if not networks:
+            pipeline = type(generator.pipeline).__name__
+            raise LoraError(f"diffusers reads no LoRA of text encoders into a {pipeline}: train the network alone")
+        names = list(linear_layers(next(iter(networks.values()))))  # experts are alike, and so are encoders
+        own = generator.lora_targets if part == "network" else generator.text_targets
+        wanted = [targets] if isinstance(targets, str) else list(own if targets is None else targets)
+        ends = [end for end in wanted if any(_matches(n, end if isinstance(targets, str) else [end]) for n in names)]
+        if not ends:
+            raise _unmatched(wanted, names, part)
+        used = targets if isinstance(targets, str) else ends
+        if part == "network" and all(name in idle_layers(generator) for name in names if _matches(name, used)):
+            raise LoraError(f"LoRA targets {wanted} match only layers whose output this network discards")
+        found |= dict.fromkeys(networks, used)
+        lost, everything = [end for end in lost if end not in ends], everything + names
+    if lost:
+        raise _unmatched(lost, everything)
+    return found
+
+
+def _unmatched(targets: Sequence[str], names: Sequence[str], part: str = "network") -> LoraError:
+    ends = sorted({".".join(name.split(".")[-2:]) for name in names})
+    where = " of the text encoders" if part == "text" else ""
+    return LoraError(f"LoRA targets {list(targets)} match no linear layer{where}; there are {', '.join(ends)}")

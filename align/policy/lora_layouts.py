@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from align.policy.lora import Lora, LoraError, linear_layers
+from align.policy.lora import CLIP, Lora, LoraError, linear_layers
 from alignflow.files import lora_files
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.weights import first
@@ -35,8 +35,12 @@ class Part:
     rows: int
 
 
-def read_lora(file: Path, network: nn.Module) -> Lora:
+def read_lora(file: Path, network: nn.Module, encoder: str = "") -> Lora:
     """The LoRA in ``file`` by the names of ``network``'s layers, with alpha / rank in B, float32 on the CPU.
+
+    Args:
+        encoder: component name of the text encoder that ``network`` is; "" for another network. Empty where the file
+            does not change it.
 
     Read are diffusers', peft's, kohya's and ComfyUI's layouts. A fused layer (query, key and value in one) is divided
     along its outputs, which is exact; rows of zeros and the ranks that belong to them are left out.
@@ -45,9 +49,11 @@ def read_lora(file: Path, network: nn.Module) -> Lora:
         LoraError: damaged, not a plain LoRA, or made for another model; names layout and pairs.
     """
     try:
-        found = lora_files.inspect(file)
+        found = lora_files.inspect(file).of(encoder)
+        if not found.pairs:
+            return {}
         layers = linear_layers(network)
-        places = {stem: _parts(stem, layers, network) for stem in found.pairs}
+        places = {stem: _parts(stem.removeprefix(f"{encoder}."), layers, network) for stem in found.pairs}
         _check(file, found, places, layers, network)
         tensors = lora_files.tensors(found)
     except LoraFileError as error:
@@ -79,12 +85,12 @@ def _parts(stem: str, layers: Mapping[str, tuple[int, int]], network: nn.Module)
         name = name.removeprefix(prefix)
     for prefix in FLAT:
         flat, name = (True, name.removeprefix(prefix)) if name.startswith(prefix) else (flat, name)
-    if not flat and name in layers:
-        return [Part(name, 0, layers[name][0], layers[name][0])]
+    if not flat and (own := next((one for one in (name, name.removeprefix(CLIP)) if one in layers), None)):
+        return [Part(own, 0, layers[own][0], layers[own][0])]
     known = _published(layers, type(network).__name__)
     if flat:
-        if own := [mine for mine in layers if mine.replace(".", "_") == name]:
-            return [Part(own[0], 0, layers[own[0]][0], layers[own[0]][0])] if len(own) == 1 else []
+        if alike := [mine for mine in layers if mine.replace(".", "_") == name]:
+            return [Part(alike[0], 0, layers[alike[0]][0], layers[alike[0]][0])] if len(alike) == 1 else []
         known = {theirs.replace(".", "_"): parts for theirs, parts in known.items()}
     return known.get(name, [])
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from align.maths import losses
 from align.recipes.base import Bench, GroupRecipe, Loss, Scored, Scores, Tensor, Terms, torch
+
+if TYPE_CHECKING:
+    from align.maths.samplers import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +61,14 @@ class GRPO(GroupRecipe):
         slot = torch.arange(steps).repeat(count)
         return StepTerms(sample=sample, slot=slot, weight=rollout.valid.float()[sample], credit=credit[sample])
 
+    def steps(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Callable[[str], Step]:
+        """The terms' steps as a function of the role that takes them."""
+        return bench.steps(rollout, terms.sample, terms.slot)
+
     def loss(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Clipped surrogate, plain or guarded, plus the KL of the steps."""
         path, n, s = rollout.path, terms.sample, terms.slot
-        taken = bench.steps(rollout, n, s)
+        taken = self.steps(terms, rollout, bench)
         step, guard = taken("policy"), None
         if self.ratio == "guard":
             guard = losses.Guard(step.mean, path.mean[n, s], step.std, path.t_next[s] - path.t[s])

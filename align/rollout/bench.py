@@ -37,15 +37,19 @@ class Point:
         x: ``[M, ...]`` latents at the times ``t [M]`` in [0, 1].
         cond: M rows.
         guidance: scale of classifier-free guidance; 1 = none.
+        prompts: ``[M]`` where text encoders are trained: every role then encodes them itself, and the negative prompt,
+            and ``cond`` holds the other inputs. None = the text in ``cond`` is every role's.
     """
 
     x: Tensor
     t: Tensor
     cond: Conditioning
     guidance: float = 1.0
+    prompts: Sequence[str] | None = None
 
     def __getitem__(self, rows: Tensor) -> Point:
-        return Point(self.x[rows], self.t[rows], self.cond[rows], self.guidance)
+        prompts = None if self.prompts is None else [self.prompts[row] for row in rows.tolist()]
+        return replace(self, x=self.x[rows], t=self.t[rows], cond=self.cond[rows], prompts=prompts)
 
 
 class Bench:
@@ -134,23 +138,24 @@ class Bench:
         return role not in self.learners and self.roles.same(role)
 
     def _velocity(self, role: str, point: Point) -> Tensor:
-        trained = role == self._acting
+        trained, cond = role == self._acting, point.cond
+        if point.prompts is not None:
+            text = self.encode(point.prompts, role)
+            cond = replace(text, tensors={**cond.tensors, **text.tensors})
         with nullcontext() if trained else torch.no_grad(), self.role(role), self.autocast():
-            return self.generator.velocity(point.x, point.t, point.cond, point.guidance)
+            return self.generator.velocity(point.x, point.t, cond, point.guidance)
 
-    def steps(
-        self, rollout: Drawn, sample: Tensor, slot: Tensor, cond: Conditioning | None = None
-    ) -> Callable[[str], Step]:
+    def steps(self, rollout: Drawn, sample: Tensor, slot: Tensor, *, encode: bool = False) -> Callable[[str], Step]:
         """The stochastic steps ``slot [M]`` of the samples ``[M]``, as a function of the role that takes them.
 
         It gives mean, standard deviation and log-probability of the latents to which the steps led.
 
         Args:
-            cond: M rows; None = those of the rollout.
+            encode: every role encodes the prompts itself, where text encoders are trained.
         """
-        path = rollout.path
-        cond = rollout.cond_of(sample) if cond is None else cond
-        point = Point(path.x[sample, slot], path.t[slot], cond, rollout.guidance)
+        path, cond = rollout.path, rollout.cond_of(sample)
+        prompts = [rollout.prompts[n] for n in sample.tolist()] if encode else None
+        point = Point(path.x[sample, slot], path.t[slot], cond, rollout.guidance, prompts)
         t_next, x_next = path.t_next[slot], path.x_next[sample, slot]
         return lambda role: rollout.step(point.x, self.velocity(role, point), point.t, t_next, x_next=x_next)
 
@@ -219,14 +224,14 @@ class Bench:
         return known_scores(scores.values, media), replace(scores, values=scores.values.detach()), media.detach()
 
     def encode(self, prompts: Sequence[str], role: str = "policy") -> Conditioning:
-        """Conditioning of M prompts by a role, with gradient to text encoders of the learner that is being updated.
+        """Text of M prompts as a role encodes it, with gradient to text encoders of the learner that is being updated.
 
         A prompt that occurs several times is encoded once.
         """
         unique = list(dict.fromkeys(prompts))
         row = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.generator.device)
         with self.role(role), self.autocast(), torch.set_grad_enabled(role == self._acting):
-            return self.generator.encode(unique, graph=role == self._acting)[row]
+            return self.generator.encode_prompts(unique, graph=role == self._acting)[row]
 
     # -- diagnostics ------------------------------------------------------------------------------------------------
 
@@ -248,5 +253,5 @@ class Bench:
         if role in self._known or self.roles.same(role):
             return float(mse(v, self.velocity(role, point)).mean())
         few = torch.arange(min(rows, len(point.x)), device=point.x.device)
-        here = Point(point.x.detach(), point.t, point.cond, point.guidance)[few]
+        here = replace(point, x=point.x.detach())[few]
         return float(mse(v[few], self._velocity(role, here)).mean())

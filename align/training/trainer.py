@@ -270,17 +270,16 @@ class Trainer:
 
         Where weights are sharded every process must call it; those that do not write give no folder.
         """
-        from align.policy.lora import ADAPTER, lora_of, write_lora
+        from align.policy.lora import ADAPTER, loras_of, write_lora
         from align.policy.shards import bare
 
         with self.roles.use(self.held_out.role):
-            networks = self.generator.backbones()
             if self.config.policy.kind == "lora":
-                loras = {name: lora_of(network, ADAPTER) for name, network in networks.items()}
+                loras = loras_of(self.generator, ADAPTER)
                 if folder is not None:
                     write_lora(loras, folder)
                 return
-            for name, network in networks.items():
+            for name, network in self.generator.backbones().items():
                 found = bare(network)
                 if folder is not None:
                     with new_folder(folder / name, replaces=True) as staging:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _BESIDE = re.compile(
     r"(.+?)\.(alpha|dora_scale|lora_magnitude_vector|magnitude_vector|w_norm|b_norm|diff|diff_b|lora_mid|hada_\w+|lokr_\w+|"
     r"oft_\w+|lora_[AB]\.(?:[^.]+\.)?bias)(?:\..*)?"
 )
+_ENCODER = re.compile(r"(text_encoder(?:_\d+)?)\.")
 _NAME = re.compile(r"\^?(?:[\w.-]|\\[.-])+\$?")
 _OTHERS = {
     "dora_scale": "DoRA (a magnitude vector beside each pair)",
@@ -59,10 +60,10 @@ LAYOUTS = (
     ("model.diffusion_model.", "ComfyUI"),
     ("diffusion_model.", "ComfyUI"),
     ("transformer.", "diffusers"),
+    ("text_encoder", "diffusers"),
 )
 """Start of the keys -> layout; the first that fits."""
 ELSEWHERE = {
-    "text_encoder": "a text encoder",
     "lora_te": "a text encoder",
     "text_model": "a text encoder",
     "unet.": "a U-Net",
@@ -105,6 +106,10 @@ class LoraFile:
         """Rank of one pair."""
         return self.shapes[self.pairs[stem].a][0]
 
+    def of(self, encoder: str) -> LoraFile:
+        """The pairs of one text encoder by its component name, as diffusers names it; of other networks for ""."""
+        return replace(self, pairs={stem: pair for stem, pair in self.pairs.items() if encoder_of(stem) == encoder})
+
     @property
     def ranks(self) -> list[int]:
         """Ranks that occur, smallest first."""
@@ -112,8 +117,33 @@ class LoraFile:
 
 
 def file_of(component: str) -> str:
-    """File name of one network's LoRA: ``FILE`` for ``transformer``, a second expert's has its name in it."""
-    return FILE if component == "transformer" else FILE.replace(".", f"_{component}.")
+    """File name of one network's LoRA: ``FILE``, but a second expert's has its name in it."""
+    return FILE.replace(".", f"_{component}.") if component.startswith("transformer_") else FILE
+
+
+def encoder_of(stem: str) -> str:
+    """Component name of the text encoder that holds a layer of diffusers' layout; "" for another network's layer."""
+    found = _ENCODER.match(stem)
+    return found[1] if found else ""
+
+
+def encoders(path: Path) -> set[str]:
+    """Component names of the text encoders that a file changes, and "" for other networks; raises as
+    :func:`inspect`."""
+    return {encoder_of(stem) for stem in inspect(path).pairs}
+
+
+def other_parts(path: Path, parts: Collection[str]) -> str:
+    """Why training of ``parts`` (network, text) cannot go on from a file, '' if it can; raises as :func:`inspect`."""
+    words = {"network": "the network", "text": "text encoders"}
+    held = {"text" if name else "network" for name in encoders(path)}
+    if held == set(parts):
+        return ""
+    changed, trained = (" and ".join(words[part] for part in words if part in some) for some in (held, parts))
+    return (
+        f"{path} changes {changed}, and {trained} would be trained: train the same parts (recipe texforce trains text "
+        "or both), or merge it by `alignflow export RUN --to merged` and train on that pipeline"
+    )
 
 
 def second(file: Path, component: str) -> Path:
@@ -277,16 +307,21 @@ def _about(path: Path, layout: str, metadata: Mapping[str, str]) -> dict[str, An
     about = {str(key).removeprefix("transformer."): value for key, value in found.items()}
     if about.get("use_dora"):
         raise LoraFileError(f"{path} is not a plain LoRA: {_OTHERS['dora_scale']}; merge it where it was made")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(about.get(name) or {}, dict):
-            raise LoraFileError(f"{where}: {name} is {printable(about[name], 60)}, not an object")
-        for pattern in about.get(name) or {}:
-            if not _NAME.fullmatch(pattern):  # any expression could take for ever to match
-                raise LoraFileError(f"{where}: {name} holds {printable(pattern, 80)!r}; only names of layers are read")
-    for name, value in (("r", about.get("r")), ("lora_alpha", about.get("lora_alpha"))):
-        if value is not None and not _positive(value):
+    for name, value in about.items():
+        what = name.removeprefix(f"{encoder_of(name)}.")
+        if what in ("rank_pattern", "alpha_pattern"):
+            _check_patterns(where, name, value or {})
+        if what in ("r", "lora_alpha") and value is not None and not _positive(value):
             raise LoraFileError(f"{where}: {name} is {printable(value, 60)}, it should be a positive number")
     return about
+
+
+def _check_patterns(where: str, name: str, patterns: Any) -> None:
+    if not isinstance(patterns, dict):
+        raise LoraFileError(f"{where}: {name} is {printable(patterns, 60)}, not an object")
+    for pattern in patterns:
+        if not _NAME.fullmatch(pattern):  # any expression could take for ever to match
+            raise LoraFileError(f"{where}: {name} holds {printable(pattern, 80)!r}; only names of layers are read")
 
 
 def _positive(value: Any) -> bool:
@@ -296,10 +331,11 @@ def _positive(value: Any) -> bool:
 def _setting(about: Mapping[str, Any], name: str, pattern: str, stem: str) -> Any:
     """A setting of one layer, as peft finds it: by the first pattern that its name ends with."""
     layer = stem.removeprefix(PEFT).removeprefix("transformer.")
-    for key, value in (about.get(pattern) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", layer):
+    start = f"{encoder}." if (encoder := encoder_of(stem)) else ""
+    for key, value in (about.get(start + pattern) or {}).items():
+        if re.match(rf"(.*\.)?({key})$", layer.removeprefix(start)):
             return value
-    return about.get(name)
+    return about.get(start + name)
 
 
 def scale_of(found: LoraFile, stem: str, alpha: float | None) -> float:

@@ -19,6 +19,7 @@ class Flux(Generator):
 
     pipeline_class = "FluxPipeline"
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")
+    text_loras = ("text_encoder",)
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
     guidance_default = 3.5
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from align.policy import lora
+    from align.policy import lora, switching
     from align.search.task import Task
 else:
     torch, lora = lazy("torch"), lazy("align.policy.lora")
@@ -164,4 +164,4 @@ class Shifter:
             with locked(folder), new_folder(folder, replaces=True) as staging:
                 mark(staging, NOISE)
                 lora.save_lora(self.task.generator, staging, NAME)
-        lora.drop_lora(self.task.generator, NAME)
+        switching.drop_lora(self.task.generator, NAME)
