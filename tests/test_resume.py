@@ -43,6 +43,22 @@ def test_a_run_from_before_a_setting_existed_goes_on(model: Path, tmp_path: Path
         train(other, resume=True)
 
 
+def test_a_run_with_old_names_of_settings_is_resumed_once_they_are_renamed(model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, train={"steps": 1})
+    train(config)
+    path = config.run_dir / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("timesteps:", "times:").replace("  chunk: 192", "  micro_batch: 192"))
+    more = settings(tmp_path, model, train={"steps": 2})
+    with pytest.raises(RunFolderError, match="is not valid in this version; correct it, then --resume:") as old:
+        train(more, resume=True)
+    assert "recipe.times (" in str(old.value)
+    assert "): is now recipe.timesteps\n" in str(old.value)
+    assert str(old.value).endswith("): is now train.chunk")
+    path.write_text(text)
+    assert train(more, resume=True)["steps"] == 2
+
+
 FIXED = {"kind": "tiny_run:redness"}
 LEARNING = {
     "kind": "mixture",

@@ -164,16 +164,21 @@ class RunFolder:
         return before, changed
 
     def _settings(self) -> dict[str, Any]:
-        """What the run was made with; settings that came into being since then have their defaults."""
-        from align.config.load import dump_config, load_config, read_yaml
+        """Settings of the run; those that its version did not have get their defaults.
+
+        Raises:
+            RunFolderError: settings were renamed or removed since then.
+        """
+        from align.config.load import dump_config, load_config
 
         path = self.path / "config.yaml"
         if self.kind == owned.SEARCH:
             from align.search.settings import load_search as load_config  # type: ignore[assignment]
         try:
             return _parsed(dump_config(load_config(path)))
-        except ConfigError:  # a setting that is gone since then: shown as different
-            return read_yaml(path)
+        except ConfigError as error:
+            said = "\n  ".join(map(str, error.problems))
+            raise RunFolderError(f"{path} is not valid in this version; correct it, then --resume:\n  {said}") from None
 
     # -- making it ----------------------------------------------------------------------------------------------
 
