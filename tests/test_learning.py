@@ -27,6 +27,9 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "prdp": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "flow_rwr": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "reward_backprop": (0.1, [*DIRECT, "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {

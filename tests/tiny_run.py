@@ -69,6 +69,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "reward_backprop": {"kind": "reward_backprop"},
     "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "timesteps": 2}},
     "texforce": {"kind": "texforce"},
+    "awm": {"kind": "awm", "timesteps": 2},
+    "dgpo": {"kind": "dgpo", "timesteps": 2},
+    "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
 }
 STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce")
 """Those that train the stochastic steps of a sampler."""

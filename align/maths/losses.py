@@ -118,6 +118,30 @@ def clipped_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float, *
     return Loss(value, {"ratio": ratio, "clipped": clipped.to(ratio.dtype)})
 
 
+def masked_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, divergence: Tensor, threshold: float) -> Loss:
+    """Unclipped surrogate ``-A rho`` without the terms that leave the old policy: Flow-DPPO (arXiv 2606.11025).
+
+    A term is 0 where its ``divergence`` has reached the threshold and its ratio moves on: above 1 with A > 0, or below
+    1 with A < 0. A ratio on the other side of 1 moves back and stays. As in verl-omni, ``FlowDPPOLoss``.
+
+    Args:
+        logp: ``[M]``, with gradient.
+        logp_old: ``[M]``.
+        advantage: ``[M]``.
+        divergence: ``[M]`` :func:`kl_mean` of the step's means under the policy and under the one that sampled.
+        threshold: > 0, published 1e-5.
+
+    Returns:
+        metrics ``ratio``, ``divergence`` and, 1 where a term was masked, ``masked_good`` (A > 0) and ``masked_bad``.
+    """
+    ratio, divergence = (logp - logp_old.detach()).exp(), divergence.detach()
+    far, moved = divergence >= threshold, ratio.detach() - 1
+    good, bad = far & (advantage > 0) & (moved > 0), far & (advantage < 0) & (moved < 0)
+    value = torch.where(good | bad, torch.zeros_like(ratio), -advantage * ratio)
+    shares = {"masked_good": good.to(ratio.dtype), "masked_bad": bad.to(ratio.dtype)}
+    return Loss(value, {"ratio": ratio.detach(), "divergence": divergence, **shares})
+
+
 def kl_mean(mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
     """KL of two Gaussian steps of equal ``std [M]``, per dimension: ``mean (mu - mu_ref)^2 / (2 std^2)`` -> ``[M]``.
 

@@ -6,7 +6,7 @@ The formulas are in :mod:`align.maths`. A recipe imports its names from here; to
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field
 
@@ -39,6 +39,12 @@ Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_sc
 - step_scores: scores of the clean samples that the stochastic steps predict, ``Scores.steps``;
 - text_gradient: a gradient through the text encoders.
 """
+
+OldPolicy = Literal["on_policy", "linear", "delayed"]
+"""Schedule of the old policy's decay; see :func:`old_policy_decay`."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A setting in [0, 1]."""
 
 Part = Literal["network", "text"]
 """What of a generator can be trained: its network (or networks), its text encoders."""
@@ -84,6 +90,23 @@ class NoisedTerms(Terms):
         sample, slot = torch.arange(count).repeat_interleave(len(slots)), torch.tensor([*slots]).repeat(count)
         t = stratified_times(rollout.seeds, len(slots), span).flatten()
         return cls(sample=sample, slot=slot, weight=weight[sample], t=t, credit=credit[sample])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTerms(Terms):
+    """Terms that are a whole group of G samples, noised to one time.
+
+    Args:
+        t: ``[M]`` time of the noised copies.
+        members: ``[M, G]`` rows of the rollout.
+        credit: ``[M, G]`` of the members.
+        valid: ``[M, G]`` bool, whether a member is trained on.
+    """
+
+    t: Tensor
+    members: Tensor
+    credit: Tensor
+    valid: Tensor
 
 
 class Noised(NamedTuple):
@@ -252,6 +275,78 @@ class ForwardRecipe(Recipe):
             return loss
         drift = losses.mse(bench.velocity("policy", point), bench.velocity("reference", point))
         return losses.Loss(loss.value + self.kl * drift, {**loss.metrics, "kl_velocity": drift.detach()})
+
+
+class AnchorRecipe(ForwardRecipe):
+    """Forward recipes that may use the anchor, a moving average of the policy."""
+
+    anchor_decay: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.0, 0.001, 0.3), description="decay of the anchor after rollout n, [a, b, c]: min(a + b n, c)"
+    )
+
+    def decay(self, role: str, step: int) -> float:
+        """The anchor's schedule; the behaviour policy follows the policy."""
+        first, slope, most = self.anchor_decay
+        return min(first + slope * step, most) if role == "anchor" else 0.0
+
+
+class WholeGroupRecipe(GroupRecipe, AnchorRecipe):
+    """Recipes whose loss couples the samples of a prompt.
+
+    A term is a whole group at one time, so that neither chunks nor updates divide it. A group is inside one process.
+    """
+
+    shared_noise: bool = Field(
+        True, description="whether the samples of a prompt are re-noised with the same noise; their time is the same"
+    )
+
+    def check(self, config: Any) -> list[tuple[str, str]]:
+        """Needs the samples of a prompt."""
+        problem = ("rollout.kind", f"{self.kind} compares the samples of a prompt: use kind 'online' or 'pairs'")
+        return [problem] if config.rollout.kind == "samples" else []
+
+    def terms_per_sample(self, config: Any) -> float:
+        """One term per group and noised copy."""
+        return self.timesteps / config.rollout.group
+
+    def rows_per_term(self, config: Any) -> int:
+        """The whole group."""
+        return config.rollout.group
+
+    def terms(self, rollout: Scored, credit: Tensor) -> GroupTerms:
+        """Every group at :attr:`timesteps` stratified times, weighted by the number of samples that are trained on."""
+        size = int((rollout.group == rollout.group[0]).sum())
+        members = rollout.group.argsort(stable=True).reshape(-1, size)
+        count, first = len(members), members[:, 0]
+        # the term's sample decides which update it belongs to: another member in every group spreads a slot over them
+        sample = members[torch.arange(count), rollout.group[first] % size]
+        t = stratified_times([rollout.seeds[n] for n in first.tolist()], self.timesteps, self.t_range).flatten()
+        row, slot = torch.cartesian_prod(torch.arange(count), torch.arange(self.timesteps)).unbind(1)
+        valid = rollout.valid[members]
+        return GroupTerms(
+            sample=sample[row], slot=slot, weight=valid.sum(1).float()[row], t=t,
+            members=members[row], credit=credit[members][row], valid=valid[row],
+        )  # fmt: skip
+
+    def noised(self, terms: GroupTerms, rollout: Scored) -> Noised:
+        """The ``M * G`` members of the terms at the terms' times, group by group."""
+        rows, size = terms.members.flatten(), terms.members.shape[1]
+        x0 = rollout.latents[rows]
+        if self.shared_noise:
+            eps = rollout.noise(terms.members[:, 0], terms.slot).repeat_interleave(size, 0)
+        else:
+            eps = rollout.noise(rows, terms.slot.repeat_interleave(size))
+        t = terms.t.to(x0.device).repeat_interleave(size)
+        return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(rows)))
+
+
+def old_policy_decay(schedule: OldPolicy, step: int) -> float:
+    """Decay of the old policy after rollout ``step`` (from 1): DiffusionNFT's schedules 0, 1 and 2."""
+    if schedule == "on_policy":
+        return 0.0
+    if schedule == "linear":
+        return min(0.001 * step, 0.5)
+    return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)
 
 
 def noised(terms: NoisedTerms, rollout: Scored) -> Noised:

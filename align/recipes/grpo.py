@@ -27,7 +27,7 @@ class GRPO(GroupRecipe):
 
     ``rollout.sampler`` chooses the kind of step (Flow-SDE, Dance-SDE, CPS, DDIM, exact), ``rollout.sampler.window``
     which steps are stochastic and trained (Fast, MixGRPO), ``ratio: guard`` the normalised ratio of GRPO-Guard
-    (arXiv 2510.22319).
+    (arXiv 2510.22319), ``ratio: dppo`` the divergence mask of Flow-DPPO (2606.11025).
     """
 
     renamed: ClassVar = {"clip": "advantage_clip", "clip_range": "ratio_clip", "std": "normalise_by"}
@@ -38,10 +38,15 @@ class GRPO(GroupRecipe):
         gt=0,
         description="clipping range of the probability ratio, whose log-probabilities are averaged over dimensions",
     )
-    ratio: Literal["plain", "guard"] = Field(
+    ratio: Literal["plain", "guard", "dppo"] = Field(
         "plain",
         description="probability ratio: plain | guard = normalised to mean 0 and equal spread at every step "
-        "(GRPO-Guard)",
+        "(GRPO-Guard) | dppo = plain, with mask_above instead of ratio_clip (Flow-DPPO)",
+    )
+    mask_above: float = Field(
+        1e-5,
+        gt=0,
+        description="with ratio: dppo, KL of a step to the old policy's from which a term that moves away is left out",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
@@ -69,11 +74,15 @@ class GRPO(GroupRecipe):
         """Clipped surrogate, plain or guarded, plus the KL of the steps."""
         path, n, s = rollout.path, terms.sample, terms.slot
         taken = self.steps(terms, rollout, bench)
-        step, guard = taken("policy"), None
+        step, old, guard = taken("policy"), path.logp[n, s], None
+        advantage = terms.credit.to(step.logp.device)
         if self.ratio == "guard":
             guard = losses.Guard(step.mean, path.mean[n, s], step.std, path.t_next[s] - path.t[s])
-        advantage = terms.credit.to(step.logp.device)
-        loss = losses.clipped_pg(step.logp, path.logp[n, s], advantage, self.ratio_clip, guard=guard)
+        if self.ratio == "dppo":
+            moved = losses.kl_mean(step.mean, path.mean[n, s], step.std)
+            loss = losses.masked_pg(step.logp, old, advantage, moved, self.mask_above)
+        else:
+            loss = losses.clipped_pg(step.logp, old, advantage, self.ratio_clip, guard=guard)
         if self.kl:
             kl = losses.kl_mean(step.mean, taken("reference").mean, step.std)
             loss = losses.Loss(loss.value + self.kl * kl, {**loss.metrics, "kl_step": kl.detach()})

@@ -7,7 +7,19 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from align.maths import losses, weights
-from align.recipes.base import Bench, ForwardRecipe, GroupRecipe, Loss, NoisedTerms, Scored, Scores, Tensor, noised
+from align.recipes.base import (
+    Bench,
+    ForwardRecipe,
+    GroupRecipe,
+    Loss,
+    NoisedTerms,
+    OldPolicy,
+    Scored,
+    Scores,
+    Tensor,
+    noised,
+    old_policy_decay,
+)
 
 
 class NFT(GroupRecipe, ForwardRecipe):
@@ -32,7 +44,7 @@ class NFT(GroupRecipe, ForwardRecipe):
         description="advantages used: all = both signs | positive_only, negative_only = the other sign set to 0 "
         "| one_only = 1 if positive, else 0 | binary = the sign only",
     )
-    behaviour_decay: Literal["on_policy", "linear", "delayed"] = Field(
+    behaviour_decay: OldPolicy = Field(
         "linear",
         description="decay of the old policy at rollout n: on_policy = 0 | linear = min(0.001 n, 0.5) | delayed "
         "= 0 until 75, then rising by 0.0075 per rollout to 0.999",
@@ -52,8 +64,4 @@ class NFT(GroupRecipe, ForwardRecipe):
 
     def decay(self, role: str, step: int) -> float:
         """The published schedules 0, 1 and 2."""
-        if self.behaviour_decay == "on_policy":
-            return 0.0
-        if self.behaviour_decay == "linear":
-            return min(0.001 * step, 0.5)
-        return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)
+        return old_policy_decay(self.behaviour_decay, step)
