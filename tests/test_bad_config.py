@@ -67,7 +67,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("rollout.kind=3", "no such rollout 3; there are online, pairs, samples"),
         ("rollout.group=4", "only valid for kind=online; here kind is pairs"),
         ("rollout={kind: samples, file: x.jsonl}", "rollout.by_reward"),
-        ("recipe.reference_every=2", "only valid for kind=flow_dpo; here kind is nft"),
+        ("recipe.control_variate=true", "only valid for kind=flow_rwr; here kind is nft"),
         ("evaluate.gold=best", "no such reward in evaluate.rewards 'best'; there are none"),
         ("evaluate.sampler.noise_level=0.5", "ode is deterministic"),
         ("evaluate.sampler={kind: cps, noise_level: 2}", "levels of cps lie in (0, 1]"),

@@ -144,16 +144,16 @@ def test_data_is_found_beside_the_file_that_names_it(write):
 def test_problems_name_the_file_they_were_written_in(write):
     write(BASE, "a.yaml")
     write("train: {lr: fast}\n", "b.yaml")
-    write("recipe:\n  reference_every: 2\n", "c.yaml")
+    write("recipe:\n  control_variate: true\n", "c.yaml")
     said = refused(["a.yaml", "b.yaml", "c.yaml"])
     assert said.startswith("2 problems in a.yaml + b.yaml + c.yaml")
     assert "train.lr (b.yaml:1): should be a number" in said
-    assert "recipe.reference_every (c.yaml:2): only valid for kind=flow_dpo; here kind is nft" in said
+    assert "recipe.control_variate (c.yaml:2): only valid for kind=flow_rwr; here kind is nft" in said
 
 
 def test_a_setting_of_another_kind_names_the_file_of_the_kind(write):
     write(BASE.replace("recipe: nft", "recipe:\n  kind: nft"), "a.yaml")
-    write("recipe:\n  reference_every: 2\n", "b.yaml")
+    write("recipe:\n  control_variate: true\n", "b.yaml")
     assert refused(["a.yaml", "b.yaml"]).endswith("here kind is nft (kind is set in a.yaml:5)")
 
 

@@ -65,6 +65,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "grpo": {"kind": "grpo"},
     "flow_rwr": {"kind": "flow_rwr", "timesteps": 2},
     "flow_dpo": {"kind": "flow_dpo", "timesteps": 2, "pairs": 2},
+    "gapo": {"kind": "gapo", "timesteps": 2},
+    "mm_dpo": {"kind": "mm_dpo", "timesteps": 2},
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
     "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "timesteps": 2}},

@@ -47,6 +47,33 @@ def nft_probability(
     return (0.5 + value / (2 * clip)).clamp(0, 1)
 
 
+def gap_power(winner: Tensor, loser: Tensor, alpha: float, scale: float) -> Tensor:
+    """Weight of a preference pair, ``alpha^(winner / scale) - alpha^(loser / scale)``: GAPO (arXiv 2504.10044).
+
+    The same difference weighs more at the top of the scale. 0 for equal scores, and ``alpha - 1`` at most.
+
+    Args:
+        winner: ``[P]`` scores from 0 to ``scale``; ``loser`` likewise.
+        alpha: > 1.
+
+    Returns:
+        ``[P]`` float32.
+    """
+    return torch.pow(alpha, winner.float() / scale) - torch.pow(alpha, loser.float() / scale)
+
+
+def beta_of_gap(gap: Tensor, beta: float, rate: float, extra: float) -> Tensor:
+    """``beta (1 + extra (1 - exp(-rate gap)))``: MM-DPO's beta of a pair (MM-RLHF, arXiv 2502.10391).
+
+    Args:
+        gap: ``[P]`` >= 0, score of the winner minus that of the loser.
+
+    Returns:
+        ``[P]`` float32 from ``beta`` (gap 0) to ``beta (1 + extra)``.
+    """
+    return beta * (1 + extra * (1 - torch.exp(-rate * gap.float())))
+
+
 def softmax_weight(
     rewards: Tensor,
     group: Tensor,

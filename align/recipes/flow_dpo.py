@@ -13,10 +13,11 @@ from align.recipes.base import Bench, ForwardRecipe, Loss, Point, Scored, Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class PairTerms(Terms):
-    """One pair at one time ``t [M]``: its sample is the winner, ``loser [M]`` the other one."""
+    """One pair at one time ``t [M]``: its sample is the winner, ``loser [M]`` the other; ``scores [M, 2]`` theirs."""
 
     t: Tensor
     loser: Tensor
+    scores: Tensor
 
 
 class FlowDPO(ForwardRecipe):
@@ -35,15 +36,12 @@ class FlowDPO(ForwardRecipe):
     pairs: int = Field(1, ge=1, description="pairs formed from each group")
     margin: float = Field(0.0, ge=0, description="minimum reward difference of a pair (exclusive)")
     reference_every: int = Field(
-        0,
-        ge=0,
-        description="rollouts between resets of the reference to the current policy; 0 = the reference stays the base",
+        0, ge=0, description="rollouts between resets of the reference to the policy; 0 = never"
     )
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""
-        group = config.rollout.group
-        return self.timesteps * min(self.pairs, group // 2) / group
+        return self.timesteps * min(self.pairs, config.rollout.group // 2) / config.rollout.group
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs two samples of a prompt."""
@@ -59,16 +57,17 @@ class FlowDPO(ForwardRecipe):
         return tuple(dict.fromkeys(("anchor" if self.reference_every else "reference", *super().roles(config))))
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
-        """Every pair at :attr:`timesteps` stratified times; the term's sample is the winner.
-
-        A group, and so a pair, is inside one process.
-        """
+        """Every pair, of one group and so of one process, at stratified times; the term's sample is the winner."""
         chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
-        rows = torch.arange(len(chosen.winner)).repeat_interleave(self.timesteps)
-        slot = torch.arange(self.timesteps).repeat(len(chosen.winner))
+        rows, slot = torch.cartesian_prod(torch.arange(len(chosen)), torch.arange(self.timesteps)).unbind(1)
         t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.timesteps, self.t_range).flatten()
-        weight = chosen.valid.float()[rows]
-        return PairTerms(sample=chosen.winner[rows], slot=slot, weight=weight, t=t, loser=chosen.loser[rows])
+        won, lost, weight = chosen.winner[rows], chosen.loser[rows], chosen.valid.float()[rows]
+        scores = credit[torch.stack([won, lost], 1)]
+        return PairTerms(sample=won, slot=slot, weight=weight, t=t, loser=lost, scores=scores)
+
+    def preference(self, scores: Tensor) -> dict[str, Any]:
+        """Keyword arguments of :func:`~align.maths.losses.pair_pref` for the scores ``[M, 2]`` of the pairs."""
+        return {"beta": self.beta}
 
     def loss(self, terms: PairTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """``-log sigmoid`` of how much more the policy favours the winner than the reference does."""
@@ -81,7 +80,7 @@ class FlowDPO(ForwardRecipe):
         before = "anchor" if self.reference_every else "reference"
         v, v_ref = bench.velocity("policy", point), bench.velocity(before, point)
         (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
-        loss = losses.pair_pref(won, lost, ref_won, ref_lost, self.beta)
+        loss = losses.pair_pref(won, lost, ref_won, ref_lost, **self.preference(terms.scores.to(v.device)))
         if not self.kl:
             return loss
         drift = losses.mse(v, bench.velocity("reference", point)).chunk(2)

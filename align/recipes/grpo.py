@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from align.maths import losses
-from align.recipes.base import Bench, GroupRecipe, Loss, Scored, Scores, Tensor, Terms, torch
+from align.recipes.base import Bench, GroupRecipe, Loss, Need, Scored, Scores, Tensor, Terms, torch
 
 if TYPE_CHECKING:
     from align.maths.samplers import Step
@@ -31,7 +31,7 @@ class GRPO(GroupRecipe):
     """
 
     renamed: ClassVar = {"clip": "advantage_clip", "clip_range": "ratio_clip", "std": "normalise_by"}
-    needs = ("trajectory",)
+    needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
     kind: Literal["grpo"] = "grpo"
     ratio_clip: float = Field(
         1e-4,

@@ -148,7 +148,7 @@ class OnlineSource:
 
 
 class StoredSource:
-    """A table's images or videos with their rewards: 1 for the better of a pair, 0 for the other.
+    """A table's images or videos with their rewards; those of a pair are its scores, or 1 and 0.
 
     A row is a group of its own, but samples that are compared by their rewards are one group, over all processes.
 
@@ -201,14 +201,8 @@ class StoredSource:
 
     def _rewards(self, prompt: Prompt) -> list[float]:
         if self.settings.kind == "pairs":
-            return [1.0, 0.0]
-        if not self.by_reward:
-            return [1.0]
-        value = prompt.metadata.get("reward")
-        # an int may have any number of digits
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e308 < value < 1e308:
-            raise DataError(f'{prompt.where}: rollout.by_reward needs a number under "reward", given {value!r:.80}')
-        return [float(value)]
+            return pair_scores(prompt, self.settings.columns)
+        return [_number(prompt, "reward", "rollout.by_reward needs")] if self.by_reward else [1.0]
 
     def _stored(self, step: int) -> Scored:
         generator, settings = self.generator, self.settings
@@ -228,3 +222,33 @@ class StoredSource:
         rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
         asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row)
         return asked.become(Scored, latents=latents.float(), media=media, scores=Scores(rewards))
+
+
+def pair_scores(prompt: Prompt, columns: Sequence[str]) -> list[float]:
+    """Scores of the better and the other sample of a stored pair, whose files stand in the two ``columns``.
+
+    They stand in the columns ``chosen_score`` and ``rejected_score``. Without scores they are 1 and 0.
+
+    Raises:
+        DataError: names the place of a score that is missing, is not a number, or contradicts the preference, and of a
+            pair whose samples are the same file.
+    """
+    files = [prompt.media.get(name) for name in columns]
+    if files[0] is not None and files[0] == files[1]:
+        raise DataError(f"{prompt.where}: chosen and rejected are the same file")
+    names = [f"{name}_score" for name in columns]
+    if not any(prompt.metadata.get(name) is not None for name in names):
+        return [1.0, 0.0]
+    won, lost = (_number(prompt, name, "a pair with scores has") for name in names)
+    if won <= lost:
+        raise DataError(f"{prompt.where}: chosen_score {won:g} should be higher than rejected_score {lost:g}")
+    return [won, lost]
+
+
+def _number(prompt: Prompt, name: str, says: str) -> float:
+    """The finite number under ``name`` in a prompt's row; DataError otherwise."""
+    value = prompt.metadata.get(name)
+    # an int may have any number of digits
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e308 < value < 1e308:
+        raise DataError(f'{prompt.where}: {says} a number under "{name}", given {value!r:.80}')
+    return float(value)
