@@ -36,6 +36,7 @@ SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
     "flow_dpo": (0.02, ["train.steps=7"]),
     "re_dmd": (0.05, ["train.steps=16"]),
+    "texforce": (0.03, ["train.steps=8"]),
 }
 
 
@@ -59,7 +60,7 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
     assert summary["gold_after"] > summary["gold_before"] + rise
 
 
-@pytest.mark.parametrize("recipe", [*FAST, "re_dmd"])
+@pytest.mark.parametrize("recipe", [*FAST, "re_dmd", "texforce"])
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
     summary = run(recipe, tmp_path, *FEW, "evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0")
     assert summary["reward_after"] == summary["reward_before"]
