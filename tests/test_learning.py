@@ -36,7 +36,7 @@ SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
     "flow_dpo": (0.02, ["train.steps=7"]),
     "re_dmd": (0.05, ["train.steps=16"]),
-    "texforce": (0.03, ["train.steps=8"]),
+    "texforce": (0.02, ["train.steps=6", "rollout.prompts=12"]),
 }
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from align.policy import lora, switching
     from align.search.task import Task
 else:
-    torch, lora = lazy("torch"), lazy("align.policy.lora")
+    torch, lora, switching = lazy("torch"), lazy("align.policy.lora"), lazy("align.policy.switching")
 
 NAME = "noise"
 
