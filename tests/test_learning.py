@@ -27,6 +27,8 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "prdp": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "flow_rwr": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "gapo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "mm_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
