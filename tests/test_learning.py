@@ -32,7 +32,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
-    "reward_backprop": (0.1, [*DIRECT, "train.lr=3e-3", "train.steps=3"]),
+    "reward_backprop": (0.1, [*DIRECT, "recipe.last=1", "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
     "nft": (0.015, ["train.steps=9", "rollout.prompts=16"]),
