@@ -127,11 +127,13 @@ def test_a_later_kind_drops_the_settings_of_the_earlier_one(write, run):
     assert "replaces" not in run("check", "a.yaml", "a.yaml")[1]
 
 
-def test_the_name_is_that_of_the_last_file(write):
+def test_the_name_is_the_folder_of_the_first_file_and_the_name_of_the_last(write):
     write(BASE, "base.yaml")
+    write(BASE, "configs/flux/base.yaml")
     write("seed: 3\n", "configs/shared/seeded.yaml")
-    assert load_config(["base.yaml", "configs/shared/seeded.yaml"]).name == "shared-seeded"
-    assert load_config(["configs/shared/seeded.yaml", "base.yaml"]).name == "base"
+    assert load_config(["configs/flux/base.yaml", "configs/shared/seeded.yaml"]).name == "flux-seeded"
+    assert load_config(["base.yaml", "configs/shared/seeded.yaml"]).name == "seeded"
+    assert load_config(["configs/shared/seeded.yaml", "base.yaml"]).name == "shared-base"
 
 
 def test_data_is_found_beside_the_file_that_names_it(write):

@@ -16,7 +16,19 @@ OURS = {"prompts", "rewards", "shapes", "shapes-edit", "shapes-fill", "shapes-vi
 RECIPES = ("nft", "grpo", "flow_dpo", "flow_rwr")
 MODELS = sorted(folder for folder in (ROOT / "configs").iterdir() if folder.is_dir() and folder.name not in OURS)
 FILES = sorted(path for folder in (*MODELS, ROOT / "configs/shared") for path in folder.glob("*.yaml"))
-TRAINED = [folder / f"{recipe}.yaml" for folder in MODELS for recipe in RECIPES]
+VIDEO = {"hunyuan-video", "ltx", "wan21-1.3b", "wan22-i2v"}
+
+
+def files_of(folder: Path, recipe: str) -> list[Path]:
+    """The config of a recipe for a model: its own file, or a file of the model and one that models share."""
+    if (own := folder / f"{recipe}.yaml").exists():
+        return [own]
+    if folder.name in VIDEO:
+        return [folder / "base.yaml", ROOT / f"configs/shared/video_{recipe}.yaml"]
+    return [folder / "nft.yaml", ROOT / f"configs/shared/{recipe}.yaml"]
+
+
+TRAINED = [(folder, recipe) for folder in MODELS for recipe in RECIPES]
 
 SOURCE = re.compile(r"arXiv \d{4}\.\d{5}|[\w-]+/[\w-]+, [\w./-]+\.(py|sh|toml|yaml)")
 HARDWARE = re.compile(r"Not run\.|Run on \d")
@@ -38,8 +50,14 @@ def test_there_are_models() -> None:
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=name)
-def test_every_model_has_every_recipe(folder: Path) -> None:
-    assert {"base.yaml", *(f"{recipe}.yaml" for recipe in RECIPES)} <= {path.name for path in folder.iterdir()}
+def test_every_model_has_a_file_of_its_own_where_it_differs(folder: Path) -> None:
+    assert {"base.yaml", "nft.yaml", "grpo.yaml"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "shared"], ids=name)
+def test_a_file_says_more_than_which_files_it_extends(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -48,16 +66,18 @@ def test_heads_say_the_source_and_what_it_was_run_on(path: Path) -> None:
     assert HARDWARE.search(head(path))
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=name)
-def test_a_recipe_is_what_its_file_is_called_and_is_evaluated(path: Path) -> None:
-    config = load_config(path)
-    assert config.recipe.kind == path.stem
+@pytest.mark.parametrize(("folder", "recipe"), TRAINED, ids=lambda part: getattr(part, "name", part))
+def test_every_model_has_every_recipe_and_evaluates_it(folder: Path, recipe: str) -> None:
+    files = files_of(folder, recipe)
+    config = load_config(files)
+    assert config.recipe.kind == recipe
+    assert config.name.startswith(folder.name)
     assert config.prompts.heldout is not None
     assert config.evaluate.rewards
     if config.rollout.kind == "online":
         assert config.reward is not None
     else:
-        assert f"`{config.rollout.file}`" in head(path), "a file to bring, and the head does not say so"
+        assert f"`{config.rollout.file}`" in head(files[-1]), "a file to bring, and the head does not say so"
 
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

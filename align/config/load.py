@@ -68,7 +68,7 @@ def load_config(path: Files, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: a YAML file, or several. Several are merged from left to right, as if another file extended them in this
-            order. The run's default name comes from the last.
+            order.
         overrides: ``train.lr=1e-4``, later ones win; the value is YAML.
 
     Raises:
@@ -85,7 +85,7 @@ def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tr
     for layer in layers:
         below = with_preset(data, layer) if root is Config else data  # presets are for training
         data = merge(below, layer.data, [root])
-    data.setdefault("name", default_name(files[-1]))
+    data.setdefault("name", default_name(files))
     try:
         return root.model_validate(data)
     except ValidationError as error:
@@ -108,13 +108,14 @@ def said_of(files: Sequence[Path]) -> str:
     return " + ".join(map(str, files))
 
 
-def default_name(path: Path) -> str:
-    """A run's name from its config's folder and file: ``configs/flux-dev/nft.yaml`` is ``flux-dev-nft``.
+def default_name(files: Sequence[Path]) -> str:
+    """A run's name from the folder of its first config and the name of its last one.
 
-    It is the file's name alone if the file is in the working folder or in a folder called ``configs``.
+    ``configs/flux-dev/nft.yaml`` is ``flux-dev-nft``, and with ``configs/shared/flow_rwr.yaml`` after it,
+    ``flux-dev-flow_rwr``. The working folder and a folder called ``configs`` are left out.
     """
-    folder = Path(os.path.abspath(path)).parent
-    words = [path.stem] if folder == Path.cwd() or folder.name in ("", "configs") else [folder.name, path.stem]
+    folder, stem = Path(os.path.abspath(files[0])).parent, files[-1].stem
+    words = [stem] if folder == Path.cwd() or folder.name in ("", "configs") else [folder.name, stem]
     return re.sub(r"[^\w.+-]+", "-", "-".join(words)).strip(".-")[:200] or "run"
 
 
