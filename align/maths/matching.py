@@ -165,7 +165,8 @@ def crd(
     if temperature is None:
         value = centred_at(_centre(torch.zeros_like(reward), valid))
     else:
-        value = sum(centred_at(_centre(_tilt(sign * reward, valid, temperature), valid)) / 2 for sign in (1, -1))
+        best, worst = (centred_at(_centre(_tilt(sign * reward, valid, temperature), valid)) for sign in (1, -1))
+        value = best / 2 + worst / 2
     off = fixed - group_mean(fixed, valid)[:, None]
     return Loss(value, {"implicit_spread": group_mean(off.square(), valid).sqrt()})
 

@@ -54,7 +54,7 @@ class AWM(GroupRecipe, AnchorRecipe):
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
         """Every sample at :attr:`timesteps` times; for the ratio of the mean, as one term with ``t [M, timesteps]``."""
-        each = super().terms(rollout, credit)
+        each = NoisedTerms.of(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
         if self.ratio == "timestep":
             return each
         return replace(each[:: self.timesteps], t=each.t.unflatten(0, (-1, self.timesteps)))

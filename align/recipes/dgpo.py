@@ -48,7 +48,9 @@ class DGPO(WholeGroupRecipe):
         x0, eps, point = self.noised(terms, rollout)
         guided = replace(point, guidance=self.guidance) if self.guidance != 1 else point
         roles = self.roles(None)
-        v = {name: bench.velocity(name, point) for name in ("policy", "anchor") if name in ("policy", *roles)}
+        v = {"policy": bench.velocity("policy", point)}
+        if "anchor" in roles:
+            v["anchor"] = bench.velocity("anchor", point)
         if "reference" in roles:
             v["reference"] = bench.velocity("reference", guided)
         shape, device = terms.members.shape, x0.device
