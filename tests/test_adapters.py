@@ -186,7 +186,13 @@ def test_a_config_trains_it(kind, tmp_path):
     assert (config.run_dir / "report.html").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("kind", sorted({case.kind for case in CASES}))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("mochi", "hunyuan_video15") else kind
+        for kind in sorted({case.kind for case in CASES})
+    ],
+)
 def test_bfloat16_is_float32_but_for_rounding(kind, tmp_path):
     """Loaded as users load it: some classes keep a few of their weights in float32."""
     case = next(case for case in CASES if case.kind == kind)

@@ -226,7 +226,7 @@ def test_what_a_resumed_run_changes_is_said_and_kept(
     assert changed["changed"]["train.lr"] == [0.01, 0.002]
     assert [row["lr"] for row in rows if row["event"] == "train"] == pytest.approx([0.01, 0.01, 0.0005])
     assert load_config(mine / "config.yaml").train.lr == 0.002
-    with pytest.raises(RunFolderError, match=r"seed: 0 then, 1 now \(all that is drawn follows from it\)"):
+    with pytest.raises(RunFolderError, match=r"seed: 0 then, 1 now \(all samples follow from it\)"):
         train(settings(tmp_path, model, seed=1), resume=True)
 
 

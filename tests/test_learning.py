@@ -7,6 +7,7 @@ What full runs reach is measured by ``benchmarks/learning.py``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,18 @@ SLOW: dict[str, tuple[float, list[str]]] = {
 }
 
 
+def some_slow(recipes: Iterable[str]) -> list[Any]:
+    """The recipes, of which every run tries one of each kind of loss and the slow tests the others."""
+    quick = ("nft", "grpo", "flow_dpo", "reward_backprop", "re_dmd")
+    return [recipe if recipe in quick else pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
+
+
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
     """Summary of a run of the recipe's shipped config."""
     return train(load_config(CONFIGS / f"{recipe}.yaml", [*SHORT, *overrides, f"out={folder / recipe}"]))
 
 
-@pytest.mark.parametrize("recipe", FAST)
+@pytest.mark.parametrize("recipe", some_slow(FAST))
 def test_a_few_updates_raise_the_reward_on_held_out_prompts(recipe: str, tmp_path: Path) -> None:
     rise, overrides = FAST[recipe]
     summary = run(recipe, tmp_path, *FEW, *overrides)
@@ -62,7 +69,7 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
     assert summary["gold_after"] > summary["gold_before"] + rise
 
 
-@pytest.mark.parametrize("recipe", [*FAST, "re_dmd", "texforce"])
+@pytest.mark.parametrize("recipe", some_slow([*FAST, "re_dmd", "texforce"]))
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
     summary = run(recipe, tmp_path, *FEW, "evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0")
     assert summary["reward_after"] == summary["reward_before"]

@@ -8,10 +8,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+SHORTEST = "02_the_loop_by_hand"
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem == SHORTEST else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTEBOOK_UPDATES", "1")
     monkeypatch.setenv("NOTEBOOK_HELD_OUT", "24")

@@ -148,7 +148,7 @@ def test_overlapping_chunks_changes_no_bit(model: Path, tmp_path: Path) -> None:
     assert [row["reward"] for row in rows(runs[0])] == [row["reward"] for row in rows(runs[1])]
 
 
-@pytest.mark.parametrize("recipe", ["nft", "grpo"])
+@pytest.mark.parametrize("recipe", ["nft", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_a_staggered_run_resumes_to_the_same_bits(recipe: str, model: Path, tmp_path: Path) -> None:
     whole = config(tmp_path / "whole", model, "next", recipe, train={"steps": 4})
     train(whole)

@@ -377,6 +377,7 @@ def test_what_adapters_ask_for_is_known_without_loading_them():
 
 def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
     from align.checking import check
+    from align.data import tables
 
     write("set/p.jsonl", '{"prompt": "a", "image": "gone.png"}')
     text = "generator: {path: owner/name}\nrecipe: nft\nreward: {kind: clip}\nprompts: {train: %s}\n"
@@ -392,9 +393,11 @@ def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
     ):
         assert f"  prompts.{says}" in str(caught.value)
     config = load_config(write("run.yaml", text % '"hub:owner/name"'), ["samples.video=mp4"])
-    monkeypatch.setattr(check, "find_spec", lambda name: object())
+    for module in (check, tables):
+        monkeypatch.setattr(module, "find_spec", lambda name: object())
     check.check_files(config)
-    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    for module in (check, tables):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         check.check_files(config)
     assert "prompts.train: hub:owner/name needs the package datasets" in str(caught.value)

@@ -151,6 +151,7 @@ def build_quickly(out, monkeypatch, *stages):
         build.main()
 
 
+@pytest.mark.slow
 def test_builder_makes_a_pipeline_from_nothing(tmp_path, monkeypatch):
     build_quickly(tmp_path, monkeypatch, "vae", "sd3")
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "sd3")

@@ -83,7 +83,7 @@ def test_a_card_s_code_draws_the_page_s_image(tmp_path: Path, monkeypatch: pytes
     with Image.open(last / "000.png") as image:
         shown = np.asarray(image.convert("RGB"), np.float32) / 255
     assert np.abs(np.asarray(space["image"], np.float32) / 255 - shown).max() <= 0.01
-    assert f"it draws the run's first sample of step {int(last.name[5:])}.\n" in text
+    assert f"this code generates the run's first sample of step {int(last.name[5:])} with plain diffusers.\n" in text
 
 
 def test_weights_without_samples_of_their_own_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
