@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from test_training import stored_pairs_config
+from tiny_run import settings
 
 from align.maths.losses import pair_pref
 from align.maths.weights import beta_of_gap, gap_power
@@ -48,6 +49,18 @@ def test_beta_grows_with_the_gap():
     assert 100 < small < large < 150
     assert MMDPO(beta=100, extra=0.0).preference(scores)["beta"].tolist() == [100, 100]
     assert FlowDPO(beta=100).preference(scores) == {"beta": 100}
+
+
+@pytest.mark.parametrize("recipe", ["flow_dpo", "gapo", "mm_dpo"])
+def test_a_pair_with_a_missing_score_costs_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
+    reward, rollout = {"kind": "tiny_run:missing_by_content"}, {"prompts": 3, "group": 2}
+    config = settings(tmp_path, model, recipe, reward=reward, rollout=rollout, train={"steps": 1})
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["event"] == "train"]
+    assert row["missing"] == 1
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] > 0
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

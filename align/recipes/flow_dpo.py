@@ -62,7 +62,7 @@ class FlowDPO(ForwardRecipe):
         rows, slot = torch.cartesian_prod(torch.arange(len(chosen)), torch.arange(self.timesteps)).unbind(1)
         t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.timesteps, self.t_range).flatten()
         won, lost, weight = chosen.winner[rows], chosen.loser[rows], chosen.valid.float()[rows]
-        scores = credit[torch.stack([won, lost], 1)]
+        scores = credit[torch.stack([won, lost], 1)].where(weight[:, None] > 0, 0.0)  # a missing score is NaN
         return PairTerms(sample=won, slot=slot, weight=weight, t=t, loser=lost, scores=scores)
 
     def preference(self, scores: Tensor) -> dict[str, Any]:
@@ -75,11 +75,10 @@ class FlowDPO(ForwardRecipe):
         both = torch.cat([terms.sample, terms.loser])
         eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
         t = terms.t.to(x0.device).repeat(2)
-        target = eps - x0[both]
         point = Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
         before = "anchor" if self.reference_every else "reference"
         v, v_ref = bench.velocity("policy", point), bench.velocity(before, point)
-        (won, lost), (ref_won, ref_lost) = (losses.mse(u, target).chunk(2) for u in (v, v_ref))
+        (won, lost), (ref_won, ref_lost) = (losses.mse(u, eps - x0[both]).chunk(2) for u in (v, v_ref))
         loss = losses.pair_pref(won, lost, ref_won, ref_lost, **self.preference(terms.scores.to(v.device)))
         if not self.kl:
             return loss
