@@ -19,7 +19,7 @@ from align.recipes.flow_dpo import FlowDPO
 from align.recipes.gapo import GAPO
 from align.recipes.mm_dpo import MMDPO
 from align.training.trainer import train
-from alignflow.errors import DataError
+from alignflow.errors import DataError, TrainingError
 
 
 def weight(won: float, lost: float, alpha: float = 2.0) -> float:
@@ -39,6 +39,12 @@ def test_the_loss_at_the_reference_is_log_2_times_the_weight():
     options = GAPO(scale=100).preference(torch.tensor([[100.0, 0.0], [90.0, 60.0]]))
     loss = pair_pref(zero, zero, zero, zero, **options).value
     torch.testing.assert_close(loss, torch.tensor([math.log(2), 0.242844]), atol=1e-6, rtol=0)
+
+
+def test_scores_above_the_scale_are_refused(model: Path, tmp_path: Path) -> None:
+    config = stored_pairs_config(tmp_path / "run", model, table(tmp_path, *[(90, 60)] * 4), {"kind": "gapo"})
+    with pytest.raises(TrainingError, match=r"gapo: a score is 90; raise recipe.scale, now 1"):
+        train(config)
 
 
 def test_beta_grows_with_the_gap():

@@ -9,6 +9,7 @@ from pydantic import Field
 from align.maths import weights
 from align.recipes.base import Tensor
 from align.recipes.flow_dpo import FlowDPO
+from alignflow.errors import TrainingError
 
 
 class GAPO(FlowDPO):
@@ -22,9 +23,15 @@ class GAPO(FlowDPO):
     alpha: float = Field(
         2.0, gt=1, description="base of the weights; larger values favour pairs at the top of the scale"
     )
-    scale: float = Field(1.0, gt=0, description="highest score; scores lie in [0, scale]")
+    scale: float = Field(1.0, gt=0, description="highest score; higher ones are refused")
 
     def preference(self, scores: Tensor) -> dict[str, Any]:
-        """The pairs' weights."""
+        """The pairs' weights.
+
+        Raises:
+            TrainingError: a score is above scale, so that its weight has no bound.
+        """
+        if (highest := scores.max().item()) > self.scale:
+            raise TrainingError(f"gapo: a score is {highest:g}; raise recipe.scale, now {self.scale:g}")
         winner, loser = scores.unbind(1)
         return {"beta": self.beta, "weight": weights.gap_power(winner, loser, self.alpha, self.scale)}
