@@ -88,14 +88,7 @@ def load(
     trained = [name for name in TRAINED if name in parts]
     stored = quantisation(memory.quantise, trained, DTYPES[dtype])
     ready = networks(folder, parts, DTYPES[dtype], stored.quant_mapping if stored else None)
-    try:
-        pipeline = _pipeline_class(index["_class_name"]).from_pretrained(
-            folder, dtype=DTYPES[dtype], local_files_only=True, **absent, **ready
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # tokenizers and schedulers raise whatever their readers raise
-        raise GeneratorError(f"{folder} does not load as {cls.pipeline_class}: {_named(error)}") from error
+    pipeline = _pipeline(folder, index["_class_name"], cls.pipeline_class, dtype=DTYPES[dtype], **absent, **ready)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module) and name not in ready:
             check_finite(folder / name, name, part)
@@ -107,6 +100,16 @@ def load(
     if memory.vae_tiling or memory.vae_slicing:
         thrifty_vae(pipeline.vae, memory)
     return generator
+
+
+def _pipeline(folder: Path, name: str, wanted: str, **given: Any) -> Any:
+    """The pipeline of class ``name`` in a folder; GeneratorError if it does not load."""
+    try:
+        return _pipeline_class(name).from_pretrained(folder, local_files_only=True, **given)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers and schedulers raise whatever their readers raise
+        raise GeneratorError(f"{folder} does not load as {wanted}: {_named(error)}") from error
 
 
 def _pipeline_class(name: str) -> Any:

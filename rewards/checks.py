@@ -59,7 +59,12 @@ def checked_scores(
         loan.check()
         return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
     loan.check()
-    scores = result if isinstance(result, Scores) else Scores(result)
+    return _whole(reward, result if isinstance(result, Scores) else Scores(result), media)
+
+
+def _whole(reward: Reward, scores: Scores, media: Tensor) -> Scores:
+    """The scores as float32 vectors, NaN with a reason where one is missing; RewardError if they are malformed."""
+    count = len(media)
     for what, given in (("reasons", scores.reasons), ("parts", scores.parts)):
         if not isinstance(given, Mapping):
             raise RewardError(f"reward {reward.name!r}: {what} should be a mapping, got {type(given).__name__}")

@@ -68,18 +68,13 @@ def save_samples(
     """
     table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
     given = {} if sources is None else {"sources": sources}
-    for name, column in {"prompts": prompts, "seeds": seeds, **given, **table}.items():
-        if len(column) != len(images):
-            raise ValueError(f"save_samples: {len(images)} images, but {len(column)} {name}")
+    _check_lengths(len(images), {"prompts": prompts, "seeds": seeds, **given, **table})
     stills, before = [_image(still(image)) for image in images], [_image(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder, replaces=replaces) as staging:
         beside = staging / SHEET if apart else staging
         beside.mkdir(exist_ok=True)
-        for index, one in enumerate(stills):
-            one.save(staging / f"{index:03d}.png")
-        for index, one in enumerate(before):
-            one.save(beside / f"{index:03d}{SOURCE}")
+        _write_stills(staging, beside, stills, before)
         for index, frames in moving.items():
             quality = None if max(frames.shape[1:3]) <= LOSSLESS else 90
             (staging / f"{index:03d}.{video}").write_bytes(encode(frames, f".{video}", fps, quality=quality))
@@ -89,12 +84,25 @@ def save_samples(
             cells = [_beside(*pair) for pair in zip(before, stills, strict=True)] if before else stills
             draw_grid(cells, labels, font).save(beside / GRID)
         content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
-        if noise is not None:
-            content["noise_seeds"] = [int(seed) for seed in noise]
+        content |= {} if noise is None else {"noise_seeds": [int(seed) for seed in noise]}
         content |= {"clips": video, "fps": fps} if moving else {}
         content |= {"sources": True} if before else {}
         write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
     return folder
+
+
+def _check_lengths(count: int, columns: Mapping[str, Sequence[Any]]) -> None:
+    for name, column in columns.items():
+        if len(column) != count:
+            raise ValueError(f"save_samples: {count} images, but {len(column)} {name}")
+
+
+def _write_stills(folder: Path, beside: Path, stills: Sequence[Any], before: Sequence[Any]) -> None:
+    """The samples, or the middle frames of videos, into ``folder``, and their sources into ``beside``."""
+    for index, one in enumerate(stills):
+        one.save(folder / f"{index:03d}.png")
+    for index, one in enumerate(before):
+        one.save(beside / f"{index:03d}{SOURCE}")
 
 
 def still(image: Any) -> Any:

@@ -124,25 +124,21 @@ def evaluate(
             drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
             rows += _scores(drawn, some, inputs, rewards)
             spread.add(drawn)
-            for row, place in enumerate(places):
-                if place < show:
-                    media[place] = drawn[row].cpu()
-                    sources |= {place: source_of(inputs)[row]} if "image" in inputs else {}
+            first = {row: place for row, place in enumerate(places) if place < show}
+            media |= {place: drawn[row].cpu() for row, place in first.items()}
+            sources |= {place: source_of(inputs)[row] for row, place in first.items()} if "image" in inputs else {}
     if processes is not None:
         rows = processes.objects(rows)
         media, sources = (_shown(kept, show, len(asked), processes) for kept in (media, sources))
     chosen, names = [prompts[i] for i in asked], list(rows[0][0]) if rows else []
     return Evaluation(
-        [prompt.text for prompt in chosen],
-        seeds,
+        [prompt.text for prompt in chosen], seeds,
         {name: torch.tensor([values[name] for values, _ in rows]) for name in names},
-        _stacked(media, show),
-        spread.value(processes),
-        time.perf_counter() - started,
+        _stacked(media, show), spread.value(processes), time.perf_counter() - started,
         _stacked(sources, show) if sources else None,
         {name: {i: why[name] for i, (_, why) in enumerate(rows) if name in why} for name in names},
         [kind_of(prompt.metadata) for prompt in chosen],
-    )
+    )  # fmt: skip
 
 
 def _drawn(

@@ -103,11 +103,7 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     with locked(out), new_folder(out) as staging:
         again = _write_and_reload(job, generator, staging)
         scale, difference = float(policy.velocities.abs().max()), again.difference(policy)
-        if not difference <= job.tolerance * max(1.0, scale):
-            raise ExportError(
-                f"--to {to}: reloaded, its velocities differ from the policy's by up to {difference:.2g} "
-                f"(allowed {job.tolerance * max(1.0, scale):.2g}, velocities up to {scale:.2g}); nothing was kept"
-            )
+        _check_reloaded(to, difference, scale, job.tolerance * max(1.0, scale))
         effect = policy.moved(base)
         share = again.moved(policy) / effect if effect else None
         if share is not None and share > LOST:
@@ -124,6 +120,14 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
             found["warning"] = f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
         write_card(staging, job.config, trained, to, found)
     return found
+
+
+def _check_reloaded(to: str, difference: float, scale: float, allowed: float) -> None:
+    if not difference <= allowed:
+        raise ExportError(
+            f"--to {to}: reloaded, its velocities differ from the policy's by up to {difference:.2g} "
+            f"(allowed {allowed:.2g}, velocities up to {scale:.2g}); nothing was kept"
+        )
 
 
 def sentence(found: Mapping[str, Any]) -> str:

@@ -107,8 +107,7 @@ def step(
     """Take a step, or score one that was taken.
 
     The last step (``t_next`` 0) of ``flow_sde`` and ``dance_sde`` adds noise as published, and nothing removes it;
-    that of ``cps``, ``ddim`` and ``exact`` adds none. Flow-GRPO drops the constants of the CPS log-probability, here
-    it is a true density; no ratio knows the difference.
+    that of ``cps``, ``ddim`` and ``exact`` adds none. Log-probabilities include the constants that Flow-GRPO drops.
 
     Args:
         kind: one of :data:`KINDS`.
@@ -138,15 +137,23 @@ def step(
         mean = column(1 - removed, x) * x + column(then - now - removed * (1 - now), x) * v
         std = added.to(x.dtype)
     else:
-        mean, std = x + column(then - now, x) * v, x.new_zeros(len(x))
-        if kind == "dpm2" and previous is not None:
-            before, x0_before = previous
-            mean = mean + column(_dpm2_share(_times(before, x), now, then), x) * (x0_from(x, v, now) - x0_before)
+        mean, std = _deterministic(kind, x, v, now, then, previous), x.new_zeros(len(x))
     if x_next is None:
         if noise is None and kind in STOCHASTIC:
             raise ValueError(f"a {kind} step needs noise to draw with, or x_next to score")
         x_next = mean if noise is None else mean + column(std, x) * noise.to(x)
     return Step(x_next, mean, std, _log_density(x_next.detach(), mean, std))
+
+
+def _deterministic(
+    kind: str, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, previous: tuple[Time, Tensor] | None
+) -> Tensor:
+    """Latents after an Euler step, with dpm2's correction from the step before."""
+    after = x + column(t_next - t, x) * v
+    if kind != "dpm2" or previous is None:
+        return after
+    before, x0_before = previous
+    return after + column(_dpm2_share(_times(before, x), t, t_next), x) * (x0_from(x, v, t) - x0_before)
 
 
 def _times(t: Time, x: Tensor) -> Tensor:

@@ -79,15 +79,12 @@ class Clip:
             )
         found.requires_grad_(False).eval().to(device)
         size = found.config.vision_config.image_size
-        match preprocess:
-            case "settings":
-                steps = Preprocess.of_processor(from_pretrained(CLIPImageProcessorPil, processor))
-            case "cropped":
-                steps = Preprocess.cropped(size)
-            case "padded":
-                steps = Preprocess.padded(size, antialias)
-            case "squashed":
-                steps = Preprocess.squashed(size, antialias)
+        if preprocess == "settings":
+            steps = Preprocess.of_processor(from_pretrained(CLIPImageProcessorPil, processor))
+        elif preprocess == "cropped":
+            steps = Preprocess.cropped(size)
+        else:
+            steps = (Preprocess.padded if preprocess == "padded" else Preprocess.squashed)(size, antialias)
         return cls(found, tokenizer, steps, repair)
 
     @property

@@ -87,15 +87,12 @@ def create_app(
     batcher = app.state.batcher = Batcher(reward, batch, window, limits.waiting)
     intake = Intake(limits)
     fingerprint = identity(settings, reward)
+    app.exception_handler(HTTPException)(_explained)
 
     def allowed(request: Request) -> None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "the token is missing or wrong")
-
-    @app.exception_handler(HTTPException)
-    async def explain(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -121,6 +118,10 @@ def create_app(
         return _reply(wire.pack_scores(scores, asked.id, fingerprint))
 
     return app
+
+
+async def _explained(request: Request, error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _scored(batcher: Batcher, request: Request, asked: wire.Request) -> Scores:
@@ -211,13 +212,7 @@ def serve(
     app = create_app(settings, reward, token, batch=batch, window=window, limits=limits)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise RewardError(f"cannot listen on {host}:{port}: {why}; try --port 0") from None
-        listener.listen()
+        _listen(listener, host, port)
         tested = self_test(reward)
         place = f"[{host}]" if ":" in host else host
         say(f"serving {reward.name} on http://{place}:{listener.getsockname()[1]}, self-test {json.dumps(tested)}")
@@ -229,6 +224,17 @@ def serve(
             timeout_graceful_shutdown=math.ceil(grace) + 1,
         )
         BoundedServer(config, grace, app.state.batcher.close).run(sockets=[listener])
+
+
+def _listen(listener: socket.socket, host: str, port: int) -> None:
+    """Bind and listen; RewardError if the address cannot be had."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RewardError(f"cannot listen on {host}:{port}: {why}; try --port 0") from None
+    listener.listen()
 
 
 def _loopback(host: str) -> bool:
