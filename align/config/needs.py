@@ -33,7 +33,7 @@ def _declarations(config: Config) -> Problems:
     recipe = config.recipe
     declared: list[tuple[str, Iterable[str], Iterable[str]]] = [
         ("need", recipe.needs, CHECKS),
-        ("role", recipe.roles(config), ROLES),
+        ("role", recipe.largest.roles(config), ROLES),
     ]
     return [
         ("recipe.kind", f"{recipe.kind} declares the {what}{nearest(name, known)}; there are {listing(known)}")

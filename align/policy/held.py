@@ -22,7 +22,9 @@ def copies(config: Config) -> tuple[str, ...]:
 
     ``train.ema`` adds ``ema`` and ``rollout.overlap: next`` adds ``ahead``.
     """
-    names = [name for name in config.recipe.roles(config) if not (name == "reference" and reference_is_base(config))]
+    names = [
+        name for name in config.recipe.largest.roles(config) if not (name == "reference" and reference_is_base(config))
+    ]
     if config.train.ema:
         names.append("ema")
     if getattr(config.rollout, "overlap", "none") == "next":

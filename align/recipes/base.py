@@ -8,13 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from align.maths import advantages, losses
 from align.maths.losses import Loss as Loss
-from align.maths.seeds import derive
+from align.maths.schedules import OldPolicy as OldPolicy
+from align.maths.schedules import Points, unordered, value_at
+from align.maths.schedules import old_policy_decay as old_policy_decay
+from align.maths.schedules import stratified_times as stratified_times
+from alignflow.kinds import problems_at
 from alignflow.lazy import lazy
 from alignflow.strict import Strict
+from alignflow.words import listing
 
 if TYPE_CHECKING:
     import torch as torch
@@ -39,9 +44,6 @@ Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_sc
 - step_scores: scores of the clean samples that the stochastic steps predict, ``Scores.steps``;
 - text_gradient: a gradient through the text encoders.
 """
-
-OldPolicy = Literal["on_policy", "linear", "delayed"]
-"""Schedule of the old policy's decay; see :func:`old_policy_decay`."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A setting in [0, 1]."""
@@ -183,6 +185,44 @@ class Recipe(Objective):
     """The role that generates the samples."""
     compares_group: ClassVar[bool] = False
     """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
+    schedule: dict[str, Points] = Field(
+        {},
+        description="numbers of the recipe that change in training, {name: [[rollout, value], ...]}: linear between "
+        "the points, constant outside them; the setting of that name is not used",
+    )
+
+    @model_validator(mode="after")
+    def _scheduled(self) -> Self:
+        fields, data = type(self).model_fields, self.model_dump()
+        numbers = [name for name in fields if type(getattr(self, name)) is float]
+        for name, points in self.schedule.items():
+            if name not in numbers:
+                raise problems_at(
+                    [
+                        (
+                            f"schedule.{name}",
+                            f"is not a decimal setting of {self.kind}; those are {listing(numbers, name)}",
+                        )
+                    ]
+                )
+            if problem := unordered(points):
+                raise problems_at([(f"schedule.{name}", problem)])
+            for _, value in points:
+                try:
+                    type(self).model_validate({**data, name: value, "schedule": {}})
+                except ValidationError as error:
+                    raise problems_at([(f"schedule.{name}", error.errors()[0]["msg"])], value) from None
+        return self
+
+    def at(self, rollout: int) -> Self:
+        """The recipe with the settings of rollout ``rollout`` (from 0)."""
+        return self.model_copy(update={name: value_at(points, rollout) for name, points in self.schedule.items()})
+
+    @property
+    def largest(self) -> Self:
+        """The recipe with the largest value of every scheduled setting: what it may need of a run."""
+        most = {name: max(value for _, value in points) for name, points in self.schedule.items()}
+        return self.model_copy(update=most)
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""
@@ -340,33 +380,9 @@ class WholeGroupRecipe(GroupRecipe, AnchorRecipe):
         return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(rows)))
 
 
-def old_policy_decay(schedule: OldPolicy, step: int) -> float:
-    """Decay of the old policy after rollout ``step`` (from 1): DiffusionNFT's schedules 0, 1 and 2."""
-    if schedule == "on_policy":
-        return 0.0
-    if schedule == "linear":
-        return min(0.001 * step, 0.5)
-    return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)
-
-
 def noised(terms: NoisedTerms, rollout: Scored) -> Noised:
     """The terms' samples with the terms' noise at the terms' times."""
     x0 = rollout.latents[terms.sample]
     eps = rollout.noise(terms.sample, terms.slot)
     t = terms.t.to(x0.device)
     return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
-
-
-def stratified_times(seeds: list[int], count: int, span: tuple[float, float]) -> Tensor:
-    """Times ``[N, count]``, one uniform draw in each of ``count`` equal slices of ``span``.
-
-    The draws of row i depend on ``seeds[i]`` alone. Stratifying removes most of the variance that the choice of time
-    adds to a loss (MMaDA, arXiv 2505.15809, uses one shared offset for the same end).
-    """
-    low, high = span
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(derive(seed, "times"))
-        rows.append(torch.rand(count, generator=generator))
-    u = (torch.arange(count) + torch.stack(rows)) / count
-    return low + (high - low) * u

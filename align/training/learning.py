@@ -39,7 +39,8 @@ class Learning:
     """
 
     def __init__(self, config: Config, learners: Mapping[str, Learner], bench: Bench, processes: Processes) -> None:
-        self.recipe: Recipe = config.recipe
+        self.settings: Recipe = config.recipe
+        self.recipe = self.settings
         self.learners, self.bench, self.processes = dict(learners), bench, processes
         self.chunk, self.filter = config.train.chunk, getattr(config.rollout, "filter", None)
         self.found: list[tuple[Tensor, Scores, Tensor]] = []
@@ -55,12 +56,15 @@ class Learning:
         numbers = group[void].unique()
         return rollout.become(Scored, void=torch.isin(rollout.group, numbers)), numbers.tolist()
 
-    def __call__(self, rollout: Scored) -> tuple[dict[str, Any], Scored]:
-        """All updates of a rollout: the row for the log, and the rollout with the scores and media of its loss, if any.
+    def __call__(self, step: int, rollout: Scored) -> tuple[dict[str, Any], Scored]:
+        """All updates of rollout ``step`` (from 0): the row for the log, and the rollout with the scores and media of
+        its loss, if any.
 
         Numbers of the row are means over the updates of each learner; names of a learner other than the policy begin
         with its name and a slash.
         """
+        self.recipe = self.settings.at(step)
+        objectives = {name: learns.objective for name, learns in self.recipe.learners().items()}
         count = len(rollout.seeds)
         before = sum(self.processes.objects([count])[: self.processes.share.rank])
         credit = self._credit(rollout)[before : before + count]
@@ -68,7 +72,8 @@ class Learning:
             rollout = rollout.become(Scored, seen=seen)
         row: dict[str, Any] = {}
         self.found = []
-        for name, learner in self.learners.items():
+        for name, one in self.learners.items():
+            learner = replace(one, objective=objectives[name])
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
             spare = self._spare(learner, terms, rollout, credit)
             rows = [

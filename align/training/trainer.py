@@ -196,7 +196,7 @@ class Trainer:
             if self.refreshed is not None and self.refreshed.instead:
                 row |= {"loss": math.nan}
             else:
-                learned, rollout = self.learning(rollout)
+                learned, rollout = self.learning(step, rollout)
                 row = (self._row(rollout) if self.samples_in_loss else row) | learned
             self.drawing.learned(step)
         time_spent = self.phases.take()
