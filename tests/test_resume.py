@@ -208,3 +208,12 @@ def test_full_disk_keeps_the_last_checkpoint(model: Path, tmp_path: Path) -> Non
     assert checkpoint.list_steps(config.run_dir / "checkpoints") == [1]
     resumed = settings(tmp_path, model, train={"steps": 2}, prompts={"heldout": None})
     assert train(resumed, resume=True)["steps"] == 2
+
+
+def test_a_run_goes_on_with_rollouts_of_another_size(model: Path, tmp_path: Path) -> None:
+    sizes = {"sampler": {"kind": "ode", "steps": 3}}
+    train(settings(tmp_path, model, train={"steps": 2}, rollout={"prompts": 2, "group": 4, **sizes}))
+    config = settings(tmp_path, model, train={"steps": 4}, rollout={"prompts": 3, "group": 2, **sizes})
+    train(config, resume=True)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows if row["event"] == "train"] == [8, 8, 6, 6]

@@ -250,6 +250,17 @@ class Evaluate(Settings):
         "the current weights",
     )
     at_start: bool = Field(True, description="evaluate the base model before the first step")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many evaluations in a row without a new highest score of checkpoint.best; null "
+        "= never",
+    )
+    hacking: Literal["warn", "stop"] = Field(
+        "warn",
+        description="when the optimised reward has risen while gold has fallen or the rollouts have lost half of their "
+        "diversity: warn, or also stop the run. Such an evaluation is never the best",
+    )
 
 
 class Samples(Settings):
@@ -328,6 +339,8 @@ def _check_evaluation(config: Config) -> Problems:
         names = listing(scored) or "none"
         said = f"no score of held-out prompts has this name{nearest(best, scored)}; there are {names}"
         problems.append(("checkpoint.best", f"{said} (prompts.heldout is needed)"))
+    if evaluate.patience is not None and best is None:
+        problems.append(("evaluate.patience", "waits for a better score, and checkpoint.best names none"))
     return problems
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 
-from align.report.changes import Change, between, trained_on_gold
+from align.report.changes import Change, between, change, comparable, trained_on_gold
 from align.report.charts import short
+from align.report.intervals import mean
 from align.report.reading import Run
 
 MANY_FLAT_GROUPS = 0.3
 """Share of groups without differences in reward above which a run is told that it learns little."""
 RATIO_TOLERANCE = 1e-3
+KEPT_DIVERSITY = 0.5
+"""Share of the first rollouts' diversity below which the samples of a prompt have become alike."""
 
 Warned = tuple[str, str]
 
 
 def warnings(run: Run, gold: Change | None, reward: Change | None) -> list[Warned]:
     """All of them, most important first."""
-    found = [_hacking(run, gold, reward), _past_best(run, gold), _flat(run), _ratio(run), _lost(run), _unscored(run)]
+    found = [
+        _hacking(run, gold, reward),
+        _uniform(run, reward),
+        _past_best(run, gold),
+        _flat(run),
+        _ratio(run),
+        _lost(run),
+        _unscored(run),
+    ]
     return [one for one in found if one]
 
 
@@ -36,6 +47,35 @@ def _hacking(run: Run, gold: Change | None, reward: Change | None) -> Warned | N
             f"The trained reward went up ({up}) while gold went down ({down}); the change of {within} is within noise."
         )
     return "Reward hacking", f"The trained reward went up ({up}) while gold went down ({down}). {_against_hacking(run)}"
+
+
+def _uniform(run: Run, reward: Change | None) -> Warned | None:
+    """Samples of a prompt that have become alike while the reward rose."""
+    if reward is None or reward.direction != "up":
+        return None
+    values = [value for value in run.curve("diversity")[1] if value]
+    few = max(1, len(values) // 8)
+    if len(values) < 2:
+        return None
+    first, last = mean(values[:few]), mean(values[-few:])
+    if last >= KEPT_DIVERSITY * first:
+        return None
+    return "Diversity collapse", (
+        f"The trained reward went up ({reward.value(reward.delta, True)}) while the pixel spread within the groups "
+        f"fell from {short(first)} to {short(last)}. {_against_hacking(run)}"
+    )
+
+
+def hacked(run: Run) -> str | None:
+    """Why the last evaluation shows reward hacking: the trained reward rose, and gold fell or diversity collapsed.
+
+    Both changes of scores count where their 95 % intervals exclude zero. None where there is no sign of it.
+    """
+    gold, reward = change(run, "gold"), change(run, "reward") if comparable(run) else None
+    fell = _hacking(run, gold, reward)
+    told = fell[1] if fell is not None and fell[0] == "Reward hacking" else None
+    alike = _uniform(run, reward)
+    return told or (alike[1] if alike else None)
 
 
 def _against_hacking(run: Run) -> str:

@@ -23,9 +23,9 @@ class Best:
         self.step: int | None = None
         self.score = -math.inf
 
-    def see(self, step: int, scores: Mapping[str, float | None]) -> bool:
-        """Look at the scores of an evaluation; whether they are the best so far."""
-        score = None if self.name is None else scores.get(self.name)
+    def see(self, step: int, scores: Mapping[str, float | None], *, hacked: bool = False) -> bool:
+        """Take note of an evaluation's scores; whether they are the best so far, which hacked ones never are."""
+        score = None if self.name is None or hacked else scores.get(self.name)
         if step == 0 or score is None or not score > self.score:  # NaN is not greater
             return False
         self.step, self.score = step, float(score)

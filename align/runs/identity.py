@@ -22,8 +22,9 @@ MEMORY_ALONE = (
 FREE_ON_RESUME = (
     "name", "out", "evaluate", "samples", "checkpoint", "trackers", "prompts.heldout", "generator.device",
     "train.steps", "train.threads", "train.lr", "train.schedule", "train.warmup", "train.unscored",
+    "rollout.prompts", "rollout.group",
 )  # fmt: skip
-"""Settings that may change between the parts of one run; those of ``train`` change the updates that follow alone."""
+"""Settings that may change between the parts of a run; those of ``train`` and ``rollout`` affect what follows alone."""
 
 FREE_IN_A_SEARCH = ("name", "out", "samples", "chunk", "decode_chunk", "generator.device", "memory")
 

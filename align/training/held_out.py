@@ -14,9 +14,11 @@ from align.evaluation import alone
 from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid
 from align.evaluation.per_prompt import write_scores
 from align.policy.build import build_rewards
-from align.report import write_report
+from align.report import warnings, write_report
+from align.report.reading import read_run
 from align.runs import checkpoint
 from align.runs.best import Best
+from align.runs.ending import EarlyEnd
 from align.runs.progress import Progress, said
 from align.training.lr import due
 from rewards.base import Reward, wanted
@@ -38,6 +40,7 @@ class HeldOut:
         self.prompts: list[Prompt] = []
         self.rewards: dict[str, Reward] = {}
         self.best = Best(self.config.checkpoint.best)
+        self.ending = EarlyEnd(self.config.evaluate)
         if self.config.prompts.heldout is not None:
             self.rewards = alone.scored_alone(self._rewards(), self.config.evaluate)
             self.prompts = held_out(
@@ -93,9 +96,13 @@ class HeldOut:
             row = {"event": "eval", "step": step, "role": self.role, **result.row()}
             row["range"] = {name: list(reward.range) for name, reward in self.rewards.items()}
             trainer.log(row)
-            better = self.best.see(step, row["scores"])
+            hacked = trainer.processes.settled(lambda: warnings.hacked(read_run(run.path)))
+            better = self.best.see(step, row["scores"], hacked=hacked is not None)
             scores = "  ".join(f"{name} {said(value)}" for name, value in row["scores"].items())
             progress.say(f"held-out, step {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
+            if hacked is not None:
+                progress.say(f"reward hacking at step {step}: {hacked}")
+            self.ending.see(step, better, hacked)
         if run.writes and config.samples.count:
             save_grid(run.path / "samples" / f"step-{step:06d}", result, config.samples)
         if run.writes:

@@ -45,6 +45,7 @@ def counters(trainer: Trainer) -> dict[str, Any]:
         "all_network_calls": trainer.calls_before + trainer.generator.network_calls * trainer.share.world,
         "drawn": trainer.drawing.in_hand is not None,
         "best": trainer.held_out.best.state(),
+        "ending": trainer.held_out.ending.state(),
     }
 
 
@@ -97,6 +98,7 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
     each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
     trainer.calls_before = counters.get("all_network_calls", each * trainer.share.world)
     trainer.held_out.best.load(counters.get("best"))
+    trainer.held_out.ending.load(counters.get("ending"))
     if unreadable := run.forget_after(counters["step"]):
         notes.append(f"{run.metrics}: {unreadable} lines could not be read and are gone; the rows around them stay")
     if run.writes:

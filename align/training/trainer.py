@@ -155,6 +155,9 @@ class Trainer:
             if done == 0 and config.evaluate.at_start:
                 self.held_out.look(0, progress)
             for step in range(done, config.train.steps):
+                if reason := self.held_out.ending.reason:
+                    progress.say(reason)
+                    break
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self.log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
@@ -164,7 +167,8 @@ class Trainer:
                 if news := self.missing.news(self.reasons):
                     progress.say(f"step {step + 1}: {news}")
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
-                if stopping or better or due(step + 1, config.checkpoint.every, config.train.steps):
+                keep = stopping or better or self.held_out.ending.reason is not None
+                if keep or due(step + 1, config.checkpoint.every, config.train.steps):
                     keeping.save(self, step + 1)
                     self.rescue.stored = step + 1
                 if stopping and step + 1 < config.train.steps:
