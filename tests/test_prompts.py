@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align.checking.check import check_files
 from align.config import registry
 from align.config.load import load_config
-from align.data import prompts, tables
-from align.data.prompts import PAIR, check_media, indices_at, read_prompts, read_stored
+from align.data import choice, tables
+from align.data.choice import Shares, indices_at, mixed_at
+from align.data.prompts import PAIR, check_media, read_prompts, read_stored
 from align.data.tables import Cell
 from align.maths.seeds import derive
 from alignflow.errors import ConfigError, DataError
@@ -146,10 +148,57 @@ def test_the_order_of_a_pass_is_made_once(monkeypatch):
     for count, total in ((1, 1), (3, 7), (7, 3), (5, 5), (20, 6)):
         for step in range(6):
             assert indices_at(step, count, total, 3) == one_by_one(step, count, total, 3)
-    prompts._order.cache_clear()
+    choice._order.cache_clear()
     for step in range(50):
         indices_at(step, 48, 1_000_000, 0)
-    assert prompts._order.cache_info().misses == 1
+    assert choice._order.cache_info().misses == 1
+
+
+def test_one_source_is_used_as_before():
+    shares = Shares([[(0, 1.0)]], 4)
+    assert [row for step in range(5) for _, row in mixed_at(step, shares, [10], 1)] == [
+        row for step in range(5) for row in indices_at(step, 4, 10, 1)
+    ]
+
+
+def test_sources_give_prompts_in_proportion_to_their_weights():
+    shares = Shares([[(0, 3.0)], [(0, 1.0)], [(0, 0.0)]], 6)
+    given = [shares.at(step)[1] for step in range(8)]
+    assert np.sum(given, 0).tolist() == [36, 12, 0]
+    assert all(sum(row) == 6 and abs(row[0] - 4.5) < 1 for row in given)
+    assert Shares([[(0, 3.0)], [(0, 1.0)], [(0, 0.0)]], 6).at(7) == shares.at(7)  # of the step alone
+    chosen = [pair for step in range(8) for pair in mixed_at(step, shares, [5, 7, 9], seed=0)]
+    for source, total in ((0, 5), (1, 7)):
+        rows = [row for number, row in chosen if number == source]
+        assert sorted(rows[:total]) == list(range(total))  # every prompt of a source once a pass
+
+
+def test_a_curriculum_moves_from_one_source_to_the_next():
+    shares = Shares([[(0, 1.0), (4, 0.0)], [(0, 0.0), (4, 1.0)]], 8)
+    assert [shares.at(step)[1] for step in range(6)] == [[8, 0], [6, 2], [4, 4], [2, 6], [0, 8], [0, 8]]
+    assert shares.at(5)[0] == [20, 20]
+
+
+def test_sources_of_a_config(here):
+    write("easy.txt", "a\nb\n")
+    write("set/hard.txt", "c\nd\n")
+    base = "generator: {path: shapes}\nreward: {kind: shapes}\nrecipe: nft\n"
+    sources = "[{file: easy.txt, weight: 2}, {file: hard.txt, weight: [[0, 0], [9, 1]]}]"
+    config = load_config(write("set/run.yaml", f"{base}prompts: {{train: {sources}}}\n"))
+    assert [source.file for source in config.prompts.sources] == ["easy.txt", "set/hard.txt"]
+    with pytest.raises(ConfigError, match=r"prompts.train: .*gone.txt"):
+        check_files(load_config(write("gone.yaml", f"{base}prompts: {{train: [{{file: gone.txt}}]}}\n")))
+    for bad, message in (
+        ("train: [{file: easy.txt, weight: 0}]", "prompts.train.*no source has a weight at rollout 0"),
+        (
+            "train: [{file: easy.txt, weight: [[4, 1], [2, 1]]}]",
+            "prompts.train.0.weight.*rollout 2 should stand before",
+        ),
+        ("train: [{file: easy.txt, weight: -1}]", "prompts.train"),
+        ("train: []", "prompts.train"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(write("bad.yaml", f"{base}prompts: {{{bad}}}\n"))
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
@@ -389,7 +438,7 @@ def test_check_reads_tables_and_leaves_the_hub_alone(here, monkeypatch):
         check.check_files(load_config("run.yaml", fill))
     for says in (
         "train: set/p.jsonl line 1: generator flux_fill needs 'mask'",
-        "heldout: shapes:heldout: generator flux_",
+        "heldout: shapes:heldout, prompt 0: generator flux_",
     ):
         assert f"  prompts.{says}" in str(caught.value)
     config = load_config(write("run.yaml", text % '"hub:owner/name"'), ["samples.video=mp4"])

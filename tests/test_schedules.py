@@ -84,3 +84,38 @@ def test_a_schedule_that_cannot_be_followed_is_refused(schedule: dict, message: 
         load_config(path, [f"recipe.schedule={json.dumps(schedule)}"])
     assert str(error.value).startswith("recipe.schedule.")
     assert message in str(error.value)
+
+
+def test_a_filter_bans_single_prompts_of_an_embedded_world(model: Path, tmp_path: Path) -> None:
+    config = settings(
+        tmp_path, model, prompts={"train": "shapes:train", "heldout": None, "limit": 6},
+        rollout={"prompts": 2, "group": 2, "sampler": {"kind": "ode", "steps": 2},
+                 "filter": {"mean_above": -1e6, "std_below": 1e6}}, train={"steps": 2},
+    )  # fmt: skip
+    train(config)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["banned_prompts"] for row in rows if row["event"] == "train"] == [2, 4]
+
+
+def test_a_run_takes_its_prompts_from_several_sources(model: Path, tmp_path: Path) -> None:
+    for name in ("easy", "hard"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} a\n{name} b\n")
+    sources = [
+        {"file": str(tmp_path / "easy.txt"), "weight": [[0, 1], [1, 0]]},
+        {"file": str(tmp_path / "hard.txt"), "weight": [[0, 0], [1, 1]]},
+    ]
+    config = settings(tmp_path, model, prompts={"train": sources, "heldout": None}, train={"steps": 2})
+    asked = []
+
+    def noted(media: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        asked.append(sorted({prompt.split()[0] for prompt in prompts}))
+        return media.mean(dim=(1, 2, 3))
+
+    import tiny_run
+
+    tiny_run.redness, before = noted, tiny_run.redness
+    try:
+        train(config)
+    finally:
+        tiny_run.redness = before
+    assert asked == [["easy"], ["hard"]]

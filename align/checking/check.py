@@ -84,7 +84,11 @@ def essentials(config: Config) -> list[tuple[str, str]]:
         ),
         *([("scheduler", line)] if (line := scheduler_line(generator)) else []),
         ("policy", one_line(config.policy.shown())),
-        ("prompts", config.prompts.train + ("" if config.prompts.bad == "stop" else ", unusable rows left out")),
+        (
+            "prompts",
+            ", ".join(source.file for source in config.prompts.sources)
+            + ("" if config.prompts.bad == "stop" else ", unusable rows left out"),
+        ),
         ("rollout", source),
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
@@ -114,10 +118,9 @@ def check_files(config: Config) -> None:
 def _prompts(config: Config) -> list[Problem]:
     problems: list[Problem] = []
     read: Callable[[str], object]
-    for name in ("train", "heldout"):
-        source = getattr(config.prompts, name)
-        if source is None:
-            continue
+    named = [("train", source.file) for source in config.prompts.sources]
+    named += [("heldout", config.prompts.heldout)] if config.prompts.heldout else []
+    for name, source in named:
         drawn = name == "heldout" or isinstance(config.rollout, OnlineRollout)
         skips = config.prompts.bad == "skip"
         if drawn and not skips:

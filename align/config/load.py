@@ -306,9 +306,12 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
 def _beside(data: dict[str, Any], folder: Path) -> None:
     """Replace file names that exist beside the config, but not in the working folder, by paths that work."""
     for section, key in FILES:
-        name = child(data.get(section), key)
-        if isinstance(name, str) and not exists(name) and exists(folder / name):
-            data[section][key] = str(folder / name)
+        found = child(data.get(section), key)
+        several: list[tuple[Any, str]] = [(one, "file") for one in found] if isinstance(found, list) else []
+        for holder, name in several or [(data.get(section), key)]:
+            file = child(holder, name)
+            if holder and isinstance(file, str) and not exists(file) and exists(folder / file):
+                holder[name] = str(folder / file)
 
 
 def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from align.config import needs, registry
 from align.config.memory import problems as memory_problems
 from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
 from align.config.sampling import Sampler
+from align.maths.schedules import Points, unordered, value_at
 from align.recipes.base import Recipe
 from alignflow import plugins
 from alignflow.kinds import FAMILIES, OneOf, from_outside, listing, nearest, problems_at
@@ -25,21 +26,56 @@ from rewards.base import RewardSettings
 from rewards.scopes import has_parts, known_scope
 
 
+class Source(Settings):
+    """One of several sources of training prompts."""
+
+    file: str = Field(description="source of prompts, as prompts.train")
+    weight: Annotated[float, Field(ge=0)] | Points = Field(
+        1.0,
+        description="share of the prompts of a rollout, relative to the other sources; or [[rollout, weight], ...], "
+        "linear between the points, constant outside them",
+    )
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """The weight by rollout."""
+        return self.weight if isinstance(self.weight, list) else [(0, self.weight)]
+
+
 class Prompts(Settings):
     """Source of prompts: ``shapes:train`` or another embedded world, a .txt file (one prompt per line), a .jsonl, .csv
     or .parquet file, or ``hub:owner/name[:split]``. Columns prompt, image and mask are read; all other columns are
     metadata for rewards."""
 
-    train: str = Field(description="training prompts")
+    train: str | Annotated[list[Source], Field(min_length=1)] = Field(
+        description="training prompts: a source, or a list of sources with weights, [{file: ..., weight: ...}, ...]"
+    )
     heldout: str | None = Field(None, description="held-out prompts, for evaluation and sample grids; null = none")
     limit: int | None = Field(
-        None, ge=1, description="maximum number of training prompts, counted from the first; null = all"
+        None, ge=1, description="maximum number of training prompts of a source, counted from the first; null = all"
     )
     bad: Literal["stop", "skip"] = Field(
         "stop",
         description="handling of unusable rows (prompts too long, images missing or damaged): stop = raise an "
         "error | skip = leave them out",
     )
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources of training prompts."""
+        return [Source(file=self.train)] if isinstance(self.train, str) else self.train
+
+    @model_validator(mode="after")
+    def _weighted(self) -> Self:
+        points = [source.points for source in self.sources]
+        for number, one in enumerate(points):
+            if problem := unordered(one):
+                raise problems_at([(f"train.{number}.weight", problem)])
+        turns = sorted({rollout for one in points for rollout, _ in one})
+        empty = [n for n in turns if not sum(value_at(one, n) for one in points)]
+        if empty:
+            raise problems_at([("train", f"no source has a weight at rollout {empty[0]}")])
+        return self
 
 
 # -- where samples come from ------------------------------------------------------------------------------------------

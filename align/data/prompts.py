@@ -1,11 +1,10 @@
-"""Prompts from the embedded worlds, files or datasets, and the choice of prompts for each step."""
+"""Prompts from the embedded worlds, files or datasets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.data.tables import HUB, Cell, read_rows, table_path
-from align.maths.seeds import derive
 from alignflow.errors import DataError
 from alignflow.files.rows import RowError, place_of, read_lines
 from alignflow.lazy import lazy
@@ -135,7 +133,8 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     if world in ("shapes", "shapes-video"):
         drawn = images if world == "shapes" else motion
         texts, specs = drawn.prompts(split, count, seed), drawn.sample_specs(split, count, seed)
-        return [Prompt(text, {}, {"kind": spec.task}, source) for text, spec in zip(texts, specs, strict=True)]
+        rows = enumerate(zip(texts, specs, strict=True))
+        return [Prompt(text, {}, {"kind": spec.task}, f"{source}, prompt {row}") for row, (text, spec) in rows]
 
     tasks = list(islice(edits.TASKS[world](split, seed), count))
     drawings = Drawings(tasks)
@@ -145,7 +144,7 @@ def _embedded_prompts(source: str, count: int, seed: int) -> list[Prompt]:
             task.text,
             {name: Cell(drawings, row, name) for name in names},
             {"kind": task.edit.kind, **task.to_dict()},
-            source,
+            f"{source}, prompt {row}",
         )
         for row, task in enumerate(tasks)
     ]
@@ -239,20 +238,3 @@ def lacking(prompt: Prompt, names: Iterable[str], who: str) -> str:
                 f'name a file under "{name}" in a .jsonl, .csv or .parquet'
             )
     return ""
-
-
-def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:
-    """Which of ``total`` items a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
-    chosen: list[int] = []
-    position, end = step * count, (step + 1) * count
-    while position < end:
-        epoch, offset = divmod(position, total)
-        some = _order(total, derive(seed, "epoch", epoch))[offset : offset + end - position]
-        chosen += some.tolist()
-        position += len(some)
-    return chosen
-
-
-@lru_cache(maxsize=2)  # a pass's order is asked for at every step of it: the one going on, and the next
-def _order(total: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(total)

@@ -308,7 +308,7 @@ def sample_to_folder(
         RunFolderError: ``out`` exists and is not empty.
     """
     check_unwritten(out)
-    source = config.prompts.heldout or config.prompts.train
+    source = config.prompts.heldout or config.prompts.sources[0].file
     asked = list(prompts) if prompts else read_prompts(source, config.samples.count or 8, config.evaluate.seed)
     device = devices.chosen(config.generator.device)
     generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
-from align.data.prompts import Prompt, check_media, indices_at, read_prompts, read_stored
+from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
 from align.maths.seeds import derive
 from align.rollout.rollout import Asked, Drawn, Scored, decode, draw, join, nothing_asked, stochastic_steps
@@ -46,7 +47,9 @@ class OnlineSource:
         """Places of the prompts that a filter took out for good, which checkpoints keep."""
         self.skipped: dict[str, str] = {}
         skip = config.prompts.bad == "skip"
-        self.prompts = read_prompts(config.prompts.train, config.prompts.limit, skipped=self.skipped if skip else None)
+        sources, limit, skipped = config.prompts.sources, config.prompts.limit, self.skipped if skip else None
+        self.by_source = [read_prompts(source.file, limit, skipped=skipped) for source in sources]
+        self.shares = Shares([source.points for source in sources], config.rollout.prompts)
         self.generator, self.share, self.seed = generator, share, config.seed
         self.drawn, self.kept = "reward_gradient" not in needs, "trajectory" in needs
         self.predictions = bool({"predictions", "step_scores"} & set(needs))
@@ -62,7 +65,18 @@ class OnlineSource:
 
     def leave_out(self, places: Collection[str]) -> None:
         """Use no prompt that stands at one of ``places``."""
-        self.prompts = [prompt for prompt in self.prompts if prompt.place not in places]
+        places = {*places}
+        self.by_source = [[prompt for prompt in some if prompt.place not in places] for some in self.by_source]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts of all sources."""
+        return [prompt for some in self.by_source for prompt in some]
+
+    def chosen(self, step: int) -> list[Prompt]:
+        """The prompts of rollout ``step``, over all processes."""
+        rows = mixed_at(step, self.shares, [len(some) for some in self.by_source], self.seed)
+        return [self.by_source[source][row] for source, row in rows]
 
     def ban(self, step: int, groups: Sequence[int]) -> None:
         """Sample the prompts of these groups of rollout ``step`` no more.
@@ -70,17 +84,17 @@ class OnlineSource:
         Raises:
             TrainingError: no prompt would be left.
         """
-        chosen = indices_at(step, self.settings.prompts, len(self.prompts), self.seed)
-        self.ban_places([self.prompts[chosen[number]].place for number in groups])
+        chosen = self.chosen(step)
+        self.ban_places([chosen[number].place for number in groups])
 
     def ban_places(self, places: Sequence[str]) -> None:
         """Sample no prompt that stands at one of ``places`` any more; raises as :meth:`ban`."""
         self.banned += places
         self.leave_out(places)
-        if not self.prompts:
+        if not all(self.by_source):
             raise TrainingError(
-                "rollout.filter has banned every training prompt, so nothing is left to train on; give more prompts, "
-                "or set rollout.filter.ban: false"
+                "rollout.filter has banned every training prompt of a source, so nothing of it is left to train on; "
+                "give more prompts, or set rollout.filter.ban: false"
             )
 
     def __call__(
@@ -129,9 +143,8 @@ class OnlineSource:
     def _asked(self, step: int) -> tuple[Asked, list[int] | None]:
         """The prompts of a step, and the seeds of the initial noise where a group shares it."""
         settings, generator = self.settings, self.generator
-        chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
-        local = self.share.of(settings.prompts)
-        asked = [self.prompts[chosen[i]] for i in local]
+        chosen, local = self.chosen(step), self.share.of(settings.prompts)
+        asked = [chosen[i] for i in local]
         cond, inputs = encode(generator, asked, self.wants)
         group = torch.tensor(list(local)).repeat_interleave(settings.group)
         row = torch.arange(len(asked)).repeat_interleave(settings.group)
