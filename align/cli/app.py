@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from align.cli import reward as reward_cli
+from align.cli.label import label
 from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(reward_cli.app)
+app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 SourceArgument = Annotated[

@@ -44,6 +44,8 @@ class Cell:
         return value
 
 
+TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
+"""Cells of a column that says yes or no."""
 TEXTS = ("prompt", "text", "user", "image", "mask", "chosen", "rejected", "sample")
 """Columns of a CSV whose cells are text, whatever they look like."""
 
@@ -150,3 +152,11 @@ def _is_image(feature: Any) -> bool:
         or (isinstance(feature, dict) and "bytes" in feature)
         or getattr(feature, "dtype", None) in ("binary", "large_binary")
     )
+
+
+def is_tie(value: Any, place: str) -> bool:
+    """What a cell of the column ``tie`` says, nothing being no; raises DataError."""
+    said = "" if value is None else str(value).strip().lower()
+    if said not in (*TRUE, *FALSE):
+        raise DataError(f'{place}: "tie" should be true or false, given {value!r:.40}')
+    return said in TRUE

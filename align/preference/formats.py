@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.prompts import Prompt
-from align.data.tables import HUB, Cell, Row, read_rows
-from align.preference.table import is_tie
+from align.data.tables import HUB, Cell, Row, is_tie, read_rows
 from alignflow.errors import DataError
 
 Media = Path | Cell

@@ -9,9 +9,8 @@ from itertools import islice
 from typing import Any
 
 from align.data.prompts import PAIR, Prompt, read_table
+from align.data.tables import is_tie
 from alignflow.errors import DataError
-
-TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +60,6 @@ def _score(prompt: Prompt) -> float:
     if not math.isfinite(value):
         raise DataError(f'{prompt.where}: "score" should be a number, given {given!r:.40}')
     return value
-
-
-def is_tie(value: Any, place: str) -> bool:
-    """What a cell of the column ``tie`` says, nothing being no; raises DataError."""
-    said = "" if value is None else str(value).strip().lower()
-    if said not in (*TRUE, *FALSE):
-        raise DataError(f'{place}: "tie" should be true or false, given {value!r:.40}')
-    return said in TRUE
 
 
 def numbered(rows: Sequence[Judged], users: Sequence[str]) -> list[int]:

@@ -13,6 +13,7 @@ from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
+from align.data.tables import is_tie
 from align.maths.seeds import derive
 from align.rollout.rollout import Asked, Drawn, Scored, decode, draw, join, nothing_asked, stochastic_steps
 from align.training.processes import Share
@@ -181,6 +182,8 @@ class StoredSource:
         self.prompts, self.rewards = [], []
         for prompt in read_stored(self.settings.file, self.settings.columns, self.skipped if skip else None):
             try:
+                if self.settings.kind == "pairs" and is_tie(prompt.metadata.get("tie"), prompt.where):
+                    continue
                 self.rewards.append(self._rewards(prompt))
             except DataError as error:
                 if not skip:
@@ -188,6 +191,8 @@ class StoredSource:
                 self.skipped[prompt.place] = str(error)
             else:
                 self.prompts.append(prompt)
+        if not self.prompts and not self.skipped:
+            raise DataError(f"{self.settings.file}: every pair is a tie, so there is nothing to learn")
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
 

@@ -1,0 +1,154 @@
+"""The page that compares two samples, on this machine alone: a token in every request, and no other host's pages."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, Field
+
+from align.data.tables import Cell
+from align.labelling.votes import Candidates, Media, Votes, suffix_of
+from alignflow.errors import AlignflowError, ConfigError
+
+PAGE = Path(__file__).with_name("page.html")
+HOSTS = ("127.0.0.1", "localhost")
+TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
+         ".webp": "image/webp", ".mp4": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime"}  # fmt: skip
+
+PROTECTION = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self'; media-src 'self'; connect-src 'self'",
+    "Referrer-Policy": "no-referrer",
+}
+"""Headers of the page: it loads nothing from elsewhere and tells nobody its address, which holds the token."""
+
+
+class Vote(BaseModel):
+    """What the page sends."""
+
+    pair: str = Field(max_length=64)
+    choice: Literal["left", "right", "tie"]
+    seconds: float = Field(ge=0, le=1e6, allow_inf_nan=False)
+
+
+def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> FastAPI:
+    """The application.
+
+    Args:
+        token: what every request must carry, as a header ``Authorization: Bearer`` or in the query.
+        port: of the server, for the check of the header ``Host``.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    by_key = {pair.key: pair for pair in pairs}
+    known = {f"{name}:{port}" for name in HOSTS}
+
+    def allowed(request: Request) -> None:
+        header = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        given = header or request.query_params.get("token", "")
+        if request.headers.get("Host", "") not in known:
+            raise HTTPException(403, f"only pages of {' or '.join(sorted(known))} are answered")
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            raise HTTPException(401, "the token is missing or wrong: open the address that alignflow label printed")
+
+    @app.exception_handler(HTTPException)
+    async def explained(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.exception_handler(AlignflowError)
+    async def failed(request: Request, error: AlignflowError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 500)
+
+    @app.get("/", dependencies=[Depends(allowed)])
+    def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PROTECTION)
+
+    @app.get("/next", dependencies=[Depends(allowed)])
+    def following(after: str = "") -> dict[str, Any]:
+        voted = votes.voted
+        left = [pair for pair in pairs if pair.key not in voted]
+        keys = [pair.key for pair in left]
+        start = keys.index(after) + 1 if after in keys else 0  # a pair that was skipped comes again at the end
+        shown = (left[start:] or left)[:2]
+        return {"done": len(voted & by_key.keys()), "of": len(pairs), "pairs": [_shown(pair) for pair in shown]}
+
+    @app.get("/media/{key}/{name}", dependencies=[Depends(allowed)])
+    def media(key: str, name: str) -> Response:
+        pair = by_key.get(key)
+        files = {} if pair is None else {"left": pair.sides[0], "right": pair.sides[1], **pair.prompt.media}
+        if name not in files:
+            raise HTTPException(404, "there is no such sample")
+        return _file(files[name])
+
+    @app.post("/vote", dependencies=[Depends(allowed)])
+    def vote(given: Vote) -> dict[str, Any]:
+        if given.pair not in by_key:
+            raise HTTPException(404, "there is no such pair")
+        if not votes.add(by_key[given.pair], given.choice, given.seconds):
+            raise HTTPException(409, "this pair has a vote already, perhaps from another tab")
+        return following()
+
+    @app.post("/undo", dependencies=[Depends(allowed)])
+    def undo() -> dict[str, Any]:
+        key = votes.undo()
+        if key is None:
+            raise HTTPException(404, "there is no vote to undo")
+        back = following()
+        return {**back, "pairs": [*([_shown(by_key[key])] if key in by_key else []), *back["pairs"]]}
+
+    return app
+
+
+def _shown(pair: Candidates) -> dict[str, Any]:
+    left, right = (_suffix(side) in (".mp4", ".webm", ".mov") for side in pair.sides)
+    return {"key": pair.key, "prompt": pair.prompt.text, "source": "image" in pair.prompt.media, "video": [left, right]}
+
+
+def _suffix(media: Media) -> str:
+    content = media.content() if isinstance(media, Cell) else media
+    return suffix_of(content) if isinstance(content, bytes) else Path(content or "").suffix.lower()
+
+
+def _file(media: Media) -> Response:
+    content = media.content() if isinstance(media, Cell) else media
+    if isinstance(content, bytes):
+        data = content
+    else:
+        try:
+            data = Path(content or "").read_bytes()
+        except OSError:
+            raise HTTPException(404, f"{content} cannot be read any more") from None
+    return Response(data, media_type=TYPES.get(_suffix(media), "application/octet-stream"))
+
+
+def serve(pairs: list[Candidates], votes: Votes, port: int, say: Callable[[str], None] = print) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        port: 0 = any free one.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    token = secrets.token_urlsafe(16)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOSTS[0], port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {HOSTS[0]}:{port}: {error.strerror}; try --port 0") from None
+        listener.listen()
+        port = listener.getsockname()[1]
+        app = create_app(pairs, votes, token, port)
+        done = len(votes.voted & {pair.key for pair in pairs})
+        say(f"{len(pairs)} pairs, {done} of them with a vote; votes go into {votes.path}. Ctrl-C ends.")
+        say(f"open http://{HOSTS[0]}:{port}/?token={token}")
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listener])
