@@ -36,4 +36,4 @@ def label(
 
     pairs = read_candidates(source, seed)
     with Votes(out, user, echo) as votes:
-        serve(pairs, votes, port, echo)
+        serve(pairs, votes, port, typer.echo)  # echo would hide the token in the address

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from align.data.tables import Cell
 from align.labelling.votes import Candidates, Media, Votes, suffix_of
 from alignflow.errors import AlignflowError, ConfigError
+from alignflow.text import printable
 
 PAGE = Path(__file__).with_name("page.html")
 HOSTS = ("127.0.0.1", "localhost")
@@ -148,7 +149,7 @@ def serve(pairs: list[Candidates], votes: Votes, port: int, say: Callable[[str],
         port = listener.getsockname()[1]
         app = create_app(pairs, votes, token, port)
         done = len(votes.voted & {pair.key for pair in pairs})
-        say(f"{len(pairs)} pairs, {done} of them with a vote; votes go into {votes.path}. Ctrl-C ends.")
+        say(f"{len(pairs)} pairs, {done} of them with a vote; votes go into {printable(str(votes.path))}. Ctrl-C ends.")
         say(f"open http://{HOSTS[0]}:{port}/?token={token}")
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listener])
