@@ -40,15 +40,8 @@ class Vote(BaseModel):
     seconds: float = Field(ge=0, le=1e6, allow_inf_nan=False)
 
 
-def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> FastAPI:
-    """The application.
-
-    Args:
-        token: what every request must carry, as a header ``Authorization: Bearer`` or in the query.
-        port: of the server, for the check of the header ``Host``.
-    """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    by_key = {pair.key: pair for pair in pairs}
+def guard(token: str, port: int) -> Callable[[Request], None]:
+    """Refuses requests without the token, and those of pages of other hosts, which a browser may send to this one."""
     known = {f"{name}:{port}" for name in HOSTS}
 
     def allowed(request: Request) -> None:
@@ -59,19 +52,33 @@ def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> 
         if not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "the token is missing or wrong: open the address that alignflow label printed")
 
-    @app.exception_handler(HTTPException)
-    async def explained(request: Request, error: HTTPException) -> JSONResponse:
+    return allowed
+
+
+async def explained(request: Request, error: Exception) -> JSONResponse:
+    """An error as the page shows it."""
+    if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONResponse({"error": str(error)}, 500)
 
-    @app.exception_handler(AlignflowError)
-    async def failed(request: Request, error: AlignflowError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 500)
 
-    @app.get("/", dependencies=[Depends(allowed)])
+def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> FastAPI:
+    """The application.
+
+    Args:
+        token: what every request must carry, as a header ``Authorization: Bearer`` or in the query.
+        port: of the server, for the check of the header ``Host``.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(guard(token, port))])
+    app.exception_handler(HTTPException)(explained)
+    app.exception_handler(AlignflowError)(explained)
+    by_key = {pair.key: pair for pair in pairs}
+
+    @app.get("/")
     def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PROTECTION)
 
-    @app.get("/next", dependencies=[Depends(allowed)])
+    @app.get("/next")
     def following(after: str = "") -> dict[str, Any]:
         voted = votes.voted
         left = [pair for pair in pairs if pair.key not in voted]
@@ -80,7 +87,7 @@ def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> 
         shown = (left[start:] or left)[:2]
         return {"done": len(voted & by_key.keys()), "of": len(pairs), "pairs": [_shown(pair) for pair in shown]}
 
-    @app.get("/media/{key}/{name}", dependencies=[Depends(allowed)])
+    @app.get("/media/{key}/{name}")
     def media(key: str, name: str) -> Response:
         pair = by_key.get(key)
         files = {} if pair is None else {"left": pair.sides[0], "right": pair.sides[1], **pair.prompt.media}
@@ -88,7 +95,7 @@ def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> 
             raise HTTPException(404, "there is no such sample")
         return _file(files[name])
 
-    @app.post("/vote", dependencies=[Depends(allowed)])
+    @app.post("/vote")
     def vote(given: Vote) -> dict[str, Any]:
         if given.pair not in by_key:
             raise HTTPException(404, "there is no such pair")
@@ -96,7 +103,7 @@ def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> 
             raise HTTPException(409, "this pair has a vote already, perhaps from another tab")
         return following()
 
-    @app.post("/undo", dependencies=[Depends(allowed)])
+    @app.post("/undo")
     def undo() -> dict[str, Any]:
         key = votes.undo()
         if key is None:
