@@ -16,7 +16,7 @@ import pytest
 from align.config.load import load_config
 from align.training.trainer import train
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "shapes"
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema=0", "evaluate.role=policy"]
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
@@ -33,6 +33,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "edit_r1": (0.05, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "reward_backprop": (0.1, [*DIRECT, "recipe.last=1", "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
@@ -50,8 +51,9 @@ def some_slow(recipes: Iterable[str]) -> list[Any]:
 
 
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Summary of a run of the recipe's shipped config."""
-    return train(load_config(CONFIGS / f"{recipe}.yaml", [*SHORT, *overrides, f"out={folder / recipe}"]))
+    """Summary of a run of the recipe's shipped config, on pictures where there is one."""
+    config = next(file for file in sorted(CONFIGS.glob(f"shapes*/{recipe}.yaml")))
+    return train(load_config(config, [*SHORT, *overrides, f"out={folder / recipe}"]))
 
 
 @pytest.mark.parametrize("recipe", some_slow(FAST))

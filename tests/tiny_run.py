@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from align.config.settings import Config
+
+SOURCE = Path(__file__).parent.parent / "configs/prompts/sources/edit-01.webp"
+"""The source image of every prompt of an editor."""
 
 
 def redness(media: Tensor, prompts: list[str]) -> Tensor:
@@ -74,9 +78,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "awm": {"kind": "awm", "timesteps": 2},
     "dgpo": {"kind": "dgpo", "timesteps": 2},
     "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
+    "edit_r1": {"kind": "edit_r1", "timesteps": 2},
 }
 STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce")
 """Those that train the stochastic steps of a sampler."""
+EDITORS = ("edit_r1",)
+"""Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
 LORA_ONLY = ("re_dmd", "texforce")
 """Those that cannot train all weights."""
 
@@ -101,6 +108,13 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         "samples": {"every": 0, "count": 2},
         "checkpoint": {"every": 1, "keep": 2},
     }
+    if kind in EDITORS:
+        table = folder / "edits.jsonl"
+        rows = [{"prompt": text, "image": str(SOURCE)} for text in prompts.read_text().splitlines()]
+        table.write_text("\n".join(map(json.dumps, rows)))
+        tree["generator"] |= {"kind": "flux_kontext", "path": str(model.parent / "editor")}
+        tree["prompts"] = {"train": str(table), "heldout": str(table)}
+        tree["rollout"]["filter"] = {"ban": False}
     for name, value in sections.items():
         extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
         tree[name] = {**tree[name], **value} if extends else value
