@@ -52,11 +52,9 @@ def small_sources(monkeypatch):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD3 without T5 on disk: its null tokens are folded. Beside it is a tiny editor."""
+    """A tiny SD3 without T5 on disk: its null tokens are folded."""
     from tiny import sd3_pipeline
-    from tiny_image import flux
 
     folder = tmp_path_factory.mktemp("model") / "sd3"
     sd3_pipeline(t5=False).save_pretrained(folder)
-    flux("FluxKontextPipeline").save_pretrained(folder.parent / "editor")
     return folder

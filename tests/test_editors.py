@@ -281,7 +281,7 @@ def test_training_refuses_prompts_without_images_before_any_work(edits, tmp_path
 
 
 def test_prompts_of_the_embedded_world_have_no_images(generator):
-    with pytest.raises(DataError, match="shapes:heldout: FluxFillPipeline needs 'image' with every prompt"):
+    with pytest.raises(DataError, match="shapes:heldout, prompt 0: FluxFillPipeline needs 'image' with every prompt"):
         sample_media(generator, read_prompts("shapes:heldout", 1), [0], Evaluate().sampler)
     with pytest.raises(DataError, match="'a cat': FluxFillPipeline needs 'image'"):
         sample_media(generator, ["a cat"], [0], Evaluate().sampler)

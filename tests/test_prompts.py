@@ -129,6 +129,13 @@ def test_order_and_beginning_are_stable(here):
     assert len(set(world)) > 10
 
 
+@pytest.mark.parametrize("world", ["shapes", "shapes-edit", "shapes-fill", "shapes-video"])
+def test_prompts_of_a_world_have_places_of_their_own(world):
+    """A filter bans prompts by place."""
+    some = read_prompts(f"{world}:train", 3)
+    assert [prompt.place for prompt in some] == [f"{world}:train, prompt {n}" for n in range(3)]
+
+
 def test_every_prompt_once_a_pass():
     seen = [index for step in range(5) for index in indices_at(step, 4, 10, seed=1)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))

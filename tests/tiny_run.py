@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         table = folder / "edits.jsonl"
         rows = [{"prompt": text, "image": str(SOURCE)} for text in prompts.read_text().splitlines()]
         table.write_text("\n".join(map(json.dumps, rows)))
-        tree["generator"] |= {"kind": "flux_kontext", "path": str(model.parent / "editor")}
+        tree["generator"] |= {"kind": "flux_kontext", "path": str(editor_beside(model))}
         tree["prompts"] = {"train": str(table), "heldout": str(table)}
         tree["rollout"]["filter"] = {"ban": False}
     for name, value in sections.items():
@@ -121,6 +123,18 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
     if tree["recipe"]["kind"] == "reward_backprop" and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
     return Config.model_validate(tree)
+
+
+def editor_beside(model: Path) -> Path:
+    """A tiny FLUX Kontext in the folder of the tiny SD3. Processes that start together may all make it."""
+    from tiny_image import flux
+
+    editor = model.parent / "editor"
+    if not editor.is_dir():
+        with tempfile.TemporaryDirectory(dir=model.parent) as folder, contextlib.suppress(OSError):
+            flux("FluxKontextPipeline").save_pretrained(Path(folder) / "editor")
+            (Path(folder) / "editor").rename(editor)
+    return editor
 
 
 def final_tensors(config: Config, learner: str = "policy") -> dict[str, Tensor]:
