@@ -22,6 +22,7 @@ SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
 BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
 DIRECT = ["reward={kind: tiny_run:brightness, differentiable: true}", *BRIGHTNESS[1:]]
+TWO = ["reward={kind: mixture, parts: {a: {reward: tiny_run:brightness}, b: {reward: tiny_run:redness}}}"]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
@@ -33,6 +34,8 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "vgpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
+    "vpo": (0.05, [*TWO, *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
     "edit_r1": (0.05, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "reward_backprop": (0.1, [*DIRECT, "recipe.last=1", "train.lr=3e-3", "train.steps=3"]),
 }

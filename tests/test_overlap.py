@@ -233,7 +233,7 @@ def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_
     )  # fmt: skip
     train(run)
     assert [row["missing"] for row in rows(run)] == [0, 8]
-    assert rows(run)[1]["reasons"] == ["8 x the reward returned nan"]
+    assert [why.replace("given: ", "") for why in rows(run)[1]["reasons"]] == ["8 x the reward returned nan"]
     assert rows(run)[1]["reward"] is None
     before, after = (load_file(run.run_dir / f"checkpoints/step-00000{n}/roles.safetensors") for n in (1, 2))
     assert policy_gap(before, after, "policy/policy") == 0

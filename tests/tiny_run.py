@@ -81,8 +81,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dgpo": {"kind": "dgpo", "timesteps": 2},
     "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
     "edit_r1": {"kind": "edit_r1", "timesteps": 2},
+    "vgpo": {"kind": "vgpo"},
+    "vpo": {"kind": "vpo", "draws": 8},
 }
-STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce")
+STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo")
 """Those that train the stochastic steps of a sampler."""
 EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
@@ -122,6 +124,9 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree[name] = {**tree[name], **value} if extends else value
     if tree["recipe"]["kind"] == "reward_backprop" and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
+    if kind == "vpo" and tree["reward"]["kind"] != "mixture":
+        members = {"given": tree["reward"], "level": {"kind": "tiny_run:mean_pixel"}}
+        tree["reward"] = {"kind": "mixture", "parts": {name: {"reward": one} for name, one in members.items()}}
     return Config.model_validate(tree)
 
 

@@ -139,7 +139,8 @@ class Objective(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
-        """Local rollout with its rows of the credit ``[N]`` -> terms ``[M]``; not called without samples."""
+        """Local rollout with its rows of the credit ``[N]`` or ``[N, S]`` -> terms ``[M]``; not called without
+        samples."""
         raise NotImplementedError
 
     def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> Loss:
@@ -229,11 +230,16 @@ class Recipe(Objective):
         return []
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
-        """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``.
+        """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``, or
+        ``[N, S]`` for a recipe with credit of its own for each of S steps.
 
         The scores themselves, unless a recipe computes something of them.
         """
         return scores.values
+
+    def seeded_credit(self, scores: Scores, group: Tensor, seed: int) -> Tensor:
+        """The same with the rollout's seed, equal in all processes with samples, for a recipe that draws something."""
+        return self.credit(scores, group)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
         """What the updates of a rollout share, computed before the first of them, without gradient.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTerms(Terms):
-    """One sample at one stochastic step, its slot; ``credit [M]`` is the sample's advantage."""
+    """One sample at one stochastic step, its slot; ``credit [M]`` is the advantage of the sample or of its step."""
 
     credit: Tensor
 
@@ -64,7 +64,8 @@ class GRPO(GroupRecipe):
         count, steps = rollout.path.logp.shape
         sample = torch.arange(count).repeat_interleave(steps)
         slot = torch.arange(steps).repeat(count)
-        return StepTerms(sample=sample, slot=slot, weight=rollout.valid.float()[sample], credit=credit[sample])
+        of_term = credit[sample] if credit.ndim == 1 else credit[sample, slot]
+        return StepTerms(sample=sample, slot=slot, weight=rollout.valid.float()[sample], credit=of_term)
 
     def steps(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Callable[[str], Step]:
         """The terms' steps as a function of the role that takes them."""

@@ -91,7 +91,7 @@ class Learning:
         if rollout.void is not None:
             values = scores.values.masked_fill(gather(rollout.void), math.nan)
             scores = Scores(values, scores.reasons, scores.parts, scores.steps)
-        return self.recipe.credit(scores, gather(rollout.group))
+        return self.recipe.seeded_credit(scores, gather(rollout.group), rollout.seed)
 
     @torch.no_grad()
     def _look(self, rollout: Scored, credit: Tensor) -> dict[str, Tensor]:
