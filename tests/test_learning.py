@@ -36,6 +36,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "vgpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "vpo": (0.05, [*TWO, *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
+    "prefpaint": (0.02, ["reward={kind: tiny_run:with_distance}", *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
     "edit_r1": (0.05, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "reward_backprop": (0.1, [*DIRECT, "recipe.last=1", "train.lr=3e-3", "train.steps=3"]),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_run import EDITORS, LORA_ONLY, RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
+from tiny_run import LORA_ONLY, RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
 
 from align.checking import estimate
 from align.config.load import load_config
@@ -170,9 +170,10 @@ def test_a_checkpoint_with_more_roles_is_resumed_and_one_with_fewer_is_refused(m
 @pytest.mark.parametrize("kind", RECIPES)
 def test_the_table_of_roles_in_the_docs(kind: str) -> None:
     def roles(*overrides: str) -> tuple[str, float]:
-        folder = "flux-kontext" if kind in EDITORS else "sd35-medium"
-        own, shared = ROOT / f"configs/{folder}/{kind}.yaml", ROOT / f"configs/shared/{kind}.yaml"
-        config = load_config(own if own.exists() else [own.with_name("nft.yaml"), shared], list(overrides))
+        files = [ROOT / f"configs/{folder}/{kind}.yaml" for folder in ("sd35-medium", "flux-kontext", "flux-fill")]
+        own = next((file for file in files if file.exists()), None)
+        shared = [files[0].with_name("nft.yaml"), ROOT / f"configs/shared/{kind}.yaml"]
+        config = load_config(own or shared, list(overrides))
         item = {item.name: item.bytes for item in estimate.estimate(config).kept}["roles"]
         return ", ".join(held.copies(config)), item
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from align.config.settings import Config
+from rewards.base import Scores
 
 SOURCE = Path(__file__).parent.parent / "configs/prompts/sources/edit-01.webp"
 """The source image of every prompt of an editor."""
@@ -36,6 +37,11 @@ def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
 def compared_in_secret(media: Tensor, prompts: list[str], group: Tensor | None = None) -> Tensor:
     """``redness``, by code that asks for the group, which settings do not show."""
     return redness(media, prompts)
+
+
+def with_distance(media: Tensor, prompts: list[str]) -> Scores:
+    """``mean_pixel`` with a distance from training features as a trained reward has."""
+    return Scores(mean_pixel(media, prompts), parts={"distance": 10 * media.flatten(1).std(dim=1)})
 
 
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
@@ -83,8 +89,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "edit_r1": {"kind": "edit_r1", "timesteps": 2},
     "vgpo": {"kind": "vgpo"},
     "vpo": {"kind": "vpo", "draws": 8},
+    "prefpaint": {"kind": "prefpaint", "part": "level/distance"},
 }
-STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo")
+STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo", "prefpaint")
 """Those that train the stochastic steps of a sampler."""
 EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
@@ -124,8 +131,8 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree[name] = {**tree[name], **value} if extends else value
     if tree["recipe"]["kind"] == "reward_backprop" and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
-    if kind == "vpo" and tree["reward"]["kind"] != "mixture":
-        members = {"given": tree["reward"], "level": {"kind": "tiny_run:mean_pixel"}}
+    if kind in ("vpo", "prefpaint") and ":" in tree["reward"]["kind"]:
+        members = {"given": tree["reward"], "level": {"kind": "tiny_run:with_distance"}}
         tree["reward"] = {"kind": "mixture", "parts": {name: {"reward": one} for name, one in members.items()}}
     return Config.model_validate(tree)
 

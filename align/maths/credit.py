@@ -55,8 +55,8 @@ def anchored(
     """``omega_s [ (Q_s - mean) / (std + eps) + scale Q_s ]``: VGPO's advantage of every step.
 
     Mean and deviation are those of the group at the step. The second term is in the first ``steps`` steps alone. It is
-    what is left in a group without differences. The published formula, ``[(Q - mean) + alpha Q] / std`` with ``alpha =
-    scale std``, has this limit; its exact form is not public, so this is our reconstruction.
+    what is left in a group without differences. Known of the published formula (arXiv 2512.12387) is ``[(Q - mean) +
+    alpha Q] / std`` with ``alpha = scale std``, which has this limit; the rest is our reconstruction.
 
     Args:
         values: ``[N, S]`` >= 0; NaN = missing.

@@ -74,6 +74,18 @@ def beta_of_gap(gap: Tensor, beta: float, rate: float, extra: float) -> Tensor:
     return beta * (1 + extra * (1 - torch.exp(-rate * gap.float())))
 
 
+def feature_trust(distance: Tensor, rate: float, bias: float, low: float = 1.0, high: float = 2.21) -> Tensor:
+    """``exp(bias - rate distance)`` in [low, high]: PrefPaint's trust in a reward (arXiv 2410.21966).
+
+    Args:
+        distance: ``[N]`` >= 0 of a sample's features from those that the reward was trained on; NaN = unknown.
+
+    Returns:
+        ``[N]`` float32; NaN where the distance is.
+    """
+    return torch.exp(bias - rate * distance.float()).clamp(low, high)
+
+
 def softmax_weight(
     rewards: Tensor,
     group: Tensor,

@@ -25,8 +25,9 @@ from align.runs.lock import locked
 from align.runs.owned import REWARD, check_out, mark
 from alignflow.errors import DataError, RunFolderError
 from rewards.training import folder as reward_folder
-from rewards.training.heads import Variational, joint
+from rewards.training.heads import Head, Variational, joint
 from rewards.training.scorer import Scorer, load_backbone, open_backbone, plain_state
+from rewards.training.trust import gram
 
 CHUNK = 64
 """Images through the backbone at once where no gradient is wanted."""
@@ -117,7 +118,7 @@ def _train(config: RewardTrainConfig, say: Callable[[str], None]) -> dict[str, A
     manifest = reward_folder.Manifest(backbone=config.backbone, head=config.head, width=width, users=users)
     with new_folder(config.run_dir, replaces=True) as staging:
         mark(staging, REWARD)
-        reward_folder.save(staging, manifest, head.state_dict(), changed)
+        reward_folder.save(staging, manifest, head.state_dict(), changed, _gram(head, train))
         write_text(staging / "config.yaml", dump_config(config))
         write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))
         write_json(staging / "summary.json", summary)
@@ -206,6 +207,16 @@ def _remember(head: Variational, examples: Examples) -> None:
     parts = [examples.images(some) for some in everything.split(CHUNK)]
     chosen, rejected = (joint(torch.cat(side), examples.text) for side in zip(*parts, strict=True))
     head.remember(chosen, rejected, examples.user)
+
+
+@torch.no_grad()
+def _gram(head: Head, examples: Examples) -> Tensor:
+    """Sum of ``z z^T`` over the features of all training images."""
+    parts = []
+    for pick in torch.arange(len(examples), device=examples.outcome.device).split(CHUNK):
+        text = examples.text[pick]
+        parts += [gram(head.features(side, text)) for side in examples.images(pick)]
+    return torch.stack(parts).sum(0)
 
 
 @torch.no_grad()

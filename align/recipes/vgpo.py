@@ -17,8 +17,8 @@ class VGPO(GRPO):
 
     A step's reward is that of the clean sample predicted after it, and its value adds the discounted rewards of the
     later steps. The advantage weighs steps by value and, in the first steps, keeps a share of the value itself, which
-    equal samples share too (Value-Anchored Group Policy Optimization: the formula is not public). Rewards below 0 are
-    moved to 0 together. Each rollout decodes and scores every trained step.
+    equal samples share too (arXiv 2512.12387, whose exact formula was not available). Rewards below 0 are moved up
+    together until the lowest is 0. Each rollout decodes and scores every trained step.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("trajectory", "step_scores")

@@ -18,8 +18,8 @@ class VPO(GRPO):
     """VPO: policy gradient on what a sample adds to its group under every weighting of several rewards: our adaptation
 
     Weightings are drawn per prompt, uniformly. A set's score is the mean over them of its best sample. A rollout of
-    vector policy optimisation is a set; here it is a single sample, so both ways to credit it are ours. A mixture's own
-    weights do not count.
+    Vector Policy Optimization (arXiv 2605.22817) is a set; here it is a single sample, so both ways to credit it are
+    ours. A mixture's own weights do not count.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("trajectory", "parts")
@@ -60,6 +60,8 @@ class VPO(GRPO):
 
     def seeded_credit(self, scores: Scores, group: Tensor, seed: int) -> Tensor:
         """Advantages ``[N]``."""
+        if not scores.values.isfinite().any():
+            return torch.zeros_like(scores.values)
         rewards = self._rewards(scores)
         if self.scale == "batch":
             rewards = formulas.unit_scale(rewards)

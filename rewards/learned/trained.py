@@ -16,18 +16,29 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.training.folder import load
+    from rewards.training import trust
+    from rewards.training.folder import load, load_gram
 else:
-    load = lazy("rewards.training.folder:load")
+    load, load_gram = lazy("rewards.training.folder:load"), lazy("rewards.training.folder:load_gram")
+    trust = lazy("rewards.training.trust")
 
 
 class TrainedReward(ModelRewardSettings):
-    """A head on CLIP features, trained by alignflow reward train."""
+    """A head on CLIP features, trained by alignflow reward train.
+
+    Its part ``distance`` is how far a sample's features are from those of the training table: ``sqrt(z V^-1 z)`` with
+    ``V = ridge I + sum of z z^T`` over the table. Where it is large the score is a guess. A folder from before these
+    sums were kept has no such part.
+    """
 
     kind: Literal["trained"] = Field("trained", description="a trained reward folder")
     path: str = Field(description="reward folder")
     user: str | None = Field(
         None, description="user from the training table whose preferences are scored; null = no particular user"
+    )
+    ridge: float = Field(1.0, gt=0, description="ridge of V in the part distance")
+    norm: Literal["quadratic", "product"] = Field(
+        "quadratic", description="norm in the part distance: quadratic = sqrt(z V^-1 z) | product = |z V^-1|"
     )
 
     def load(self, device: torch.device | str) -> Reward:
@@ -37,12 +48,18 @@ class TrainedReward(ModelRewardSettings):
             known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"
             raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
         user = None if self.user is None else manifest.users.index(self.user)
+        gram = load_gram(self.path)
+        inverse = None if gram is None else trust.inverse_of(gram, self.ridge)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             if media.ndim == 5:
                 media = media[:, middles(media.shape[1], self.frames)]
-            found = scorer.outputs(media, prompts, user, self.chunk)
-            return Scores(found[:, 0], parts={"deviation": found[:, 1]} if found.shape[1] > 1 else {})
+            image, text = scorer.read(media, prompts, self.chunk)
+            found = scorer.outputs(image, text, user)
+            parts = {"deviation": found[:, 1]} if found.shape[1] > 1 else {}
+            if inverse is not None:
+                parts["distance"] = trust.distance(scorer.head.features(image, text), inverse, self.norm)
+            return Scores(found[:, 0], parts=parts)
 
         return Reward(
             "trained",

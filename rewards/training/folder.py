@@ -1,4 +1,5 @@
-"""A trained reward on disk: ``reward.json``, ``head.safetensors`` and, if trained, ``backbone.safetensors``."""
+"""A trained reward on disk: ``reward.json``, ``head.safetensors``, ``gram.safetensors`` with the sum of ``z z^T`` over
+its training features and, if trained, ``backbone.safetensors``."""
 
 from __future__ import annotations
 
@@ -37,11 +38,14 @@ class Manifest(BaseModel):
     users: list[str] = Field([], description="users in the training table, in the order of the head's outputs")
 
 
-def save(folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
-    """Write the three files into a folder that exists; of the backbone, what differs from what it was made from."""
+def save(
+    folder: Path, manifest: Manifest, head: Mapping[str, Tensor], backbone: Mapping[str, Tensor], gram: Tensor
+) -> None:
+    """Write the files into a folder that exists; of the backbone, what differs from what it was made from."""
     tensor_files.save(
         folder / "head.safetensors", {key: value.detach().cpu().contiguous() for key, value in head.items()}
     )
+    tensor_files.save(folder / "gram.safetensors", {"gram": gram.float().contiguous()})
     if backbone:
         kept = {name: value.detach().cpu().contiguous() for name, value in backbone.items()}
         tensor_files.save(folder / "backbone.safetensors", kept)
@@ -82,6 +86,22 @@ def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, S
     head = manifest.head.build(manifest.width, users)
     head.load_state_dict(state)
     return manifest, Scorer(clip, head.requires_grad_(False).eval().to(device))
+
+
+def load_gram(path: str) -> Tensor | None:
+    """``[F, F]`` the sum of ``z z^T`` over the training features; None in a folder from before they were kept.
+
+    Raises:
+        RewardError: a file that holds something else.
+    """
+    file = expanded(path, RewardError) / "gram.safetensors"
+    if not file.is_file():
+        return None
+    found = read_state_dict(file)
+    gram = found.get("gram")
+    if gram is None or gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise RewardError(f"{file} should hold a square matrix named gram; train the reward again")
+    return gram
 
 
 def _change(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -37,6 +37,10 @@ class Head(nn.Module):
     ``user`` is ``[n]`` numbers of known users, whatever :meth:`infer` returned, or None for nobody in particular.
     """
 
+    def features(self, image: Tensor, text: Tensor) -> Tensor:
+        """``[n, F]`` features in which samples are compared: what the last layer reads, where there is one for all."""
+        return joint(image, text)
+
     def infer(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
         """(user as the head takes it, penalty ``[M]`` of the loss) of pairs with joint features ``[M, 3 D]``."""
         return user, chosen.new_zeros(len(chosen))
@@ -51,6 +55,10 @@ class MLP(Head):
     def __init__(self, settings: MLPSettings, width: int, users: int) -> None:
         super().__init__()
         self.score = perceptron(3 * width, settings.hidden, 1)
+
+    def features(self, image: Tensor, text: Tensor) -> Tensor:
+        rows = joint(image, text)
+        return self.score[:-1](rows) if isinstance(self.score, nn.Sequential) else rows
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
         return self.score(joint(image, text))
@@ -68,11 +76,11 @@ class Cosine(Head):
         return F.cosine_similarity(self.project(image), text, dim=-1)[:, None]
 
 
-class Uncertain(Head):
+class Uncertain(MLP):
     """``[n, 2]``: mean and standard deviation."""
 
     def __init__(self, settings: UncertainSettings, width: int, users: int) -> None:
-        super().__init__()
+        Head.__init__(self)
         self.score = perceptron(3 * width, settings.hidden, 2)
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:

@@ -73,9 +73,12 @@ class Scorer:
         seen = torch.cat([self.clip.pixel_features(part) for part in parts]).split([len(one) for one in pixels])
         return F.normalize(torch.stack([frames.mean(0) for frames in seen]), dim=-1)
 
-    def outputs(self, media: Tensor, prompts: list[str], user: int | None, chunk: int) -> Tensor:
-        """``[N, K]`` of media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``."""
+    def read(self, media: Tensor, prompts: list[str], chunk: int) -> tuple[Tensor, Tensor]:
+        """Unit features ``[N, D]`` of media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` and of their prompts."""
         image = self.embed([self.pixels(one) for one in media], chunk)
-        text = self.clip.text_features(prompts, chunk)
+        return image, self.clip.text_features(prompts, chunk)
+
+    def outputs(self, image: Tensor, text: Tensor, user: int | None) -> Tensor:
+        """``[N, K]`` of features."""
         number = None if user is None else torch.full((len(image),), user, device=image.device)
         return self.head(image, text, number)
