@@ -112,6 +112,6 @@ def test_a_reward_without_distance_is_named(model: Path, tmp_path: Path) -> None
 
 def test_bounds_rise(model: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValidationError, match=r"recipe.bounds.*should be \[lowest, highest\] above 0, given \[2.0, 1.0\]"
+        ValidationError, match=r"(?s)recipe.bounds.*should be \[lowest, highest\] above 0, given \[2.0, 1.0\]"
     ):
         settings(tmp_path, model, {"kind": "prefpaint", "bounds": [2.0, 1.0]})
