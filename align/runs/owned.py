@@ -29,7 +29,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     TRAINING: (*_RUN, *_TRACKERS, "metrics.jsonl", "summary.json", "checkpoints", "lora", "prompts", "export",
                "transformer", "transformer_2", "README.md", "held_out"),
     SEARCH: (*_RUN, "candidates", "results.json"),
-    REWARD: (*_TRAINED, "reward.json", "head.safetensors", "backbone.safetensors"),
+    REWARD: (*_TRAINED, "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
     LATENT: (*_TRAINED, "latent.json", "latent.safetensors"),
     JUDGE: (*_TRAINED, "adapter_config.json", "adapter_model.safetensors"),
     NOISE: (MARK, "pytorch_lora_weights.safetensors", "pytorch_lora_weights_transformer_2.safetensors"),
