@@ -109,7 +109,8 @@ def test_version_env_and_schema(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "check", "sample", "score", "evaluate", "export", "report", "recipes", "env", "schema"]
+    "command",
+    ["train", "check", "sample", "score", "pairs", "evaluate", "export", "report", "recipes", "env", "schema"],
 )
 def test_every_command_shows_an_example(run, command):
     code, out, _ = run(command, "--help")

@@ -14,7 +14,8 @@ from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
-from align.data.tables import table_problems
+from align.data.tables import is_tie, table_problems
+from align.preference.table import stored_rewards
 from align.runs import devices
 from alignflow.errors import ConfigError, Problem
 from alignflow.extras import remedy
@@ -144,10 +145,17 @@ def _stored(config: Config) -> list[Problem]:
     rollout = config.rollout
     if isinstance(rollout, OnlineRollout):
         return []
-    columns, kind = rollout.columns, config.generator.kind
     if config.prompts.bad == "skip":
-        return table_problems("rollout.file", rollout.file, lambda file: read_stored(file, columns, {}))
-    return table_problems("rollout.file", rollout.file, lambda file: _check_inputs(read_stored(file, columns), kind))
+        return table_problems("rollout.file", rollout.file, lambda file: read_stored(file, rollout.columns, {}))
+
+    def read(file: str) -> None:
+        rows = read_stored(file, rollout.columns)
+        _check_inputs(rows, config.generator.kind)
+        for row in rows:
+            if not is_tie(row.metadata.get("tie"), row.where):
+                stored_rewards(row, rollout, is_unread(config.recipe) or config.recipe.any_order)
+
+    return table_problems("rollout.file", rollout.file, read)
 
 
 def _check_inputs(prompts: list[Prompt], generator: str) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from align.cli import pairs as pairs_cli
 from align.cli import reward as reward_cli
 from align.cli.label import label
 from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
@@ -274,6 +275,11 @@ def score(
     )  # fmt: skip
     if code:
         raise typer.Exit(code)
+
+
+app.command(epilog="Example: alignflow pairs configs/shapes/nft.yaml prompts.limit=64 --count 8 --out my/pairs")(
+    pairs_cli.pairs
+)
 
 
 @app.command(epilog="Example: alignflow evaluate runs/shapes-nft evaluate.prompts=1024")

@@ -55,7 +55,7 @@ def run(
     from align.evaluation.score_output import Output
 
     settings = named_rewards(rewards)
-    place = _device(device)
+    place = device_of(device)
     items = items_of(paths, prompts, lambda line: echo(line, err=True))
     output = None if out is None else Output(out, list(settings))
     done = output.done if output is not None else set()
@@ -92,7 +92,8 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "unread" and (name != "parts" or value)}
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """The device that ``--device`` names; auto = a CUDA card if there is one."""
     if name == "auto":
         import torch
 
@@ -104,6 +105,20 @@ def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     stream = iter(rows)
     while some := list(islice(stream, size)):
         yield some
+
+
+class Said:
+    """Prints the first :data:`MOST` lines to stderr."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def __call__(self, line: str) -> None:
+        self.told += 1
+        if self.told <= MOST:
+            echo(line, err=True)
+        elif self.told == MOST + 1:
+            echo("further messages of this kind are left out", err=True)
 
 
 class Tally:

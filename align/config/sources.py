@@ -122,10 +122,16 @@ class StoredRollout(Settings):
 
 
 class PairsRollout(StoredRollout):
-    """Train on stored preferences: columns prompt, chosen, rejected."""
+    """Train on stored preferences: columns prompt, chosen, rejected, and optionally their scores."""
 
     columns: ClassVar = ("chosen", "rejected")
     kind: Literal["pairs"] = Field("pairs", description="preference pairs from a file")
+    dimension: str | None = Field(
+        None,
+        min_length=1,
+        description="decide which sample is better by the columns chosen_score.NAME and rejected_score.NAME of this "
+        "NAME, such as VQ; rows that are equal there need prompts.bad: skip; null = as the file says",
+    )
 
 
 class SamplesRollout(StoredRollout):

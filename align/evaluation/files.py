@@ -51,7 +51,7 @@ def build(rewards: Mapping[str, RewardSettings], device: str) -> dict[str, Rewar
 
 
 def score_items(
-    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", chunk: int = 16
+    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", chunk: int = 16, *, parts: bool = False
 ) -> Iterator[Row]:
     """Rows as they are scored: ``file, prompt, scores: {name: value or None}, reasons: {name: why None}, unread``.
 
@@ -62,10 +62,11 @@ def score_items(
     Args:
         items: samples of any size; what a reward wants beside them is read at the same size.
         chunk: samples scored at once.
+        parts: whether rows also hold the parts of scores that are no comparison.
     """
     scope = widest_known([reward.scope for reward in rewards.values()])
     for bundle in _bundles(items, str(scope), chunk):
-        yield from _Bundle(bundle, rewards, device, chunk).rows()
+        yield from _Bundle(bundle, rewards, device, chunk, parts).rows()
 
 
 def _bundles(items: Iterable[Item], scope: str, chunk: int) -> Iterator[Iterator[Item]]:
@@ -103,8 +104,10 @@ class _Read:
 class _Bundle:
     """Samples that are in memory together."""
 
-    def __init__(self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, chunk: int) -> None:
-        self.rewards, self.device, self.chunk = rewards, device, chunk
+    def __init__(
+        self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, chunk: int, parts: bool
+    ) -> None:
+        self.rewards, self.device, self.chunk, self.parts = rewards, device, chunk, parts
         self.whole = any(reward.scope != "sample" for reward in rewards.values())
         self.all: list[Row] = []
         self.read: list[_Read] = []
@@ -196,7 +199,7 @@ class _Bundle:
             one.row["scores"][name] = None if np.isnan(value) else value
             if index in scores.reasons:
                 one.row["reasons"][name] = scores.reasons[index]
-            if reward.scope != "sample" and scores.parts:
+            if (self.parts or reward.scope != "sample") and scores.parts:
                 parts = {part: float(column[index]) for part, column in scores.parts.items()}
                 one.row["parts"][name] = {part: None if np.isnan(number) else number for part, number in parts.items()}
 

@@ -63,9 +63,18 @@ def column(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each row: ``[M, ...]`` twice -> ``[M]``."""
-    return (precise(a) - precise(b)).square().flatten(1).mean(1)
+def mse(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared difference of each row: ``[M, ...]`` twice -> ``[M]``.
+
+    Args:
+        weight: >= 0, of a shape that broadcasts to ``a``, such as a mask: ``sum(weight d^2) / sum(weight)``, 0 for a
+            row without weight.
+    """
+    square = (precise(a) - precise(b)).square()
+    if weight is None:
+        return square.flatten(1).mean(1)
+    weight = weight.to(square.device, square.dtype).expand_as(square)
+    return (weight * square).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-12)
 
 
 def x_at(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

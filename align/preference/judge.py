@@ -115,11 +115,13 @@ def lessons_of(settings: JudgeRewardSettings, row: Judged) -> list[Lesson]:
     """Questions about one pair with what should be said: the verdict, and behind it the row's reason if it has one.
 
     Raises:
-        DataError: an image that is not there or cannot be read, a reason that is no text.
+        DataError: an image that is not there or cannot be read, a reason that is no text, two prompts.
     """
     reason = row.prompt.metadata.get("reason") or ""
     if not isinstance(reason, str):
         raise DataError(f'{row.prompt.where}: "reason" should be a text, given {reason!r:.40}')
+    if row.rejected_text != row.prompt.text:
+        raise DataError(f"{row.prompt.where}: a judge compares samples of one prompt, and rejected_prompt is another")
     chosen, rejected = (to_tensor(pixels_of(row.prompt, side)) for side in PAIR)
     lessons = []
     for question, number in settings.lessons(row.prompt.text, chosen, rejected):

@@ -41,6 +41,9 @@ class Examples:
         self.sides = PAIR if PAIR[0] in rows[0].prompt.media else ("image",)
         device = scorer.clip.model.device
         self.text = scorer.clip.text_features([row.prompt.text for row in rows], CHUNK)
+        across = len(self.sides) == 2 and any(row.rejected_text != row.prompt.text for row in rows)
+        other = scorer.clip.text_features([row.rejected_text for row in rows], CHUNK) if across else self.text
+        self.texts = [self.text, other][: len(self.sides)]
         self.outcome = torch.tensor([row.outcome for row in rows], device=device)
         self.user = torch.tensor(numbered(rows, users), device=device) if users else None
         self.kept: list[Tensor] | None = None
@@ -185,15 +188,15 @@ def _step_loss(
     config: RewardTrainConfig, scorer: Scorer, examples: Examples, pick: Tensor, warm: float
 ) -> tuple[Tensor, float | None]:
     """Mean loss of some rows, and the share of pairs ranked right; ``warm`` is the share of the penalty's weight."""
-    sides, text, outcome = examples.images(pick), examples.text[pick], examples.outcome[pick]
+    sides, texts, outcome = examples.images(pick), [text[pick] for text in examples.texts], examples.outcome[pick]
     user = None if examples.user is None else examples.user[pick]
     if config.loss.single:
-        output = scorer.head(sides[0], text, user)
+        output = scorer.head(sides[0], texts[0], user)
         return config.loss.loss(output, output, outcome).mean(), None
     penalty: Tensor | float = 0.0
     if user is not None:
-        user, penalty = scorer.head.infer(joint(sides[0], text), joint(sides[1], text), user)
-    first, second = (scorer.head(side, text, user) for side in sides)
+        user, penalty = scorer.head.infer(joint(sides[0], texts[0]), joint(sides[1], texts[1]), user)
+    first, second = (scorer.head(side, text, user) for side, text in zip(sides, texts, strict=True))
     loss = config.loss.loss(first, second, outcome) + getattr(config.head, "beta", 0.0) * warm * penalty
     known = outcome > 0
     right = (first[known, 0] > second[known, 0]).float().mean()
@@ -205,7 +208,8 @@ def _remember(head: Variational, examples: Examples) -> None:
     assert examples.user is not None
     everything = torch.arange(len(examples), device=examples.user.device)
     parts = [examples.images(some) for some in everything.split(CHUNK)]
-    chosen, rejected = (joint(torch.cat(side), examples.text) for side in zip(*parts, strict=True))
+    images = [torch.cat(side) for side in zip(*parts, strict=True)]
+    chosen, rejected = (joint(*both) for both in zip(images, examples.texts, strict=True))
     head.remember(chosen, rejected, examples.user)
 
 
@@ -228,7 +232,8 @@ def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | No
     outputs: list[list[Tensor]] = []
     for pick in torch.arange(len(examples), device=examples.outcome.device).split(CHUNK):
         user = None if examples.user is None else examples.user[pick]
-        outputs.append([scorer.head(side, examples.text[pick], user)[:, 0] for side in examples.images(pick)])
+        both = zip(examples.images(pick), examples.texts, strict=True)
+        outputs.append([scorer.head(side, text[pick], user)[:, 0] for side, text in both])
     sides = [torch.cat(side).double().cpu().numpy() for side in zip(*outputs, strict=True)]
     outcome = examples.outcome.cpu().numpy()
     if config.loss.single:

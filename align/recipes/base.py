@@ -186,6 +186,8 @@ class Recipe(Objective):
     """The role that generates the samples."""
     compares_group: ClassVar[bool] = False
     """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
+    any_order: ClassVar[bool] = False
+    """Whether the scores of a stored pair may contradict its order."""
     schedule: dict[str, Points] = Field(
         {},
         description="numbers of the recipe that change in training, {name: [[rollout, value], ...]}: linear between "
@@ -228,6 +230,10 @@ class Recipe(Objective):
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""
         return []
+
+    def wants(self) -> tuple[str, ...]:
+        """Inputs of the prompts that the loss reads from :attr:`~align.rollout.rollout.Asked.inputs`."""
+        return ()
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``, or

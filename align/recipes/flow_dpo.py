@@ -7,8 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from align.maths import losses, pairs
+from align.config import registry
+from align.maths import losses, regions
+from align.maths.pairs import Pairs, all_pairs, dominance, top_k_pairs
 from align.recipes.base import Bench, ForwardRecipe, Loss, Point, Scored, Tensor, Terms, stratified_times, torch
+from rewards.scopes import has_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,9 @@ class PairTerms(Terms):
 class FlowDPO(ForwardRecipe):
     """Flow-DPO: prefer the better sample of a pair, shared noise and time, constant beta (arXiv 2501.13918)
 
-    Online, the best and the worst of each group are paired (``pairs`` of them: best with worst, second best with
-    second worst, ...). With ``rollout.kind: pairs`` the pairs come from a file.
+    Online, the samples of each group are paired as ``choose`` says. With ``rollout.kind: pairs`` the pairs come from a
+    file. ``flow_weight`` adds flow matching on the winner (VLIC, arXiv 2512.15701), ``region: mask`` counts errors in
+    the hole of a fill alone (Follow-Your-Preference, 2509.23082).
     """
 
     renamed: ClassVar = {"refresh": "reference_every"}
@@ -33,20 +37,40 @@ class FlowDPO(ForwardRecipe):
     beta: float = Field(
         500.0, gt=0, description="beta in -log sigmoid(-beta/2 [...]); errors are means over dimensions"
     )
-    pairs: int = Field(1, ge=1, description="pairs formed from each group")
+    choose: Literal["best_worst", "all", "dominance"] = Field(
+        "best_worst",
+        description="which samples of a group are paired: best_worst = best with worst, second best with second "
+        "worst | all = every two | dominance = every two of which one is better in all parts of the reward",
+    )
+    pairs: int = Field(1, ge=1, description="pairs formed from each group by best_worst")
     margin: float = Field(0.0, ge=0, description="minimum reward difference of a pair (exclusive)")
     reference_every: int = Field(
         0, ge=0, description="rollouts between resets of the reference to the policy; 0 = never"
     )
+    flow_weight: float = Field(
+        0.0, ge=0, description="weight of the winner's flow-matching error, added to the loss; 0 = none"
+    )
+    region: Literal["all", "mask"] = Field(
+        "all", description="errors that count: all | mask = those where the prompt's mask is to be repainted"
+    )
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per pair and noised copy, shared out over the samples of the group."""
-        return self.timesteps * min(self.pairs, config.rollout.group // 2) / config.rollout.group
+        size = config.rollout.group
+        count = min(self.pairs, size // 2) if self.choose == "best_worst" else size * (size - 1) / 2
+        return self.timesteps * count / size
 
     def check(self, config: Any) -> list[tuple[str, str]]:
-        """Needs two samples of a prompt."""
-        problem = ("rollout.kind", "flow_dpo learns from pairs of one prompt: use kind 'online' or 'pairs'")
-        return [problem] if config.rollout.kind == "samples" else []
+        """Needs two samples of a prompt, and what ``choose`` and ``region`` ask for."""
+        found, generator = [], config.generator.kind
+        if config.rollout.kind == "samples":
+            found.append(("rollout.kind", f"{self.kind} learns from pairs of one prompt: use kind 'online' or 'pairs'"))
+        if self.region == "mask" and ":" not in generator and "mask" not in registry.inputs(generator):
+            found.append(("recipe.region", f"generator {generator} has no masks: use 'all', or a generator of fills"))
+        parts = config.rollout.kind == "online" and config.reward is not None and has_parts(config.reward)
+        if self.choose == "dominance" and not parts:
+            found.append(("recipe.choose", "dominance needs an online rollout and a reward with named parts"))
+        return found
 
     def rows_per_term(self, config: Any) -> int:
         """Winner and loser."""
@@ -56,9 +80,22 @@ class FlowDPO(ForwardRecipe):
         """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
         return tuple(dict.fromkeys(("anchor" if self.reference_every else "reference", *super().roles(config))))
 
+    def wants(self) -> tuple[str, ...]:
+        """The mask, where errors outside do not count."""
+        return ("mask",) if self.region == "mask" else ()
+
+    def chosen(self, rollout: Scored, credit: Tensor) -> Pairs:
+        """The pairs of every group, as many as its size says."""
+        if self.choose == "best_worst":
+            return top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
+        if self.choose == "all":
+            return all_pairs(credit, rollout.group, margin=self.margin)
+        parts = torch.stack([*rollout.scores.parts.values()], 1).to(credit)
+        return dominance(parts.where(credit.isfinite()[:, None], torch.nan), rollout.group, margin=self.margin)
+
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every pair, of one group and so of one process, at stratified times; the term's sample is the winner."""
-        chosen = pairs.top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
+        chosen = self.chosen(rollout, credit)
         rows, slot = torch.cartesian_prod(torch.arange(len(chosen)), torch.arange(self.timesteps)).unbind(1)
         t = stratified_times([rollout.seeds[i] for i in chosen.winner], self.timesteps, self.t_range).flatten()
         won, lost, weight = chosen.winner[rows], chosen.loser[rows], chosen.valid.float()[rows]
@@ -78,12 +115,20 @@ class FlowDPO(ForwardRecipe):
         point = Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
         before = "anchor" if self.reference_every else "reference"
         v, v_ref = bench.velocity("policy", point), bench.velocity(before, point)
-        (won, lost), (ref_won, ref_lost) = (losses.mse(u, eps - x0[both]).chunk(2) for u in (v, v_ref))
+        area = regions.at_latents(rollout.inputs["mask"][both], x0) if self.region == "mask" else None
+        (won, lost), (ref_won, ref_lost) = (losses.mse(u, eps - x0[both], area).chunk(2) for u in (v, v_ref))
         loss = losses.pair_pref(won, lost, ref_won, ref_lost, **self.preference(terms.scores.to(v.device)))
+        if self.flow_weight:
+            error = self.to_imitate(terms, rollout, won, lost)
+            loss = losses.Loss(loss.value + self.flow_weight * error, {**loss.metrics, "fm": error.detach()})
         if not self.kl:
             return loss
         drift = losses.mse(v, bench.velocity("reference", point)).chunk(2)
         return losses.Loss(loss.value + self.kl * (drift[0] + drift[1]) / 2, loss.metrics)
+
+    def to_imitate(self, terms: PairTerms, rollout: Scored, won: Tensor, lost: Tensor) -> Tensor:
+        """Errors ``[M]`` of the samples that flow matching imitates, from those of the winners and of the losers."""
+        return won
 
     def decay(self, role: str, step: int) -> float:
         """The anchor stands still between refreshes."""

@@ -15,6 +15,7 @@ from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
 from align.data.tables import is_tie
 from align.maths.seeds import derive
+from align.preference.table import stored_rewards
 from align.rollout.rollout import Asked, Drawn, Scored, decode, draw, join, nothing_asked, stochastic_steps
 from align.training.processes import Share
 from align.training.timing import Phases
@@ -33,7 +34,7 @@ class OnlineSource:
 
     Args:
         needs: of the recipe; see :attr:`align.recipes.base.Recipe.needs`.
-        wants: inputs of the prompts that the reward asks for.
+        wants: inputs of the prompts that the reward or the loss asks for.
 
     Raises:
         DataError: prompts that cannot be read, or come without what generator or reward need.
@@ -57,7 +58,9 @@ class OnlineSource:
         self.wants = wants
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
-            check_media(self.prompts, wants, "the reward")
+            asked = config.recipe.wants()
+            check_media(self.prompts, [name for name in wants if name not in asked], "the reward")
+            check_media(self.prompts, asked, f"recipe {config.recipe.kind}")
 
     @property
     def needs(self) -> Needs:
@@ -175,7 +178,7 @@ class StoredSource:
     ) -> None:
         assert config.rollout.kind != "online"
         self.settings: PairsRollout | SamplesRollout = config.rollout
-        self.generator, self.share, self.seed = generator, share, config.seed
+        self.generator, self.share, self.seed, self.wants = generator, share, config.seed, wants
         self.by_reward = self.settings.kind == "samples" and self.settings.by_reward
         self.skipped: dict[str, str] = {}
         skip = config.prompts.bad == "skip"
@@ -184,7 +187,7 @@ class StoredSource:
             try:
                 if self.settings.kind == "pairs" and is_tie(prompt.metadata.get("tie"), prompt.where):
                     continue
-                self.rewards.append(self._rewards(prompt))
+                self.rewards.append(stored_rewards(prompt, self.settings, config.recipe.any_order))
             except DataError as error:
                 if not skip:
                     raise
@@ -195,11 +198,12 @@ class StoredSource:
             raise DataError(f"{self.settings.file}: every pair is a tie, so there is nothing to learn")
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
+            check_media(self.prompts, wants, f"recipe {config.recipe.kind}")
 
     @property
     def needs(self) -> Needs:
         """What is read of every row."""
-        return Needs(tuple(self.generator.inputs), tuple(self.settings.columns))
+        return Needs(tuple(dict.fromkeys((*self.generator.inputs, *self.wants))), tuple(self.settings.columns))
 
     def leave_out(self, places: Collection[str]) -> None:
         """Use no row that stands at one of ``places``."""
@@ -217,11 +221,6 @@ class StoredSource:
         with (phases or Phases()).phase("rollout"), acting():
             return self._stored(step)
 
-    def _rewards(self, prompt: Prompt) -> list[float]:
-        if self.settings.kind == "pairs":
-            return pair_scores(prompt, self.settings.columns)
-        return [_number(prompt, "reward", "rollout.by_reward needs")] if self.by_reward else [1.0]
-
     def _stored(self, step: int) -> Scored:
         generator, settings = self.generator, self.settings
         chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
@@ -232,41 +231,12 @@ class StoredSource:
         media = torch.stack(stored)
         with torch.no_grad():
             latents = torch.cat([generator.encode_media(part) for part in media.to(generator.device).split(64)])
-        cond, _ = encode(generator, rows)
+        cond, inputs = encode(generator, rows, self.wants)
         row = torch.arange(len(rows)).repeat_interleave(size)
         group = torch.tensor([0 if self.by_reward else i for i in local]).repeat_interleave(size)
         seeds = [derive(self.seed, settings.kind, step, size * local.start + i) for i in range(len(row))]
         prompts = [rows[i].text for i in row.tolist()]
         rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
-        asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row)
+        wanted = take({name: inputs[name] for name in self.wants}, row)
+        asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, inputs=wanted)
         return asked.become(Scored, latents=latents.float(), media=media, scores=Scores(rewards))
-
-
-def pair_scores(prompt: Prompt, columns: Sequence[str]) -> list[float]:
-    """Scores of the better and the other sample of a stored pair, whose files stand in the two ``columns``.
-
-    They stand in the columns ``chosen_score`` and ``rejected_score``. Without scores they are 1 and 0.
-
-    Raises:
-        DataError: names the place of a score that is missing, is not a number, or contradicts the preference, and of a
-            pair whose samples are the same file.
-    """
-    files = [prompt.media.get(name) for name in columns]
-    if files[0] is not None and files[0] == files[1]:
-        raise DataError(f"{prompt.where}: chosen and rejected are the same file")
-    names = [f"{name}_score" for name in columns]
-    if not any(prompt.metadata.get(name) is not None for name in names):
-        return [1.0, 0.0]
-    won, lost = (_number(prompt, name, "a pair with scores has") for name in names)
-    if won <= lost:
-        raise DataError(f"{prompt.where}: chosen_score {won:g} should be higher than rejected_score {lost:g}")
-    return [won, lost]
-
-
-def _number(prompt: Prompt, name: str, says: str) -> float:
-    """The finite number under ``name`` in a prompt's row; DataError otherwise."""
-    value = prompt.metadata.get(name)
-    # an int may have any number of digits
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e308 < value < 1e308:
-        raise DataError(f'{prompt.where}: {says} a number under "{name}", given {value!r:.80}')
-    return float(value)

@@ -19,6 +19,7 @@ MARK = ".alignflow.json"
 LOCK = ".alignflow-lock"
 
 TRAINING, SEARCH, NOISE = "training run", "search", "noise LoRA"
+PAIRS = "preference pairs"
 REWARD, LATENT, JUDGE = "trained reward", "latent reward", "judge's LoRA"
 
 _RUN = ("config.yaml", "environment.json", "report.html", "samples", MARK, LOCK)
@@ -32,6 +33,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     REWARD: (*_TRAINED, "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
     LATENT: (*_TRAINED, "latent.json", "latent.safetensors"),
     JUDGE: (*_TRAINED, "adapter_config.json", "adapter_model.safetensors"),
+    PAIRS: (MARK, "scored.jsonl", "pairs.parquet", "media"),
     NOISE: (MARK, "pytorch_lora_weights.safetensors", "pytorch_lora_weights_transformer_2.safetensors"),
 }  # fmt: skip
 """Kind of folder -> what it holds at its top; anything else was put there by someone and is never removed."""

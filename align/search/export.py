@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.files import new_folder
+from align.preference.pair_store import records, write_table
+from align.preference.pairing import Pairing, form
 from align.runs.lock import check_unwritten, locked
 from alignflow.errors import ConfigError, DataError
 from alignflow.lazy import lazy
@@ -23,23 +24,31 @@ Row = dict[str, Any]
 
 
 def write_pairs(run_dir: Path, folder: Path) -> int:
-    """``pairs.jsonl`` of prompt, chosen, rejected, as ``rollout: {kind: pairs}`` reads it: best against worst.
+    """``pairs.jsonl``, as ``rollout: {kind: pairs}`` reads it: the best against the worst of every prompt.
 
-    Prompts whose samples all scored alike are left out. Returns the number of pairs.
+    Prompts whose samples all scored alike are left out. Returns the number of pairs. ``alignflow pairs`` forms pairs by
+    other policies and with other rewards.
 
     Raises:
         RunFolderError: not a search's folder, or ``folder`` holds something.
         DataError: no prompt has two samples of different reward.
     """
 
-    def pair(row: Row, copy: Callable[[Row, str], str]) -> Row | None:
-        kept = row["kept"]
-        if len(kept) < 2 or kept[0]["reward"] <= kept[-1]["reward"]:
-            return None
-        gap = kept[0]["reward"] - kept[-1]["reward"]
-        return {"chosen": copy(kept[0], "chosen"), "rejected": copy(kept[-1], "rejected"), "gap": gap}
+    def pairs(found: list[Row], staging: Path) -> list[Row]:
+        rows = [sample(row, kept, run_dir) for row in found for kept in row["kept"]]
+        formed, how = form(rows, Pairing()), {"policy": "best_worst", "source": str(run_dir)}
+        for number, side in [*((n, "chosen") for n in formed.winner), *((n, "rejected") for n in formed.loser)]:
+            rows[number]["file"] = copied(rows[number]["file"], staging, f"{rows[number]['group']:04d}-{side}")
+        return [{**entry, **how} for entry in records(rows, formed)]
 
-    return _write(run_dir, folder, "pairs.jsonl", pair)
+    return _write(run_dir, folder, "pairs.jsonl", pairs)
+
+
+def sample(row: Row, kept: Row, run_dir: Path) -> Row:
+    """A candidate that a search kept as a scored sample, see :data:`align.preference.pair_store.Row`."""
+    file = run_dir / "candidates" / f"{row['number']:04d}" / kept["file"]
+    named = {"name": str(file), "file": str(file), "prompt": row["prompt"], "media": row["media"]}
+    return {**named, "group": row["number"], "score": kept["reward"], "parts": {}, "reasons": {}, "unread": ""}
 
 
 def write_finetune(run_dir: Path, folder: Path) -> int:
@@ -49,9 +58,17 @@ def write_finetune(run_dir: Path, folder: Path) -> int:
         RunFolderError, DataError: as :func:`write_pairs`.
     """
 
-    def best(row: Row, copy: Callable[[Row, str], str]) -> Row | None:
-        kept = row["kept"]
-        return {"sample": copy(kept[0], "sample"), "reward": kept[0]["reward"]} if kept else None
+    def best(found: list[Row], staging: Path) -> list[Row]:
+        rows = [sample(row, row["kept"][0], run_dir) for row in found if row["kept"]]
+        return [
+            {
+                "prompt": row["prompt"],
+                **row["media"],
+                "sample": copied(row["file"], staging, f"{row['group']:04d}-sample"),
+                "reward": row["score"],
+            }
+            for row in rows
+        ]
 
     return _write(run_dir, folder, "samples.jsonl", best)
 
@@ -66,24 +83,18 @@ def write_as(run_dir: Path, kind: str, folder: Path) -> int:
     return WRITERS[kind](run_dir, folder)
 
 
-def _write(
-    run_dir: Path, folder: Path, name: str, entry: Callable[[Row, Callable[[Row, str], str]], Row | None]
-) -> int:
+def copied(file: str, folder: Path, name: str) -> str:
+    """Copy a file into the folder; its name there."""
+    target = f"{name}{Path(file).suffix}"
+    shutil.copyfile(file, folder / target)
+    return target
+
+
+def _write(run_dir: Path, folder: Path, name: str, made: Callable[[list[Row], Path], Sequence[Row]]) -> int:
     check_unwritten(folder, "--as")
-    lines = []
     with locked(folder), new_folder(folder) as staging:
-        for row in read_rows(run_dir):
-            source = run_dir / "candidates" / f"{row['number']:04d}"
-
-            def copy(kept: Row, role: str, source: Path = source, number: int = row["number"]) -> str:
-                target = f"{number:04d}-{role}{Path(kept['file']).suffix}"
-                shutil.copyfile(source / kept["file"], staging / target)
-                return target
-
-            made = entry(row, copy)
-            if made is not None:
-                lines.append(json.dumps({"prompt": row["prompt"], **row["media"], **made}, ensure_ascii=False))
-        if not lines:
+        rows = made(read_rows(run_dir), staging)
+        if not rows:
             raise DataError(f"{run_dir}: no prompt has what {name} needs: samples with (different) rewards")
-        (staging / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(lines)
+        write_table(staging / name, rows)
+    return len(rows)

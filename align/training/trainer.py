@@ -114,9 +114,11 @@ class Trainer:
             contexts(config, self.generator),
         )  # fmt: skip
         self.learning = Learning(config, self.learners, self.bench, self.processes)
-        source = OnlineSource if config.rollout.kind == "online" else StoredSource
-        wants = wanted({"reward": self.reward} if self.reward else {})
-        self.source = source(config, self.generator, self.share, self.recipe.needs, wants)
+        online = config.rollout.kind == "online"
+        scored = wanted({"reward": self.reward}) if online and self.reward else ()
+        self.source = (OnlineSource if online else StoredSource)(
+            config, self.generator, self.share, self.recipe.needs, tuple(dict.fromkeys((*scored, *self.recipe.wants())))
+        )
         self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
         self.phases = Phases()
         self.drawing = Drawing(config, self.source, self.reward, self.bench, self.phases, self.processes)
