@@ -39,6 +39,7 @@ def write_pairs(run_dir: Path, folder: Path) -> int:
         formed, how = form(rows, Pairing()), {"policy": "best_worst", "source": str(run_dir)}
         for number, side in [*((n, "chosen") for n in formed.winner), *((n, "rejected") for n in formed.loser)]:
             rows[number]["file"] = copied(rows[number]["file"], staging, f"{rows[number]['group']:04d}-{side}")
+            rows[number]["media"] = inputs(rows[number], run_dir, staging)
         return [{**entry, **how} for entry in records(rows, formed)]
 
     return _write(run_dir, folder, "pairs.jsonl", pairs)
@@ -46,8 +47,9 @@ def write_pairs(run_dir: Path, folder: Path) -> int:
 
 def sample(row: Row, kept: Row, run_dir: Path) -> Row:
     """A candidate that a search kept as a scored sample, see :data:`align.preference.pair_store.Row`."""
-    file = run_dir / "candidates" / f"{row['number']:04d}" / kept["file"]
-    named = {"name": str(file), "file": str(file), "prompt": row["prompt"], "media": row["media"]}
+    folder = run_dir / "candidates" / f"{row['number']:04d}"
+    file, media = folder / kept["file"], {name: str(folder / own) for name, own in row["media"].items()}
+    named = {"name": str(file), "file": str(file), "prompt": row["prompt"], "media": media}
     return {**named, "group": row["number"], "score": kept["reward"], "parts": {}, "reasons": {}, "unread": ""}
 
 
@@ -63,7 +65,7 @@ def write_finetune(run_dir: Path, folder: Path) -> int:
         return [
             {
                 "prompt": row["prompt"],
-                **row["media"],
+                **inputs(row, run_dir, staging),
                 "sample": copied(row["file"], staging, f"{row['group']:04d}-sample"),
                 "reward": row["score"],
             }
@@ -81,6 +83,15 @@ def write_as(run_dir: Path, kind: str, folder: Path) -> int:
     if kind not in WRITERS:
         raise ConfigError(f"--as {kind}: results are written as {' or '.join(WRITERS)}")
     return WRITERS[kind](run_dir, folder)
+
+
+def inputs(row: Row, run_dir: Path, staging: Path) -> dict[str, str]:
+    """The prompt's images: files where they stand, or copies of those that the search kept with its candidates."""
+    kept = {name: Path(file).is_relative_to(run_dir / "candidates") for name, file in row["media"].items()}
+    return {
+        name: copied(file, staging, f"{row['group']:04d}-{name}") if kept[name] else file
+        for name, file in row["media"].items()
+    }
 
 
 def copied(file: str, folder: Path, name: str) -> str:

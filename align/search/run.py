@@ -17,7 +17,7 @@ from align.config.load import dump_config
 from align.data import tables
 from align.data.files import new_folder, write_json
 from align.data.grids import save_samples, still
-from align.data.inputs import check_needs, encode
+from align.data.inputs import check_needs, encode, pixels_of
 from align.data.media import encode as encode_media
 from align.data.media import to_pixels
 from align.data.prompts import Prompt, read_prompts
@@ -168,6 +168,15 @@ def search_batch(
         store.write(found, before, golds, busy)
 
 
+def _kept(folder: Path, prompt: Prompt, name: str) -> str:
+    """Where one of a prompt's media stands: its own file, or a copy in the folder of one that has none."""
+    source = prompt.media[name]
+    if not isinstance(source, tables.Cell):
+        return str(source.resolve())
+    (folder / f"{name}.png").write_bytes(encode_media(pixels_of(prompt, name), ".png"))
+    return f"{name}.png"
+
+
 def plain_wins(plain: Found, found: Found) -> bool:
     """Whether the plain sample scores higher than everything the search found, so that it is the best there is."""
     return plain.best is not None and not found.reward >= plain.reward
@@ -196,13 +205,10 @@ class Store:
 
     def write(self, found: Found, plain: Found, golds: dict[str, dict[str, float]], busy: dict[str, float]) -> None:
         """One prompt's result, in one step."""
-        media = {
-            name: str(path.resolve())
-            for name, path in self.prompts[found.number].media.items()
-            if not isinstance(path, tables.Cell)
-        }
-        row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy, "media": media}
+        prompt = self.prompts[found.number]
+        row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy}
         with new_folder(self.folder / f"{found.number:04d}", replaces=True) as staging:
+            row["media"] = {name: _kept(staging, prompt, name) for name in prompt.media}
             for one, entry in zip(found.kept, row["kept"], strict=True):
                 entry["file"] = self._image(staging, f"{one.number:04d}", one)
             if plain.best is not None:
