@@ -357,6 +357,23 @@ class Generator(ABC):
         return seeded_noise(seeds, self.latent_shape()).to(self.device)
 
     @contextmanager
+    def sized(self, size: tuple[int, int] | None) -> Iterator[None]:
+        """Draw at the evaluation's ``size``, (height, width) in pixels, inside the block; None = at the same.
+
+        Raises:
+            GeneratorError: the model cannot draw at that size.
+        """
+        before, self.size = self.size, size or self.size
+        try:
+            try:
+                self.check_size()
+            except GeneratorError as error:
+                raise GeneratorError(str(error).replace("generator.size", "evaluate.size")) from None
+            yield
+        finally:
+            self.size = before
+
+    @contextmanager
     def trained_by(self, network: Any) -> Iterator[None]:
         """Route :meth:`velocity` through ``network`` (the accelerator-wrapped backbone) inside the block."""
         before, self.network = self.network, network

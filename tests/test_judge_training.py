@@ -22,7 +22,7 @@ from rewards.base import RewardError
 from rewards.judges.lora import FILE
 from rewards.judges.settings import Local
 
-TAUGHT = ["yes_probability", "reward_dance", "pairwise"]
+TAUGHT = ["yes_probability", "reward_dance", "pairwise", "paco"]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,16 @@ def test_what_is_asked_and_what_should_be_said(model, tmp_path):
         else:
             assert levels[0] == levels[1][::-1]
             assert levels[0][0] < levels[0][1]
+
+
+def test_sub_images_of_the_chosen_image_are_consistent_and_those_of_the_rejected_one_are_not(model, tmp_path):
+    row = read_judged(str(table(tmp_path, 1, 0)))[0]
+    lessons = lessons_of(config(tmp_path, model, "paco", "reward.rows=1", "reward.columns=3").asking, row)
+    assert [one.reply for one in lessons] == ["Yes"] * 3 + ["No"] * 3
+    shown = [[part for part in one.question.content if not isinstance(part, str)] for one in lessons]
+    assert all(len(pair) == 2 for pair in shown)
+    levels = [float(torch.cat(pair, -1).mean()) for pair in shown]
+    assert max(levels[:3]) < min(levels[3:])
 
 
 @pytest.mark.parametrize("batch", [64, 3])

@@ -90,8 +90,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vgpo": {"kind": "vgpo"},
     "vpo": {"kind": "vpo", "draws": 8},
     "prefpaint": {"kind": "prefpaint", "part": "level/distance"},
+    "paco": {"kind": "paco"},
+    "adv_grpo": {"kind": "adv_grpo"},
 }
-STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo", "prefpaint")
+STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo", "prefpaint", "paco", "adv_grpo")
 """Those that train the stochastic steps of a sampler."""
 EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""

@@ -9,7 +9,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from align.checking.folder_check import folder_problems, lora_problems, scheduler_line, target_problems
+from align.checking.folder_check import (
+    evaluation_problems,
+    folder_problems,
+    lora_problems,
+    scheduler_line,
+    target_problems,
+)
 from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
@@ -76,6 +82,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
     scores = ", ".join(evaluate.rewards) or "the trained reward"
     gold = f" ({evaluate.gold} decides)" if evaluate.gold else ""
     drawn = f"{count(evaluate.prompts, 'prompt')}, {sampler_line(evaluate.sampler)}"
+    drawn += f", {evaluate.size[0]} x {evaluate.size[1]}" if evaluate.size else ""
     held_out = f"{config.prompts.heldout}: {drawn}; scores {scores}{gold}"
     return [
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
@@ -109,7 +116,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError, which lists every file and package that the config needs and this machine does not have."""
-    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems)
+    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems, evaluation_problems)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     problems += memory.missing(config.memory, config.train.optimizer)
     if problems:

@@ -21,7 +21,7 @@ from generators.errors import GeneratorError
 from generators.folder import check_parts, components, read_index, read_json, single_file
 
 if TYPE_CHECKING:
-    from align.config.settings import GeneratorConfig
+    from align.config.settings import Config, GeneratorConfig
 
 ANY = "DiffusionPipeline"
 OWN_RULE = ("generic", "cogvideox", "sana_sprint")
@@ -59,7 +59,7 @@ def folder_problems(generator: GeneratorConfig) -> list[Problem]:
             said = f"{generator.kind} reads {wanted}, {folder} holds a {index['_class_name']}; {use}"
             return [Problem("generator.kind", said)]
         check_parts(folder, index)
-        return [*_size_problems(generator, folder, index), *_scheduler_problems(generator, folder)]
+        return [*_size_problems(generator.size, folder, index), *_scheduler_problems(generator, folder)]
     except GeneratorError as error:
         return [Problem("generator.path", str(error))]
 
@@ -71,13 +71,25 @@ def _reads(kind: str, name: str) -> bool:
 # -- size -------------------------------------------------------------------------------------------------------------
 
 
-def _size_problems(generator: GeneratorConfig, folder: Path, index: dict[str, Any]) -> list[Problem]:
-    unit = _unit(folder, index)
-    if unit is None or generator.size is None or not any(side % unit for side in generator.size):
+def evaluation_problems(config: Config) -> list[Problem]:
+    """Problems of the size of evaluation samples, where the pipeline is on this machine and whole."""
+    folder = folder_of(config.generator)
+    try:
+        index = read_index(folder) if folder else None
+    except GeneratorError:
         return []
-    near = [max(unit, round(side / unit) * unit) for side in generator.size]
-    said = f"{list(generator.size)}: height and width must be multiples of {unit}; the nearest is {near}"
-    return [Problem("generator.size", said)]
+    return [] if folder is None or index is None else _size_problems(config.evaluate.size, folder, index, "evaluate")
+
+
+def _size_problems(
+    size: tuple[int, int] | None, folder: Path, index: dict[str, Any], section: str = "generator"
+) -> list[Problem]:
+    unit = _unit(folder, index)
+    if unit is None or size is None or not any(side % unit for side in size):
+        return []
+    near = [max(unit, round(side / unit) * unit) for side in size]
+    said = f"{list(size)}: height and width must be multiples of {unit}; the nearest is {near}"
+    return [Problem(f"{section}.size", said)]
 
 
 def _unit(folder: Path, index: dict[str, Any]) -> int | None:

@@ -111,13 +111,16 @@ def _width(settings: dict[str, Any]) -> int:
 
 
 def _sampled(config: Config) -> int:
+    """Most rows of a network call without gradient, of the rollout's size; an evaluation of another counts by area."""
     chunk = getattr(config.rollout, "chunk", 1)
     samples = config.rollout.prompts * config.rollout.group
     guidance = getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0)
     tested = min(config.evaluate.chunk, config.evaluate.prompts) if config.prompts.heldout else 0
+    larger, size = config.evaluate.size, config.generator.size
+    area = math.prod(larger) / math.prod(size) if larger and size else 1.0
     return max(
         min(chunk, samples) * (1 if guidance == 1.0 else 2),
-        tested * (1 if config.evaluate.sampler.guidance == 1.0 else 2),
+        math.ceil(tested * area) * (1 if config.evaluate.sampler.guidance == 1.0 else 2),
     )
 
 

@@ -26,7 +26,7 @@ from alignflow import plugins
 from alignflow.kinds import FAMILIES, OneOf, from_outside, listing, nearest, problems_at
 from alignflow.settings import Problems, RunSettings, Settings, WithoutSecrets
 from alignflow.strict import Named
-from generators.settings import Memory
+from generators.settings import Memory, Side
 from rewards.base import RewardSettings
 from rewards.scopes import has_parts, known_scope
 
@@ -141,6 +141,11 @@ class Evaluate(Settings):
         0, ge=0, lt=2**32, description="random seed of the evaluation noise, which is the same at every evaluation"
     )
     sampler: Sampler = Field(Sampler(), description="sampler of the evaluation samples")
+    size: tuple[Side, Side] | None = Field(
+        None,
+        description="[height, width] in pixels of the evaluation samples and sample grids; null = generator.size, the "
+        "size of the rollouts, which may be smaller to save time (PaCo-RL)",
+    )
     chunk: int = Field(256, ge=1, description="samples generated and scored at a time")
     rewards: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
         {}, description="rewards to report, by name"
@@ -293,12 +298,28 @@ def _check_precision(config: Config) -> Problems:
     return []
 
 
+def _check_size(config: Config) -> Problems:
+    """What was made for the size of the rollouts alone cannot serve samples of another size."""
+    generator, size = config.generator, config.evaluate.size
+    if size is None or size == generator.size:
+        return []
+    if generator.kind == "generic":
+        return [("evaluate.size", "a pipeline without an adapter draws at one size: leave this out")]
+    if config.memory.cache_prompts != "none" and registry.inputs(generator.kind):
+        message = (
+            f"prompts of {generator.kind} are cached with their images at one size: leave this out, or do not cache"
+        )
+        return [("evaluate.size", message)]
+    return []
+
+
 CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_evaluation,
     _check_reward,
     _check_warmup,
     _check_comparisons,
     _check_precision,
+    _check_size,
     memory_problems,
     needs.problems,
 )

@@ -117,7 +117,7 @@ def evaluate(
     spread, rows = Spread(), []
     media: dict[int, Tensor] = {}
     sources: dict[int, Tensor] = {}
-    with nullcontext() if processes is None else processes.uneven():
+    with nullcontext() if processes is None else processes.uneven(), generator.sized(settings.size):
         for start in range(0, len(mine), settings.chunk):
             places = mine[start : start + settings.chunk]
             some = [prompts[asked[place]] for place in places]
@@ -316,9 +316,10 @@ def sample_to_folder(
         load_policy(generator, policy)
     repeated = [prompt for prompt in asked for _ in range(count)]
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
-    media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
     texts, how = [prompt.text for prompt in repeated], config.samples
-    inputs = read_inputs(repeated, generator.inputs, generator.size)
+    with generator.sized(config.evaluate.size):
+        media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
+        inputs = read_inputs(repeated, generator.inputs, generator.size)
     sources = to_pixels(source_of(inputs)) if "image" in inputs else None
     with locked(out):
         return save_samples(

@@ -168,7 +168,7 @@ class JudgeTrainConfig(RunSettings):
         "verdict in the training replies"
     )
     reward: Annotated[RewardSettings, REWARD] = Field(
-        description="reward that queries the judge: yes_probability, reward_dance or pairwise, with a local judge"
+        description="reward that queries the judge: yes_probability, reward_dance, pairwise or paco, with a local judge"
     )
     lora: JudgeLora = Field(JudgeLora(), description="LoRA to train")
     verdict: float = Field(

@@ -42,6 +42,8 @@ class HeldOut:
         self.best = Best(self.config.checkpoint.best)
         self.ending = EarlyEnd(self.config.evaluate)
         if self.config.prompts.heldout is not None:
+            with trainer.generator.sized(self.config.evaluate.size):  # said now, not at the first evaluation
+                pass
             self.rewards = alone.scored_alone(self._rewards(), self.config.evaluate)
             self.prompts = held_out(
                 self.config.prompts, self.config.evaluate, trainer.generator, self.rewards, self.skipped

@@ -22,6 +22,7 @@ class Paco(SourceRewardSettings):
     """Mean P(yes, consistent) over pairs of sub-images and over criteria; differentiable with a local judge."""
 
     needs: ClassVar[Needs] = "answers"
+    taught: ClassVar[bool] = True
     kind: Literal["paco"] = Field("paco", description="pairwise consistency of sub-images")
     template: str = Field(TEMPLATE, description="question, with {criterion} and optionally {prompt}")
     criteria: list[str] = Field(["identity and style"], min_length=1, description="properties that must be consistent")
@@ -47,10 +48,22 @@ class Paco(SourceRewardSettings):
         owners: list[int] = []
         for i, prompt in enumerate(prompts):
             for frame in shown(media[i], self.frames):
-                parts = [*([] if image is None else [image[i]]), *panels(frame, self.rows, self.columns)]
-                for pair in combinations(parts, 2):
-                    asked += [question(self.template, prompt, *pair, criterion=one) for one in self.criteria]
+                asked += self._asked(prompt, frame, None if image is None else image[i])
             owners += [i] * (len(asked) - len(owners))
         found = answered(judge, asked, self.answers)
         parts_of = {"answered": found.values.exp().sum(1)}
         return per_sample(share(found.values), owners, len(prompts), found.reasons, parts_of)
+
+    def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
+        """Yes for every pair of sub-images of the chosen image, no for every pair of the rejected one."""
+        sides = [
+            [one for frame in shown(side, self.frames) for one in self._asked(prompt, frame)]
+            for side in (chosen, rejected)
+        ]
+        return [(one, answer) for answer, asked in enumerate(sides) for one in asked]
+
+    def _asked(self, prompt: str, frame: Tensor, image: Tensor | None = None) -> list[Question]:
+        """A question per pair and criterion of one image."""
+        parts = [*([] if image is None else [image]), *panels(frame, self.rows, self.columns)]
+        pairs = combinations(parts, 2)
+        return [question(self.template, prompt, *pair, criterion=one) for pair in pairs for one in self.criteria]
