@@ -195,7 +195,7 @@ class Searched:
 
     def _of(self, row: dict[str, Any]) -> Iterator[Sample]:
         folder = self.run_dir / "candidates" / f"{row['number']:04d}"
-        media = {name: Path(file) for name, file in row["media"].items()}
+        media = {name: folder / file for name, file in row["media"].items()}
         prompt = Prompt(row["prompt"], media, place=str(folder))
         for kept in row["kept"]:
             file = folder / kept["file"]
