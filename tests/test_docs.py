@@ -15,7 +15,7 @@ from benchmarks.pages import PAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -34,6 +34,12 @@ def test_the_readme_counts_right():
     assert table["generators"] == f"{found['generators'] - 1} adapters, and a generic one"
     assert table["rewards"] == str(found["rewards"])
     assert table["search methods"] == str(found["search"])
+
+
+def test_every_recipe_is_on_one_page_of_methods():
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    described = [name for page in pages for name in re.findall(r"^### (\w+)$", page.read_text(), re.MULTILINE)]
+    assert sorted(described) == sorted(summary()["recipes"])
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)

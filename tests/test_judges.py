@@ -262,3 +262,44 @@ def test_bfloat16_and_sdpa_agree_with_float32(folders, media):
     exact = built(folders["Qwen3VL"], "digit_judge", {"attention": "eager"})(media, ["a"] * 3).values
     close = built(folders["Qwen3VL"], "digit_judge", {"dtype": "bfloat16"})(media, ["a"] * 3).values
     assert (exact - close).abs().max() < 0.05
+
+
+def test_a_question_whose_parent_is_denied_counts_as_denied():
+    from rewards.questions.question_list import questions_of, with_parents
+
+    red = {"question": "is it red?", "id": 2, "parents": [1]}
+    big = {"question": "is it big?", "id": 3, "parents": [2], "category": "size"}
+    rows = questions_of({"questions": ["is there a cat?", red, big]})
+    assert with_parents(torch.tensor([1.0, 1.0, 1.0]), rows).tolist() == [1, 1, 1]
+    assert with_parents(torch.tensor([0.0, 1.0, 1.0]), rows).tolist() == [0, 0, 0]
+    assert with_parents(torch.tensor([1.0, 0.4, 1.0]), rows).tolist() == pytest.approx([1, 0.4, 0])
+    for bad, message in (
+        ({}, "no list of texts"),
+        ({"questions": "is it?"}, "no list of texts"),
+        ({"questions": [{"id": 1}]}, "question 1 has no text"),
+        ({"questions": [{"question": "is it?", "parents": [7]}]}, "question 1 has the parent 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            questions_of(bad)
+
+
+def test_the_questions_of_a_prompt_are_asked_one_by_one(folders, media):
+    reward = built(folders["Qwen3VL"], "question_list", answer="probability")
+    assert reward.differentiable
+    lists = [["is there a cat?", {"question": "is it red?", "category": "colour"}], ["is there a dog?"], []]
+    scores = reward(media, ["a", "b", "c"], None, {"metadata": [{"questions": one} for one in lists]})
+    alone = built(folders["Qwen3VL"], "yes_probability", template="{prompt} Please answer yes or no.")
+    one, two, three = (
+        float(alone(media[n : n + 1], [text]).values[0])
+        for n, text in ((0, "is there a cat?"), (0, "is it red?"), (1, "is there a dog?"))
+    )
+    assert scores.values[:2].tolist() == pytest.approx([(one + two) / 2, three], abs=1e-5)
+    assert scores.parts["colour"][0].item() == pytest.approx(two, abs=1e-5)
+    assert scores.values[2].isnan()
+    assert scores.reasons == {2: 'the prompt has no list of texts under "questions"'}
+    hard = built(folders["Qwen3VL"], "question_list")
+    assert not hard.differentiable
+    assert set(hard(media[:2], ["a", "b"], None, {"metadata": [{"questions": ["x?"]}] * 2}).values.tolist()) <= {
+        0.0,
+        1.0,
+    }

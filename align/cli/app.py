@@ -17,6 +17,7 @@ import typer
 
 from align.cli import pairs as pairs_cli
 from align.cli import reward as reward_cli
+from align.cli.benchmark import benchmark
 from align.cli.label import label
 from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
 from align.config.command_line import files_and_overrides
@@ -34,6 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(reward_cli.app)
+app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluation_metadata.jsonl --out geneval")(
+    benchmark
+)
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]

@@ -121,8 +121,8 @@ def evaluate(
         for start in range(0, len(mine), settings.chunk):
             places = mine[start : start + settings.chunk]
             some = [prompts[asked[place]] for place in places]
-            drawn, inputs = _drawn(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
-            rows += _scores(drawn, some, inputs, rewards)
+            drawn, inputs = generate(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
+            rows += score_rows(drawn, some, inputs, rewards)
             spread.add(drawn)
             first = {row: place for row, place in enumerate(places) if place < show}
             media |= {place: drawn[row].cpu() for row, place in first.items()}
@@ -141,14 +141,15 @@ def evaluate(
     )  # fmt: skip
 
 
-def _drawn(
+def generate(
     generator: Generator, prompts: Sequence[Prompt], seeds: Sequence[int], wants: Sequence[str], settings: Evaluate
 ) -> tuple[Tensor, Inputs]:
+    """One sample per prompt by the evaluation sampler, and the inputs of the prompts that rewards want."""
     cond, inputs = encode(generator, prompts, wants)
     return _draw(generator, cond, seeds, settings.sampler, settings.chunk), inputs
 
 
-def _scores(
+def score_rows(
     media: Tensor, prompts: Sequence[Prompt], inputs: Inputs, rewards: Mapping[str, Reward]
 ) -> list[tuple[dict[str, float], dict[str, str]]]:
     """Scores by name of each sample, NaN where missing, and the reasons of those."""

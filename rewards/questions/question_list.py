@@ -1,0 +1,113 @@
+"""Share of a prompt's own yes-or-no questions that a judge affirms: DSG (arXiv 2310.18235), DPG-Bench (2403.05135)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rewards.base import Scores
+from rewards.judges.asking import Judge, Question, answered, question, shown
+from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.verdicts import share
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    from alignflow.lazy import lazy
+
+    torch = lazy("torch")
+
+
+class QuestionList(JudgeRewardSettings):
+    """Mean answer to the questions in a prompt's metadata; a question whose parent is denied counts as denied.
+
+    The key ``questions`` of the metadata holds texts, or objects with ``question`` and optionally ``id``, ``category``
+    and ``parents`` (ids). Parts are the means by category.
+    """
+
+    needs: ClassVar[Needs] = "answers"
+    kind: Literal["question_list"] = Field("question_list", description="share of a prompt's questions answered yes")
+    template: str = Field("{question} Please answer yes or no.", description="question to the judge, with {question}")
+    answer: Literal["yes_or_no", "probability"] = Field(
+        "yes_or_no", description="value of an answer: 1 where yes is likelier than no | its probability of yes"
+    )
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The questions."""
+        return ("metadata",)
+
+    def gradient(self) -> bool:
+        """Of probabilities; yes or no has none."""
+        return super().gradient() and self.answer == "probability"
+
+    def score(  # type: ignore[override]
+        self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, metadata: Sequence[Any]
+    ) -> Scores:
+        """All questions of all samples, in one batch for the judge."""
+        lists, reasons = [], {}
+        for sample, one in enumerate(metadata):
+            try:
+                lists.append(questions_of(one))
+            except ValueError as error:
+                lists.append([])
+                reasons[sample] = str(error)
+        asked: list[Question] = []
+        for one, found in zip(media, lists, strict=True):
+            images = shown(one, self.frames)
+            asked += [question(self.template, "", *images, question=each["question"]) for each in found]
+        replies = answered(judge, asked, self.answers)
+        yes = share(replies.values)
+        values = yes if self.answer == "probability" else (yes > 0.5).to(yes).masked_fill(yes.isnan(), torch.nan)
+        scores, start = [], 0
+        names = sorted({each["category"] for found in lists for each in found if each["category"]})
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for sample, found in enumerate(lists):
+            rows = range(start, start + len(found))
+            start += len(found)
+            if lost := [row for row in rows if row in replies.reasons]:
+                reasons[sample] = replies.reasons[lost[0]]
+            known = with_parents(values[rows.start : rows.stop], found)
+            scores.append(known.mean())
+            for name in names:
+                own = [row for row, each in enumerate(found) if each["category"] == name]
+                parts[name].append(known[own].mean())
+        return Scores(torch.stack(scores), reasons, {name: torch.stack(column) for name, column in parts.items()})
+
+
+def questions_of(metadata: Any) -> list[dict[str, Any]]:
+    """The questions of a prompt, each with ``id``, ``question``, ``category`` and ``parents``.
+
+    Raises:
+        ValueError: there are none, or one is malformed; says which.
+    """
+    given = metadata.get("questions") if isinstance(metadata, dict) else None
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ValueError('the prompt has no list of texts under "questions"')
+    found: list[dict[str, Any]] = []
+    for number, one in enumerate(given, 1):
+        row = {"question": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else {}
+        if not isinstance(row.get("question"), str) or not row["question"].strip():
+            raise ValueError(f"question {number} has no text")
+        found.append({"id": number, "category": "", "parents": [], **row})
+    known = {each["id"] for each in found}
+    for number, each in enumerate(found, 1):
+        if unknown := [parent for parent in each["parents"] if parent not in known]:
+            raise ValueError(f"question {number} has the parent {unknown[0]}, which is no question of the prompt")
+    return found
+
+
+def with_parents(values: Tensor, questions: Sequence[dict[str, Any]]) -> Tensor:
+    """Answers ``[Q]`` in [0, 1], each 0 where one of its parents is below 1/2, or is 0 for this reason.
+
+    As in DPG-Bench's ``compute_dpg_bench.py``, in the order of the questions.
+    """
+    kept: dict[Any, bool] = {}
+    yes = {each["id"]: float(value) >= 0.5 for each, value in zip(questions, values, strict=True)}
+    for each in questions:
+        kept[each["id"]] = all(yes[parent] and kept.get(parent, True) for parent in each["parents"])
+    mask = torch.tensor([kept[each["id"]] for each in questions], device=values.device)
+    return values * mask.to(values)

@@ -1,0 +1,184 @@
+"""Generation benchmarks: the published formats of their prompt sets, the table by category, resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import settings
+
+from align.data.media import write_media
+from align.evaluation.benchmark import benchmark, lines_of, summary
+from align.evaluation.sets import FORMATS, read_set
+from alignflow.errors import ConfigError, DataError, RunFolderError
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_media(path, torch.rand(3, 16, 16))
+    return path
+
+
+def test_geneval(tmp_path: Path) -> None:
+    row = {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"}
+    written(tmp_path, {"m.jsonl": json.dumps(row) + "\n"})
+    (prompt,) = read_set("geneval", str(tmp_path / "m.jsonl"))
+    assert (prompt.text, prompt.metadata["category"]) == ("a photo of two clocks", "counting")
+    assert prompt.metadata["include"] == [{"class": "clock", "count": 2}]
+
+
+def test_t2i_compbench(tmp_path: Path) -> None:
+    written(
+        tmp_path, {"color_val.txt": "a red cat.\na blue dog\n", "shape_val.txt": "a round box\n", "color.txt": "x\n"}
+    )
+    found = read_set("t2i-compbench", str(tmp_path))
+    assert [(one.text, one.metadata["category"]) for one in found] == [
+        ("a red cat", "color"), ("a blue dog", "color"), ("a round box", "shape")
+    ]  # fmt: skip
+    assert len(read_set("t2i-compbench", str(tmp_path), limit=1)) == 2
+
+
+def test_dpg_bench(tmp_path: Path) -> None:
+    head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
+    head += "question_natural_language"
+    rows = ["0,A cat.,,1,0,entity,whole,entity - whole (cat),Is there a cat?",
+            '0,A cat.,,2,"1, 3",attribute,color,attribute - color (cat),Is the cat red?',
+            "partiprompts1,A dog.,,1,0,entity,whole,entity - whole (dog),Is there a dog?"]  # fmt: skip
+    written(tmp_path, {"dpg.csv": "\n".join([head, *rows])})
+    found = read_set("dpg-bench", str(tmp_path / "dpg.csv"))
+    assert [one.text for one in found] == ["A cat.", "A dog."]
+    assert found[0].metadata["questions"] == [
+        {"id": 1, "question": "Is there a cat?", "category": "entity", "parents": []},
+        {"id": 2, "question": "Is the cat red?", "category": "attribute", "parents": [1, 3]},
+    ]
+    written(tmp_path, {"bad.csv": f"{head}\n0,A cat.,,one,0,e,w,t,Is it?"})
+    with pytest.raises(DataError, match=r"bad.csv line 2: needs a whole number under 'proposition_id', given 'one'"):
+        read_set("dpg-bench", str(tmp_path / "bad.csv"))
+
+
+def test_tiif(tmp_path: Path) -> None:
+    row = {"type": "2d", "short_description": "A cat under a box.", "long_description": "A sleek cat sits ..."}
+    written(tmp_path, {"data/2d.jsonl": json.dumps(row)})
+    assert read_set("tiif", str(tmp_path / "data"))[0].text == "A cat under a box."
+    assert read_set("tiif-long", str(tmp_path / "data" / "2d.jsonl"))[0].text == "A sleek cat sits ..."
+
+
+def test_imgedit(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "animal" / "1.png")
+    rows = {"7": {"id": "animal/1.png", "prompt": "Make it red.", "edit_type": "adjust"}}
+    written(tmp_path, {"basic_edit.json": json.dumps(rows)})
+    (prompt,) = read_set("imgedit", str(tmp_path / "basic_edit.json"), tmp_path / "images")
+    assert (prompt.text, prompt.metadata["category"]) == ("Make it red.", "adjust")
+    assert prompt.media["image"] == tmp_path / "images" / "animal" / "1.png"
+    with pytest.raises(DataError, match=r"key '7': no image .*--media names the folder"):
+        read_set("imgedit", str(tmp_path / "basic_edit.json"))
+
+
+def test_gedit(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    image = {"bytes": picture(tmp_path / "a.png").read_bytes(), "path": None}
+    rows = {"key": ["a", "b"], "task_type": ["style_change"] * 2, "instruction": ["make it art", "变"],
+            "instruction_language": ["en", "cn"], "input_image_raw": [image] * 2}  # fmt: skip
+    features = datasets.Features({name: datasets.Value("string") for name in list(rows)[:4]}
+                                 | {"input_image_raw": datasets.Image()})  # fmt: skip
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "g.parquet"))
+    (prompt,) = read_set("gedit", str(tmp_path / "g.parquet"))
+    assert (prompt.text, prompt.metadata["category"]) == ("make it art", "style_change")
+    assert prompt.media["image"].content().startswith(b"\x89PNG")
+    assert read_set("gedit-cn", str(tmp_path / "g.parquet"))[0].text == "变"
+
+
+def test_dreambench(tmp_path: Path) -> None:
+    text = (
+        "Classes\n\nsubject_name,class\nbackpack,backpack\ncat2,cat\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n"
+        "'a {0} {1} in the snow'.format(unique_token, class_token),\n"
+        "'a red {0} {1}'.format(unique_token, class_token)\n]\n"
+        "\nLive Subject Prompts\n\nprompt_list = [\n'a {0} {1} wearing a hat'.format(unique_token, class_token)\n]\n"
+    )
+    written(tmp_path, {"prompts_and_classes.txt": text})
+    for name in ("backpack/00.jpg", "backpack/01.jpg", "cat2/03.jpg"):
+        picture(tmp_path / name)
+    found = read_set("dreambench", str(tmp_path))
+    assert [(one.text, one.metadata["category"]) for one in found] == [
+        ("a backpack in the snow", "object"), ("a red backpack", "object"), ("a cat wearing a hat", "live")
+    ]  # fmt: skip
+    assert found[0].media["image"] == tmp_path / "backpack" / "00.jpg"
+    assert found[0].metadata["references"] == [str(tmp_path / "backpack" / "01.jpg")]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_of_another_format_are_named(kind: str, tmp_path: Path) -> None:
+    written(tmp_path, {"a.jsonl": '{"nothing": 1}\n', "folder/b.txt": ""})
+    for source in (tmp_path / "a.jsonl", tmp_path / "folder", tmp_path / "missing.csv"):
+        with pytest.raises(DataError):
+            read_set(kind, str(source))
+
+
+def test_a_prompt_counts_once_and_missing_scores_are_counted() -> None:
+    def row(number: int, category: str, value: float | None) -> dict[str, Any]:
+        return {"number": number, "category": category, "scores": {"r": value}}
+
+    rows = [
+        row(0, "a", 1.0),
+        row(0, "a", 0.0),
+        row(1, "a", 1.0),
+        row(1, "a", None),
+        row(2, "b", 0.2),
+        row(3, "c", None),
+    ]
+    found = summary(rows)["r"]
+    assert found["categories"]["a"] == {"mean": 0.75, "stderr": 0.25, "prompts": 2, "missing": 1}
+    assert found["categories"]["b"] == {"mean": 0.2, "stderr": None, "prompts": 1, "missing": 0}
+    assert found["categories"]["c"]["mean"] is None
+    assert found["prompts"]["mean"] == pytest.approx((0.5 + 1 + 0.2) / 3)
+    assert found["mean_of_categories"] == pytest.approx((0.75 + 0.2) / 2)
+    lines = lines_of({"set": "s", "samples_per_prompt": 2, "rewards": {"r": found}})
+    assert "| a | 2 | 0.750 ± 0.250 |" in lines
+    assert "| c | 0 | no score |" in lines
+
+
+def test_a_benchmark_resumes_and_refuses_another_set(model: Path, tmp_path: Path) -> None:
+    config = settings(
+        tmp_path,
+        model,
+        evaluate={"chunk": 2, "sampler": {"steps": 2}, "rewards": {"red": {"kind": "tiny_run:redness"}}},
+    )
+    written(
+        tmp_path, {"p.jsonl": "\n".join(json.dumps({"prompt": f"a cat {n}", "tag": "ab"[n % 2]}) for n in range(3))}
+    )
+    prompts = read_set("table", str(tmp_path / "p.jsonl"))
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if len(said) == 2:
+            raise KeyboardInterrupt
+
+    whole = benchmark(config, prompts, tmp_path / "whole", name="table", count=2, say=lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(config, prompts, tmp_path / "out", name="table", count=2, say=stop)
+    with (tmp_path / "out" / "samples.jsonl").open("a") as file:
+        file.write('{"file": "000')
+    assert benchmark(config, prompts, tmp_path / "out", name="table", count=2, say=said.append) == whole
+    assert said[2:] == ["6 of 6 samples"]
+    for name in ("samples.jsonl", "results.md", "00001-1.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(RunFolderError, match="another model, set or settings"):
+        benchmark(config, prompts[:2], tmp_path / "out", name="table", count=2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="is not a benchmark"):
+        benchmark(config, prompts, tmp_path / "mine", name="table")
+    without = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rewards": {}})})
+    with pytest.raises(ConfigError, match=r"evaluate.rewards is empty"):
+        benchmark(without, prompts, tmp_path / "new", name="table")
