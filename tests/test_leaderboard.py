@@ -66,3 +66,9 @@ def test_a_recipe_of_the_image_world_carries_its_settings_to_another(monkeypatch
     assert config.rollout.same_noise
     assert config.reward is not None
     assert config.reward.kind == "shapes_video"
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    leaderboard_page.write_page(json.loads((docs / "leaderboard.json").read_text()), tmp_path / "leaderboard.md")
+    assert (tmp_path / "leaderboard.md").read_text() == (docs / "leaderboard.md").read_text()
