@@ -36,6 +36,7 @@ ROOM = (11.0, 53.0)  # where centres may be, on both axes; the ground is where a
 GRAVITY = 84.0  # units a video squared: a fall takes the whole video from one end of ROOM to the other
 REBOUND = 0.85  # share of the speed that is left after a bounce
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+ACTIONS = ("stay", *DIRECTIONS)  # what an object can do from one frame to the next; a prompt's actions are places here
 TRAVELS = {"slowly": (12.0, 20.0), None: (12.0, 44.0), "quickly": (32.0, 44.0)}  # units a video that a caption allows
 THROWS = ((26.0, 40.0), (38.0, 50.0))  # speed to the side, speed upwards
 DROPS = (13.0, 23.0)  # height that a bouncing object falls from
@@ -216,6 +217,17 @@ def paths(motion: Motion, steps: int, t: np.ndarray) -> np.ndarray:
         return np.stack([move(direction, travel, t) for travel in np.linspace(*TRAVELS[motion.speed], steps)])
     throws = [(a, u) for a in np.linspace(*THROWS[0], steps) for u in np.linspace(*THROWS[1], steps)]
     return np.stack([fly(DIRECTIONS[direction][0] * a, u, t) for a, u in throws])
+
+
+def actions(motion: Motion, frames: int = FRAMES) -> list[int]:
+    """The action of every step from frame to frame that `motion` determines, as places in ACTIONS.
+
+    Raises ValueError for a motion whose steps depend on what its caption leaves open.
+    """
+    direction = "down" if motion.kind == "fall" else motion.direction if motion.kind == "move" else None
+    if direction is None:
+        raise ValueError(f"the steps of a {motion.kind} are not determined by its caption")
+    return [ACTIONS.index(direction)] * (frames - 1)
 
 
 # ------------------------------------------------------------------------------------------------ videos
