@@ -11,6 +11,8 @@ from PIL import Image
 from align.checking.commands import CONFIGS
 from align.config.settings import Config
 from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
+from align.rewriting.joint_settings import JointConfig
+from align.rewriting.settings import EvolveConfig, RewriterConfig
 from align.search.settings import SearchConfig
 
 run = written.run
@@ -21,6 +23,9 @@ OWN = {
     RewardTrainConfig: "rewards/pairs.yaml",
     JudgeTrainConfig: "rewards/judge.yaml",
     LatentTrainConfig: "rewards/latent_shapes.yaml",
+    EvolveConfig: "rewriting/evolve.yaml",
+    RewriterConfig: "rewriting/grpo.yaml",
+    JointConfig: "rewriting/joint.yaml",
 }
 
 

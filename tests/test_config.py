@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(
     path
     for path in (ROOT / "configs").glob("**/*.yaml")
-    if not path.name.startswith("search") and path.parent.name != "rewards"
+    if not path.name.startswith("search") and path.parent.name not in ("rewards", "rewriting")
 )
 
 # -- what is accepted -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from align.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
-OURS = {"prompts", "rewards", "shapes", "shapes-edit", "shapes-fill", "shapes-video", "shared"}
+OURS = {"prompts", "rewards", "rewriting", "shapes", "shapes-edit", "shapes-fill", "shapes-video", "shared"}
 """Folders of configs that are no model's."""
 RECIPES = ("nft", "grpo", "flow_dpo", "flow_rwr")
 MODELS = sorted(folder for folder in (ROOT / "configs").iterdir() if folder.is_dir() and folder.name not in OURS)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 from align.checking import check, estimate
 from align.checking.named import Named, generator_away, named
 from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
 from align.config.settings import Config, is_unread
 from align.preference import settings as preferences
+from align.rewriting import joint_settings as joint
+from align.rewriting import settings as rewritings
 from align.search import settings as searches
 from alignflow import plugins
 from alignflow.errors import ConfigError, Problem
@@ -22,6 +25,9 @@ CONFIGS: tuple[type[RunSettings], ...] = (
     preferences.RewardTrainConfig,
     preferences.JudgeTrainConfig,
     preferences.LatentTrainConfig,
+    rewritings.EvolveConfig,
+    rewritings.RewriterConfig,
+    joint.JointConfig,
 )
 """Config classes of all commands."""
 
@@ -124,18 +130,24 @@ def examine(
 
 
 def _essentials(config: RunSettings) -> list[tuple[str, str]]:
-    if isinstance(config, Config):
-        return check.essentials(config)
-    return searches.essentials(config) if isinstance(config, searches.SearchConfig) else preferences.essentials(config)
+    return _room(config).essentials(config)  # type: ignore[attr-defined, no-any-return]
+
+
+def _room(config: RunSettings) -> ModuleType:
+    """The module that checks configs of this class."""
+    rooms = {
+        Config: check,
+        searches.SearchConfig: searches,
+        rewritings.RewritingSettings: rewritings,
+        joint.JointConfig: joint,
+    }
+    return next((room for kind, room in rooms.items() if isinstance(config, kind)), preferences)
 
 
 def _check_files(config: RunSettings, problems: list[Problem]) -> None:
     """Raise ConfigError for these problems and for every missing file."""
-    ask = (
-        check if isinstance(config, Config) else searches if isinstance(config, searches.SearchConfig) else preferences
-    )
     try:
-        ask.check_files(config)  # type: ignore[attr-defined]
+        _room(config).check_files(config)
     except ConfigError as error:
         problems = [*error.problems, *problems]
     if problems:

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from align.cli import pairs as pairs_cli
+from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
 from align.cli.benchmark import benchmark
 from align.cli.label import label
@@ -39,6 +40,7 @@ app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluat
     benchmark
 )
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
+app.add_typer(prompts_cli.app)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 SourceArgument = Annotated[

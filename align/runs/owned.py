@@ -20,6 +20,7 @@ LOCK = ".alignflow-lock"
 
 TRAINING, SEARCH, NOISE = "training run", "search", "noise LoRA"
 PAIRS = "preference pairs"
+EVOLUTION, REWRITER, JOINT = "evolution of prompts", "rewriter", "joint training"
 REWARD, LATENT, JUDGE = "trained reward", "latent reward", "judge's LoRA"
 
 _RUN = ("config.yaml", "environment.json", "report.html", "samples", MARK, LOCK)
@@ -30,6 +31,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     TRAINING: (*_RUN, *_TRACKERS, "metrics.jsonl", "summary.json", "checkpoints", "lora", "prompts", "export",
                "transformer", "transformer_2", "README.md", "held_out"),
     SEARCH: (*_RUN, "candidates", "results.json"),
+    EVOLUTION: (*_RUN, "evolved", "rewrites.jsonl", "best.jsonl", "summary.json"),
+    JOINT: (*_RUN, "stages", "summary.json"),
+    REWRITER: (*_RUN, "metrics.jsonl", "summary.json", "collected", "rewrites.jsonl", "checkpoint",
+               "held_out_plain.jsonl", "held_out_before.jsonl", "held_out_after.jsonl",
+               "adapter_config.json", "adapter_model.safetensors", "README.md"),
     REWARD: (*_TRAINED, "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
     LATENT: (*_TRAINED, "latent.json", "latent.safetensors"),
     JUDGE: (*_TRAINED, "adapter_config.json", "adapter_model.safetensors"),

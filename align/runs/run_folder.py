@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 from align.data.files import new_folder, write_json, write_text, writing
 from align.evaluation.per_prompt import forget_scores
 from align.runs import metrics, owned
-from align.runs.identity import FREE_IN_A_SEARCH, FREE_ON_RESUME, MEMORY_ALONE, changes, flatten, refused, under
+from align.runs.identity import (
+    FREE_IN_A_REWRITER,
+    FREE_IN_A_SEARCH,
+    FREE_IN_AN_EVOLUTION,
+    FREE_ON_RESUME,
+    MEMORY_ALONE,
+    changes,
+    flatten,
+    refused,
+    under,
+)
 from align.runs.lock import Lock
 from align.runs.manifest import list_steps
 from alignflow.errors import ConfigError, RunFolderError
@@ -21,7 +31,25 @@ __all__ = ["FREE_ON_RESUME", "MEMORY_ALONE", "RunFolder", "flatten"]
 _INSIDE = {
     owned.TRAINING: ("checkpoints", "samples", "lora", "prompts", "held_out"),
     owned.SEARCH: ("candidates", "samples"),
+    owned.EVOLUTION: ("evolved",),
+    owned.REWRITER: ("collected",),
+    owned.JOINT: ("stages",),
 }
+_COMMANDS = {
+    owned.TRAINING: "train",
+    owned.SEARCH: "search",
+    owned.EVOLUTION: "prompts evolve",
+    owned.REWRITER: "prompts train",
+    owned.JOINT: "prompts joint",
+}
+_FREE = {
+    owned.TRAINING: (*FREE_ON_RESUME, *MEMORY_ALONE),
+    owned.SEARCH: FREE_IN_A_SEARCH,
+    owned.EVOLUTION: FREE_IN_AN_EVOLUTION,
+    owned.REWRITER: FREE_IN_A_REWRITER,
+    owned.JOINT: ("name", "out", "rounds"),
+}
+"""Kind of folder -> settings that may change when it is resumed."""
 
 
 class Part(NamedTuple):
@@ -44,7 +72,7 @@ class RunFolder:
     Args:
         path: the folder.
         writes: whether this process is the one that writes.
-        kind: what lives there, :data:`align.runs.owned.TRAINING` or :data:`align.runs.owned.SEARCH`.
+        kind: what lives there, such as :data:`align.runs.owned.TRAINING` or :data:`align.runs.owned.SEARCH`.
     """
 
     def __init__(self, path: Path, writes: bool = True, kind: str = owned.TRAINING) -> None:
@@ -154,8 +182,7 @@ class RunFolder:
     def _compared(self, resolved: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         before, now = self._settings(), _parsed(resolved)
         changed = changes(before, now)
-        free = (*FREE_ON_RESUME, *MEMORY_ALONE) if self.kind == owned.TRAINING else FREE_IN_A_SEARCH
-        if wrong := refused(changed, free):
+        if wrong := refused(changed, _FREE[self.kind]):
             raise RunFolderError(
                 f"{self.path} was made with other settings, so it cannot go on exactly:\n  "
                 + "\n  ".join(wrong)
@@ -169,13 +196,12 @@ class RunFolder:
         Raises:
             RunFolderError: settings were renamed or removed since then.
         """
-        from align.config.load import dump_config, load_config
+        from align.checking.commands import load_for
+        from align.config.load import dump_config
 
         path = self.path / "config.yaml"
-        if self.kind == owned.SEARCH:
-            from align.search.settings import load_search as load_config  # type: ignore[assignment]
         try:
-            return _parsed(dump_config(load_config(path)))
+            return _parsed(dump_config(load_for(_COMMANDS[self.kind], path)))
         except ConfigError as error:
             said = "\n  ".join(map(str, error.problems))
             raise RunFolderError(f"{path} is not valid in this version; correct it, then --resume:\n  {said}") from None

@@ -21,6 +21,7 @@ from align.worlds import measure, train_flux, train_wan
 from align.worlds.train_clip import train_clip
 from align.worlds.train_common import Log, Plan
 from align.worlds.train_judge import train_judge
+from align.worlds.train_rewriter import train_rewriter
 from align.worlds.train_sd3 import fit, new_pipeline
 from align.worlds.train_vae import Autoencoder, encode, harden_decoder, new_vae, new_video_vae, train_vae
 from alignflow.worlds import shapes
@@ -28,7 +29,7 @@ from alignflow.worlds.shapes import edits, motion, world
 
 # in this order: all need the autoencoder, clip and judge are measured on sd3's images, the inpainter begins as the
 # editor; video has an autoencoder of its own
-STAGES = ("vae", "sd3", "clip", "judge", "edit", "fill", "video")
+STAGES = ("vae", "sd3", "clip", "judge", "edit", "fill", "video", "rewriter")
 SPLITS = ("train", "heldout")
 HERE = Path(shapes.__file__).parent / "weights"
 
@@ -64,11 +65,12 @@ class Budget:
     video_vae_scenes: int = 5_000
     video_vae_rounds: Rounds = ((2_500, 0), (1_500, 0), (3_000, 0))
     video_plans: tuple[Plan, ...] = (Plan(16_000, 1_600, 64, 2e-3), Plan(16_000, 2_600, 64, 1.6e-3))
+    rewriter_plans: tuple[Plan, ...] = (Plan(0, 600, 64, 3e-3),)
     measured: int = 96
 
 
 _BRIEF = (Plan(48, 1, 4, 1e-3), Plan(48, 1, 4, 1e-3, wrong=0.6))
-QUICK = Budget(48, ((2, 2), (1, 1)), 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, _BRIEF, 12, ((3, 1),), _BRIEF, 6)
+QUICK = Budget(48, ((2, 2), (1, 1)), 4, _BRIEF, 48, 2, 4, _BRIEF, _BRIEF, _BRIEF, 12, ((3, 1),), _BRIEF, _BRIEF[:1], 6)
 
 
 def save_half(model: Any, folder: Path) -> None:
@@ -173,6 +175,13 @@ def build_video(out: Path, budget: Budget, log: Log) -> None:
     save_half(pipe, out / "wan")
 
 
+def build_rewriter(out: Path, budget: Budget, log: Log) -> None:
+    """Trains the rewriter of prompts."""
+    model, tokens = train_rewriter(budget.rewriter_plans[0], seed=0, log=log)
+    save_half(model, out / "rewriter")
+    tokens.save_pretrained(out / "rewriter")
+
+
 def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
     """Runs one stage or all, measures what `out` then holds, and writes facts.json and README.md there."""
     budget = budget or Budget()
@@ -181,7 +190,7 @@ def build(out: Path, stage: str = "all", budget: Budget | None = None) -> dict:
     facts = json.loads(path.read_text()) if path.exists() else {}
     builders = {
         "vae": build_vae, "sd3": build_sd3, "clip": build_clip, "judge": build_judge, "edit": build_edit,
-        "fill": build_fill, "video": build_video,
+        "fill": build_fill, "video": build_video, "rewriter": build_rewriter,
     }  # fmt: skip
     for name in STAGES:
         if stage in (name, "all"):

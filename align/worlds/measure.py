@@ -15,11 +15,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan, DiffusionPipeline, StableDiffusion3Pipeline, WanPipeline
 from transformers import CLIPModel, CLIPProcessor, Qwen3VLForConditionalGeneration
 
+from align.rewriting.settings import LocalWriter, Reply
+from align.rewriting.words import EVOLVE, REWRITE, history, instruction
+from align.rewriting.writer import LocalLM
 from align.worlds import train_flux, train_wan
 from align.worlds.train_clip import features
 from align.worlds.train_sd3 import sample
 from align.worlds.train_vae import decode, encode
-from alignflow.worlds.shapes import edits, motion, world
+from alignflow.worlds.shapes import edits, motion, wordings, world
 from rewards.base import Reward
 from rewards.judges.settings import Local
 from rewards.questions.digit_judge import DigitJudge
@@ -246,6 +249,24 @@ def video(out: Path, n: int) -> dict:
     )  # fmt: skip
 
 
+def rewriter(out: Path, n: int) -> dict:
+    """How often a sampled rewrite of a held-out prompt in a user's wording keeps what it means.
+
+    `kept` says all that the prompt says, `inside` the grammar; `noted_kept` is `kept` where earlier rewrites are shown.
+    """
+    local = LocalLM.load(LocalWriter(model=str(out / "rewriter"), dtype="float32", chunk=64), "cpu")
+    tasks = wordings.prompts("heldout", n, 5)
+    asked = {
+        "": [instruction(REWRITE, text) for _, text in tasks],
+        "noted_": [instruction(EVOLVE, text, history=history([(text, 0.5)])) for _, text in tasks],
+    }
+    found: dict[str, float] = {"parameters": _parameters(local.model)}
+    for name, some in asked.items():
+        texts = local.write(some, range(n), Reply(longest=24))
+        found[f"{name}kept"] = float(np.mean([wordings.keeps(s, t) for (s, _), t in zip(tasks, texts, strict=True)]))
+    return _round(found)
+
+
 def base_videos(out: Path, split: str, n: int) -> tuple[list[str], dict]:
     """`n` prompts, and the scores [n, SAMPLES] of the base's videos of them, by part."""
     pipe = WanPipeline.from_pretrained(out / "wan")
@@ -260,7 +281,7 @@ def card(facts: dict) -> str:
     """The model card: what there is, and every measured fact as a table row."""
     rows = "\n".join(
         f"| {part} | {name} | {value:,} |"
-        for part in ("vae", "sd3", "clip", "judge", "edit", "fill", "video")
+        for part in ("vae", "sd3", "clip", "judge", "edit", "fill", "video", "rewriter")
         for name, value in facts.get(part, {}).items()
     )
     length = train_flux.TEXT_LENGTH
@@ -285,6 +306,8 @@ coloured shapes with captions) on one CPU core. `python -m align.worlds.build` r
   `max_sequence_length={length}`.
 - `wan/`: a `WanPipeline` that generates the videos of `alignflow/worlds/shapes/motion.py`: pass `height=32, width=32,
   num_frames=9, max_sequence_length=16`. All its captions were true: it is imperfect because it is small.
+- `rewriter/`: a `Qwen2ForCausalLM` with tokenizer and chat template, which words a prompt anew, at random, or changes
+  the best of earlier rewrites a little (`align/rewriting/words.py` has the instructions). It knows nothing of `sd3`.
 
 Files hold float16; plain `from_pretrained` gives float32.
 

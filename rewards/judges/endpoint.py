@@ -81,14 +81,21 @@ class EndpointJudge:
 
     def write(self, questions: Sequence[Question], longest: int) -> Replies:
         """See :class:`rewards.judges.asking.Judge`."""
+        return self._written([(asked, {}) for asked in questions], longest)
 
-        def ask(asked: Question) -> str:
-            said = self._choice(asked, max_tokens=longest)["message"].get("content")
+    def sample(self, questions: Sequence[Question], longest: int, temperature: float, seeds: Sequence[int]) -> Replies:
+        """Replies sampled at a temperature, each with its own seed, where the server heeds seeds."""
+        options = [{"temperature": temperature, "seed": seed % 2**31} for seed in seeds]
+        return self._written(list(zip(questions, options, strict=True)), longest)
+
+    def _written(self, asked: Sequence[tuple[Question, dict[str, Any]]], longest: int) -> Replies:
+        def ask(one: tuple[Question, dict[str, Any]]) -> str:
+            said = self._choice(one[0], max_tokens=longest, **one[1])["message"].get("content")
             if not isinstance(said, str) or not said.strip():
                 raise UnansweredError("the judge's reply is empty", again=False)
             return said
 
-        found = self._each(questions, ask)
+        found = self._each(asked, ask)
         texts = [None if isinstance(one, _Failure) else one for one in found]
         return Replies(texts, _reasons(found))
 

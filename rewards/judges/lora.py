@@ -1,4 +1,4 @@
-"""A LoRA on a judge: added for training, written and read in peft's file layout.
+"""A LoRA on a judge or another language model: added for training, written and read in peft's file layout.
 
 peft is called directly: the adapter methods of transformers accept only some versions of peft.
 """
@@ -24,8 +24,13 @@ PREFIX = "base_model.model."
 NAME = "default"
 
 
-def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: int) -> list[nn.Parameter]:
+def add_lora(
+    model: Any, rank: int, alpha: float, targets: Sequence[str], seed: int, *, inside: str = r".*language_model\."
+) -> list[nn.Parameter]:
     """Add a LoRA that changes nothing at first to the language layers; its parameters, in float32, alone are trained.
+
+    Args:
+        inside: pattern of what the names of the language layers begin with.
 
     Raises:
         RewardError: no linear layer is called so.
@@ -33,7 +38,7 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
     ends = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in targets if target not in ends]:
         raise RewardError(f"lora.targets {missing} match no linear layer; there are {', '.join(sorted(ends))}")
-    among = rf".*language_model\..*\.({'|'.join(targets)})"
+    among = rf"{inside}.*\.({'|'.join(targets)})"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=among)  # type: ignore[arg-type]  # peft divides it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -44,8 +49,11 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
     return found
 
 
-def load_lora(model: Any, folder: Path) -> None:
+def load_lora(model: Any, folder: Path, setting: str = "judge.lora") -> None:
     """Put the LoRA of a folder onto the model.
+
+    Args:
+        setting: what named the folder, for messages.
 
     Raises:
         RewardError: not there, damaged, or made for another model.
@@ -57,28 +65,28 @@ def load_lora(model: Any, folder: Path) -> None:
         found = lora_files.inspect(file)
         tensors = lora_files.tensors(found, scaled=False)  # peft reads alpha from the settings
     except LoraFileError as error:
-        raise RewardError(f"judge.lora: {error}") from None
+        raise RewardError(f"{setting}: {error}") from None
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     wrong = [stem for stem, pair in tensors.items() if not _fits(layers.get(stem.removeprefix(PREFIX)), pair)]
     if wrong:
         raise RewardError(
-            f"judge.lora: {file} was not made for this {type(model).__name__}: {len(wrong)} of {len(tensors)} pairs do "
+            f"{setting}: {file} was not made for this {type(model).__name__}: {len(wrong)} of {len(tensors)} pairs do "
             f"not fit, first {printable(first(wrong))}"
         )
     try:
         inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, NAME)
     except Exception as error:  # adapter_config.json is damaged or missing; peft raises whatever its readers raise
-        raise RewardError(f"judge.lora: {folder}: {first_line(error)}") from error
-    _fill(model, {stem.removeprefix(PREFIX): pair for stem, pair in tensors.items()}, folder)
+        raise RewardError(f"{setting}: {folder}: {first_line(error)}") from error
+    _fill(model, {stem.removeprefix(PREFIX): pair for stem, pair in tensors.items()}, folder, setting)
 
 
-def _fill(model: Any, pairs: dict[str, tuple[Any, Any]], folder: Path) -> None:
+def _fill(model: Any, pairs: dict[str, tuple[Any, Any]], folder: Path, setting: str) -> None:
     """Put the pairs into the layers that the settings made; raises RewardError where those are others."""
     made = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if set(made) != set(pairs):
         other = sorted(set(made) ^ set(pairs))
         raise RewardError(
-            f"judge.lora: adapter_config.json of {folder} adapts {len(made)} layers, {FILE} holds {len(pairs)}; they "
+            f"{setting}: adapter_config.json of {folder} adapts {len(made)} layers, {FILE} holds {len(pairs)}; they "
             f"differ in {printable(first(other))}"
         )
     with torch.no_grad():

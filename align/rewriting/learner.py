@@ -1,0 +1,176 @@
+"""The trained part of a rewriter: a LoRA with its optimizer, its reference, and a checkpoint of both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from align.data.files import write_bytes
+from align.maths.losses import Loss
+from align.maths.seeds import derive
+from align.maths.tokens import text_dpo, token_nll, token_pg, token_sum
+from align.rewriting.settings import Grpo
+from alignflow.errors import CheckpointError, RunFolderError
+from alignflow.text import first_line
+from rewards.judges.lora import add_lora
+
+if TYPE_CHECKING:
+    from align.rewriting.settings import RewriterConfig
+    from align.rewriting.writer import LocalLM
+
+Tokens = list[int]
+"""Of an instruction, or of a reply."""
+
+
+class Learner:
+    """A writer that learns. The reference is the rewriter as it was at the start of the run."""
+
+    def __init__(self, config: RewriterConfig, writer: LocalLM) -> None:
+        self.config, self.writer, self.method = config, writer, config.method
+        if config.writer.kind == "local" and config.writer.lora is not None:
+            self.parameters = [value for name, value in writer.model.named_parameters() if ".lora_" in name]
+            for value in self.parameters:
+                value.data = value.data.float()
+                value.requires_grad_(True)
+        else:
+            part = config.lora
+            self.parameters = add_lora(
+                writer.model, part.rank, part.alpha, part.targets, derive(config.seed, "lora"), inside=""
+            )
+        self.start = [value.detach().clone() for value in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.method.lr, weight_decay=self.method.weight_decay)
+        self.step = 0
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The writer as it was at the start; nothing has gradient."""
+        now = [value.detach().clone() for value in self.parameters]
+        self._put(self.start)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._put(now)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for place, value in zip(self.parameters, values, strict=True):
+                place.copy_(value)
+
+    # -- losses -------------------------------------------------------------------------------------------------
+
+    def imitate(self, asked: Sequence[Tokens], replies: Sequence[Tokens]) -> dict[str, float]:
+        """A step of supervised learning on replies."""
+        return self._update(len(asked), lambda rows: token_nll(*self._logps(asked, replies, rows)))
+
+    def prefer(
+        self, asked: Sequence[Tokens], better: Sequence[Tokens], worse: Sequence[Tokens], beta: float
+    ) -> dict[str, float]:
+        """A step of DPO on pairs of replies."""
+
+        def sums(rows: range) -> tuple[Tensor, Tensor]:
+            first, second = (token_sum(*self._logps(asked, side, rows)) for side in (better, worse))
+            return first, second
+
+        def loss(rows: range) -> Loss:
+            with self.reference():
+                ref_w, ref_l = sums(rows)
+            return text_dpo(*sums(rows), ref_w, ref_l, beta)
+
+        return self._update(len(asked), loss)
+
+    def reinforce(
+        self, asked: Sequence[Tokens], replies: Sequence[Tokens], advantage: Tensor, known: Tensor
+    ) -> dict[str, float]:
+        """The steps of GRPO on one round of replies, written by the writer as it is now.
+
+        Args:
+            advantage: ``[N]``.
+            known: ``[N]`` bool, whether a reply has a score; others are left out of the mean.
+        """
+        how = self.method
+        assert isinstance(how, Grpo)
+        chunks = self._chunks(len(asked))
+        with torch.no_grad():
+            old = [self._logps(asked, replies, rows)[0] for rows in chunks]
+        with self.reference():
+            reference = [self._logps(asked, replies, rows)[0] for rows in chunks] if how.kl else [None] * len(chunks)
+
+        def loss(rows: range) -> Loss:
+            place = rows.start // self.writer.chunk
+            logp, mask = self._logps(asked, replies, rows)
+            some = advantage[rows.start : rows.stop].to(logp.device)
+            return token_pg(logp, old[place], some, mask, how.clip, how.kl, reference[place])
+
+        found: dict[str, float] = {}
+        for _ in range(how.updates):
+            found = self._update(len(asked), loss, known.float())
+        return found
+
+    def _logps(self, asked: Sequence[Tokens], replies: Sequence[Tokens], rows: range) -> tuple[Tensor, Tensor]:
+        some = slice(rows.start, rows.stop)
+        temperature = self.config.reply.temperature if isinstance(self.method, Grpo) else 1.0
+        return self.writer.logps(asked[some], replies[some], temperature)
+
+    def _chunks(self, count: int) -> list[range]:
+        size = self.writer.chunk
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _update(self, count: int, loss: Callable[[range], Loss], weight: Tensor | None = None) -> dict[str, float]:
+        """One optimizer step on the weighted mean loss of ``count`` terms, chunk by chunk; means of the metrics."""
+        weight = torch.ones(count) if weight is None else weight
+        total, means = float(weight.sum()), dict[str, float]()
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows in self._chunks(count) if total else ():
+            found = loss(rows)
+            share = weight[rows.start : rows.stop].to(found.value.device) / total
+            value = (found.value * share).sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            for name, each in {"loss": found.value.detach(), **found.metrics}.items():
+                means[name] = means.get(name, 0.0) + float((each * share).sum())
+        if total and not means["loss"] - means["loss"] == 0:
+            raise RunFolderError(f"the loss is {means['loss']} at step {self.step}; try a smaller method.lr")
+        means["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, 1.0)) if total else 0.0
+        if total:
+            self.optimizer.step()
+        return means
+
+    # -- checkpoint ---------------------------------------------------------------------------------------------
+
+    def save(self, file: Path) -> None:
+        """Write LoRA, its start and the optimizer in one step."""
+        state = {
+            "step": self.step,
+            "lora": [value.detach().cpu() for value in self.parameters],
+            "start": [value.cpu() for value in self.start],
+            "optimizer": self.optimizer.state_dict(),
+        }
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_bytes(file, stream.getvalue())
+
+    def load(self, file: Path) -> bool:
+        """Take up the state in ``file``; False where there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another LoRA.
+        """
+        if not file.is_file():
+            return False
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            self._put(state["lora"])
+            self.start = [value.to(one.device) for value, one in zip(state["start"], self.parameters, strict=True)]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+        except Exception as error:  # unpickling raises whatever the damage brings about
+            raise CheckpointError(f"{file} cannot be read: {first_line(error)}; start anew with --overwrite") from error
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.method.lr
+        return True

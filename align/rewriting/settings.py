@@ -1,0 +1,300 @@
+"""Settings of ``alignflow prompts``, read from YAML like those of a training run. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from align.checking.check import generator_problems
+from align.checking.folder_check import lora_problems
+from align.config.load import Files, load_settings
+from align.config.memory import conflicts, missing
+from align.config.sampling import Sampler
+from align.config.settings import REWARD, GeneratorConfig
+from align.data.prompts import read_prompts
+from align.data.tables import table_problems
+from align.preference.settings import JudgeLora
+from align.rewriting.table import read_rewrites
+from align.rewriting.words import EVOLVE, REWRITE
+from align.runs import devices
+from alignflow.errors import ConfigError, Problem
+from alignflow.kinds import OneOf, problems_at
+from alignflow.settings import RunSettings, Settings
+from alignflow.strict import Named
+from alignflow.words import one_line
+from generators.settings import Memory
+from rewards.base import RewardSettings
+from rewards.judges.settings import Endpoint
+
+
+def _shows(*names: str) -> Any:
+    def check(template: str) -> str:
+        if absent := [name for name in names if "{" + name + "}" not in template]:
+            raise PydanticCustomError("setting", "does not show {absent}", {"absent": "{" + absent[0] + "}"})
+        return template
+
+    return AfterValidator(check)
+
+
+class LocalWriter(Settings):
+    """A causal language model of transformers in this process."""
+
+    kind: Literal["local"] = Field("local", description="causal language model in this process")
+    model: str = Field(
+        "Qwen/Qwen2.5-7B-Instruct",
+        description="shapes (the embedded world's rewriter), or a folder or hub id with model and tokenizer",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="compute dtype of the network")
+    chunk: int = Field(16, ge=1, description="replies per network call")
+    lora: str | None = Field(None, description="folder written by alignflow prompts train; null = none")
+
+
+class EndpointWriter(Endpoint):
+    """A language model behind an OpenAI-compatible server."""
+
+
+WRITERS: dict[str, type[BaseModel]] = {"local": LocalWriter, "endpoint": EndpointWriter}
+AnyWriter = LocalWriter | EndpointWriter
+WRITER = OneOf("writer", lambda: WRITERS, default="local")
+
+
+class Reply(Settings):
+    """How rewrites are written."""
+
+    template: Annotated[str, _shows("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
+    temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; 0 = the likeliest token")
+    longest: int = Field(128, ge=1, description="maximum number of tokens per rewrite")
+
+
+class Evolution(Reply):
+    """How rewrites are written in view of earlier ones."""
+
+    template: Annotated[str, _shows("prompt", "history")] = Field(
+        EVOLVE, description="instruction; shows {prompt} and {history}, the best rewrites so far with their scores"
+    )
+    shown: int = Field(3, ge=1, description="rewrites in the history, the best ones")
+
+
+class Rendering(Settings):
+    """How rewrites are rendered."""
+
+    sampler: Sampler = Field(Sampler(), description="sampler of the images or videos; must be deterministic")
+    samples: int = Field(
+        2, ge=1, description="samples per rewrite, whose mean score counts; rewrites of a prompt share their noise"
+    )
+    chunk: int = Field(64, ge=1, description="samples generated at a time")
+
+    @model_validator(mode="after")
+    def _deterministic(self) -> Self:
+        if self.sampler.stochastic:
+            raise problems_at([("sampler.kind", "rewrites are compared on the same noise; take ode or dpm2")])
+        return self
+
+
+class Caption(Settings):
+    """A term of the score on the rewrite's own words, as in VANS' Joint-GRPO."""
+
+    column: str = Field("caption", description="column of the prompt table with the wanted text")
+    rouge: float = Field(1.0, ge=0, description="weight of ROUGE-L between rewrite and wanted text")
+    media: float = Field(1.0, ge=0, description="weight of the reward of the rendered rewrite")
+
+
+class Users(Settings):
+    """Users' prompts, in any form that training accepts."""
+
+    train: str = Field(
+        description="training prompts: shapes:train, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]"
+    )
+    limit: int | None = Field(None, ge=1, description="maximum number of prompts, counted from the first; null = all")
+    heldout: str | None = Field(None, description="held-out prompts, for the reported scores; null = none")
+    measured: int = Field(64, ge=1, description="maximum number of held-out prompts, counted from the first")
+    rewrites: str | None = Field(
+        None,
+        description="table of scored rewrites for sft and dpo, as alignflow prompts evolve writes it: prompt, rewrite, "
+        "score, parts; null = the rewriter writes them first",
+    )
+
+
+class Pool(Settings):
+    """Users' prompts to evolve, in any form that training accepts."""
+
+    source: str = Field(description="prompts: shapes:train, .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+    limit: int | None = Field(None, ge=1, description="maximum number of prompts, counted from the first; null = all")
+
+
+class RewritingSettings(RunSettings):
+    """What both commands have: the rewriter, the frozen generator, and the reward."""
+
+    writer: Annotated[AnyWriter, WRITER] = Field(
+        LocalWriter(), description="language model that rewrites: local or endpoint"
+    )
+    generator: GeneratorConfig = Field(description="frozen generator that renders the rewrites")
+    generator_lora: str | None = Field(
+        None, description="LoRA to load into the generator: a file, a folder or a training run; null = none"
+    )
+    memory: Memory = Field(
+        Memory(), description="memory settings, as for training; presets are available for training only"
+    )
+    reward: Annotated[RewardSettings, REWARD] = Field(
+        description="reward of the rendered rewrite, which is given the user's own prompt"
+    )
+    gold: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
+        {}, description="rewards by name that are reported beside the reward, but not optimised"
+    )
+    caption: Caption | None = Field(
+        None, description="wanted text of every prompt, with which rewrites are compared too; null = none"
+    )
+    rendering: Rendering = Field(Rendering(), description="samples of a rewrite")
+
+    @model_validator(mode="after")
+    def _scores_alone(self) -> Self:
+        problems = [
+            (place, f"compares samples of a {scope}; take one that scores each sample alone")
+            for place, reward in {"reward": self.reward, **{f"gold.{k}": v for k, v in self.gold.items()}}.items()
+            if (scope := reward.compares()) not in (None, "sample")
+        ]
+        if "reward" in self.gold:
+            problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+        problems += conflicts(self.generator, self.memory)
+        if problems:
+            raise problems_at(problems)
+        return self
+
+
+class EvolveConfig(RewritingSettings):
+    """Settings of an evolution of prompts."""
+
+    command = "prompts evolve"
+
+    prompts: Pool = Field(description="users' prompts")
+    reply: Evolution = Field(Evolution(), description="instruction and sampling of the rewriter")
+    rounds: int = Field(4, ge=1, description="rounds of proposals per prompt")
+    proposals: int = Field(3, ge=1, description="rewrites proposed per round (Prompt-A-Video: 3)")
+    batch: int = Field(8, ge=1, description="prompts evolved together; an interrupt loses those in progress")
+
+
+class Method(Settings):
+    """Optimisation of the rewriter's LoRA."""
+
+    steps: int = Field(100, ge=1, description="optimizer steps; for grpo, rounds of rewrites")
+    batch: int = Field(8, ge=1, description="rewrites (sft), pairs (dpo) or prompts (grpo) per step")
+    lr: float = Field(1e-5, ge=0, description="learning rate of AdamW; 0 = a control that learns nothing")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+
+
+class Sft(Method):
+    """Cross-entropy on the best rewrites of each prompt."""
+
+    kind: Literal["sft"] = Field("sft", description="supervised on the best rewrites")
+    best: int = Field(1, ge=1, description="rewrites per prompt to learn from, the best ones")
+
+
+class Dpo(Method):
+    """DPO on pairs of rewrites (Prompt-A-Video, arXiv 2412.15156)."""
+
+    kind: Literal["dpo"] = Field("dpo", description="preferences between rewrites by threshold and gap")
+    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference (Prompt-A-Video: 0.1)")
+    gap: float = Field(
+        1.4, ge=0, description="least difference of the scores of a pair, exclusive (Prompt-A-Video: 1.4)"
+    )
+    ranks: int = Field(2, ge=1, description="rewrites per prompt that may be chosen, the best ones")
+    above: dict[str, float] = Field(
+        {}, description="thresholds of the reward's parts by name, exclusive, that a chosen rewrite passes"
+    )
+
+
+class Grpo(Method):
+    """GRPO on the tokens of rewrites (PromptEnhancer, arXiv 2509.04545)."""
+
+    kind: Literal["grpo"] = Field("grpo", description="policy gradient on rewrites that are rendered and scored")
+    rewrites: int = Field(8, ge=2, description="rewrites per prompt (PromptEnhancer: 8)")
+    clip: float = Field(0.2, gt=0, lt=1, description="half width of the trusted range of a token's ratio")
+    kl: float = Field(0.001, ge=0, description="weight of the KL to the reference (PromptEnhancer: 0.001)")
+    updates: int = Field(1, ge=1, description="optimizer steps per round of rewrites")
+    normalise_by: Literal["group", "global", "centred", "none"] = Field(
+        "group", description="what divides an advantage"
+    )
+    invalid: float | None = Field(
+        None, description="score of a rewrite that is empty or too long for the generator; null = left out"
+    )
+
+
+METHODS: dict[str, type[Method]] = {"sft": Sft, "dpo": Dpo, "grpo": Grpo}
+METHOD = OneOf("method", lambda: METHODS)
+
+
+class WriterLora(JudgeLora):
+    """The trained part of a rewriter."""
+
+
+class RewriterConfig(RewritingSettings):
+    """Settings for training one rewriter; the run folder is a LoRA for ``writer: {lora: ...}``."""
+
+    command = "prompts train"
+
+    prompts: Users = Field(description="users' prompts")
+    reply: Reply = Field(Reply(), description="instruction and sampling of the rewriter")
+    lora: WriterLora = Field(WriterLora(), description="LoRA to train, unless writer.lora is trained further")
+    method: Annotated[Method, METHOD] = Field(description="sft, dpo or grpo")
+    candidates: int = Field(5, ge=2, description="rewrites written per prompt where there is no table")
+    checkpoint: int = Field(10, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        problems = []
+        if self.writer.kind != "local":
+            problems.append(("writer", "a model behind a server is not trained from here; name a local one"))
+        grpo = isinstance(self.method, Grpo)
+        if self.prompts.rewrites is not None and grpo:
+            problems.append(("prompts.rewrites", "grpo writes its own rewrites; a table is for sft and dpo"))
+        if grpo and self.reply.temperature == 0:
+            problems.append(("reply.temperature", "grpo compares different rewrites; 0 writes the same one each time"))
+        if problems:
+            raise problems_at(problems)
+        return self
+
+
+def load_rewriter(path: Files, overrides: Sequence[str] = ()) -> RewriterConfig:
+    """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
+    return load_settings(path, overrides, RewriterConfig)
+
+
+def load_evolve(path: Files, overrides: Sequence[str] = ()) -> EvolveConfig:
+    """Read a config, as :func:`align.config.load.load_config` reads that of a training run."""
+    return load_settings(path, overrides, EvolveConfig)
+
+
+def _sources(config: RewritingSettings) -> dict[str, str]:
+    """Setting -> table of prompts."""
+    named = config.model_dump(include={"prompts": {"source", "train", "heldout"}})["prompts"]
+    return {f"prompts.{name}": source for name, source in named.items() if source is not None}
+
+
+def essentials(config: RewritingSettings) -> list[tuple[str, str]]:
+    """(name, what the config resolves to) for the lines of ``check``."""
+    generator = config.generator
+    rest = {"writer", "reward", "rendering", "method"} & set(type(config).model_fields)
+    return [
+        ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
+        ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {devices.said(generator.device)}"),
+        *_sources(config).items(),
+        *((name, one_line(getattr(config, name).model_dump(mode="json", exclude_none=True))) for name in sorted(rest)),
+        ("gold", ", ".join(config.gold) or "none"),
+    ]
+
+
+def check_files(config: RewritingSettings) -> None:
+    """Raise ConfigError for a generator or prompts that are not there; the hub is not asked."""
+    problems: list[Problem] = [*generator_problems(config.generator), *missing(config.memory, training=False)]
+    if config.generator_lora is not None:
+        problems += lora_problems(config.generator_lora, "generator_lora")
+    for place, source in _sources(config).items():
+        problems += table_problems(place, source, partial(read_prompts, count=1))
+    if isinstance(config, RewriterConfig) and config.prompts.rewrites is not None:
+        problems += table_problems("prompts.rewrites", config.prompts.rewrites, read_rewrites)
+    if problems:
+        raise ConfigError(problems, config.name)
