@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from align.config.load import dump_config
+from align.data.choice import indices_at
 from align.data.files import write_json, write_text
-from align.data.prompts import Prompt, indices_at, read_prompts
+from align.data.prompts import Prompt, read_prompts
 from align.maths.advantages import group_advantage
 from align.maths.pairs import threshold_gap
 from align.maths.seeds import derive
