@@ -17,6 +17,7 @@ from align.preference.train import train_reward
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.training import heads, latent
+from rewards.training.newcomer import mixture_of
 from rewards.training.scorer import load_backbone
 from rewards.training.settings import HEADS, Backbone, parse_head
 
@@ -165,6 +166,77 @@ def test_two_tastes_are_told_apart(kind, steps, tmp_path):
     assert gaps["red"] > 0 > gaps["blue"]
     with pytest.raises(RewardError, match="does not know user 'green'; it knows blue, red"):
         load_reward(f"{{kind: trained, path: {path}, user: green}}").build()
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("ideal_point", 200), ("variational", 60)])
+def test_a_newcomer_is_known_by_a_few_pairs(kind, steps, tmp_path):
+    settings = config(tmp_path, f"head.kind={kind}", f"fit.steps={steps}", "fit.batch=32", only="")
+    train_reward(settings)
+    images = torch.stack([torch.full((3, 64, 64), 0.2) for _ in range(2)])
+    images[0, 0], images[1, 2] = 0.9, 0.9
+    gaps = {}
+    for user in ("red", "blue"):
+        rows = Path(table(tmp_path, "few", 12, seed=5)).read_text().splitlines(keepends=True)
+        few = tmp_path / f"few-{user}.jsonl"
+        few.write_text("".join(row for row in rows if f'"user": "{user}"' in row))
+        reward = load_reward(f"{{kind: trained, path: {settings.run_dir}, pairs: {few}}}").build()
+        red, blue = reward(images, ["a circle"] * 2).values.tolist()
+        gaps[user] = red - blue
+    assert gaps["red"] > 0 > gaps["blue"]
+
+
+def test_a_newcomer_needs_readable_pairs_and_a_head_that_knows_users(tmp_path):
+    settings = config(tmp_path, "loss.kind=bt", "fit.steps=1")
+    train_reward(settings)
+    few = tmp_path / "few.jsonl"
+    for text, message in (
+        (None, "there is no file"),
+        ('{"prompt": "a"}', "few.jsonl line 1 should have a prompt, a chosen and a rejected image"),
+        ('{"prompt": "a", "chosen": "no.png", "rejected": "no.png"}', "few.jsonl line 1: .*no.png cannot be read"),
+        ('{"prompt": "a", "chosen": "x.png", "rejected": "x.png", "tie": true}', "holds no pair with a preference"),
+        ('{"prompt": "a", "chosen": "train-0-red.png", "rejected": "train-0-blue.png"}', "head knows no users"),
+    ):
+        if text is not None:
+            few.write_text(text + "\n")
+        with pytest.raises(RewardError, match=message):
+            load_reward(f"{{kind: trained, path: {settings.run_dir}, pairs: {few}}}").build()
+    with pytest.raises(ConfigError, match="name one of them"):
+        load_reward(f"{{kind: trained, path: {settings.run_dir}, pairs: {few}, user: red}}")
+
+
+def test_the_mixture_of_a_newcomer_explains_the_pairs_best():
+    model, width = head(kind="ideal_point", dim=2), WIDTH
+    with torch.no_grad():
+        model.prototypes[:] = torch.eye(2)
+        model.project.weight[:] = 0
+
+    # margins by hand: with share (p, 1 - p) and images on e1 and e2 the margin is 2 (2p - 1)
+    with torch.no_grad():
+        model.project.weight[:, 0] = torch.tensor([1.0, -1.0]) / (2 * width**0.5)
+        model.project.bias[:] = 0.5
+    one = torch.zeros(1, width)
+    chosen, rejected = one.clone(), one.clone()
+    chosen[0, 0], rejected[0, 0] = 1, -1  # placed on e1 and on e2
+    assert torch.allclose(model.project(heads.joint(chosen, 0 * one)), torch.tensor([[1.0, 0.0]]), atol=1e-6)
+    for ridge, pairs in ((0.1, 1), (0.01, 4)):
+        share = mixture_of(model, chosen.repeat(pairs, 1), rejected.repeat(pairs, 1), 0 * one.repeat(pairs, 1), ridge)
+        w = torch.linspace(0, 8, 80001, dtype=torch.float64)  # w = (a, -a) by symmetry
+        p = torch.sigmoid(2 * w)
+        loss = torch.nn.functional.softplus(-2 * (2 * p - 1)) + ridge * 2 * w**2 / pairs
+        assert share[0].item() == pytest.approx(p[loss.argmin()].item(), abs=1e-3)
+    swapped = mixture_of(model, rejected, chosen, 0 * one)
+    assert torch.allclose(swapped.flip(0), mixture_of(model, chosen, rejected, 0 * one), atol=1e-5)
+
+
+def test_the_angle_of_an_ideal_point_ignores_the_length_of_a_place():
+    model, (image, text) = head(kind="ideal_point", dim=2, form="angle"), features(2)
+    with torch.no_grad():
+        model.prototypes[:] = torch.eye(2)
+        model.mixture[:] = torch.tensor([[50.0, -50.0], [-50.0, 50.0]])
+        model.project.weight[:] = 0
+        model.project.bias[:] = torch.tensor([3.0, 4.0])
+        found = model(image, text, torch.tensor([0, 1]))[:, 0]
+    assert torch.allclose(found, torch.tensor([0.6, 0.8]))
 
 
 def test_regression_learns_a_number(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, Scores
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rewards.training import trust
+    from rewards.training import newcomer, trust
     from rewards.training.folder import load, load_gram
 else:
     load, load_gram = lazy("rewards.training.folder:load"), lazy("rewards.training.folder:load_gram")
-    trust = lazy("rewards.training.trust")
+    trust, newcomer = lazy("rewards.training.trust"), lazy("rewards.training.newcomer")
 
 
 class TrainedReward(ModelRewardSettings):
@@ -36,10 +36,21 @@ class TrainedReward(ModelRewardSettings):
     user: str | None = Field(
         None, description="user from the training table whose preferences are scored; null = no particular user"
     )
+    pairs: str | None = Field(
+        None,
+        description="table of a few preferences (.jsonl with prompt, chosen, rejected) of a user who is not in the "
+        "training table, whose preferences are then scored; null = none",
+    )
     ridge: float = Field(1.0, gt=0, description="ridge of V in the part distance")
     norm: Literal["quadratic", "product"] = Field(
         "quadratic", description="norm in the part distance: quadratic = sqrt(z V^-1 z) | product = |z V^-1|"
     )
+
+    @model_validator(mode="after")
+    def _one_user(self) -> TrainedReward:
+        if self.user is not None and self.pairs is not None:
+            raise ValueError("user and pairs both say whose preferences are scored; name one of them")
+        return self
 
     def load(self, device: torch.device | str) -> Reward:
         """Load backbone and head."""
@@ -47,7 +58,10 @@ class TrainedReward(ModelRewardSettings):
         if self.user is not None and self.user not in manifest.users:
             known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"
             raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
-        user = None if self.user is None else manifest.users.index(self.user)
+        user: int | Tensor | None = None if self.user is None else manifest.users.index(self.user)
+        if self.pairs is not None:
+            user = newcomer.user_of(scorer, newcomer.read_pairs(self.pairs), self.chunk)
+        told = {} if user is None or isinstance(user, int) else {"newcomer": user}
         gram = load_gram(self.path)
         inverse = None if gram is None else trust.inverse_of(gram, self.ridge)
 
@@ -65,5 +79,5 @@ class TrainedReward(ModelRewardSettings):
             "trained",
             function,
             differentiable=True,
-            fingerprint=lambda: digest({**scorer.clip.model.state_dict(), **scorer.head.state_dict()}),
+            fingerprint=lambda: digest({**scorer.clip.model.state_dict(), **scorer.head.state_dict(), **told}),
         )

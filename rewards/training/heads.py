@@ -107,18 +107,28 @@ class MoE(Head):
 
 
 class IdealPoint(Head):
-    """``-|f(x) - softmax(w_u) P|^2``; nobody in particular has the users' mean mixture."""
+    """``-|f(x) - softmax(w_u) P|^2``, or ``<f(x) / |f(x)|, softmax(w_u) P>``.
+
+    Nobody in particular has the users' mean mixture. A user may be given as mixtures ``[n, K]`` in place of numbers.
+    """
 
     def __init__(self, settings: IdealPointSettings, width: int, users: int) -> None:
         super().__init__()
+        self.form = settings.form
         self.project = nn.Linear(3 * width, settings.dim)
         self.prototypes = nn.Parameter(torch.randn(settings.prototypes, settings.dim))
         self.mixture = nn.Parameter(0.01 * torch.randn(max(users, 1), settings.prototypes))
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
-        share = self.mixture.softmax(-1)
-        share = share.mean(0).expand(len(image), -1) if user is None else share[user]
-        return -(self.project(joint(image, text)) - share @ self.prototypes).square().sum(-1, keepdim=True)
+        known = self.mixture.softmax(-1)
+        if user is None:
+            share = known.mean(0).expand(len(image), -1)
+        else:
+            share = user if user.is_floating_point() else known[user]
+        point, place = share @ self.prototypes, self.project(joint(image, text))
+        if self.form == "angle":
+            return (F.normalize(place, dim=-1) * point).sum(-1, keepdim=True)
+        return -(place - point).square().sum(-1, keepdim=True)
 
 
 class Variational(Head):

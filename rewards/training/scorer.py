@@ -78,7 +78,12 @@ class Scorer:
         image = self.embed([self.pixels(one) for one in media], chunk)
         return image, self.clip.text_features(prompts, chunk)
 
-    def outputs(self, image: Tensor, text: Tensor, user: int | None) -> Tensor:
-        """``[N, K]`` of features."""
-        number = None if user is None else torch.full((len(image),), user, device=image.device)
-        return self.head(image, text, number)
+    def outputs(self, image: Tensor, text: Tensor, user: int | Tensor | None) -> Tensor:
+        """``[N, K]`` of features.
+
+        Args:
+            user: number of a known user, ``[1, ...]`` of a newcomer, or None for nobody in particular.
+        """
+        if isinstance(user, int):
+            user = torch.tensor([user], device=image.device)
+        return self.head(image, text, None if user is None else user.expand(len(image), *user.shape[1:]))

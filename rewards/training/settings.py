@@ -83,12 +83,17 @@ class MoESettings(HeadSettings):
 
 
 class IdealPointSettings(HeadSettings):
-    """PAL: negative squared distance to a user's ideal point, a mixture of prototypes (arXiv 2406.08469)."""
+    """PAL: nearness to a user's ideal point, a mixture of prototypes (arXiv 2406.08469)."""
 
     users: ClassVar[bool] = True
     kind: Literal["ideal_point"] = Field("ideal_point", description="PAL's ideal point")
     prototypes: int = Field(2, ge=1, description="number of prototypes; every user lies in their convex hull")
     dim: int = Field(32, ge=1, description="dimension of the space shared by images and users")
+    form: Literal["distance", "angle"] = Field(
+        "distance",
+        description="nearness: distance = negative squared distance (PAL-A) | angle = product of the image's direction "
+        "and the point (PAL-B)",
+    )
 
 
 class VariationalSettings(HeadSettings):
