@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -13,13 +14,13 @@ Base = TypeVar("Base", bound=BaseModel)
 
 
 def names_in(package: ModuleType) -> list[str]:
-    """Names of the modules of a package, sorted; ``base`` and names with a leading underscore are left out."""
-    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    """Names of the modules of a package, sorted; ``base``, names with a leading underscore and folders are left out."""
+    names = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg]
     return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
 def classes_in(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
-    """Kind -> class derived from ``base``, of every module in the folder of ``package``.
+    """Kind -> class derived from ``base``, of every module in the folder of ``package`` and in the folders in it.
 
     A kind is a value of the ``Literal`` that annotates the class's field ``kind``.
 
@@ -27,8 +28,7 @@ def classes_in(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
         ImportError: a module defines no such class, or two classes have one kind.
     """
     found: dict[str, type[Base]] = {}
-    for name in names_in(package):
-        module = importlib.import_module(f"{package.__name__}.{name}")
+    for module in _modules(package):
         own = [(kind, cls) for cls in _defined(module, base) for kind in _kinds(cls)]
         if not own:
             raise ImportError(
@@ -40,6 +40,14 @@ def classes_in(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
                 raise ImportError(f"two classes have the kind {kind!r}: {found[kind]} and {cls}")
             found[kind] = cls
     return dict(sorted(found.items()))
+
+
+def _modules(package: ModuleType) -> Iterator[ModuleType]:
+    for name in names_in(package):
+        yield importlib.import_module(f"{package.__name__}.{name}")
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.ispkg:
+            yield from _modules(importlib.import_module(f"{package.__name__}.{info.name}"))
 
 
 def _defined(module: ModuleType, base: type[Base]) -> list[type[Base]]:

@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema=0", "evaluate.role=policy"]
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
 BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
-DIRECT = ["reward={kind: tiny_run:brightness, differentiable: true}", *BRIGHTNESS[1:]]
+DIRECT = ["reward={kind: tiny_run:mean_pixel, differentiable: true}", *BRIGHTNESS[1:]]
 TWO = ["reward={kind: mixture, parts: {a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}}}"]
 TRUSTED = ["reward={kind: tiny_run:with_distance}"]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
@@ -40,6 +40,9 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "paco": (0.02, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "adv_grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "prefpaint": (0.02, [*TRUSTED, *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
+    "srpo": (0.05, [*DIRECT, "train.lr=3e-3", "train.steps=4"]),
+    "instruct_video": (0.05, [*DIRECT, "train.lr=3e-3", "train.steps=3"]),
+    "np_edit": (0.05, [*DIRECT, "recipe.judge=1", "recipe.matching=0", "train.lr=3e-3", "train.steps=3"]),
     "reward_backprop": (0.1, [*DIRECT, "recipe.last=1", "train.lr=3e-3", "train.steps=3"]),
 }
 SLOW: dict[str, tuple[float, list[str]]] = {
@@ -78,7 +81,7 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
     assert summary["gold_after"] > summary["gold_before"] + rise
 
 
-@pytest.mark.parametrize("recipe", some_slow([*FAST, "edit_r1", "re_dmd", "texforce"]))
+@pytest.mark.parametrize("recipe", some_slow([*FAST, "edit_r1", "re_dmd", "texforce", "opd"]))
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
     one = ["evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0"]
     summary = run(recipe, tmp_path, *FEW, *one, *(TRUSTED if recipe == "prefpaint" else []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tiny_run import final_tensors, settings
 from torch import Tensor, nn
 
 from align.config.sampling import Sampler
+from align.maths.samplers import spaced_steps
 from align.maths.seeds import whole
 from align.policy.build import build_generator
 from align.policy.roles import Roles
-from align.recipes.reward_backprop import RewardBackprop
+from align.recipes.gradients.reward_backprop import RewardBackprop
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored, draw
 from align.rollout.sources import OnlineSource, Share
@@ -130,6 +132,38 @@ def test_alignprop_draws_the_number_of_steps_for_each_rollout() -> None:
     assert {whole(1, STEPS, seed, "last") for seed in range(60)} == set(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize("count", [1, 2, STEPS])
+def test_drtune_adds_up_its_steps_as_if_their_inputs_were_given(count: int) -> None:
+    """``x0 = x - h sum_i theta x_i`` with the x_i constant, so the derivative is the sum over the steps."""
+    chosen = spaced_steps(count, STEPS, 3)
+    loss, slope, *_ = toy(RewardBackprop(bridge=count), NOISE)
+    x0 = ONE * (1 - THETA * H) ** STEPS
+    close(loss.value.detach(), (x0 - AIM) ** 2)
+    by_theta = sum(-H * ONE * (1 - THETA * H) ** i for i in chosen)
+    assert slope == pytest.approx(float((2 * (x0 - AIM) * by_theta).sum()), rel=1e-5)
+
+
+def test_drtune_stops_early_as_refl_does() -> None:
+    left = whole(2, 4, 3, "remaining")
+    loss, slope, _, bench = toy(RewardBackprop(bridge=2, remaining=(2, 4)), NOISE)
+    taken = STEPS - left + 1
+    before = [ONE * (1 - THETA * H) ** i for i in range(taken)]
+    t = left * H
+    x0 = before[-1] * (1 - t * THETA)
+    close(loss.value.detach(), (x0 - AIM) ** 2)
+    lengths = [H] * (taken - 1) + [t]
+    by_theta = sum(-lengths[i] * before[i] for i in spaced_steps(2, taken, 3))
+    assert slope == pytest.approx(float((2 * (x0 - AIM) * by_theta).sum()), rel=1e-5)
+    assert bench.generator.calls == 2 * taken + 2 * sum(1 for i in spaced_steps(2, taken, 3))  # type: ignore[attr-defined]
+
+
+def test_spaced_steps_cover_all_steps() -> None:
+    for count in (1, 2, 3, 5, 10):
+        found = [spaced_steps(count, 10, seed) for seed in range(80)]
+        assert {step for one in found for step in one} == set(range(10))
+        assert all(len({b - a for a, b in pairwise(one)}) <= 1 and len(one) == count for one in found)
+
+
 def test_the_pull_to_the_base_is_the_velocity_at_the_last_step() -> None:
     """After a step the reference is the theta of before."""
     recipe, plain = RewardBackprop(kl=2.0), RewardBackprop()
@@ -214,6 +248,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [row for row in found if row["event"] == "train"]
 
 
+GROUPED = {"kind": "tiny_run:apart", "scope": "group"}
 GAPS = {"kind": "tiny_run:missing_by_content"}
 
 
@@ -241,6 +276,16 @@ def test_missing_scores_are_counted_and_change_no_gradient_by_chunks(model: Path
         assert row["reward_std"] > 0
         assert row["diversity"] > 0
     assert gap(*runs) < 1e-4
+
+
+def test_rewards_that_compare_the_samples_of_a_prompt_see_whole_groups(model: Path, tmp_path: Path) -> None:
+    options = {"steps": 1, "max_grad_norm": 1e6}
+    runs = [trained(tmp_path / str(size), model, reward=GROUPED, train={**options, "chunk": size}) for size in (8, 4)]
+    assert gap(*runs) < 1e-4
+    assert rows(runs[0])[0]["reward"] == pytest.approx(rows(runs[1])[0]["reward"], rel=1e-5)
+    assert rows(runs[0])[0]["missing"] == 0
+    with pytest.raises(ValueError, match="srpo scores samples chunk by chunk, and tiny_run:apart compares samples"):
+        settings(tmp_path, model, "srpo", reward=GROUPED)
 
 
 RUN = """
@@ -312,14 +357,19 @@ def test_gradients_that_only_a_built_reward_shows_are_refused(model: Path, tmp_p
     [
         ({"reward": {"kind": "shapes"}}, "follows the reward's gradient, and shapes has none"),
         ({"reward": {"kind": "pairwise"}}, "pairwise"),
-        ({"reward": {"kind": "tiny_run:redness", "scope": "group"}}, "tiny_run:redness compares samples"),
+        ({"reward": {"kind": "tiny_run:redness", "scope": "batch"}}, "tiny_run:redness compares samples"),
+        ({"reward": GROUPED, "train": {"chunk": 6}}, r"train.chunk\s.*should be a multiple of rollout.group = 4"),
+        ({"reward": GROUPED, "train": {"updates": 2}}, r"train.updates\s.*an update needs all of them: 1"),
         ({"rollout": {"kind": "pairs", "file": "a.jsonl"}}, "learns from its own samples: use kind 'online'"),
         ({"rollout": {"overlap": "chunks"}}, "samples and scores in its loss: leave this out"),
         ({"rollout": {"filter": {}}}, "samples and scores in its loss: leave this out"),
         ({"recipe": {"last": 4}}, "recipe.last"),
-        ({"recipe": {"last": [3, 2]}}, "rollout.sampler.steps = 3"),
+        ({"recipe": {"last": [3, 2]}}, "at most 3, the sampler's steps"),
         ({"recipe": {"remaining": [1, 4]}}, "recipe.remaining"),
         ({"recipe": {"last": 0}}, "greater than or equal to 1"),
+        ({"recipe": {"bridge": 3, "remaining": [1, 2]}}, r"recipe.bridge\s.*should be at most 2"),
+        ({"recipe": {"bridge": 2, "last": 2}}, r"recipe.last\s.*leave it out beside bridge"),
+        ({"recipe": {"bridge": 2, "kl": 0.1}}, r"recipe.kl\s.*leave it out beside bridge"),
     ],
 )
 def test_what_does_not_go_together_is_said(sections: dict[str, Any], says: str, model: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_the_table_of_roles_in_the_docs(kind: str) -> None:
 
     lora, lora_bytes = roles()
     if kind in LORA_ONLY:  # a critic shares the network, or text encoders have LoRAs: all weights are refused
-        critic = ", and the critic" if kind == "re_dmd" else ""
+        critic = ", and the critic" if kind in ("re_dmd", "np_edit") else ""
         row = f"| `{kind}` | {lora}{critic} | {lora_bytes / 1e6:.0f} MB | refused | |"
     else:
         full, full_bytes = roles("policy={kind: full}")

@@ -67,6 +67,26 @@ def test_the_last_steps_alone_are_those_after_detaching(field, last, checkpoint)
     assert not torch.allclose(got[0], gradients(plain(velocity, x, TIMES), weight)[0])
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("bridge", [[0, 2], [1], [0, 1, 2, 3]])
+def test_a_bridge_adds_the_gradients_of_its_steps_and_passes_none_through_the_network(field, bridge, checkpoint):
+    """The ODE is ``x0 = x + sum_i dt_i v_i``, so with detached inputs the gradient is a sum over the steps."""
+    velocity, weight, x, calls = field
+    made = unroll(velocity, x, TIMES, bridge=bridge, checkpoint=checkpoint)
+    assert len(calls) == 4
+    torch.testing.assert_close(made, plain(velocity, x, TIMES))
+    at, sums = x.detach(), 0.0
+    for i, (t, t_next) in enumerate(pairwise(TIMES)):
+        v = velocity(at, t)
+        sums = sums + ((t_next - t) * v if i in bridge else 0)
+        at = (at + (t_next - t) * v).detach()
+    (wanted,) = torch.autograd.grad((2 * made.detach() * sums).sum(), weight)
+    got = gradients(made, weight, x)
+    torch.testing.assert_close(got[0], wanted)
+    torch.testing.assert_close(got[1], 2 * made.detach())  # of x through the steps alone
+    assert not torch.allclose(wanted, gradients(plain(velocity, x, TIMES), weight)[0])
+
+
 def test_more_steps_than_there_are_is_all_and_none_carries_no_graph(field):
     velocity, weight, x, _ = field
     everything = gradients(unroll(velocity, x, TIMES, last=9), weight, x)

@@ -44,6 +44,13 @@ def with_distance(media: Tensor, prompts: list[str]) -> Scores:
     return Scores(mean_pixel(media, prompts), parts={"distance": 10 * media.flatten(1).std(dim=1)})
 
 
+def apart(media: Tensor, prompts: list[str], group: Tensor) -> Tensor:
+    """Squared distance of ``redness`` from the mean of a prompt's samples, with a gradient to all of them."""
+    values = redness(media, prompts)
+    means = torch.stack([values[group == number].mean() for number in group])
+    return (values - means).square()
+
+
 def sometimes_missing(media: Tensor, prompts: list[str]) -> Tensor:
     """``redness`` without a score for every third sample."""
     values = redness(media, prompts)
@@ -81,7 +88,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mm_dpo": {"kind": "mm_dpo", "timesteps": 2},
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
+    "instruct_video": {"kind": "instruct_video", "start": 0.7},
+    "srpo": {"kind": "srpo", "t_range": [0.1, 0.9], "positive": ["big"], "negative": ["small"], "margin": None},
     "re_dmd": {"kind": "re_dmd", "critic": {"updates": 2, "timesteps": 2}},
+    "np_edit": {"kind": "np_edit", "span": [-1, 1], "critic": {"updates": 2, "timesteps": 2}},
+    "opd": {"kind": "opd"},
     "texforce": {"kind": "texforce"},
     "awm": {"kind": "awm", "timesteps": 2},
     "dgpo": {"kind": "dgpo", "timesteps": 2},
@@ -93,11 +104,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paco": {"kind": "paco"},
     "adv_grpo": {"kind": "adv_grpo"},
 }
-STOCHASTIC = ("grpo", "prdp", "re_dmd", "texforce", "vgpo", "vpo", "prefpaint", "paco", "adv_grpo")
+STOCHASTIC = ("grpo", "opd", "prdp", "re_dmd", "texforce", "vgpo", "vpo", "prefpaint", "paco", "adv_grpo")
 """Those that train the stochastic steps of a sampler."""
 EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
-LORA_ONLY = ("re_dmd", "texforce")
+DIRECT = ("reward_backprop", "instruct_video", "np_edit", "srpo")
+"""Those that follow the reward's gradient."""
+LORA_ONLY = ("np_edit", "re_dmd", "texforce")
 """Those that cannot train all weights."""
 
 
@@ -131,7 +144,7 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
     for name, value in sections.items():
         extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
         tree[name] = {**tree[name], **value} if extends else value
-    if tree["recipe"]["kind"] == "reward_backprop" and ":" in tree["reward"]["kind"]:
+    if tree["recipe"]["kind"] in DIRECT and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
     if kind in ("vpo", "prefpaint") and ":" in tree["reward"]["kind"]:
         members = {"given": tree["reward"], "level": {"kind": "tiny_run:with_distance"}}

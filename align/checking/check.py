@@ -57,6 +57,8 @@ def _others(config: Config, samples: int) -> str:
     """Terms and optimizer steps of the learners other than the policy."""
     said = ""
     for name, learns in config.recipe.learners().items():
+        if learns.updates == 0:
+            continue
         terms = math.ceil(samples * learns.objective.terms_per_sample(config))
         steps = count(learns.updates or config.train.updates, "optimizer step")
         said += "" if name == "policy" else f"; the {name}: {count(terms, 'term')} and {steps} per rollout"
@@ -173,11 +175,14 @@ def _policy(config: Config) -> list[Problem]:
     policy = config.policy
     if policy.kind != "lora":
         return []
-    trains = () if is_unread(config.recipe) else config.recipe.learners()["policy"].trains
+    learners = {} if is_unread(config.recipe) else config.recipe.learners()
+    trains = learners["policy"].trains if learners else ()
+    starts = {f"recipe ({name})": one.init for name, one in learners.items() if one.init is not None}
+    found = [problem for place, init in starts.items() for problem in lora_problems(init, place)]
     if policy.init is not None:
-        return lora_problems(policy.init, "policy.init", trains)
+        return found + lora_problems(policy.init, "policy.init", trains)
     text = (registry.declared(config.generator.kind, "text_loras") or ()) if "text" in trains else ()
-    return target_problems(
+    return found + target_problems(
         config.generator, policy.targets, (*text, *(() if trains == ("text",) else ("transformer",)))
     )
 

@@ -161,17 +161,18 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     size = 4 if lora else SIZES[config.generator.dtype]
     each = 1 if optimizer.endswith("8bit") else size
     paged = optimizer.startswith("paged")
-    copies, learners = held.copies(config), [*config.recipe.learners()]
-    others = [name for name in learners if name != "policy"]  # each a LoRA of the policy's size
+    copies, held_too = held.copies(config), config.recipe.learners()
+    learners = [name for name, learns in held_too.items() if learns.updates != 0]
+    others = [name for name in held_too if name != "policy"]  # each a LoRA, counted at the policy's size
     roles = [*(["policy"] if lora else []), *copies, *others]
     off = "; the reference is the LoRA switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
     state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"
-    state += f", of {' and '.join(learners)}" if others else ""
+    state += f", of {' and '.join(learners)}" if len(learners) > 1 else ""
     return [
         Item("roles", trained * size * len(roles), f"{', '.join(roles) or 'none'}: {how}{off}"),
         Item("optimizer", 0.0 if paged else 2.0 * trained * each * len(learners), f"{optimizer}: {state}"),
-        Item("gradients", trained * size, f"{how}, one learner at a time" if others else how),
+        Item("gradients", trained * size, f"{how}, one learner at a time" if len(learners) > 1 else how),
         Item("rollout", shapes.rollout_bytes, shapes.rollout_how),
     ]
 

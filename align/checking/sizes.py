@@ -133,6 +133,8 @@ def _trained(config: Config, *, guided: bool) -> int:
     doubled = guided and getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0
     terms, found = terms_per_update(config, _world()), []
     for name, learns in config.recipe.learners().items():
+        if learns.updates == 0:
+            continue
         each = learns.objective.rows_per_term(config) * (2 if doubled and name == "policy" else 1)
         found.append(max(1, min(config.train.chunk, terms[name])) * each)
     return max(found)

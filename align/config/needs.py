@@ -71,11 +71,31 @@ def _reward_gradient(config: Config) -> Problems:
             (place, f"{kind} follows the reward's gradient, and {name} has none; {remedy}")
             for place, name in without_gradient(reward).items()
         ]
-    if known_scope(reward) != "sample":
-        return [("reward", f"{kind} scores samples chunk by chunk, and {_kind(reward)} compares samples")]
+    if known_scope(reward) == "group" and whole_groups(config):
+        found = _chunks_of_groups(config, reward)
+    elif known_scope(reward) != "sample":
+        found = [("reward", f"{kind} scores samples chunk by chunk, and {_kind(reward)} compares samples")]
+    else:
+        found = []
+    if found:
+        return found
     if config.rollout.filter is not None or config.rollout.overlap != "none":
         key = "filter" if config.rollout.filter is not None else "overlap"
         return [(f"rollout.{key}", f"{kind} samples and scores in its loss: leave this out")]
+    return []
+
+
+def whole_groups(config: Config) -> bool:
+    """Whether the loss scores whole prompts where its chunks hold them."""
+    return bool(getattr(config.recipe, "scores_groups", False))
+
+
+def _chunks_of_groups(config: Config, reward: RewardSettings) -> Problems:
+    group, said = config.rollout.group, f"{_kind(reward)} compares the samples of a prompt, so"
+    if config.train.updates > 1:
+        return [("train.updates", f"{said} an update needs all of them: 1")]
+    if config.train.chunk % group:
+        return [("train.chunk", f"{said} a chunk should be a multiple of rollout.group = {group}")]
     return []
 
 
@@ -125,10 +145,13 @@ CHECKS: dict[str, Callable[[Config], Problems]] = {
 
 
 def _learners(config: Config) -> Problems:
-    kind, others = config.recipe.kind, [name for name in config.recipe.learners() if name != "policy"]
+    kind = config.recipe.kind
+    others = {name: learns for name, learns in config.recipe.learners().items() if name != "policy"}
+    trained = [name for name, learns in others.items() if learns.updates != 0]
     found: Problems = []
     if others and config.policy.kind != "lora":
-        found.append(("policy.kind", f"{kind} trains a {others[0]} on the same network: use lora"))
-    if others and config.train.precision == "fp16":
-        found.append(("train.precision", f"{kind} trains a {others[0]} too, and fp16 scales one loss: use bf16 or no"))
+        says = f"trains a {trained[0]}" if trained else f"holds the LoRA of {next(iter(others))}"
+        found.append(("policy.kind", f"{kind} {says} on the same network: use lora"))
+    if trained and config.train.precision == "fp16":
+        found.append(("train.precision", f"{kind} trains a {trained[0]} too, and fp16 scales one loss: use bf16 or no"))
     return found

@@ -1,6 +1,6 @@
 """Registries of adapters, recipes, rewards and searches, found by listing folders. No torch.
 
-Each file in ``align/recipes/`` is a recipe, in ``align/search/methods/`` a search method, and in
+Each file in ``align/recipes/`` and its folders is a recipe, in ``align/search/methods/`` a search method, and in
 ``generators/adapters/`` an adapter; :mod:`rewards` lists the rewards. ``package.module:name`` reaches code outside the
 repository.
 """

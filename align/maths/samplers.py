@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align.maths.losses import column, mse, precise, x0_from
-from align.maths.seeds import derive
+from align.maths.seeds import derive, whole
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -257,6 +257,17 @@ def window_steps(
     else:
         place = first + iteration // shift_every % (last - first + 1)
     return tuple(range(place, place + size))
+
+
+def spaced_steps(count: int, steps: int, seed: int) -> list[int]:
+    """``count`` of ``steps`` steps at the largest equal distances, from a random first one (DRTune, 2405.00760).
+
+    >>> spaced_steps(2, 10, 7), spaced_steps(3, 3, 7)
+    ([0, 5], [0, 1, 2])
+    """
+    stride = steps // count
+    first = whole(0, steps - 1 - (count - 1) * stride, seed, "spaced")
+    return [first + stride * number for number in range(count)]
 
 
 def sample(

@@ -107,8 +107,9 @@ def add_trained(config: Config, generator: Generator) -> None:
         generator.backbone.requires_grad_(True)
         return
     for name, learns in learners.items():
-        if name == "policy" and policy.init is not None:
-            continue_lora(generator, Path(policy.init).expanduser(), parts=learns.trains)
+        start = policy.init if name == "policy" else learns.init
+        if start is not None:
+            continue_lora(generator, Path(start).expanduser(), adapter_of(name), learns.trains)
         else:
             add_lora(
                 generator, policy.rank, policy.alpha or policy.rank, policy.targets, seed=config.seed,
@@ -117,9 +118,9 @@ def add_trained(config: Config, generator: Generator) -> None:
     if len(learners) > 1:
         for network in generator.backbones().values():
             network.set_adapter(ADAPTER)  # type: ignore[operator]
-        for name in learners:
+        for name, learns in learners.items():
             for _, value in parameters_of(config, generator, name):
-                value.requires_grad_(True)
+                value.requires_grad_(learns.updates != 0)
 
 
 def adapter_of(learner: str) -> str:

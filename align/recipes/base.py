@@ -66,6 +66,12 @@ class Terms:
     slot: Tensor
     weight: Tensor
 
+    @classmethod
+    def of_samples(cls, rollout: Scored) -> Terms:
+        """One term per sample, those without a score too."""
+        sample = torch.arange(len(rollout.seeds))
+        return Terms(sample=sample, slot=torch.zeros_like(sample), weight=torch.ones(len(sample)))
+
     def __len__(self) -> int:
         return self.sample.shape[0]
 
@@ -163,14 +169,16 @@ class Learns:
     Args:
         objective: its terms and loss.
         trains: parts of the generator whose parameters it has.
-        updates: optimizer steps per rollout; None = ``train.updates``.
+        updates: optimizer steps per rollout; None = ``train.updates``, 0 = never trained, such as a teacher.
         lr: learning rate; None = ``train.lr``.
+        init: LoRA file or folder to start from, for learners other than the policy; None = a new LoRA.
     """
 
     objective: Objective
     trains: tuple[Part, ...] = ("network",)
     updates: int | None = None
     lr: float | None = None
+    init: str | None = None
 
 
 class Recipe(Objective):
@@ -200,14 +208,8 @@ class Recipe(Objective):
         numbers = [name for name in fields if type(getattr(self, name)) is float]
         for name, points in self.schedule.items():
             if name not in numbers:
-                raise problems_at(
-                    [
-                        (
-                            f"schedule.{name}",
-                            f"is not a decimal setting of {self.kind}; those are {listing(numbers, name)}",
-                        )
-                    ]
-                )
+                says = f"is not a decimal setting of {self.kind}; those are {listing(numbers, name)}"
+                raise problems_at([(f"schedule.{name}", says)])
             if problem := unordered(points):
                 raise problems_at([(f"schedule.{name}", problem)])
             for _, value in points:

@@ -73,8 +73,11 @@ class GRPO(GroupRecipe):
 
     def loss(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Clipped surrogate, plain or guarded, plus the KL of the steps."""
+        return self.surrogate(terms, rollout, self.steps(terms, rollout, bench))
+
+    def surrogate(self, terms: StepTerms, rollout: Scored, taken: Callable[[str], Step]) -> Loss:
+        """The loss of the terms' steps as the roles take them."""
         path, n, s = rollout.path, terms.sample, terms.slot
-        taken = self.steps(terms, rollout, bench)
         step, old, guard = taken("policy"), path.logp[n, s], None
         advantage = terms.credit.to(step.logp.device)
         if self.ratio == "guard":

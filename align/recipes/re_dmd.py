@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from align.maths import losses
-from align.recipes.base import Bench, GroupRecipe, Learns, Loss, NoisedTerms, Objective, Point, Scored, Scores, Tensor
+from align.recipes import base
+from align.recipes.base import Bench, GroupRecipe, Learns, Loss, NoisedTerms, Point, Scored, Scores, Tensor
 
 
-class Critic(Objective):
+class Critic(base.Objective):
     """Model of the student's samples: flow matching on what it predicts at its steps, the last of them included."""
 
     updates: int = Field(5, ge=1, description="optimizer steps of the critic per rollout")
@@ -26,25 +28,21 @@ class Critic(Objective):
         """All samples, those without a score too."""
         return NoisedTerms.of(rollout, credit, credit.new_ones(len(credit)), range(self.timesteps), self.t_range)
 
+    def predicted(self, terms: NoisedTerms, rollout: Scored) -> Tensor:
+        """The clean samples that the student predicts at its steps, ``[M, ...]``."""
+        return rollout.at_random_step(terms.sample, terms.slot)[2]
+
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Plain flow matching."""
-        x0, eps = rollout.at_random_step(terms.sample, terms.slot)[2], rollout.noise(terms.sample, terms.slot)
+        x0, eps = self.predicted(terms, rollout), rollout.noise(terms.sample, terms.slot)
         t = terms.t.to(x0.device)
         v = bench.velocity("critic", Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
         return losses.weighted_fm(v, x0, eps, t.new_ones(len(t)))
 
 
-class ReDMD(GroupRecipe):
-    """Re-DMD: distil the base into a few-step student, samples weighted by exp(beta A) (Reward Forcing, 2512.04678)
+class FewStep(base.Recipe):
+    """Recipes that distil the base into a student of few steps, with a critic of its samples."""
 
-    The student is the policy under ``rollout.sampler``; ``cps`` at noise level 1 noises its predictions again, as
-    published. The prediction at one step per sample is compared; its reward is that of the sample.
-    """
-
-    needs = ("trajectory", "predictions")
-    kind: Literal["re_dmd"] = "re_dmd"
-    beta: float = Field(2.0, ge=0, description="samples weigh exp(beta A); 0 = without the reward, plain DMD")
-    advantage_clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale of the teacher; 1 = no guidance")
     t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
     critic: Critic = Field(Critic(), description="second LoRA that models the student's samples")
@@ -65,22 +63,43 @@ class ReDMD(GroupRecipe):
         """The critic is updated first, so that it knows the samples on which the student learns."""
         return {"critic": Learns(self.critic, updates=self.critic.updates, lr=self.critic.lr), "policy": Learns(self)}
 
+    def terms_of(self, rollout: Scored, credit: Tensor, weight: Tensor) -> NoisedTerms:
+        """Every sample once, with the noise of the slot after the critic's."""
+        slots = range(self.critic.timesteps, self.critic.timesteps + 1)
+        return NoisedTerms.of(rollout, credit, weight, slots, self.t_range)
+
+    def matched(self, x: Tensor, terms: NoisedTerms, rollout: Scored, bench: Bench, weight: Tensor | float = 1) -> Loss:
+        """Distribution matching of the student's predictions ``x [M, ...]``, which alone have a gradient."""
+        t = terms.t.to(x.device)
+        noisy = losses.x_at(x.detach(), rollout.noise(terms.sample, terms.slot), t)
+        point = Point(noisy, t, rollout.cond_of(terms.sample), self.guidance)
+        real, fake = bench.velocity("reference", point), bench.velocity("critic", replace(point, guidance=1.0))
+        return losses.dmd(x, losses.x0_from(noisy, real, t), losses.x0_from(noisy, fake, t), weight)
+
+
+class ReDMD(FewStep, GroupRecipe):
+    """Re-DMD: distil the base into a few-step student, samples weighted by exp(beta A) (Reward Forcing, 2512.04678)
+
+    The student is the policy under ``rollout.sampler``; ``cps`` at noise level 1 noises its predictions again, as
+    published. The prediction at one step per sample is compared; its reward is that of the sample.
+    """
+
+    needs = ("trajectory", "predictions")
+    kind: Literal["re_dmd"] = "re_dmd"
+    beta: float = Field(2.0, ge=0, description="samples weigh exp(beta A); 0 = without the reward, plain DMD")
+    advantage_clip: float = Field(2.0, gt=0, description="maximum absolute advantage A; larger ones are clipped")
+
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Weights exp(beta A) of the advantages A; published with fixed statistics of one reward instead."""
         return (self.beta * self.advantage(scores, group, self.advantage_clip)).exp()
 
     def terms(self, rollout: Scored, credit: Tensor) -> NoisedTerms:
-        """Every sample once, with the noise of the slot after the critic's."""
-        slots = range(self.critic.timesteps, self.critic.timesteps + 1)
-        return NoisedTerms.of(rollout, credit, rollout.valid.float(), slots, self.t_range)
+        """Every sample that has a score."""
+        return self.terms_of(rollout, credit, rollout.valid.float())
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
-        """Distribution matching at the student's prediction, which alone has a gradient."""
+        """Distribution matching at the student's prediction."""
         x_t, t_step, _ = rollout.at_random_step(terms.sample, terms.slot)
-        cond, t = rollout.cond_of(terms.sample), terms.t.to(x_t.device)
-        x = losses.x0_from(x_t, bench.velocity("policy", Point(x_t, t_step, cond, rollout.guidance)), t_step)
-        noisy = losses.x_at(x.detach(), rollout.noise(terms.sample, terms.slot), t)
-        real = bench.velocity("reference", Point(noisy, t, cond, self.guidance))
-        fake = bench.velocity("critic", Point(noisy, t, cond))
-        x_real, x_fake = losses.x0_from(noisy, real, t), losses.x0_from(noisy, fake, t)
-        return losses.dmd(x, x_real, x_fake, terms.credit.to(x.device))
+        point = Point(x_t, t_step, rollout.cond_of(terms.sample), rollout.guidance)
+        x = losses.x0_from(x_t, bench.velocity("policy", point), t_step)
+        return self.matched(x, terms, rollout, bench, terms.credit.to(x.device))

@@ -5,7 +5,7 @@ A recipe and its config decide the formula; this module runs the networks. No ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -145,17 +145,21 @@ class Bench:
         with nullcontext() if trained else torch.no_grad(), self.role(role), self.autocast():
             return self.generator.velocity(point.x, point.t, cond, point.guidance)
 
-    def steps(self, rollout: Drawn, sample: Tensor, slot: Tensor, *, encode: bool = False) -> Callable[[str], Step]:
+    def steps(
+        self, rollout: Drawn, sample: Tensor, slot: Tensor, *, encode: bool = False, guidance: float | None = None
+    ) -> Callable[[str], Step]:
         """The stochastic steps ``slot [M]`` of the samples ``[M]``, as a function of the role that takes them.
 
         It gives mean, standard deviation and log-probability of the latents to which the steps led.
 
         Args:
             encode: every role encodes the prompts itself, where text encoders are trained.
+            guidance: scale of classifier-free guidance; None = the rollout's.
         """
         path, cond = rollout.path, rollout.cond_of(sample)
         prompts = [rollout.prompts[n] for n in sample.tolist()] if encode else None
-        point = Point(path.x[sample, slot], path.t[slot], cond, rollout.guidance, prompts)
+        scale = rollout.guidance if guidance is None else guidance
+        point = Point(path.x[sample, slot], path.t[slot], cond, scale, prompts)
         t_next, x_next = path.t_next[slot], path.x_next[sample, slot]
         return lambda role: rollout.step(point.x, self.velocity(role, point), point.t, t_next, x_next=x_next)
 
@@ -170,6 +174,7 @@ class Bench:
         guidance: float = 1.0,
         step: StepFunction | None = None,
         last: int | None = None,
+        bridge: Collection[int] | None = None,
         checkpoint: bool = True,
     ) -> Tensor:
         """Latents at ``times[-1]`` of the policy, from ``x [M, ...]`` at ``times[0]``; see :func:`unroll`.
@@ -177,6 +182,7 @@ class Bench:
         Args:
             cond: M rows.
             last: number of steps with gradient, counted from the end; None = all.
+            bridge: instead, steps whose velocity alone has a gradient.
         """
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ class Bench:
                 self._point, self._known = Point(x, times[i].expand(len(x)), cond, guidance), {"policy": v}
             return advance(i, x, v)
 
-        return unroll(velocity, x, times, step=remembered, last=last, checkpoint=checkpoint)
+        return unroll(velocity, x, times, step=remembered, last=last, bridge=bridge, checkpoint=checkpoint)
 
     @property
     def point(self) -> Point:
@@ -202,16 +208,26 @@ class Bench:
         """Media in [0, 1] of latents ``[M, ...]``, with gradient."""
         return self.generator.decode(latents)
 
-    def reward(self, media: Tensor, sample: Tensor, rollout: Asked) -> Scores:
+    def reward(self, media: Tensor, sample: Tensor, rollout: Asked, prompts: Sequence[str] | None = None) -> Scores:
         """Scores of media ``[M, ...]`` that stand for the samples ``[M]`` of a rollout, with gradient to the media.
+
+        Args:
+            prompts: ``[M]`` for which they are scored; None = the samples' own.
 
         Raises:
             RewardError: as the reward does.
         """
         assert self.scorer is not None
         rows = sample.cpu()
-        prompts = [rollout.prompts[n] for n in rows.tolist()]
-        return self.scorer(media, prompts, rollout.group[rows], take(rollout.inputs, rows))
+        asked = [rollout.prompts[n] for n in rows.tolist()] if prompts is None else prompts
+        return self.scorer(media, asked, rollout.group[rows], take(rollout.inputs, rows))
+
+    def judged(
+        self, media: Tensor, sample: Tensor, rollout: Asked, prompts: Sequence[str] | None = None
+    ) -> tuple[Tensor, Scores]:
+        """:meth:`reward` as rewards ``[M]`` with gradient, 0 and without it where missing, and the scores without."""
+        scores = self.reward(media, sample, rollout, prompts)
+        return known_scores(scores.values, media), replace(scores, values=scores.values.detach())
 
     def scored(self, latents: Tensor, sample: Tensor, rollout: Asked) -> tuple[Tensor, Scores, Tensor]:
         """Decode and score latents ``[M, ...]`` of the samples ``[M]``.
@@ -220,8 +236,7 @@ class Bench:
             rewards ``[M]`` with gradient to the latents, 0 and without gradient where missing; the scores; the media.
         """
         media = self.decode(latents)
-        scores = self.reward(media, sample, rollout)
-        return known_scores(scores.values, media), replace(scores, values=scores.values.detach()), media.detach()
+        return *self.judged(media, sample, rollout), media.detach()
 
     def encode(self, prompts: Sequence[str], role: str = "policy") -> Conditioning:
         """Text of M prompts as a role encodes it, with gradient to text encoders of the learner that is being updated.

@@ -88,12 +88,13 @@ class Drawn(Asked):
         seeds = [derive(self.seeds[n], "term", k) for n, k in zip(sample.tolist(), slot.tolist(), strict=True)]
         return seeded_noise(seeds, tuple(self.latents.shape[1:])).to(self.latents.device)
 
-    def course(self, sample: Tensor, generator: Generator, left: int = 1) -> tuple[Tensor, StepFunction]:
+    def course(self, sample: Tensor, generator: Generator, left: int = 1, skip: int = 0) -> tuple[Tensor, StepFunction]:
         """Times of the sampler and its steps for the samples ``[M]``, with the noise of :func:`draw`.
 
         Args:
             generator: whose times they are.
             left: how many of the last steps are replaced by one to the clean sample predicted there; 1 = none.
+            skip: how many of the first steps are left out.
         """
         assert self.sampler is not None
         grid = generator.times(self.sampler.steps).to(self.latents.device)
@@ -102,9 +103,9 @@ class Drawn(Asked):
             self.sampler.kind, grid, noise_level=self.sampler.noise_level or 0.0, steps=self.steps,
             noise=lambda i: step_noise(seeds, i, shape).to(self.latents.device),
         )  # fmt: skip
-        times = torch.cat([grid[: len(grid) - left], grid[-1:]])
-        jump = samplers.stepping("ode", times)
-        return times, lambda i, x, v: (jump if left > 1 and i == len(times) - 2 else take)(i, x, v).x
+        times = torch.cat([grid[skip : len(grid) - left], grid[-1:]])
+        jump, jumps_at = samplers.stepping("ode", times), len(times) - 2 if left > 1 else -1
+        return times, lambda i, x, v: (jump(i, x, v) if i == jumps_at else take(i + skip, x, v)).x
 
     def step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, x_next: Tensor) -> Step:
         """The sampler's step from ``x`` under the velocity ``v``: mean, std and log-probability of ``x_next``."""

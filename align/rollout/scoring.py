@@ -16,7 +16,7 @@ from align.data.inputs import take
 from align.rollout.rollout import Drawn
 from align.training.processes import Processes
 from generators.base import Generator
-from rewards.base import Reward, RewardError, Scores
+from rewards.base import Reward, RewardError, Scope, Scores
 from rewards.parts import Part, joined
 
 
@@ -141,11 +141,15 @@ def _cat(values: Sequence[Any]) -> Any:
     return torch.cat(list(values)) if isinstance(values[0], Tensor) else [item for value in values for item in value]
 
 
-def check_gradient(recipe: str, reward: Reward) -> None:
-    """Raise RewardError where a recipe cannot follow the gradient of a built reward, which settings did not show."""
+def check_gradient(recipe: str, reward: Reward, scope: Scope = "sample") -> None:
+    """Raise RewardError where a recipe cannot follow the gradient of a built reward, which settings did not show.
+
+    Args:
+        scope: that the settings showed; the config was checked with it.
+    """
     if not reward.differentiable:
         raise RewardError(f"recipe {recipe} follows the reward's gradient, and reward {reward.name!r} has none")
-    if reward.scope != "sample":
+    if reward.scope not in ("sample", scope):
         raise RewardError(f"recipe {recipe} scores samples chunk by chunk, and reward {reward.name!r} compares samples")
     if reward.refresh is not None:
         raise RewardError(

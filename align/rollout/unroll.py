@@ -5,7 +5,7 @@ Pure: it knows no generator and no budget. Search follows a reward's gradient to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from align.maths import samplers
@@ -29,6 +29,7 @@ def unroll(
     *,
     step: StepFunction | None = None,
     last: int | None = None,
+    bridge: Collection[int] | None = None,
     checkpoint: bool = True,
 ) -> Tensor:
     """Integrate from ``times[0]`` to ``times[-1]``; the last steps carry the graph.
@@ -41,6 +42,9 @@ def unroll(
             its own noise.
         last: how many steps carry the graph, counted from the end; None = all. The steps before run without, as if
             their result were detached; with 0 nothing carries a graph.
+        bridge: steps whose velocity has a gradient, to its parameters alone, in place of ``last``. Latents are detached
+            before the velocity reads them, so gradients go from step to step through ``step`` alone (DRTune, arXiv
+            2405.00760): for the ODE a sum.
         checkpoint: keep only the latents between steps and compute each velocity again in the backward pass. Memory is
             then that of one network call, at the cost of a second one per step.
 
@@ -63,10 +67,12 @@ def unroll(
             x = advance(i, x, velocity(x, times[i]))
     with torch.enable_grad():
         for i in range(first, count):
-            if checkpoint:
-                v = checkpoints.checkpoint(velocity, x, times[i], use_reentrant=False)
-            else:
-                v = velocity(x, times[i])
+            with torch.set_grad_enabled(bridge is None or i in bridge):
+                read = x if bridge is None else x.detach()
+                if checkpoint and torch.is_grad_enabled():
+                    v = checkpoints.checkpoint(velocity, read, times[i], use_reentrant=False)
+                else:
+                    v = velocity(read, times[i])
             x = advance(i, x, v)
     return x
 

@@ -73,6 +73,8 @@ class Learning:
         row: dict[str, Any] = {}
         self.found = []
         for name, one in self.learners.items():
+            if not one.updates:
+                continue
             learner = replace(one, objective=objectives[name])
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
             spare = self._spare(learner, terms, rollout, credit)

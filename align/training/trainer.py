@@ -43,6 +43,7 @@ from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.memory import compile_networks
 from rewards.base import Scores, wanted
+from rewards.scopes import known_scope
 
 if TYPE_CHECKING:
     from align.config.settings import Config
@@ -104,7 +105,8 @@ class Trainer:
         self.refreshed = self.reward.refresh if self.reward else None
         self.samples_in_loss = "reward_gradient" in self.recipe.needs
         if self.samples_in_loss and self.reward is not None:
-            check_gradient(self.recipe.kind, self.reward)
+            assert config.reward is not None
+            check_gradient(self.recipe.kind, self.reward, known_scope(config.reward))
         if self.refreshed is not None and "ahead" in self.roles:
             raise TrainingError(
                 "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"

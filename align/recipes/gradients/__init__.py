@@ -1,0 +1,1 @@
+"""Recipes that follow the gradient of a reward to the pixels."""
