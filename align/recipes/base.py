@@ -66,12 +66,6 @@ class Terms:
     slot: Tensor
     weight: Tensor
 
-    @classmethod
-    def of_samples(cls, rollout: Scored) -> Terms:
-        """One term per sample, those without a score too."""
-        sample = torch.arange(len(rollout.seeds))
-        return Terms(sample=sample, slot=torch.zeros_like(sample), weight=torch.ones(len(sample)))
-
     def __len__(self) -> int:
         return self.sample.shape[0]
 

@@ -70,7 +70,7 @@ class RewardBackprop(Recipe):
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample."""
-        return Terms.of_samples(rollout)
+        return every_sample(rollout)
 
     def begin(self, sample: Tensor, rollout: Scored, bench: Bench, left: int) -> tuple[Tensor, Tensor, Any]:
         """Latents ``[M, ...]`` of the samples ``[M]`` at the first time, the times, and the steps between them."""
@@ -99,6 +99,12 @@ class RewardBackprop(Recipe):
         if drift is not None:
             value, metrics = value + self.kl * drift, {"kl_velocity": drift.detach()}
         return ScoredLoss(value, metrics, scores=scores.rows(0, len(sample)), media=media[: len(sample)].cpu())
+
+
+def every_sample(rollout: Scored) -> Terms:
+    """One term per sample, none of which has a score yet."""
+    sample = torch.arange(len(rollout.seeds))
+    return Terms(sample=sample, slot=torch.zeros_like(sample), weight=torch.ones(len(sample)))
 
 
 def ends(steps: Steps) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from align.maths import direct, losses
 from align.maths.seeds import derive
 from align.recipes import base
 from align.recipes.base import Bench, Fraction, Point, Recipe, Scored, ScoredLoss, Tensor, Terms, torch
+from align.recipes.gradients.reward_backprop import every_sample
 
 Ends = tuple[float, float]
 
@@ -52,7 +53,7 @@ class SRPO(Recipe):
 
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample."""
-        return Terms.of_samples(rollout)
+        return every_sample(rollout)
 
     def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> ScoredLoss:
         """Samples are drawn and scored without gradient, and recovered from their noised copies with it."""
