@@ -314,6 +314,14 @@ def test_tables_of_an_evolution_are_read_by_training(config, paraphraser):
     assert [prompt.metadata["user"] for prompt in best] == list(PROMPTS)
 
 
+def test_a_parquet_table_holds_the_same(config, paraphraser):
+    pytest.importorskip("datasets")
+    evolve(config.model_copy(update={"parquet": True}), say=lambda line: None)
+    found, wanted = (read_rewrites(str(config.run_dir / f"rewrites.{kind}")) for kind in ("parquet", "jsonl"))
+    assert found == wanted
+    assert "dense" in found[0].parts
+
+
 def test_an_interrupted_evolution_ends_in_the_same_table(config, paraphraser, tmp_path):
     evolve(config, say=lambda line: None)
     whole = (config.run_dir / "rewrites.jsonl").read_text()
@@ -385,6 +393,9 @@ def test_the_command(tmp_path, model, run):
     code, out, _ = run("prompts", "evolve", path, "prompts.limit=1", "rounds=1")
     assert code == 0
     assert "rewrites.jsonl" in out
-    code, _, err = run("check", path, "prompts.source=gone.txt")
+    code, _, err = run("check", path, "prompts.source=gone.txt", "writer.model=./gone")
     assert code == 2
     assert "prompts.source: file gone.txt does not exist" in err
+    assert "writer.model: no folder gone" in err
+    code, _, err = run("check", path, "writer.lora=./gone")
+    assert (code, "writer.lora: no folder ./gone" in err) == (2, True)

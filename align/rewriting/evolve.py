@@ -12,8 +12,9 @@ from align.config.load import dump_config
 from align.data.files import write_json, write_text
 from align.data.prompts import Prompt, read_prompts
 from align.maths.seeds import derive
+from align.preference.pair_store import needs_parquet, write_table
 from align.rewriting.environment import Environment, Judged, Rewrite
-from align.rewriting.table import compared, lines, row_of
+from align.rewriting.table import compared, flat, lines, row_of
 from align.rewriting.words import history, instruction
 from align.rewriting.writer import Writer, build_writer
 from align.runs.environment import environment
@@ -41,6 +42,8 @@ def evolve(
     """
     run, resolved = RunFolder(config.run_dir, kind=EVOLUTION), dump_config(config)
     try:
+        if config.parquet:
+            needs_parquet()
         run.enter(resolved, resume=resume, overwrite=overwrite)
         prompts = read_prompts(config.prompts.source, config.prompts.limit, config.seed)
         data, model = data_digest(prompts), model_digest(config.generator.path)
@@ -74,6 +77,8 @@ def _evolve(
     best = [{**row, "prompt": row["rewrite"], "user": row["prompt"]} for row in rows if row.get("best")]
     write_text(config.run_dir / "rewrites.jsonl", lines(rows))
     write_text(config.run_dir / "best.jsonl", lines(best))
+    if config.parquet:
+        write_table(config.run_dir / "rewrites.parquet", [flat(row) for row in rows])
     missing = sum(row["score"] is None for row in rows)
     if missing == len(rows):
         raise DataError(f"no rewrite of {len(prompts)} prompts has a score: {rows[0]['reason']}")

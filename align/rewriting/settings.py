@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
@@ -23,12 +24,14 @@ from align.rewriting.words import EVOLVE, REWRITE
 from align.runs import devices
 from alignflow.errors import ConfigError, Problem
 from alignflow.kinds import OneOf, problems_at
+from alignflow.paths import is_dir
 from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
 from alignflow.words import one_line
 from generators.settings import Memory
-from rewards.base import RewardSettings
+from rewards.base import RewardError, RewardSettings
 from rewards.judges.settings import Endpoint
+from rewards.networks.hub import find_model
 
 
 def _shows(*names: str) -> Any:
@@ -174,6 +177,7 @@ class EvolveConfig(RewritingSettings):
     reply: Evolution = Field(Evolution(), description="instruction and sampling of the rewriter")
     rounds: int = Field(4, ge=1, description="rounds of proposals per prompt")
     proposals: int = Field(3, ge=1, description="rewrites proposed per round (Prompt-A-Video: 3)")
+    parquet: bool = Field(False, description="write rewrites.parquet beside rewrites.jsonl")
     batch: int = Field(8, ge=1, description="prompts evolved together; an interrupt loses those in progress")
 
 
@@ -287,9 +291,23 @@ def essentials(config: RewritingSettings) -> list[tuple[str, str]]:
     ]
 
 
+def _writer_problems(writer: AnyWriter) -> list[Problem]:
+    """What a writer names and is not there."""
+    if not isinstance(writer, LocalWriter):
+        return []
+    try:
+        find_model(writer.model, "rewriter")
+    except RewardError as error:
+        return [Problem("writer.model", str(error))]
+    if writer.lora is not None and not is_dir(Path(writer.lora)):
+        return [Problem("writer.lora", f"no folder {writer.lora}")]
+    return []
+
+
 def check_files(config: RewritingSettings) -> None:
-    """Raise ConfigError for a generator or prompts that are not there; the hub is not asked."""
+    """Raise ConfigError for a rewriter, a generator or prompts that are not there; the hub is not asked."""
     problems: list[Problem] = [*generator_problems(config.generator), *missing(config.memory, training=False)]
+    problems += _writer_problems(config.writer)
     if config.generator_lora is not None:
         problems += lora_problems(config.generator_lora, "generator_lora")
     for place, source in _sources(config).items():

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from align.rewriting.environment import Judged
 
 
+PART = "score."
+
+
 def row_of(prompt: Prompt, text: str, judged: Judged, **about: Any) -> dict[str, Any]:
     """A row: ``prompt`` is the user's, ``score`` of the rendered rewrite is null with a reason where it is missing."""
     row = {"prompt": prompt.text, "rewrite": text, "score": judged.score, "parts": judged.parts, **about}
     return without_nan({**row, **({"reason": judged.reason} if judged.reason else {})})  # type: ignore[no-any-return]
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a table whose cells are plain: a column ``score.NAME`` for every part."""
+    plain = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    return {**plain, **{f"{PART}{name}": value for name, value in row["parts"].items()}}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Scored:
 
 
 def read_rewrites(source: str) -> list[Scored]:
-    """Rows of a table with columns prompt, rewrite, score and optionally parts.
+    """Rows of a table with columns prompt, rewrite, score and optionally parts, or a column score.NAME for each part.
 
     Raises:
         DataError: missing, empty, or a row without these; names the row and the column.
@@ -44,7 +53,8 @@ def read_rewrites(source: str) -> list[Scored]:
         for name in ("prompt", "rewrite"):
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise DataError(f'{place}: needs a text under "{name}"; alignflow prompts evolve writes such a table')
-        parts = row.get("parts") or {}
+        columns = {name.removeprefix(PART): value for name, value in row.items() if name.startswith(PART)}
+        parts = row.get("parts") or columns
         if not isinstance(parts, dict):
             raise DataError(f'{place}: "parts" should map names to numbers, given {parts!r:.60}')
         numbers = {name: _number(value, name, place) for name, value in {**parts, "score": row.get("score")}.items()}

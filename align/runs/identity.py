@@ -28,9 +28,9 @@ FREE_ON_RESUME = (
 
 FREE_IN_A_SEARCH = ("name", "out", "samples", "chunk", "decode_chunk", "generator.device", "memory")
 
-FREE_IN_AN_EVOLUTION = ("name", "out", "generator.device", "memory")
+FREE_IN_AN_EVOLUTION = ("name", "out", "generator.device", "memory", "parquet")
 
-FREE_IN_A_REWRITER = ("name", "out", "generator.device", "memory", "method.steps", "method.lr", "checkpoint", "measure")
+FREE_IN_A_REWRITER = ("name", "out", "generator.device", "memory", "method.steps", "method.lr", "checkpoint")
 
 BY_CONTENT = {"prompts.train": "data", "prompts.source": "data", "rollout.file": "data", "generator.path": "model"}
 """Settings that name a place: it may be another one if a digest says that the same lies there."""

@@ -31,7 +31,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     TRAINING: (*_RUN, *_TRACKERS, "metrics.jsonl", "summary.json", "checkpoints", "lora", "prompts", "export",
                "transformer", "transformer_2", "README.md", "held_out"),
     SEARCH: (*_RUN, "candidates", "results.json"),
-    EVOLUTION: (*_RUN, "evolved", "rewrites.jsonl", "best.jsonl", "summary.json"),
+    EVOLUTION: (*_RUN, "evolved", "rewrites.jsonl", "rewrites.parquet", "best.jsonl", "summary.json"),
     JOINT: (*_RUN, "stages", "summary.json"),
     REWRITER: (*_RUN, "metrics.jsonl", "summary.json", "collected", "rewrites.jsonl", "checkpoint",
                "held_out_plain.jsonl", "held_out_before.jsonl", "held_out_after.jsonl",
