@@ -150,13 +150,13 @@ def parts_of(rewards: Tensor) -> Scores:
 
 def test_the_best_under_some_weighting_gain_and_the_dominated_lose() -> None:
     rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.3], [0.0, 0.0]]).repeat(2, 1)
-    found = VPO().seeded_credit(parts_of(rewards), GROUP, 5)
+    found = VPO(share="marginal").seeded_credit(parts_of(rewards), GROUP, 5)
     assert (found[[0, 1, 4, 5]] > 0).all()
     assert (found[[2, 3, 6, 7]] < 0).all()
     assert found[0] != found[4]  # each prompt has preferences of its own
-    assert torch.equal(found, VPO().seeded_credit(parts_of(rewards), GROUP, 5))
-    assert not torch.equal(found, VPO().seeded_credit(parts_of(rewards), GROUP, 6))
-    half = VPO().seeded_credit(parts_of(rewards[4:]), GROUP[4:], 5)
+    assert torch.equal(found, VPO(share="marginal").seeded_credit(parts_of(rewards), GROUP, 5))
+    assert not torch.equal(found, VPO(share="marginal").seeded_credit(parts_of(rewards), GROUP, 6))
+    half = VPO(share="marginal").seeded_credit(parts_of(rewards[4:]), GROUP[4:], 5)
     assert torch.equal(found[4:], half)  # whatever other prompts there are
 
 
@@ -168,7 +168,7 @@ def test_members_of_a_set_share_its_credit() -> None:
     found = VPO(share="set", set_size=2).seeded_credit(parts_of(rewards), GROUP, 5)
     assert found[:4].tolist() == [0] * 4
     assert found[4] == found[5] > 0
-    found = VPO().seeded_credit(parts_of(rewards), GROUP, 5)
+    found = VPO(share="marginal").seeded_credit(parts_of(rewards), GROUP, 5)
     assert found[0] == 0
     assert found[1] > 0
 
@@ -176,11 +176,11 @@ def test_members_of_a_set_share_its_credit() -> None:
 def test_named_parts_are_used_and_unknown_ones_named() -> None:
     rewards = torch.rand(8, 2, generator=torch.Generator().manual_seed(1))
     assert torch.equal(
-        VPO(parts=["a", "b/raw"]).seeded_credit(parts_of(rewards), GROUP, 5),
-        VPO().seeded_credit(parts_of(rewards), GROUP, 5),
+        VPO(parts=["a", "b/raw"], share="marginal").seeded_credit(parts_of(rewards), GROUP, 5),
+        VPO(share="marginal").seeded_credit(parts_of(rewards), GROUP, 5),
     )
     with pytest.raises(TrainingError, match=r"recipe.parts: the reward has no part 'c', only a, b, b/raw"):
-        VPO(parts=["a", "c"]).seeded_credit(parts_of(rewards), GROUP, 5)
+        VPO(parts=["a", "c"], share="marginal").seeded_credit(parts_of(rewards), GROUP, 5)
 
 
 ONE = {"reward": {"kind": "tiny_run:redness"}}
@@ -189,7 +189,7 @@ ONE = {"reward": {"kind": "tiny_run:redness"}}
 @pytest.mark.parametrize(
     ("recipe", "parts", "says"),
     [
-        ({}, {"a": ONE}, "vpo weighs several rewards against each other, here is one"),
+        ({"share": "marginal"}, {"a": ONE}, "vpo weighs several rewards against each other, here is one"),
         ({"parts": ["a", "c"]}, {"a": ONE, "b": ONE}, "no member 'c' in reward.parts; there are a, b"),
         ({}, {"a": ONE, "b": {**ONE, "gate": 0.1}}, "member 'b' is a gate or a penalty: name the others"),
         ({}, {"a": ONE, "b": {**ONE, "weight": -1}}, "member 'b' is a gate or a penalty: name the others"),

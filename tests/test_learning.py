@@ -22,7 +22,8 @@ SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
 BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
 DIRECT = ["reward={kind: tiny_run:mean_pixel, differentiable: true}", *BRIGHTNESS[1:]]
-TWO = ["reward={kind: mixture, parts: {a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}}}"]
+NEW = "dense: null, strict: null, clip: null, a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}"
+TWO = [f"reward={{kind: mixture, parts: {{{NEW}}}}}"]
 TRUSTED = ["reward={kind: tiny_run:with_distance}"]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
@@ -36,7 +37,7 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "vgpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
-    "vpo": (0.05, [*TWO, *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
+    "vpo": (0.06, [*TWO, "recipe.set_size=2", *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),
     "paco": (0.02, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "adv_grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
     "prefpaint": (0.02, [*TRUSTED, *BRIGHTNESS[1:], "train.lr=4e-3", "train.steps=4"]),

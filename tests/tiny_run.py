@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
     "edit_r1": {"kind": "edit_r1", "timesteps": 2},
     "vgpo": {"kind": "vgpo"},
-    "vpo": {"kind": "vpo", "draws": 8},
+    "vpo": {"kind": "vpo", "draws": 8, "share": "marginal"},
     "prefpaint": {"kind": "prefpaint", "part": "level/distance"},
     "paco": {"kind": "paco"},
     "adv_grpo": {"kind": "adv_grpo"},

@@ -28,10 +28,10 @@ class VPO(GRPO):
     parts: list[str] | None = Field(
         None, min_length=2, description="names of the rewards, higher is better; null = all members of the mixture"
     )
-    share: Literal["marginal", "set"] = Field(
-        "marginal",
-        description="credit of a sample: marginal = fall of the group's score without it, 0 if others dominate it | "
-        "set = score of its set, of which a group has several",
+    share: Literal["set", "marginal"] = Field(
+        "set",
+        description="credit of a sample: set = score of its set, of which a group has several | marginal = fall of the "
+        "group's score without it, 0 if others dominate it; noisier, since it singles a few samples out",
     )
     set_size: int = Field(3, ge=2, description="with share: set, samples per set; rollout.group is a multiple of it")
     draws: int = Field(64, ge=1, description="weightings drawn per prompt")
