@@ -21,19 +21,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SHORT = ["evaluate.every=0", "samples.count=0", "checkpoint.every=0", "train.ema=0", "evaluate.role=policy"]
 FEW = ["evaluate.prompts=128", "train.schedule=constant"]
 BRIGHTNESS = ["reward={kind: tiny_run:brightness}", "rollout.prompts=4", "evaluate.prompts=32"]
-<<<<<<< HEAD
 DIRECT = ["reward={kind: tiny_run:mean_pixel, differentiable: true}", *BRIGHTNESS[1:]]
-<<<<<<< HEAD
 NEW = "dense: null, strict: null, clip: null, a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}"
 TWO = [f"reward={{kind: mixture, parts: {{{NEW}}}}}"]
-=======
-TWO = ["reward={kind: mixture, parts: {a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}}}"]
-=======
-DIRECT = ["reward={kind: tiny_run:brightness, differentiable: true}", *BRIGHTNESS[1:]]
-NEW = "dense: null, strict: null, clip: null, a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}"
-TWO = [f"reward={{kind: mixture, parts: {{{NEW}}}}}"]
->>>>>>> 8cb65de (VPO credits sets by default, since single marginals are too noisy to learn from in a few rollouts)
->>>>>>> 85cf14c (The page of policy gradients has PaCo-RL and Adv-GRPO, and says how VPO credits samples)
 TRUSTED = ["reward={kind: tiny_run:with_distance}"]
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
