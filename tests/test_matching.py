@@ -9,6 +9,7 @@ import torch
 from test_losses import both_media, draw, gradient, numbers
 from torch import Tensor
 
+from align.maths import matching
 from align.maths.losses import masked_pg, mse
 from align.maths.matching import crd, dgpo, fm_logp, group_mean, implicit_reward
 
@@ -235,3 +236,15 @@ def test_the_mask_takes_what_is_far_and_moves_away(advantage, log_ratio, diverge
     assert bool(loss.metrics["masked_good"]) is (masked and advantage > 0)
     assert bool(loss.metrics["masked_bad"]) is (masked and advantage < 0)
     assert float(loss.metrics["divergence"]) == divergence
+
+
+def test_times_of_comparison_above_the_next_step() -> None:
+    grid = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    low = matching.next_time(torch.tensor([1.0, 0.5, 0.25]), grid)
+    assert low.tolist() == [0.75, 0.25, 0.0]
+    span = (0.02, 0.98)
+    ends = [matching.above(torch.full((3,), end), span, low).tolist() for end in span]
+    assert ends == [pytest.approx([0.75, 0.25, 0.02]), pytest.approx([0.98] * 3)]
+    middle = matching.above(torch.full((3,), 0.5), span, low)
+    torch.testing.assert_close(middle, torch.tensor([0.865, 0.615, 0.5]))
+    assert matching.next_time(torch.tensor([1.0]), torch.tensor([1.0, 0.0])).tolist() == [0.0]  # a student of one step

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_learners import bench_of, shake
-from tiny_run import RECIPES, redness, settings
+from tiny_run import RECIPES, final_tensors, redness, settings
 
 from align.maths import direct, losses
 from align.recipes.base import Point
@@ -114,6 +114,17 @@ def test_the_loss_is_the_sum_of_the_judge_and_of_matching(model: Path, tmp_path:
     torch.testing.assert_close(loss.value, 0.5 * judged + 2 * dmd, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.metrics["judge"], judged.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss.scores.values, values.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_of_one_step_learns(model: Path, tmp_path: Path) -> None:
+    one = {"kind": "ode", "steps": 1}
+    options = {**RECIPES["np_edit"], "above_next": True}
+    config = settings(tmp_path, model, options, rollout={"sampler": one}, evaluate={"sampler": one})
+    _, rollout = unscored(config)
+    assert set(rollout.seen["t"].tolist()) == {1.0}
+    assert torch.equal(rollout.seen["x"], rollout.latents)
+    assert train(config)["status"] == "finished"
+    assert any(value.any() for name, value in final_tensors(config).items() if "lora_B" in name)
 
 
 def test_the_critic_models_what_the_student_predicts(model: Path, tmp_path: Path) -> None:

@@ -182,3 +182,21 @@ def _tilt(reward: Tensor, valid: Tensor, temperature: float) -> Tensor:
 def _centre(logits: Tensor, valid: Tensor) -> Tensor:
     """Softmax over the valid samples ``[M, G]``; zeros for a group without any."""
     return torch.nan_to_num(torch.softmax(logits.masked_fill(~valid, -torch.inf), 1))
+
+
+# -- times of distribution matching -------------------------------------------------------------------------------
+
+
+def next_time(t: Tensor, grid: Tensor) -> Tensor:
+    """The time ``[M]`` after ``t [M]``, one of the times before the last, on a falling grid ``[S + 1]``."""
+    grid = grid.to(t)
+    return grid[(grid[None] > t[:, None] - 1e-6).sum(1)]
+
+
+def above(t: Tensor, span: tuple[float, float], low: Tensor) -> Tensor:
+    """Times ``t [M]`` of a span, moved in order into the part of it that is above ``low [M]``: TDM (arXiv 2503.06674).
+
+    TDM noises the state that a step leads to, up from its time; here it is the step's prediction, as for DMD2.
+    """
+    start = low.clamp(*span)
+    return start + (t - span[0]) / (span[1] - span[0]) * (span[1] - start)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from align.maths import losses
+from align.maths import losses, matching
 from align.recipes import base
 from align.recipes.base import Bench, GroupRecipe, Learns, Loss, NoisedTerms, Point, Scored, Scores, Tensor
 
@@ -45,6 +45,11 @@ class FewStep(base.Recipe):
 
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance scale of the teacher; 1 = no guidance")
     t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
+    above_next: bool = Field(
+        False,
+        description="compare a prediction only at times above the one that its step leads to, and leave finer details "
+        "to the steps after it, as TDM does",
+    )
     critic: Critic = Field(Critic(), description="second LoRA that models the student's samples")
 
     def check(self, config: Any) -> list[tuple[str, str]]:
@@ -68,9 +73,19 @@ class FewStep(base.Recipe):
         slots = range(self.critic.timesteps, self.critic.timesteps + 1)
         return NoisedTerms.of(rollout, credit, weight, slots, self.t_range)
 
-    def matched(self, x: Tensor, terms: NoisedTerms, rollout: Scored, bench: Bench, weight: Tensor | float = 1) -> Loss:
-        """Distribution matching of the student's predictions ``x [M, ...]``, which alone have a gradient."""
+    def matched(
+        self, x: Tensor, t_step: Tensor, terms: NoisedTerms, rollout: Scored, bench: Bench, weight: Tensor | float = 1
+    ) -> Loss:
+        """Distribution matching of the student's predictions ``x [M, ...]``, which alone have a gradient.
+
+        Args:
+            t_step: ``[M]`` times at which the student made them.
+        """
         t = terms.t.to(x.device)
+        if self.above_next and rollout.sampler is not None:
+            t = matching.above(
+                t, self.t_range, matching.next_time(t_step, bench.generator.times(rollout.sampler.steps))
+            )
         noisy = losses.x_at(x.detach(), rollout.noise(terms.sample, terms.slot), t)
         point = Point(noisy, t, rollout.cond_of(terms.sample), self.guidance)
         real, fake = bench.velocity("reference", point), bench.velocity("critic", replace(point, guidance=1.0))
@@ -102,4 +117,4 @@ class ReDMD(FewStep, GroupRecipe):
         x_t, t_step, _ = rollout.at_random_step(terms.sample, terms.slot)
         point = Point(x_t, t_step, rollout.cond_of(terms.sample), rollout.guidance)
         x = losses.x0_from(x_t, bench.velocity("policy", point), t_step)
-        return self.matched(x, terms, rollout, bench, terms.credit.to(x.device))
+        return self.matched(x, t_step, terms, rollout, bench, terms.credit.to(x.device))

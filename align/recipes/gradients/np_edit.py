@@ -27,6 +27,7 @@ class NPEdit(FewStep):
     The student leaves its sampler at a random step, and its prediction there is judged and compared; ``cps`` at noise
     level 1 noises predictions again, as published. The reward is P(yes), such as ``yes_probability`` with ``source``.
     Published are two questions, here a ``geometric`` mixture, and ``schedule: {temperature: [[0, 0.1], [2000, 1]]}``.
+    Any generator and differentiable reward will do, also with a student of one step.
     The published warm-up on unchanged images is left out: the student starts as the base, which edits.
     """
 
@@ -79,7 +80,7 @@ class NPEdit(FewStep):
         known, (low, high) = scores.values.isfinite(), self.span
         if len(wrong := scores.values[known & ((scores.values < low) | (scores.values > high))]):
             raise TrainingError(f"np_edit: reward {float(wrong[0]):g} is outside recipe.span [{low:g}, {high:g}]")
-        dmd = self.matched(x, terms, rollout, bench)
+        dmd = self.matched(x, t_step, terms, rollout, bench)
         asked = direct.yes_loss((values - low) / (high - low), self.temperature) * known
         value = self.judge * asked + self.matching * dmd.value
         return ScoredLoss(value, {**dmd.metrics, "judge": asked.detach()}, scores=scores, media=media.cpu())
