@@ -29,7 +29,7 @@ SHAPES = ROOT / "configs" / "shapes"
 
 
 def vote(folder: Path, split: str, count: int, table: Path) -> dict[str, int]:
-    """Vote on one pair of each of ``count`` prompts, as the verifier's dense score prefers; how often which side won."""
+    """Vote on one pair of each of ``count`` prompts, as the verifier prefers; how often which side won."""
     import torch
 
     config = load_config(SHAPES / "nft.yaml")
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "votes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rollouts", type=int, default=48, help="of nft on the trained reward")
     parser.add_argument("--only", choices=("reward", "flow_dpo"))
     options = parser.parse_args()
     out: Path = options.out
@@ -67,7 +68,8 @@ def main() -> None:
         judged = train_reward(load_reward_training(ROOT / "configs" / "rewards" / "votes.yaml", data), overwrite=True)
         print("reward", json.dumps({when: judged[when] for when in ("before", "after")}), flush=True)
         reward = f"reward={{kind: trained, path: {out / 'reward'}}}"
-        show(train(load_config(SHAPES / "nft.yaml", [*fixed, reward, f"out={out / 'nft'}"]), overwrite=True))
+        steps = f"train.steps={options.rollouts}"
+        show(train(load_config(SHAPES / "nft.yaml", [*fixed, steps, reward, f"out={out / 'nft'}"]), overwrite=True))
     if options.only != "reward":
         pairs = [f"rollout={{kind: pairs, file: {tables['train']}, prompts: 64}}", f"out={out / 'flow_dpo'}"]
         show(train(load_config(SHAPES / "votes.yaml", [*fixed, *pairs]), overwrite=True))
