@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import RECIPES, settings
+from tiny_run import RECIPES, settings, some_slow
 
 from align.config import registry
 from align.evaluation.evaluate import evaluate_run
@@ -171,7 +171,7 @@ def test_wrappers_compare_as_what_they_wrap() -> None:
     assert known_scope(parse(mixture("none", how="log_tamed"))) == "batch"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_a_group_of_one_is_refused_in_words(recipe: str, model: Path, tmp_path: Path) -> None:
     if not registry.recipes()[recipe].compares_group:
         assert settings(tmp_path, model, recipe, rollout={"group": 1})

@@ -7,11 +7,11 @@ What full runs reach is measured by ``benchmarks/learning.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import some_slow
 
 from align.config.load import load_config
 from align.training.trainer import train
@@ -53,12 +53,6 @@ SLOW: dict[str, tuple[float, list[str]]] = {
     "re_dmd": (0.05, ["train.steps=16"]),
     "texforce": (0.02, ["train.steps=6", "rollout.prompts=12"]),
 }
-
-
-def some_slow(recipes: Iterable[str]) -> list[Any]:
-    """The recipes, of which every run tries one of each kind of loss and the slow tests the others."""
-    quick = ("nft", "grpo", "flow_dpo", "reward_backprop", "re_dmd")
-    return [recipe if recipe in quick else pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
 
 
 def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from launched import launch
 from safetensors.torch import load_file
 from tiny import sd3_pipeline
-from tiny_run import RECIPES, STOCHASTIC, final_tensors, policy_gap, settings
+from tiny_run import RECIPES, STOCHASTIC, final_tensors, policy_gap, settings, some_slow
 
 from align.config.settings import Config
 from align.evaluation.evaluate import evaluate_run
@@ -224,7 +224,7 @@ def test_a_reward_that_never_scored_stops_at_once_and_one_that_did_is_waited_for
     assert missing.too_many is None
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
     """The second of two; no role changes."""
     silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}

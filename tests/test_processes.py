@@ -11,7 +11,7 @@ import pytest
 import torch
 from launched import launch
 from test_adapters import CASES
-from tiny_run import RECIPES, final_tensors, settings
+from tiny_run import RECIPES, final_tensors, settings, some_slow
 
 from align.config.settings import Config
 from align.evaluation.per_prompt import read_scores, scored_steps
@@ -103,7 +103,7 @@ def test_two_processes_or_three_do_uneven_work_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_eight_processes_do_the_work_of_one(recipe: str, alone: Any, model: Path, tmp_path: Path) -> None:
     """Five prompts: three processes have none."""
     assert_same(alone(recipe), run(8, tmp_path, model, recipe, sections_of(recipe)))

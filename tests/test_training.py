@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_run import RECIPES, final_tensors, settings
+from tiny_run import RECIPES, final_tensors, settings, some_slow
 
 from align.config.settings import Config
 from align.maths.weights import softmax_weight
@@ -21,7 +21,7 @@ from generators.load import load
 from rewards.base import RewardError
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, recipe)
     summary = train(config)
@@ -44,7 +44,7 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
     assert (config.run_dir / "samples" / "step-000000" / "grid.png").is_file()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
 @pytest.mark.parametrize("chunks", [3, 7])
 def test_accumulation_equals_a_large_batch(recipe: str, chunks: int, model: Path, tmp_path: Path) -> None:
     weights = []

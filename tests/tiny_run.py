@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -183,3 +185,9 @@ def policy_gap(a: dict[str, Tensor], b: dict[str, Tensor], role: str = "policy")
     assert names
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in names)
+
+
+def some_slow(recipes: Iterable[str]) -> list[Any]:
+    """The recipes, of which every run of the tests tries one of each kind of loss and the slow tests the others."""
+    quick = ("nft", "grpo", "flow_dpo", "reward_backprop", "re_dmd")
+    return [recipe if recipe in quick else pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
