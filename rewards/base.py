@@ -78,6 +78,8 @@ class RewardSettings(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     passes_gradient: ClassVar[bool] = False
     """Whether gradients flow from scores to media; for a wrapper, whether it passes on those of the inner reward."""
+    gives_regions: ClassVar[bool] = False
+    """Whether the built reward has :attr:`Reward.regions`, and a finite range."""
 
     def compares(self) -> Scope | None:
         """The scope, known from the settings alone; None = unknown before the reward is built."""
@@ -172,6 +174,8 @@ class Reward:
         fingerprint: digest of weights and code, on which scores depend beside the settings; computed for caches and
             servers only.
         embed: ``(media, prompts) -> [N, D]``, embeddings in which the reward compares samples, if it has any.
+        regions: ``(media, prompts)`` -> ``[N, 1, H, W]``, scores in [-1, 1] of regions of images ``[N, 3, H, W]``, NaN
+            outside all regions; None = the reward knows none.
         apart: names of the parts of :class:`Scores` that depend on one sample alone although the score does not.
         refresh: the part that trains alongside the policy, if there is one; a sample's score then changes over time.
     """
@@ -186,6 +190,7 @@ class Reward:
     embed: Callable[[Tensor, list[str]], Tensor] | None = None
     refresh: Refreshed | None = None
     apart: tuple[str, ...] = ()
+    regions: Callable[[Tensor, list[str]], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.refresh is not None and not isinstance(self.refresh, guard.Guarded):

@@ -109,6 +109,15 @@ def _parts(config: Config) -> Problems:
     return [("reward", f"{config.recipe.kind} needs the named parts of a reward, as a mixture has")]
 
 
+def _regions(config: Config) -> Problems:
+    if config.reward is None or config.reward.gives_regions:
+        return []
+    able = listing([kind for kind, cls in registry.rewards().items() if getattr(cls, "gives_regions", False)])
+    return [
+        ("reward", f"{config.recipe.kind} needs scores of regions, and {_kind(config.reward)} gives none; {able} does")
+    ]
+
+
 def _step_scores(config: Config) -> Problems:
     found = _trajectory(config)
     if not found and config.reward is not None and known_scope(config.reward) != "sample":
@@ -141,6 +150,7 @@ CHECKS: dict[str, Callable[[Config], Problems]] = {
     "parts": _parts,
     "step_scores": _step_scores,
     "text_gradient": _text_gradient,
+    "regions": _regions,
 }
 
 

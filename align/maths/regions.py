@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from align.maths import losses
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -46,3 +47,23 @@ def reward_map(regions: Tensor, score: Tensor, *, signed: bool = False) -> Tenso
     local = regions.nan_to_num(0.0)
     local = local if signed else ((local + 1) / 2).clamp_min(0.5)
     return (score.to(local).reshape(-1, 1, 1, 1) + 1) / 2 * local
+
+
+def region_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, constraint: float) -> losses.Loss:
+    """Flow matching weighted place by place, and a constraint that is not::
+
+        mean (weight (v - u)^2) + constraint mean (v - u)^2,    u = eps - x0
+
+    Args:
+        v: ``[M, ...]``, with gradient.
+        weight: of a shape that broadcasts to ``v``, see :func:`reward_map`; where it is negative, the error grows.
+        constraint: weight of the plain error.
+
+    Returns:
+        metric ``fm``, the plain error, and ``weight``, the mean of the weights.
+    """
+    square = (losses.precise(v) - losses.precise(eps - x0)).square()
+    weight = weight.detach().to(square).expand_as(square)
+    plain = square.flatten(1).mean(1)
+    value = (weight * square).flatten(1).mean(1) + constraint * plain
+    return losses.Loss(value, {"fm": plain.detach(), "weight": weight.flatten(1).mean(1)})

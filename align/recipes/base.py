@@ -34,7 +34,7 @@ else:
     Bench, Point = lazy("align.rollout.bench:Bench"), lazy("align.rollout.bench:Point")
     Scored, Scores = lazy("align.rollout.rollout:Scored"), lazy("rewards.base:Scores")
 
-Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_scores", "text_gradient"]
+Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_scores", "text_gradient", "regions"]
 """What a recipe needs of a run:
 
 - trajectory: the stochastic steps of the sampler and their log-probabilities;
@@ -42,7 +42,8 @@ Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_sc
 - reward_gradient: a gradient of the reward to the media; the loss then samples by itself;
 - parts: named parts of the scores beside their values;
 - step_scores: scores of the clean samples that the stochastic steps predict, ``Scores.steps``;
-- text_gradient: a gradient through the text encoders.
+- text_gradient: a gradient through the text encoders;
+- regions: local scores of a sample, :attr:`rewards.base.Reward.regions`.
 """
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

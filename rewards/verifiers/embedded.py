@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,12 +48,18 @@ def _reward(
 class ShapesVerifier(RewardSettings):
     """Parses an image of the embedded world into a scene and compares it with its caption; no model."""
 
+    gives_regions: ClassVar[bool] = True
     kind: Literal["shapes"] = Field("shapes", description="the embedded world's verifier")
     score: Score = "dense"
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Needs no device: the verifier is numpy."""
-        return _reward("shapes", self.score, shapes.score_batch)
+        import torch
+
+        def regions(media: Tensor, prompts: list[str]) -> Tensor:
+            return torch.from_numpy(shapes.regions(media.detach().float().cpu(), prompts))
+
+        return replace(_reward("shapes", self.score, shapes.score_batch), regions=regions)
 
 
 class ShapesEditVerifier(RewardSettings):

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from alignflow.worlds.shapes.parse import parse_image
-from alignflow.worlds.shapes.world import RELATIONS, Obj, Scene, Spec, Want, parse_caption, relation_of
+from alignflow.worlds.shapes.world import CANVAS, RELATIONS, Obj, Scene, Spec, Want, parse_caption, relation_of
 
 _spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
 
@@ -58,6 +58,34 @@ def score_each(
         except ValueError as error:
             reasons[i] = str(error)
     return dict(zip(names, out, strict=True)) | {"reasons": reasons}
+
+
+def regions(images: Any, prompts: Sequence[str]) -> np.ndarray:
+    """How well the object in each box fits, [N, 1, H, W] in [-1, 1]; NaN outside all boxes, and where a caption is none.
+
+    1 is an object with all that is asked of the one it stands for in the best matching, -1 one that nothing asks for.
+    Where boxes overlap, the lower score counts.
+
+    Args:
+        images: [N, 3, H, W] in [0, 1] (array or CPU tensor).
+    """
+    pixels = np.moveaxis(np.asarray(images, np.float32), -3, -1)
+    maps = np.full((len(pixels), 1, *pixels.shape[1:3]), np.nan, np.float32)
+    for one, image, prompt in zip(maps, pixels, prompts, strict=True):
+        try:
+            spec = _spec(prompt)
+        except ValueError:
+            continue
+        objects = parse_image(image.clip(0, 1)).objects
+        wanted = [w for w in spec.wants for _ in range(w.count)]
+        likes = np.array([[likeness(w, o) for o in objects] for w in wanted]).reshape(len(wanted), -1)
+        matched = dict(zip(*(side.tolist() for side in linear_sum_assignment(likes, maximize=True)[::-1]), strict=True))
+        for number, found in enumerate(objects):
+            like = likes[matched[number], number] if number in matched else 0.0
+            left, top, right, bottom = (side * image.shape[0] / CANVAS for side in found.box)
+            box = one[0, int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
+            box[:] = np.fmin(box, 2 * like - 1)
+    return maps
 
 
 def judge(scene: Scene, spec: Spec) -> tuple[float, float]:
