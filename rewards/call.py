@@ -8,7 +8,7 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -30,6 +30,7 @@ class CallableReward(RewardSettings):
     ``mask`` or ``metadata`` (see :data:`~rewards.base.INPUTS`) is filled in by name.
     """
 
+    gives_regions: ClassVar[bool] = True  # only building it tells
     kind: str = Field(pattern=r"^[^:]+(:.*)?:[A-Za-z_][\w.]*$", description="package.module:name or path/file.py:name")
     options: dict[str, Any] = Field({}, description="keyword arguments of the function or the class")
     range: tuple[float, float] | None = Field(None, description="[lowest, highest] possible score; null = unbounded")

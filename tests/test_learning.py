@@ -25,6 +25,7 @@ DIRECT = ["reward={kind: tiny_run:mean_pixel, differentiable: true}", *BRIGHTNES
 NEW = "dense: null, strict: null, clip: null, a: {reward: tiny_run:brightness}, b: {reward: tiny_run:mean_pixel}"
 TWO = [f"reward={{kind: mixture, parts: {{{NEW}}}}}"]
 TRUSTED = ["reward={kind: tiny_run:with_distance}"]
+REGIONS = "reward={kind: 'tiny_run:BrightRegions'}"
 FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, overrides
     "nft": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "grpo": (0.05, [*BRIGHTNESS, "train.lr=4e-3", "train.steps=4"]),
@@ -33,6 +34,8 @@ FAST: dict[str, tuple[float, list[str]]] = {  # smallest rise of the reward, ove
     "flow_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "gapo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "mm_dpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "rpo": (0.12, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
+    "srum": (0.05, [REGIONS, *BRIGHTNESS[1:], "train.lr=3e-3", "train.steps=3"]),
     "awm": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "dgpo": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),
     "crd": (0.1, [*BRIGHTNESS, "train.lr=3e-3", "train.steps=3"]),

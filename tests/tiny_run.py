@@ -7,14 +7,14 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from align.config.settings import Config
-from rewards.base import Scores
+from rewards.base import Reward, RewardSettings, Scores
 
 SOURCE = Path(__file__).parent.parent / "configs/prompts/sources/edit-01.webp"
 """The source image of every prompt of an editor."""
@@ -76,6 +76,20 @@ def all_infinite(media: Tensor, prompts: list[str]) -> Tensor:
     return torch.full((len(media),), float("inf"))
 
 
+class BrightRegions(RewardSettings):
+    """``brightness``, and that of every pixel as a region of its own."""
+
+    gives_regions: ClassVar[bool] = True
+    kind: Literal["bright_regions"] = "bright_regions"
+
+    def build(self, device: torch.device | str = "cpu") -> Reward:
+        def regions(media: Tensor, prompts: list[str]) -> Tensor:
+            return 2 * media.mean(1, keepdim=True) - 1
+
+        return Reward("bright_regions", lambda media, prompts, group: brightness(media, prompts), (0.0, 1.0),
+                      regions=regions)  # fmt: skip
+
+
 def wrong_shape(media: Tensor, prompts: list[str]) -> Tensor:
     """One number too many."""
     return torch.zeros(len(media) + 1)
@@ -88,6 +102,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "flow_dpo": {"kind": "flow_dpo", "timesteps": 2, "pairs": 2},
     "gapo": {"kind": "gapo", "timesteps": 2},
     "mm_dpo": {"kind": "mm_dpo", "timesteps": 2},
+    "rpo": {"kind": "rpo", "timesteps": 2},
+    "srum": {"kind": "srum", "timesteps": 2},
     "prdp": {"kind": "prdp"},
     "reward_backprop": {"kind": "reward_backprop"},
     "instruct_video": {"kind": "instruct_video", "start": 0.7},
@@ -148,6 +164,8 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree[name] = {**tree[name], **value} if extends else value
     if tree["recipe"]["kind"] in DIRECT and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
+    if kind == "srum" and ":" in tree["reward"]["kind"]:
+        tree["reward"] = {"kind": "tiny_run:BrightRegions"}
     if kind in ("vpo", "prefpaint") and ":" in tree["reward"]["kind"]:
         members = {"given": tree["reward"], "level": {"kind": "tiny_run:with_distance"}}
         tree["reward"] = {"kind": "mixture", "parts": {name: {"reward": one} for name, one in members.items()}}

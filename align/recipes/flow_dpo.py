@@ -11,7 +11,7 @@ from align.config import registry
 from align.maths import losses, regions
 from align.maths.pairs import Pairs, all_pairs, dominance, top_k_pairs
 from align.recipes.base import Bench, ForwardRecipe, Loss, Point, Scored, Tensor, Terms, stratified_times, torch
-from rewards.scopes import has_parts
+from alignflow.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,8 @@ class FlowDPO(ForwardRecipe):
             found.append(("rollout.kind", f"{self.kind} learns from pairs of one prompt: use kind 'online' or 'pairs'"))
         if self.region == "mask" and ":" not in generator and "mask" not in registry.inputs(generator):
             found.append(("recipe.region", f"generator {generator} has no masks: use 'all', or a generator of fills"))
-        parts = config.rollout.kind == "online" and config.reward is not None and has_parts(config.reward)
-        if self.choose == "dominance" and not parts:
-            found.append(("recipe.choose", "dominance needs an online rollout and a reward with named parts"))
+        if self.choose != "best_worst" and config.rollout.kind == "pairs":
+            found.append(("recipe.choose", f"{self.choose} pairs samples of a group, and these pairs are in a file"))
         return found
 
     def rows_per_term(self, config: Any) -> int:
@@ -90,6 +89,8 @@ class FlowDPO(ForwardRecipe):
             return top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
         if self.choose == "all":
             return all_pairs(credit, rollout.group, margin=self.margin)
+        if len(rollout.scores.parts) < 2:
+            raise TrainingError("recipe.choose: dominance needs a reward with two named parts, as a mixture has")
         parts = torch.stack([*rollout.scores.parts.values()], 1).to(credit)
         return dominance(parts.where(credit.isfinite()[:, None], torch.nan), rollout.group, margin=self.margin)
 

@@ -14,8 +14,8 @@ from alignflow.errors import TrainingError
 class SRUM(ForwardRecipe):
     """SRUM: flow matching weighted by local scores times the score of the whole image (arXiv 2510.12784)
 
-    The reward gives the regions. The authors train on stored samples of the base; here the samples are the policy's, and
-    the constraint is the plain error of the same samples, since there is no ground truth: both are ours.
+    The reward gives the regions. The authors train on stored samples of the base. Here the samples are the policy's,
+    and the constraint is the plain error of the same samples, since there is no ground truth: both are ours.
     """
 
     kind: Literal["srum"] = "srum"
@@ -34,7 +34,7 @@ class SRUM(ForwardRecipe):
         """The weights of every sample at the size of its latents; 0 where it has no score."""
         reward = bench.scorer
         if reward is None or reward.regions is None:
-            raise TrainingError("srum needs a reward with regions; `shapes` is one")
+            raise TrainingError("srum needs a reward with scores of regions, and this one gives none; shapes does")
         rows, (low, high) = sample.cpu(), reward.range
         score = 2 * (rollout.scores.values[rows].nan_to_num(low) - low) / (high - low) - 1
         local = reward.regions(rollout.media[rows], [rollout.prompts[n] for n in rows.tolist()])

@@ -61,7 +61,7 @@ def score_each(
 
 
 def regions(images: Any, prompts: Sequence[str]) -> np.ndarray:
-    """How well the object in each box fits, [N, 1, H, W] in [-1, 1]; NaN outside all boxes, and where a caption is none.
+    """How well the object in each box fits, [N, 1, H, W] in [-1, 1]; NaN outside boxes and for a caption that is none.
 
     1 is an object with all that is asked of the one it stands for in the best matching, -1 one that nothing asks for.
     Where boxes overlap, the lower score counts.
