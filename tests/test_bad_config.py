@@ -59,7 +59,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("recipe='x:'", "'x:' should read package.module:name"),
         ("policy.targets=x", "should be a list [a, b], given 'x'"),
         ("trackers=[tensorbord]", "trackers.0"),
-        ("recipe=3", "should be a kind (awm"),
+        ("recipe=3", "should be a kind (adv_grpo"),
         ("recipe.kind=ntf", "recipe.kind (override 'recipe.kind=ntf'): no such recipe 'ntf'; did you mean 'nft'?"),
         ("recipe.kind=no.such.module:Mine", "cannot import 'no.such.module'"),
         ("recipe.kind=align.maths.seeds:derive", "is not a class derived from align.recipes.base.Recipe"),

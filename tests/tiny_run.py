@@ -77,17 +77,19 @@ def all_infinite(media: Tensor, prompts: list[str]) -> Tensor:
 
 
 class BrightRegions(RewardSettings):
-    """``brightness``, and that of every pixel as a region of its own."""
+    """``brightness`` to three digits, which no batch size changes, and that of every pixel as a region of its own."""
 
     gives_regions: ClassVar[bool] = True
     kind: Literal["bright_regions"] = "bright_regions"
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
+        def score(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            return (1000 * brightness(media, prompts)).round() / 1000
+
         def regions(media: Tensor, prompts: list[str]) -> Tensor:
             return 2 * media.mean(1, keepdim=True) - 1
 
-        return Reward("bright_regions", lambda media, prompts, group: brightness(media, prompts), (0.0, 1.0),
-                      regions=regions)  # fmt: skip
+        return Reward("bright_regions", score, (0.0, 1.0), regions=regions)
 
 
 def wrong_shape(media: Tensor, prompts: list[str]) -> Tensor:
