@@ -263,6 +263,29 @@ def test_interrupt_keeps_what_was_found_and_the_rest_is_as_if_never_stopped():
     assert all(same(a, b) for a, b in zip(whole, [*kept, *rest], strict=True))
 
 
+def test_objectives_of_a_latent_reward_have_weights():
+    def two(x, t, prompts):
+        total = (x * SLOPE).flatten(1).sum(1)
+        return torch.stack([total, -total], 1)
+
+    def one(x, t, prompts):
+        return two(x, t, prompts)[:, 0]
+
+    def guided(latent_reward, **options):
+        method = {**METHODS["nrg"], "strength": 1.0, **options}
+        budget = {"network_calls": 6}
+        found = search(Gaussian(), Linear().reward, PROMPTS, method, budget, latent_reward=latent_reward)
+        return torch.stack([each.best.latents for each in found])
+
+    plain = guided(one)
+    torch.testing.assert_close(guided(two, weights=[1.0, 0.0]), plain)
+    torch.testing.assert_close(guided(two, weights=[1.5, 0.5]), plain)
+    torch.testing.assert_close(guided(one, weights=[2.0]), guided(one, strength=2.0))
+    assert not torch.allclose(guided(two), plain)  # they cancel
+    with pytest.raises(SearchError, match=r"search\.weights: 3 weights, and the latent reward has 2 objectives"):
+        guided(two, weights=[1.0, 1.0, 1.0])
+
+
 def test_a_latent_reward_judges_the_way_without_decodes():
     def latent_reward(x, t, prompts):
         assert len(x) == len(t) == len(prompts)

@@ -227,8 +227,15 @@ class Task(PromptBatch):
         return found.grad
 
     @torch.enable_grad()
-    def latent_reward_grad(self, particles: Particles, t: Tensor | float) -> Tensor:
-        """Gradient of the latent reward to ``x [N, ...]``, 0 where there is none; costs a reward call."""
+    def latent_reward_grad(self, particles: Particles, t: Tensor | float, weights: Sequence[float] = ()) -> Tensor:
+        """Gradient of the latent reward to ``x [N, ...]``, 0 where there is none; costs a reward call.
+
+        Args:
+            weights: of the objectives of a latent reward ``[n, K]``; none = all 1.
+
+        Raises:
+            SearchError: another number of weights than objectives.
+        """
         assert self.latent_reward is not None
         x, row, times = particles.x, particles.row, self._times(t, particles.x)
         self.meter.require(self.cost.latent_reward, row)
@@ -237,6 +244,11 @@ class Task(PromptBatch):
             here = x[some].detach().requires_grad_()
             with self.meter.measured("reward_calls", row[some]):
                 values = self.latent_reward(here, times[some], self.judge.texts(row[some]))
+                values = values[:, None] if values.ndim == 1 else values
+                if weights and len(weights) != values.shape[1]:
+                    said = f"{len(weights)} weights, and the latent reward has {values.shape[1]} objectives"
+                    raise SearchError(f"search.weights: {said}")
+                values = values * values.new_tensor(weights or [1.0] * values.shape[1])
                 parts.append(torch.autograd.grad(values.sum(), here)[0].nan_to_num(0.0, 0.0, 0.0))
         return torch.cat(parts)
 
