@@ -79,6 +79,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, method):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_finished_run_goes_on_for_more_steps(tmp_path, model):
+    path = tiny_rewriter.training(tmp_path, model, "grpo")
+    train_rewriter(load_rewriter(path, ["method.steps=1"]), say=quiet)
+    summary = train_rewriter(load_rewriter(path), resume=True, say=quiet)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    assert [(row["event"], row["step"]) for row in rows] == [
+        ("before", 0), ("train", 1), ("after", 1), ("train", 2), ("train", 3), ("after", 3),
+    ]  # fmt: skip
+    assert summary["steps"] == 3
+    assert summary["after"] == pytest.approx({**rows[-1]["after"], "reward": summary["after"]["reward"]}, nan_ok=True)
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_at_learning_rate_0_nothing_is_learned(tmp_path, model, method):
     config = load_rewriter(tiny_rewriter.training(tmp_path, model, method), ["method.lr=0", "method.weight_decay=0"])

@@ -88,7 +88,7 @@ class Training:
         config, started = self.config, time.perf_counter()
         resumed = self.learner.load(self.file)
         self.folder.forget_after(self.learner.step if resumed else -1)
-        before = self._logged("before") or self._measured("before")
+        before = self._logged("before", 0) or self._measured("before")
         step = self._steps()
         with GracefulStop(self.say) as stop:
             while self.learner.step < config.method.steps:
@@ -103,7 +103,7 @@ class Training:
                     self.learner.save(self.file)
                 if stop.asked and not last:
                     raise KeyboardInterrupt
-        after = self._logged("after") or self._measured("after")
+        after = self._logged("after", self.learner.step) or self._measured("after")
         save_lora(self.writer.model, config.run_dir)
         summary = {
             "status": "finished", "steps": self.learner.step,
@@ -140,8 +140,10 @@ class Training:
         self.say("held out  " + ", ".join(f"{name} {_shown(values)}" for name, values in found.items()))
         return found
 
-    def _logged(self, event: str) -> dict[str, Any] | None:
-        return next((row for row in self.folder.rows() if row.get("event") == event), None)
+    def _logged(self, event: str, step: int) -> dict[str, Any] | None:
+        """What an earlier part of the run measured at this step."""
+        rows = self.folder.rows()
+        return next((row for row in rows if (row["event"], row["step"]) == (event, step)), None)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
