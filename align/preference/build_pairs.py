@@ -126,7 +126,7 @@ def _named(sample: Sample, scored: Mapping[str, Any], store: Store, number: int)
         source = item.source
         content = source.content() if isinstance(source, Cell) else source
         file = file or store.keep(f"{number:06d}", content)
-        media = store.keep_inputs(number, item.prompt.media)
+        media = store.keep_inputs(sample.group, item.prompt.media)  # once for all samples of the prompt
     named = {"name": shown(item.name), "file": file, "prompt": item.prompt.text, "media": media}
     return {**named, "group": sample.group}
 
