@@ -30,7 +30,7 @@ def files_of(folder: Path, recipe: str) -> list[Path]:
 
 TRAINED = [(folder, recipe) for folder in MODELS for recipe in RECIPES]
 
-SOURCE = re.compile(r"arXiv \d{4}\.\d{5}|[\w-]+/[\w-]+, [\w./-]+\.(py|sh|toml|yaml)")
+SOURCE = re.compile(r"arXiv \d{4}\.\d{5}|[\w-]+/[\w-]+, [\w./-]+\.(py|sh|toml|yaml|md)")
 HARDWARE = re.compile(r"Not run\.|Run on \d")
 
 
