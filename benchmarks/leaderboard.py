@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.config.load import load_config, resolved_settings
+from align.config.load import load_config, read_yaml, resolved_settings
 from align.config.settings import Config
 from align.data.files import write_json
 from align.report.changes import change_of
@@ -55,13 +55,16 @@ def config_of(world: str, recipe: str, overrides: list[str]) -> Config:
 
 
 def recipes_of(world: str) -> list[str]:
-    """Recipes with a config on a world that generate their samples."""
+    """Recipes with a config on a world that generate their samples and find all files that they name."""
     found = []
     for path in sorted((ROOT / "configs" / world).glob("*.yaml")):
-        if path.stem != "base" and not path.stem.startswith("search"):
-            config = load_config(path)
-            if config.rollout.kind == "online":
-                found.append(path.stem)
+        settings = read_yaml(path)
+        if path.stem == "base" or "search" in settings:
+            continue
+        config = load_config(path)
+        trained = getattr(config.reward, "path", None)
+        if config.rollout.kind == "online" and (trained is None or Path(trained).is_dir()):
+            found.append(path.stem)
     return found
 
 
