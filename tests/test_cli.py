@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import written
 
-from align.config.load import read_layers
+from align.config.load import merge, read_layers
+from align.config.settings import Config
 from alignflow.errors import CheckpointError, RunFolderError, TrainingError
 from rewards.base import RewardError
 
@@ -87,7 +89,7 @@ def test_light_commands_import_little(folder, arguments):
     modules = set(done.stdout.rsplit("\nmodules ", 1)[1].split())
     assert "align.cli.app" in modules
     assert not HEAVY & modules
-    assert len(modules) < 600, f"{len(modules)} modules"
+    assert len(modules) < 640, f"{len(modules)} modules"
 
 
 def test_recipes_lists_everything_with_a_line(run):
@@ -187,6 +189,9 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
     table = tmp_path / "table.jsonl"
     media = {"chosen": "a.webp", "rejected": "b.webp", "sample": "a.webp", "image": "a.webp", "mask": "b.webp"}
     table.write_text(json.dumps({"prompt": "a", **media}) + "\n")
+    made = {name: tmp_path / name for name in ("references.jsonl", "newton.jsonl")}
+    for file in made.values():
+        file.write_text(json.dumps({"prompt": "a", "image": "a.webp", "reference": "a.webp"}) + "\n")
     own = {"rollout.file": table, "data.train": table}
     keys = {
         f"{part}.{name}"
@@ -197,12 +202,23 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
     theirs = [f"{key}={file}" for key, file in own.items() if key in keys]
     rewards = {
         "prompt_template.py": f"evaluate.rewards.video.template={table}",
-        '"references": "references"': f"reward.parts.likeness.reward.references={tmp_path}",
+        '"kind": "adversarial", "references": "references"': f"reward.parts.likeness.reward.references={tmp_path}",
         '"references": "references.jsonl"': f"reward.references={table}",
+        '"train": "references.jsonl"': f"prompts.train={made['references.jsonl']}",
+        '"heldout": "references.jsonl"': f"prompts.heldout={made['references.jsonl']}",
+        '"train": "newton.jsonl"': f"prompts.train={made['newton.jsonl']}",
+        '"heldout": "newton.jsonl"': f"prompts.heldout={made['newton.jsonl']}",
+        '"kind": "mass_conservation", "references": "references"': f"reward.parts.mass.reward.references={tmp_path}",
+        '"newton": {"kind"': f"evaluate.rewards.newton.parts.mass.reward.references={tmp_path}",
+        '"kind": "trained"': f"reward.path={tmp_path}",
+        '/lora"': "policy.init=null",
     }
-    texts = json.dumps([layer.data for layer in read_layers(path)])
+    merged: dict[str, Any] = {}
+    for layer in read_layers(path):
+        merged = merge(merged, layer.data, [Config])
+    texts = json.dumps(merged)
     theirs += [override for words, override in rewards.items() if words in texts]
-    code, out, err = run("check", str(path), *theirs)
+    code, out, err = run("check", str(path), *theirs, "--import")
     assert code == 0, err
     assert "ready to run" in out
 

@@ -185,6 +185,9 @@ def json_schema() -> dict[str, Any]:
     schema["$defs"]["RewardSettings"] = {"anyOf": rewards}  # what a reward made of rewards refers to
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)  # what a file leaves out may come from the one it extends
+        for named in part.get("properties", {}).values():
+            if isinstance(inner := named.get("additionalProperties"), dict):
+                named["additionalProperties"] = {"anyOf": [inner, {"type": "null"}]}  # null removes an inherited one
     return schema
 
 
