@@ -72,12 +72,12 @@ def pairs(
     device: Annotated[str, typer.Option(help="device of the rewards: auto, cpu, cuda, cuda:1 or mps")] = "auto",
     chunk: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     copy: Annotated[bool, typer.Option("--copy", help="copy images and videos into the output folder")] = False,
-    out: Annotated[Path, typer.Option(help="output folder; a command that was stopped goes on there")] = Path("pairs"),
+    out: Annotated[Path, typer.Option(help="output folder; an interrupted command continues in it")] = Path("pairs"),
 ) -> None:
     """Build preference pairs for flow_dpo and reward train: score samples and pair them by a policy.
 
-    The folder gets pairs.parquet, scored.jsonl with the score of every sample, and media/ with generated samples. With
-    another --policy, the scores that are there are paired anew.
+    The folder holds pairs.parquet, scored.jsonl with the score of every sample, and media/ with generated samples. The
+    same command with another --policy forms new pairs from the stored scores.
     """
     how = Pairing(
         policy, tuple(by or ()), per_prompt, margin, dict(_threshold(text) for text in above or ()), top, passing, seed
@@ -94,7 +94,7 @@ def pairs(
             origin=" ".join(sources), say=_say(),
         )  # fmt: skip
     except KeyboardInterrupt:
-        echo(f"stopped; the same command goes on in {out}", err=True)
+        echo(f"stopped; run the same command again to continue in {out}", err=True)
         raise typer.Exit(130) from None
     unpaired = [f"{number} ({why})" for why, number in found.pop("unpaired").items()]
     shown = {name: value for name, value in found.items() if value or name in ("pairs", "samples")}

@@ -21,7 +21,7 @@ Overrides = Annotated[
         metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as rounds=6"
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
 Out = Annotated[Path | None, typer.Option(help="run folder")]
 
@@ -96,5 +96,5 @@ def joint(
 
 def _stopped(command: str, folder: Path, files: list[Path], overrides: list[str], out: Path | None) -> Any:
     again = ["alignflow", "prompts", command, *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
-    echo(f"stopped; {folder} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+    echo(f"stopped; continue {folder} with\n  {shlex.join([*again, '--resume'])}", err=True)
     return typer.Exit(130)

@@ -304,7 +304,7 @@ def _check_size(config: Config) -> Problems:
     if size is None or size == generator.size:
         return []
     if generator.kind == "generic":
-        return [("evaluate.size", "a pipeline without an adapter draws at one size: leave this out")]
+        return [("evaluate.size", "a pipeline without an adapter samples at one size; leave this out")]
     if config.memory.cache_prompts != "none" and registry.inputs(generator.kind):
         message = (
             f"prompts of {generator.kind} are cached with their images at one size: leave this out, or do not cache"

@@ -34,16 +34,16 @@ def build_pairs(
     origin: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write ``out/pairs.parquet``; what was counted.
+    """Write ``out/pairs.parquet``; returns counts.
 
-    Samples and scores are written as they come, to ``media/`` and ``scored.jsonl``. The same call goes on with what is
-    there, also with another ``how``, which costs no sample and no score.
+    Samples and scores are written as they come, to ``media/`` and ``scored.jsonl``. The same call continues
+    with the stored samples; another ``how`` costs no sample and no score.
 
     Args:
         rewards: name -> what scores; empty = the scores that a search stored.
         chunk: samples scored at a time, and about the number generated at a time.
         copy: copy media from elsewhere into ``out``.
-        origin: what the column source says.
+        origin: text of the column source.
 
     Raises:
         ConfigError: the policy needs other scores.
@@ -120,7 +120,7 @@ def _rows(samples: list[Sample], rewards: Mapping[str, Reward], store: Store, de
 
 
 def _named(sample: Sample, scored: Mapping[str, Any], store: Store, number: int) -> Row:
-    """What a row says of its sample; a file that could not be read is in no pair, so it is not kept."""
+    """The columns that name a sample; a file that could not be read is in no pair, so it is not kept."""
     item, file, media = sample.item, sample.file, dict[str, str]()
     if not scored["unread"]:
         source = item.source

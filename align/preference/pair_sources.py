@@ -1,7 +1,7 @@
 """Where ``alignflow pairs`` takes samples from: a generator, a finished search, or images, videos and tables.
 
 A source has units, which are sampled and scored together and written at once. Which samples a unit has follows from the
-settings alone, so that a command that was interrupted goes on to the same bits.
+settings alone, so that an interrupted command continues to the same bits.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class Store:
-    """The folder of one command. What an interrupted command wrote is gone on with.
+    """The folder of one command. An interrupted command continues with what it wrote.
 
     Args:
         folder: new, empty, or of the same command.
@@ -67,7 +67,7 @@ class Store:
             units = [json.loads(line) for line in whole.splitlines() if line.strip()]
             found = [unit["rows"] for unit in units]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise DataError(f"{self.path} is damaged; delete {self.folder} and begin anew") from None
+            raise DataError(f"{self.path} is damaged; delete {self.folder} and run the command again") from None
         if whole != text:
             write_text(self.path, whole)
         return found

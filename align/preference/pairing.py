@@ -34,7 +34,7 @@ class Pairing:
         above: name -> threshold that the winner's score of this name has to exceed (threshold_gap).
         top: ranks of a prompt that may win (threshold_gap), samples that are references (best_of_n_reference).
         passing: score from which a sample passes (pass_fail).
-        seed: of the draw of partners (pass_fail).
+        seed: random seed of the choice of partners (pass_fail).
     """
 
     policy: str = "best_worst"

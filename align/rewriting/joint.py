@@ -34,7 +34,7 @@ def train_joint(
 ) -> list[dict[str, Any]]:
     """All rounds of a config; returns the summaries of their stages, as ``summary.json`` holds them.
 
-    Each stage is a run folder of its own in ``stages/``, and goes on from the LoRAs of the stages before it.
+    Each stage is a run folder in ``stages/`` and starts from the LoRAs of the stages before it.
 
     Raises:
         AlignflowError: says what was wrong and what to do.
@@ -75,7 +75,7 @@ def _words(**settings: Any) -> list[str]:
 
 
 def _stage(folder: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """The summary of a stage that is finished, or of one that now runs to its end."""
+    """The summary of a stage, which is run to its end where it is not finished."""
     file = folder / "summary.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if found.get("status") != "finished":

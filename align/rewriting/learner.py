@@ -170,7 +170,9 @@ class Learner:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
         except Exception as error:  # unpickling raises whatever the damage brings about
-            raise CheckpointError(f"{file} cannot be read: {first_line(error)}; start anew with --overwrite") from error
+            raise CheckpointError(
+                f"{file} cannot be read: {first_line(error)}; start again with --overwrite"
+            ) from error
         for group in self.optimizer.param_groups:
             group["lr"] = self.method.lr
         return True

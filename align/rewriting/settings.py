@@ -130,7 +130,7 @@ class Pool(Settings):
 
 
 class RewritingSettings(RunSettings):
-    """What both commands have: the rewriter, the frozen generator, and the reward."""
+    """Settings that all commands on prompts share: the rewriter, the frozen generator, and the reward."""
 
     writer: Annotated[AnyWriter, WRITER] = Field(
         LocalWriter(), description="language model that rewrites: local or endpoint"
@@ -156,12 +156,12 @@ class RewritingSettings(RunSettings):
     @model_validator(mode="after")
     def _scores_alone(self) -> Self:
         problems = [
-            (place, f"compares samples of a {scope}; take one that scores each sample alone")
+            (place, f"compares samples of a {scope}; choose one that scores each sample alone")
             for place, reward in {"reward": self.reward, **{f"gold.{k}": v for k, v in self.gold.items()}}.items()
             if (scope := reward.compares()) not in (None, "sample")
         ]
         if "reward" in self.gold:
-            problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+            problems.append(("gold.reward", "is the name of the optimised reward; choose another"))
         problems += conflicts(self.generator, self.memory)
         if problems:
             raise problems_at(problems)
