@@ -167,7 +167,7 @@ def test_a_generator_samples_and_an_interrupted_command_goes_on_to_the_same_byte
     monkeypatch.setattr(building, "score_items", stopped)
     code, _, err = run(*ask, "--out", "part")
     assert code == 130
-    assert "stopped; the same command goes on in part" in err
+    assert "stopped; run the same command again to continue in part" in err
     assert len(Path("part/scored.jsonl").read_text().splitlines()) == 2
     with Path("part/scored.jsonl").open("a") as file:
         file.write('{"unit": 2, "rows": [{"na')  # as a kill leaves it

@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, model):
     train_rewriter(config, say=quiet)
     file = config.run_dir / "checkpoint" / "state.pt"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(CheckpointError, match="start anew with --overwrite"):
+    with pytest.raises(CheckpointError, match="start again with --overwrite"):
         train_rewriter(config, resume=True, say=quiet)
     with pytest.raises(RunFolderError, match=r"method\.rewrites: 3 then, 4 now"):
         train_rewriter(load_rewriter(tmp_path / "grpo.yaml", ["method.rewrites=4"]), resume=True, say=quiet)

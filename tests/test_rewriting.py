@@ -375,7 +375,7 @@ def test_damaged_tables_are_said(tmp_path):
         ("reply.template=Rewrite it", "does not show {prompt}"),
         ("reply.template='Rewrite {prompt}'", "does not show {history}"),
         ("rendering.sampler.kind=flow_sde", "rewrites are compared on the same noise; take ode or dpm2"),
-        ("gold.reward={kind: shapes}", "is the name of the reward that is raised"),
+        ("gold.reward={kind: shapes}", "is the name of the optimised reward"),
         ("reward={kind: pairwise}", "compares samples of a group"),
     ],
 )

@@ -20,7 +20,22 @@ from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
 from align.cli.benchmark import benchmark
 from align.cli.label import label
-from align.cli.shared import best_of, cell, print_values, prompts_of, settings_of, table, trained_of, with_out
+from align.cli.shared import (
+    AsJson,
+    ConfigArgument,
+    Overrides,
+    Prompt,
+    PromptsFile,
+    SourceArgument,
+    best_of,
+    cell,
+    print_values,
+    prompts_of,
+    settings_of,
+    table,
+    trained_of,
+    with_out,
+)
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
@@ -42,22 +57,7 @@ app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluat
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
 app.add_typer(prompts_cli.app)
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
-SourceArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as train.lr=1e-4"
-    ),
-]
 Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]
-PromptsFile = Annotated[
-    str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

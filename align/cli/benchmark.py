@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from align.cli.shared import settings_of, trained_of
+from align.cli.shared import SourceArgument, settings_of, trained_of
 from alignflow.errors import ConfigError
 from alignflow.terminal import echo
 from alignflow.words import listing
@@ -16,9 +16,7 @@ FORMATS = "geneval, t2i-compbench, dpg-bench, tiif, tiif-long, imgedit, gedit, g
 
 
 def benchmark(
-    source: Annotated[
-        Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
-    ],
+    source: SourceArgument,
     kind: Annotated[str, typer.Argument(metavar="FORMAT", help=FORMATS, show_default=False)],
     prompts: Annotated[
         str, typer.Argument(metavar="SET", help="file or folder that the set's authors distribute", show_default=False)

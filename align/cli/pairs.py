@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from align.cli.shared import print_values, prompts_of, settings_of, trained_of
+from align.cli.shared import Prompt, PromptsFile, print_values, prompts_of, settings_of, trained_of
 from alignflow.errors import ConfigError
 from alignflow.lazy import lazy
 from alignflow.terminal import echo
@@ -47,10 +47,8 @@ def pairs(
         list[str] | None,
         typer.Option(help="reward, as for score; may be repeated. Default: the config's, or the scores of the search"),
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")] = None,
-    prompts_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
-    ] = None,
+    prompt: Prompt = None,
+    prompts_file: PromptsFile = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt, of a config or run")] = 8,
     per_prompt: Annotated[
         int | None,

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from align.cli.shared import cell, print_values, with_out
+from align.cli.shared import ConfigArgument, Overrides, cell, print_values, with_out
 from align.config.command_line import files_and_overrides
 from alignflow.terminal import echo
 
 app = typer.Typer(name="prompts", help="Rewrite prompts: evolve them, train a rewriter.", no_args_is_help=True)
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as rounds=6"
-    ),
-]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
 Out = Annotated[Path | None, typer.Option(help="run folder")]
@@ -38,10 +33,8 @@ def evolve(
     settings = load_evolve(files, with_out(overrides, out))
     from align.rewriting.evolve import evolve as run
 
-    try:
+    with _stoppable("evolve", settings.run_dir, files, overrides, out):
         summary = run(settings, resume=resume, overwrite=overwrite, say=echo)
-    except KeyboardInterrupt:
-        raise _stopped("evolve", settings.run_dir, files, overrides, out) from None
     scores = {name: f"{cell(ends['plain'])} -> {cell(ends['best'])}" for name, ends in summary["again"].items()}
     counts = {name: summary[name] for name in ("prompts", "rewrites", "missing")}
     print_values({**counts, **scores, "table": str(settings.run_dir / "rewrites.jsonl")})
@@ -59,10 +52,8 @@ def train(
     settings = load_rewriter(files, with_out(overrides, out))
     from align.rewriting.train import train_rewriter as run
 
-    try:
+    with _stoppable("train", settings.run_dir, files, overrides, out):
         summary = run(settings, resume=resume, overwrite=overwrite, say=echo)
-    except KeyboardInterrupt:
-        raise _stopped("train", settings.run_dir, files, overrides, out) from None
     ends = {name: summary[name] for name in ("plain", "before", "after") if summary[name]}
     for name in next(iter(ends.values()), {}):
         echo(f"held out {name}: " + ", ".join(f"{when} {cell(scores.get(name))}" for when, scores in ends.items()))
@@ -81,10 +72,8 @@ def joint(
     settings = load_joint(files, with_out(overrides, out))
     from align.rewriting.joint import train_joint
 
-    try:
+    with _stoppable("joint", settings.run_dir, files, overrides, out):
         found = train_joint(settings, resume=resume, overwrite=overwrite, say=echo)
-    except KeyboardInterrupt:
-        raise _stopped("joint", settings.run_dir, files, overrides, out) from None
     for stage in found:
         ends = (
             stage.get("before") or {"gold": stage.get("gold_before")},
@@ -94,7 +83,12 @@ def joint(
         echo(f"{stage['stage']}: {told}")
 
 
-def _stopped(command: str, folder: Path, files: list[Path], overrides: list[str], out: Path | None) -> Any:
-    again = ["alignflow", "prompts", command, *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
-    echo(f"stopped; continue {folder} with\n  {shlex.join([*again, '--resume'])}", err=True)
-    return typer.Exit(130)
+@contextmanager
+def _stoppable(command: str, folder: Path, files: list[Path], overrides: list[str], out: Path | None) -> Iterator[None]:
+    """Context in which an interrupt ends the command with a line on how to continue, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = ["alignflow", "prompts", command, *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
+        echo(f"stopped; continue {folder} with\n  {shlex.join([*again, '--resume'])}", err=True)
+        raise typer.Exit(130) from None

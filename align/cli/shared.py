@@ -5,11 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from align.config.command_line import files_and_overrides
 from alignflow.errors import RunFolderError
 from alignflow.terminal import echo
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as train.lr=1e-4"
+    ),
+]
+
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]
+PromptsFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name[:split]")
+]
 
 
 def with_out(overrides: Sequence[str] | None, out: Path | None) -> list[str]:

@@ -31,6 +31,14 @@ MOVING = ("WEBP", "GIF", "PNG", "AVIF")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 LONGEST = 256
 """How often a frame that is held is repeated at most; one that is held longer is a pause and counts once."""
+STARTS = {
+    b"\x89PNG": ".png",
+    b"\xff\xd8": ".jpg",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"\x1a\x45": ".webm",
+}
+"""First bytes of encoded media -> suffix of their files."""
 USUAL_FPS = 16
 """Of a video whose frames are all equal, where the file says no more than how long it is."""
 _NOTE = re.compile(rb"alignflow: (\d{1,6}) frames, (\d{1,6}(?:\.\d{1,6})?) a second")
@@ -261,3 +269,8 @@ def _note(frames: int, fps: float, form: str) -> dict[str, bytes]:
         f'<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" dc:source="{said}"/></rdf:RDF></x:xmpmeta>'
     )
     return {"xmp": packet.encode()}
+
+
+def suffix_of(content: bytes) -> str:
+    """File suffix of an encoded image or video, by its first bytes; ``.mp4`` where no other fits."""
+    return next((suffix for start, suffix in STARTS.items() if content.startswith(start)), ".mp4")

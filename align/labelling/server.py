@@ -14,8 +14,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
+from align.data.media import suffix_of
 from align.data.tables import Cell
-from align.labelling.votes import Candidates, Media, Votes, suffix_of
+from align.labelling.votes import Candidates, Media, Votes
 from alignflow.errors import AlignflowError, ConfigError
 from alignflow.text import printable
 

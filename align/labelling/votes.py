@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data.files import write_bytes, write_text, writing
+from align.data.media import suffix_of
 from align.data.prompts import PAIR, Prompt, read_table
 from align.data.tables import Cell, read_rows
 from align.maths.seeds import derive
@@ -209,9 +210,3 @@ class Votes:
 
 INPUTS = ("image", "mask")
 """Media of a prompt that votes repeat."""
-KINDS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
-
-
-def suffix_of(content: bytes) -> str:
-    """File suffix of encoded media, by their first bytes; ``.mp4`` where none of the images' fits."""
-    return next((suffix for start, suffix in KINDS.items() if content.startswith(start)), ".mp4")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.files import check_free, without_nan, write_bytes, write_text, writing
+from align.data.media import suffix_of
 from align.data.tables import Cell
 from align.preference.pairing import Formed
 from align.runs.owned import PAIRS, mark, read_mark
@@ -18,8 +19,6 @@ from alignflow.errors import DataError, RunFolderError
 from alignflow.extras import optional
 
 SCORED, TABLE, MEDIA = "scored.jsonl", "pairs.parquet", "media"
-
-_HEADS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"\x1a\x45": ".webm"}
 
 Row = dict[str, Any]
 """A scored sample: ``file`` (relative to the folder, or absolute), ``name`` (as it was given), ``prompt``, ``media``
@@ -91,7 +90,7 @@ class Store:
             return os.path.abspath(content)
         if content is None:
             raise DataError("the cell is empty")
-        target = f"{MEDIA}/{name}{_suffix(content)}"
+        target = f"{MEDIA}/{name}{suffix_of(content)}"
         self.write(target, content)
         return target
 
@@ -138,10 +137,6 @@ class Store:
 
 
 MEDIA_COLUMNS = ("chosen", "rejected", "image", "mask")
-
-
-def _suffix(content: bytes) -> str:
-    return next((suffix for head, suffix in _HEADS.items() if content.startswith(head)), ".mp4")
 
 
 def records(rows: Sequence[Row], formed: Formed) -> Iterable[Row]:
