@@ -53,7 +53,7 @@ def test_the_size_of_the_rollouts_does_not_change_with_it(model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"generator": {"kind": "generic", "path": "x"}}, "a pipeline without an adapter draws at one size"),
+        ({"generator": {"kind": "generic", "path": "x"}}, "a pipeline without an adapter samples at one size"),
         (
             {"generator": {"kind": "flux_fill", "path": "x"}, "memory": {"cache_prompts": "memory"}},
             "prompts of flux_fill are cached with their images at one size",
@@ -65,7 +65,7 @@ def test_sizes_that_cannot_be_are_refused(sections: Any, says: str, model: Path,
         settings(tmp_path, model, **sections, **LARGE)
 
 
-def test_a_size_that_the_model_cannot_draw_is_said_before_any_work(model: Path, tmp_path: Path) -> None:
+def test_a_size_that_the_model_cannot_sample_is_said_before_any_work(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, evaluate={"size": [4096, 4096]})
     with pytest.raises(GeneratorError, match=r"evaluate.size \[4096, 4096\]: height and width must be multiples of"):
         train(config)
