@@ -47,7 +47,7 @@ def test_a_config_of_another_command_is_named(root, run):
 
 def test_reward_train_runs_what_the_config_trains(run, monkeypatch):
     trained = []
-    monkeypatch.setattr("align.cli.reward._train_reward", lambda settings, _: trained.append(settings))
+    monkeypatch.setattr("align.cli.reward._train_reward", lambda settings, *_: trained.append(settings))
     monkeypatch.setattr("align.cli.reward._train_judge", lambda settings, _: trained.append(settings))
     monkeypatch.setattr("align.cli.reward._train_latent", lambda settings, _: trained.append(settings))
     kinds = [root for root in OWN if root.command == "reward train"]
@@ -104,8 +104,9 @@ def test_check_reads_what_a_reward_is_trained_on(tmp_path, monkeypatch, run):
     assert code == 2
     assert "data.train: file a.jsonl does not exist" in err
     assert "data.heldout: file b.jsonl does not exist" in err
-    row = '{"prompt": "a", "chosen": "a.png", "rejected": "a.png", "tie": %s}\n'
-    Image.new("RGB", (8, 8)).save("a.png")
+    row = '{"prompt": "a", "chosen": "a.png", "rejected": "b.png", "tie": %s}\n'
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(name)
     Path("a.jsonl").write_text(row % "false")
     Path("b.jsonl").write_text(row % "false" + row % '"maybe"')
     code, _, err = run("check", pairs, *tables)

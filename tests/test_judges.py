@@ -18,7 +18,7 @@ from rewards.judges.replies import YES_NO
 from rewards.judges.settings import Local
 from rewards.networks.hub import find_model
 
-FAMILIES = ("Qwen2_5_VL", "Qwen3VL")
+FAMILIES = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
 SEEN = 16, 24
 
 
@@ -250,7 +250,7 @@ def test_models_that_cannot_judge(folders, tmp_path):
     with pytest.raises(RewardError, match="'yes_probability': no folder"):
         built(tmp_path / "nothing", "yes_probability")
     CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(RewardError, match="holds a clip model; a local judge is one of qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(RewardError, match="holds a clip model; a local judge is one of qwen2_vl, qwen2_5_vl"):
         built(tmp_path, "yes_probability")
     with pytest.raises(RewardError, match="there is no embedded detector"):
         find_model("shapes", "detector")

@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL and Qwen3-VL of the real classes, and a server that speaks like an OpenAI-compatible one."""
+"""Tiny Qwen-VL models of the real classes, and a server that speaks like an OpenAI-compatible one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 
 
 def save(folder: Path, family: str = "Qwen3VL", seed: int = 0) -> Path:
-    """Model, tokenizer and image settings of ``family`` (Qwen2_5_VL or Qwen3VL) in ``folder``; a patch is 4 x 4."""
+    """Model, tokenizer and image settings of Qwen2VL, Qwen2_5_VL or Qwen3VL in ``folder``; a patch is 4 x 4."""
     import transformers
 
     tokens = tokenizer()
@@ -51,11 +51,11 @@ def save(folder: Path, family: str = "Qwen3VL", seed: int = 0) -> Path:
            ("image_pad", "video_pad", "vision_start", "vision_end")}  # fmt: skip
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
               "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32}  # fmt: skip
-    vision |= (
-        {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        if family == "Qwen3VL"
-        else {"window_size": 16, "fullatt_block_indexes": [1]}
-    )
+    vision |= {
+        "Qwen3VL": {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        "Qwen2_5_VL": {"window_size": 16, "fullatt_block_indexes": [1]},
+        "Qwen2VL": {"embed_dim": 32, "mlp_ratio": 1, "hidden_size": 32},
+    }[family]
     text = {"vocab_size": len(tokens), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 4096,
             "bos_token_id": None, "eos_token_id": tokens.eos_token_id,

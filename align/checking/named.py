@@ -18,9 +18,11 @@ from alignflow.paths import exists, expanded, is_dir
 from alignflow.worlds.shapes import WORLDS
 from rewards.base import RewardSettings
 from rewards.judges.settings import Endpoint, Local
-from rewards.training.settings import Backbone
+from rewards.training.settings import Backbone, VLMBackbone
 from rewards.wrappers.mixture import Member
 
+READ = (RewardSettings, Local, Backbone, VLMBackbone, Member)
+"""Settings whose folders and files are looked up."""
 MUST_BE_HERE = {"path": RewardSettings, "references": RewardSettings, "lora": Local, "reference": Member}
 MAY_BE_ON_THE_HUB = ("model", "processor", "tokenizer", "clip", "weights", "base", "med_config", "visual")
 CODE = ("kind", "flow", "model", "latent_reward")
@@ -53,7 +55,7 @@ def named(config: BaseModel, run_code: bool = False) -> Named:
                 continue
             if name in CODE and ":" in value and (name != "model" or value.rpartition(":")[2].isidentifier()):
                 _code(found, where, value, run_code)
-            elif isinstance(part, RewardSettings | Local | Backbone | Member) and not isinstance(part, Endpoint):
+            elif isinstance(part, READ) and not isinstance(part, Endpoint):
                 here = isinstance(part, MUST_BE_HERE.get(name, ()))
                 _weights(found, where, name, value, here)
     return found

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from align.cli.shared import ConfigArgument, Overrides, cell, print_values, with_out
+from align.cli.shared import ConfigArgument, Overrides, cell, print_values, stoppable, with_out
 from align.config.command_line import files_and_overrides
 from alignflow.terminal import echo
 
@@ -33,7 +30,7 @@ def evolve(
     settings = load_evolve(files, with_out(overrides, out))
     from align.rewriting.evolve import evolve as run
 
-    with _stoppable("evolve", settings.run_dir, files, overrides, out):
+    with stoppable("prompts evolve", settings.run_dir, files, overrides, out):
         summary = run(settings, resume=resume, overwrite=overwrite, say=echo)
     scores = {name: f"{cell(ends['plain'])} -> {cell(ends['best'])}" for name, ends in summary["again"].items()}
     counts = {name: summary[name] for name in ("prompts", "rewrites", "missing")}
@@ -52,7 +49,7 @@ def train(
     settings = load_rewriter(files, with_out(overrides, out))
     from align.rewriting.train import train_rewriter as run
 
-    with _stoppable("train", settings.run_dir, files, overrides, out):
+    with stoppable("prompts train", settings.run_dir, files, overrides, out):
         summary = run(settings, resume=resume, overwrite=overwrite, say=echo)
     ends = {name: summary[name] for name in ("plain", "before", "after") if summary[name]}
     for name in next(iter(ends.values()), {}):
@@ -72,7 +69,7 @@ def joint(
     settings = load_joint(files, with_out(overrides, out))
     from align.rewriting.joint import train_joint
 
-    with _stoppable("joint", settings.run_dir, files, overrides, out):
+    with stoppable("prompts joint", settings.run_dir, files, overrides, out):
         found = train_joint(settings, resume=resume, overwrite=overwrite, say=echo)
     for stage in found:
         ends = (
@@ -81,14 +78,3 @@ def joint(
         )
         told = ", ".join(f"{name} {cell(value)} -> {cell(ends[1].get(name))}" for name, value in ends[0].items())
         echo(f"{stage['stage']}: {told}")
-
-
-@contextmanager
-def _stoppable(command: str, folder: Path, files: list[Path], overrides: list[str], out: Path | None) -> Iterator[None]:
-    """Context in which an interrupt ends the command with a line on how to continue, and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        again = ["alignflow", "prompts", command, *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
-        echo(f"stopped; continue {folder} with\n  {shlex.join([*again, '--resume'])}", err=True)
-        raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from align.cli.shared import with_out
+from align.cli.shared import stoppable, with_out
 from align.config.command_line import files_and_overrides
 from align.runs.devices import require
 from alignflow.errors import ConfigError
@@ -166,6 +166,7 @@ def train(
             metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as fit.lr=1e-4"
         ),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the interrupted training of a reward")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
     out: Annotated[Path | None, typer.Option(help="folder to write")] = None,
 ) -> None:
@@ -180,19 +181,23 @@ def train(
 
     files, overrides = files_and_overrides(config, overrides)
     settings = load_for("reward train", files, with_out(overrides, out))
+    if isinstance(settings, kinds.RewardTrainConfig):
+        with stoppable("reward train", settings.run_dir, files, overrides, out):
+            _train_reward(settings, resume, overwrite)
+        return
+    if resume:
+        raise ConfigError(f"--resume is for training a reward; {settings.trains} is trained in one go")
     if isinstance(settings, kinds.LatentTrainConfig):
         _train_latent(settings, overwrite)
-    elif isinstance(settings, kinds.JudgeTrainConfig):
-        _train_judge(settings, overwrite)
     else:
-        assert isinstance(settings, kinds.RewardTrainConfig)
-        _train_reward(settings, overwrite)
+        assert isinstance(settings, kinds.JudgeTrainConfig)
+        _train_judge(settings, overwrite)
 
 
-def _train_reward(settings: RewardTrainConfig, overwrite: bool) -> None:
+def _train_reward(settings: RewardTrainConfig, resume: bool, overwrite: bool) -> None:
     from align.preference.train import train_reward
 
-    say_accuracy(train_reward(settings, overwrite=overwrite, say=echo))
+    say_accuracy(train_reward(settings, resume=resume, overwrite=overwrite, say=echo))
     echo(f'reward: {{kind: trained, path: "{settings.run_dir}"}}')
 
 

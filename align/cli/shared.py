@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,3 +101,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+@contextmanager
+def stoppable(command: str, folder: Path, files: list[Path], overrides: list[str], out: Path | None) -> Iterator[None]:
+    """Context in which an interrupt ends the command with a line on how to continue, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = ["alignflow", *command.split(), *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
+        echo(f"stopped; continue {folder} with\n  {shlex.join([*again, '--resume'])}", err=True)
+        raise typer.Exit(130) from None

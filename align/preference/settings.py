@@ -27,14 +27,18 @@ from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.judges.settings import JudgeRewardSettings, Local
 from rewards.training.objectives import OBJECTIVES, Objective
-from rewards.training.settings import HEADS, Backbone, HeadSettings, VariationalSettings
+from rewards.training.settings import BACKBONES, HEADS, AnyBackbone, Backbone, HeadSettings, VariationalSettings
 
+BACKBONE = OneOf("backbone", lambda: BACKBONES, default="clip")
 HEAD = OneOf("head", lambda: HEADS, default="mlp")
 OBJECTIVE = OneOf("loss", lambda: OBJECTIVES, default="bt")
 
 
 class Data(Settings):
-    """Tables with columns prompt, chosen, rejected, optionally tie and user; for regression: prompt, image, score."""
+    """Tables with columns prompt, chosen, rejected, optionally tie and user; for regression: prompt, image, score.
+
+    Losses on several scores read columns chosen_score.NAME and rejected_score.NAME.
+    """
 
     train: str = Field(description="training rows: .jsonl, .csv, .parquet or hub:owner/name[:split]")
     heldout: str | None = Field(None, description="held-out rows, for the reported accuracy; null = none")
@@ -66,7 +70,9 @@ Device = Annotated[str, AfterValidator(_device)]
 class Fit(Steps):
     """Optimizer settings for a head and the trained part of its backbone."""
 
-    backbone_lr: float = Field(1e-5, gt=0, description="learning rate of the trained part of the backbone")
+    lr: float = Field(1e-3, ge=0, description="learning rate of the head; 0 = a control that learns nothing")
+    backbone_lr: float = Field(1e-5, ge=0, description="learning rate of the trained part of the backbone")
+    checkpoint: int = Field(100, ge=1, description="steps between checkpoints; an interrupt leaves one too")
 
 
 class RewardTrainConfig(RunSettings):
@@ -77,7 +83,9 @@ class RewardTrainConfig(RunSettings):
 
     device: Device = Field("cpu", description=NAMES)
     data: Data = Field(description="preference tables")
-    backbone: Backbone = Field(Backbone(), description="backbone that provides the head's features")
+    backbone: Annotated[AnyBackbone, BACKBONE] = Field(
+        Backbone(), description="backbone that provides the head's features: clip or vlm"
+    )
     head: Annotated[HeadSettings, HEAD] = Field(HEADS["mlp"](kind="mlp"), description="head: features to score")
     loss: Annotated[Objective, OBJECTIVE] = Field(OBJECTIVES["bt"](kind="bt"), description="training objective")
     fit: Fit = Field(Fit(), description="optimizer settings")
@@ -87,6 +95,8 @@ class RewardTrainConfig(RunSettings):
         problems, head, loss = [], self.head, self.loss
         if loss.heads and head.kind not in loss.heads:
             problems.append(("loss", f"{loss.kind} is made for head {', '.join(loss.heads)}, not {head.kind}"))
+        if head.compares and not self.backbone.apart:
+            problems.append(("head", f"{head.kind} compares image and prompt, which a vlm backbone reads as one"))
         if isinstance(head, VariationalSettings):
             if loss.single:
                 problems.append(("loss", "a latent user is inferred from pairs; regression has none"))

@@ -56,6 +56,8 @@ def _judged(prompt: Prompt, single: bool) -> Judged:
     name = "" if user is None else str(user)
     if single:
         return Judged(prompt, _score(prompt), name)
+    if prompt.metadata.get("rejected_prompt") in (None, prompt.text):  # else one image may fit one of two prompts
+        check_two(prompt, PAIR)
     return Judged(prompt, 0.0 if is_tie(prompt.metadata.get("tie"), prompt.where) else 1.0, name)
 
 
@@ -68,6 +70,25 @@ def _score(prompt: Prompt) -> float:
     if not math.isfinite(value):
         raise DataError(f'{prompt.where}: "score" should be a number, given {given!r:.40}')
     return value
+
+
+def labels_of(rows: Sequence[Judged], names: Sequence[str]) -> list[list[list[float]]]:
+    """Numbers in the columns chosen_score.NAME and rejected_score.NAME: of both sides, for every row, for every name.
+
+    NaN where a cell is empty.
+
+    Raises:
+        DataError: a cell holds something else, or one of the names has no number in any row.
+    """
+    sides = [[[_label(row.prompt, f"{side}_score.{name}") for name in names] for row in rows] for side in PAIR]
+    for place, name in enumerate(names):
+        if all(math.isnan(row[place]) for side in sides for row in side):
+            raise DataError(f'no row has a number under "chosen_score.{name}" or "rejected_score.{name}"')
+    return sides
+
+
+def _label(prompt: Prompt, name: str) -> float:
+    return math.nan if prompt.metadata.get(name) in (None, "") else _number(prompt, name, "a label is")
 
 
 def numbered(rows: Sequence[Judged], users: Sequence[str]) -> list[int]:
@@ -118,11 +139,16 @@ def pair_scores(
 
 
 def _check_preference(prompt: Prompt, columns: Sequence[str]) -> None:
+    check_two(prompt, columns)
+    if prompt.metadata.get("rejected_prompt") not in (None, prompt.text):
+        raise DataError(f"{prompt.where}: a pair across prompts trains a reward, not a generator (rejected_prompt)")
+
+
+def check_two(prompt: Prompt, columns: Sequence[str]) -> None:
+    """Raise DataError for a pair of one file with itself."""
     files = [prompt.media.get(name) for name in columns]
     if files[0] is not None and files[0] == files[1]:
         raise DataError(f"{prompt.where}: chosen and rejected are the same file")
-    if prompt.metadata.get("rejected_prompt") not in (None, prompt.text):
-        raise DataError(f"{prompt.where}: a pair across prompts trains a reward, not a generator (rejected_prompt)")
 
 
 def _number(prompt: Prompt, name: str, says: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,81 +14,55 @@ from torch import Tensor
 
 from align.config.load import dump_config
 from align.data.files import new_folder, without_nan, write_json, write_text
-from align.data.inputs import pixels_of
-from align.data.media import to_tensor
-from align.data.prompts import PAIR
 from align.maths.seeds import derive
 from align.preference import agreement as bench
+from align.preference.checkpoint import FOLDER, Checkpoint, Learned
+from align.preference.examples import CHUNK, Examples
 from align.preference.settings import RewardTrainConfig
-from align.preference.table import Judged, numbered, read_judged
+from align.preference.table import Judged, read_judged
 from align.runs.devices import require
+from align.runs.identity import data_digest
 from align.runs.lock import locked
 from align.runs.owned import REWARD, check_out, mark
+from align.runs.stopping import GracefulStop
 from alignflow.errors import DataError, RunFolderError
 from rewards.training import folder as reward_folder
-from rewards.training.heads import Head, Variational, joint
-from rewards.training.scorer import Scorer, load_backbone, open_backbone, plain_state
+from rewards.training.folder import new_scorer
+from rewards.training.heads import Head, Variational
+from rewards.training.scorer import Scorer
 from rewards.training.trust import gram
-
-CHUNK = 64
-"""Images through the backbone at once where no gradient is wanted."""
-
-
-class Examples:
-    """Rows with their features: read once where the backbone is frozen, else whenever they are asked for."""
-
-    def __init__(self, scorer: Scorer, rows: Sequence[Judged], users: Sequence[str], *, frozen: bool) -> None:
-        self.scorer, self.rows = scorer, rows
-        self.sides = PAIR if PAIR[0] in rows[0].prompt.media else ("image",)
-        device = scorer.clip.model.device
-        self.text = scorer.clip.text_features([row.prompt.text for row in rows], CHUNK)
-        across = len(self.sides) == 2 and any(row.rejected_text != row.prompt.text for row in rows)
-        other = scorer.clip.text_features([row.rejected_text for row in rows], CHUNK) if across else self.text
-        self.texts = [self.text, other][: len(self.sides)]
-        self.outcome = torch.tensor([row.outcome for row in rows], device=device)
-        self.user = torch.tensor(numbered(rows, users), device=device) if users else None
-        self.kept: list[Tensor] | None = None
-        if frozen:
-            with torch.no_grad():
-                parts = [self._read(list(range(i, min(i + CHUNK, len(rows))))) for i in range(0, len(rows), CHUNK)]
-            self.kept = [torch.cat(side) for side in zip(*parts, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def images(self, pick: Tensor) -> list[Tensor]:
-        """Features of the sides, ``[M, D]`` each: chosen and rejected, or the one image."""
-        if self.kept is not None:
-            return [side[pick] for side in self.kept]
-        return self._read(pick.tolist())
-
-    def _read(self, numbers: Sequence[int]) -> list[Tensor]:
-        found = []
-        for side in self.sides:
-            pixels = []
-            for number in numbers:
-                media = to_tensor(pixels_of(self.rows[number].prompt, side))
-                pixels.append(self.scorer.pixels(media))
-            found.append(self.scorer.embed(pixels, CHUNK))
-        return found
 
 
 def train_reward(
-    config: RewardTrainConfig, *, overwrite: bool = False, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+    config: RewardTrainConfig, *, resume: bool = False, overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
     """Train the reward of a config into its folder; returns what ``summary.json`` holds.
+
+    Args:
+        resume: continue from the checkpoint of an interrupted training.
 
     Raises:
         DataError, RewardError: tables, images or weights that do not serve.
         RunFolderError: the folder is there already, or the loss is not finite.
+        KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
-    check_out(config.run_dir, REWARD, overwrite=overwrite)
+    if resume and overwrite:
+        raise RunFolderError("--resume goes on with a training and --overwrite deletes it: give one of the two")
+    _check_out(config.run_dir, resume, overwrite)
     with locked(config.run_dir):
-        check_out(config.run_dir, REWARD, overwrite=overwrite)
-        return _train(config, say)
+        _check_out(config.run_dir, resume, overwrite)
+        return _train(config, resume, say)
 
 
-def _train(config: RewardTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def _check_out(folder: Path, resume: bool, overwrite: bool) -> None:
+    begun = (folder / FOLDER).is_dir()
+    if resume and not begun and (folder / "reward.json").is_file():
+        raise RunFolderError(f"{folder} holds a finished reward; --overwrite trains it again")
+    check_out(folder, REWARD, overwrite=overwrite or (resume and begun))
+
+
+def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) -> dict[str, Any]:
     single = config.loss.single
     rows = [row for row in read_judged(config.data.train, single=single, limit=config.data.limit) if _used(config, row)]
     if not rows:
@@ -96,36 +71,49 @@ def _train(config: RewardTrainConfig, say: Callable[[str], None]) -> dict[str, A
     users = sorted({row.user for row in rows}) if config.head.users else []
     if "" in users:
         raise DataError(f"{config.data.train}: head {config.head.kind} needs who judged, a column user in every row")
-    clip = load_backbone(config.backbone, require(config.device, "device"))
-    before = plain_state(clip) if config.backbone.tune != "none" else {}
-    width = clip.model.config.projection_dim
+    scorer = new_scorer(config.backbone, config.head, require(config.device, "device"))
     with torch.random.fork_rng():
         torch.manual_seed(derive(config.seed, "head"))
-        head = config.head.build(width, len(users)).to(config.device)
-    scorer = Scorer(clip, head)
-    opened = open_backbone(clip, config.backbone, derive(config.seed, "backbone"))
-    train, test = (Examples(scorer, some, users, frozen=not opened) if some else None for some in (rows, heldout))
-    assert train is not None
-    first, started = _measured(config, scorer, test), time.perf_counter()
-    metrics = fit(config, scorer, train, opened, say)
+        scorer.head = config.head.build(scorer.width, len(users), config.backbone.apart).to(config.device)
+    opened = scorer.open(config.backbone, derive(config.seed, "backbone"))
+    train = Examples(scorer, rows, users, frozen=not opened, labels=config.head.labels if config.loss.labelled else ())
+    test = Examples(scorer, heldout, users, frozen=not opened) if heldout else None
+    learned = _fresh(config, scorer, opened)
+    checkpoint = Checkpoint(config.run_dir, config.model_dump(mode="json"), data_digest(row.prompt for row in rows))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(config.seed, "latents"))
+        if resume and checkpoint.resume(learned):
+            say(f"continuing at step {learned.step}")
+        else:
+            checkpoint.forget()
+            learned.before = _measured(config, scorer, test)
+        started = time.perf_counter()
+        fit(config, scorer, train, learned, checkpoint, say)
     summary = {
-        "rows": len(rows),
-        "heldout": len(heldout),
-        "before": first,
-        "after": _measured(config, scorer, test),
-        "loss": metrics[-1]["loss"],
+        "rows": len(rows), "heldout": len(heldout), "before": learned.before,
+        "after": _measured(config, scorer, test), "loss": learned.metrics[-1]["loss"],
         "seconds": time.perf_counter() - started,
-    }
-    after = plain_state(clip) if opened else {}
-    changed = {name: value for name, value in after.items() if not torch.equal(value, before[name])}
-    manifest = reward_folder.Manifest(backbone=config.backbone, head=config.head, width=width, users=users)
+    }  # fmt: skip
+    manifest = reward_folder.Manifest(backbone=config.backbone, head=config.head, width=scorer.width, users=users)
     with new_folder(config.run_dir, replaces=True) as staging:
         mark(staging, REWARD)
-        reward_folder.save(staging, manifest, head.state_dict(), changed, _gram(head, train))
+        head = scorer.head
+        reward_folder.save(staging, manifest, head.state_dict(), scorer.changed(), _gram(head, train))
         write_text(staging / "config.yaml", dump_config(config))
-        write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in metrics))
+        write_text(staging / "metrics.jsonl", "".join(json.dumps(without_nan(row)) + "\n" for row in learned.metrics))
         write_json(staging / "summary.json", summary)
     return summary
+
+
+def _fresh(config: RewardTrainConfig, scorer: Scorer, opened: Sequence[torch.nn.Parameter]) -> Learned:
+    """What is trained, at its start."""
+    settings = config.fit
+    groups: list[dict[str, Any]] = [{"params": list(scorer.head.parameters()), "lr": settings.lr}]
+    if opened:
+        groups.append({"params": list(opened), "lr": settings.backbone_lr})
+    weights = {**scorer.head.state_dict(), **{f"backbone.{number}": value for number, value in enumerate(opened)}}
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return Learned(weights, optimizer, np.random.default_rng(derive(config.seed, "rows")))
 
 
 def _used(config: RewardTrainConfig, row: Judged) -> bool:
@@ -136,36 +124,36 @@ def fit(
     config: RewardTrainConfig,
     scorer: Scorer,
     examples: Examples,
-    opened: Sequence[torch.nn.Parameter],
+    learned: Learned,
+    checkpoint: Checkpoint,
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """The loop; the head ends in ``eval`` and knows its users. Returns rows of metrics."""
-    head, settings = scorer.head, config.fit
-    groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": settings.lr}]
-    if opened:
-        groups.append({"params": list(opened), "lr": settings.backbone_lr})
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    rng = np.random.default_rng(derive(config.seed, "rows"))
-    metrics = []
+) -> None:
+    """The loop; the head ends in ``eval`` and knows its users."""
+    head, settings, optimizer = scorer.head, config.fit, learned.optimizer
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     head.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(config.seed, "latents"))
-        for step in range(1, settings.steps + 1):
-            pick = torch.from_numpy(_batch(config, examples, rng)).to(examples.outcome.device)
+    with GracefulStop(say) as stop:
+        while learned.step < settings.steps:
+            step = learned.step + 1
+            pick = torch.from_numpy(_batch(config, examples, learned.rng)).to(examples.outcome.device)
             loss, right = _step_loss(config, scorer, examples, pick, min(1.0, 2 * step / settings.steps))
             if not bool(loss.isfinite()):
                 raise RunFolderError(f"the loss is {loss.item()} at step {step}; nothing saved. Try a smaller fit.lr")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+            learned.step = step
             if step % settings.log_every == 0 or step in (1, settings.steps):
-                metrics.append({"step": step, "loss": loss.item(), "right": right})
+                learned.metrics.append({"step": step, "loss": loss.item(), "right": right})
                 say(f"step {step}/{settings.steps} loss {loss.item():.4f}")
+            if step < settings.steps and (stop.asked or step % settings.checkpoint == 0):
+                checkpoint.save(learned)
+                if stop.asked:
+                    raise KeyboardInterrupt
     head.eval()
     if isinstance(head, Variational):
         _remember(head, examples)
-    return metrics
 
 
 def _batch(config: RewardTrainConfig, examples: Examples, rng: np.random.Generator) -> np.ndarray:
@@ -188,16 +176,17 @@ def _step_loss(
     config: RewardTrainConfig, scorer: Scorer, examples: Examples, pick: Tensor, warm: float
 ) -> tuple[Tensor, float | None]:
     """Mean loss of some rows, and the share of pairs ranked right; ``warm`` is the share of the penalty's weight."""
-    sides, texts, outcome = examples.images(pick), [text[pick] for text in examples.texts], examples.outcome[pick]
+    sides, outcome, head = examples.features(pick), examples.outcome[pick], scorer.head
     user = None if examples.user is None else examples.user[pick]
     if config.loss.single:
-        output = scorer.head(sides[0], texts[0], user)
+        output = head(*sides[0], user)
         return config.loss.loss(output, output, outcome).mean(), None
     penalty: Tensor | float = 0.0
     if user is not None:
-        user, penalty = scorer.head.infer(joint(sides[0], texts[0]), joint(sides[1], texts[1]), user)
-    first, second = (scorer.head(side, text, user) for side, text in zip(sides, texts, strict=True))
-    loss = config.loss.loss(first, second, outcome) + getattr(config.head, "beta", 0.0) * warm * penalty
+        user, penalty = head.infer(head.join(*sides[0]), head.join(*sides[1]), user)
+    first, second = (head(*side, user) for side in sides)
+    loss = config.loss.pair_loss(first, second, outcome, examples.labels_at(pick))
+    loss = loss + getattr(config.head, "beta", 0.0) * warm * penalty
     known = outcome > 0
     right = (first[known, 0] > second[known, 0]).float().mean()
     return loss.mean(), right.item() if bool(known.any()) else None
@@ -207,9 +196,8 @@ def _step_loss(
 def _remember(head: Variational, examples: Examples) -> None:
     assert examples.user is not None
     everything = torch.arange(len(examples), device=examples.user.device)
-    parts = [examples.images(some) for some in everything.split(CHUNK)]
-    images = [torch.cat(side) for side in zip(*parts, strict=True)]
-    chosen, rejected = (joint(*both) for both in zip(images, examples.texts, strict=True))
+    parts = [[head.join(*side) for side in examples.features(some)] for some in everything.split(CHUNK)]
+    chosen, rejected = (torch.cat(side) for side in zip(*parts, strict=True))
     head.remember(chosen, rejected, examples.user)
 
 
@@ -218,8 +206,7 @@ def _gram(head: Head, examples: Examples) -> Tensor:
     """Sum of ``z z^T`` over the features of all training images."""
     parts = []
     for pick in torch.arange(len(examples), device=examples.outcome.device).split(CHUNK):
-        text = examples.text[pick]
-        parts += [gram(head.features(side, text)) for side in examples.images(pick)]
+        parts += [gram(head.features(*side)) for side in examples.features(pick)]
     return torch.stack(parts).sum(0)
 
 
@@ -232,8 +219,7 @@ def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | No
     outputs: list[list[Tensor]] = []
     for pick in torch.arange(len(examples), device=examples.outcome.device).split(CHUNK):
         user = None if examples.user is None else examples.user[pick]
-        both = zip(examples.images(pick), examples.texts, strict=True)
-        outputs.append([scorer.head(side, text[pick], user)[:, 0] for side, text in both])
+        outputs.append([scorer.head(*side, user)[:, 0] for side in examples.features(pick)])
     sides = [torch.cat(side).double().cpu().numpy() for side in zip(*outputs, strict=True)]
     outcome = examples.outcome.cpu().numpy()
     if config.loss.single:

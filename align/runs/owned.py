@@ -36,7 +36,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     REWRITER: (*_RUN, "metrics.jsonl", "summary.json", "collected", "rewrites.jsonl", "checkpoint",
                "held_out_plain.jsonl", "held_out_before.jsonl", "held_out_after.jsonl",
                "adapter_config.json", "adapter_model.safetensors", "README.md"),
-    REWARD: (*_TRAINED, "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
+    REWARD: (*_TRAINED, "checkpoint", "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
     LATENT: (*_TRAINED, "latent.json", "latent.safetensors"),
     JUDGE: (*_TRAINED, "adapter_config.json", "adapter_model.safetensors"),
     PAIRS: (MARK, "scored.jsonl", "pairs.parquet", "media"),

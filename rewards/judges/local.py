@@ -1,4 +1,4 @@
-"""A judge in this process: Qwen2.5-VL and Qwen3-VL of transformers, with gradients to the pixels."""
+"""A judge in this process: Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers, with gradients to the pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rewards.judges.replies import spellings
 from rewards.judges.settings import Local, Needs
 from rewards.networks.hub import find_model, from_pretrained, network
 
-KNOWN = ("qwen2_5_vl", "qwen3_vl")
+KNOWN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class LocalJudge:
         for start in range(0, len(fitting), self.settings.chunk):
             some = fitting[start : start + self.settings.chunk]
             rows = [row for row, _, _ in some]
-            inputs = self._inputs([ids for _, ids, _ in some], [questions[row] for row in rows])
+            inputs = self.inputs([ids for _, ids, _ in some], [questions[row] for row in rows])
             yield Batch(rows, [length for _, _, length in some], inputs)
 
     def tokens(self, question: Question) -> list[int]:
@@ -222,7 +222,8 @@ class LocalJudge:
         """Tokens of a text as it stands, none added."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def _inputs(self, rows: list[list[int]], questions: list[Question]) -> dict[str, Tensor]:
+    def inputs(self, rows: list[list[int]], questions: list[Question]) -> dict[str, Tensor]:
+        """Arguments of the model for these tokens, padded on the left, and the images of their questions."""
         device, width = self.model.device, max(map(len, rows))
         pad = self._padding
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)

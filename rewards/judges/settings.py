@@ -43,7 +43,9 @@ class Local(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     renamed: ClassVar[dict[str, str]] = {"batch": "chunk"}
-    kind: Literal["local"] = Field("local", description="Qwen2.5-VL or Qwen3-VL in this process; differentiable")
+    kind: Literal["local"] = Field(
+        "local", description="Qwen2-VL, Qwen2.5-VL or Qwen3-VL in this process; differentiable"
+    )
     model: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
         description="shapes (the embedded world's judge), or a folder or hub id with model, tokenizer and image "

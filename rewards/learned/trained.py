@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from rewards.training import newcomer, trust
     from rewards.training.folder import load, load_gram
 else:
+    torch = lazy("torch")
     load, load_gram = lazy("rewards.training.folder:load"), lazy("rewards.training.folder:load_gram")
     trust, newcomer = lazy("rewards.training.trust"), lazy("rewards.training.newcomer")
 
 
 class TrainedReward(ModelRewardSettings):
-    """A head on CLIP features, trained by alignflow reward train.
+    """A head on features of a CLIP or of a vision-language model, trained by alignflow reward train.
 
     Its part ``distance`` is how far a sample's features are from those of the training table: ``sqrt(z V^-1 z)`` with
     ``V = ridge I + sum of z z^T`` over the table. Where it is large the score is a guess. A folder from before these
@@ -54,7 +55,7 @@ class TrainedReward(ModelRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load backbone and head."""
-        manifest, scorer = load(self.path, device, self.dtype)
+        manifest, scorer = load(self.path, device, self.dtype, self.chunk)
         if self.user is not None and self.user not in manifest.users:
             known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"
             raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
@@ -68,16 +69,26 @@ class TrainedReward(ModelRewardSettings):
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Scores:
             if media.ndim == 5:
                 media = media[:, middles(media.shape[1], self.frames)]
-            image, text = scorer.read(media, prompts, self.chunk)
+            refused = scorer.refused(media, prompts)
+            rows = [row for row in range(len(prompts)) if row not in refused]
+            image, text = scorer.read(media[rows], [prompts[row] for row in rows], self.chunk)
             found = scorer.outputs(image, text, user)
-            parts = {"deviation": found[:, 1]} if found.shape[1] > 1 else {}
+            parts = dict(zip(manifest.head.parts, found.unbind(1)[1:], strict=False))
             if inverse is not None:
                 parts["distance"] = trust.distance(scorer.head.features(image, text), inverse, self.norm)
-            return Scores(found[:, 0], parts=parts)
+            columns = {name: _placed(value, rows, len(prompts)) for name, value in parts.items()}
+            return Scores(_placed(found[:, 0], rows, len(prompts)), refused, columns)
 
         return Reward(
             "trained",
             function,
             differentiable=True,
-            fingerprint=lambda: digest({**scorer.clip.model.state_dict(), **scorer.head.state_dict(), **told}),
+            fingerprint=lambda: digest({**scorer.state_dict(), **told}),
         )
+
+
+def _placed(values: Tensor, rows: list[int], count: int) -> Tensor:
+    """``values [n]`` at the rows of ``[count]``; the others are NaN."""
+    if len(rows) == count:
+        return values
+    return values.new_full((count,), torch.nan).index_put((torch.tensor(rows, device=values.device),), values)

@@ -18,7 +18,8 @@ from alignflow.text import first_line
 from rewards.base import RewardError
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 from rewards.training.scorer import Scorer, load_backbone
-from rewards.training.settings import Backbone, HeadSettings, parse_head
+from rewards.training.settings import AnyBackbone, HeadSettings, VLMBackbone, parse_backbone, parse_head
+from rewards.training.vlm import VLMScorer
 
 M = TypeVar("M", bound=BaseModel)
 FORMAT: Literal["alignflow-trained-reward/1"] = "alignflow-trained-reward/1"
@@ -30,7 +31,9 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["alignflow-trained-reward/1"] = Field(FORMAT, description="version of the folder format")
-    backbone: Backbone = Field(description="CLIP that provides the features")
+    backbone: Annotated[AnyBackbone, BeforeValidator(parse_backbone)] = Field(
+        description="model that provides the features"
+    )
     head: Annotated[SerializeAsAny[HeadSettings], BeforeValidator(parse_head)] = Field(
         description="head on the features"
     )
@@ -62,30 +65,49 @@ def read_manifest(path: Path, cls: type[M], form: str, command: str) -> M:
         raise RewardError(f"{path} is not of format {form}: {first_line(error)}") from None
 
 
-def load(path: str, device: torch.device | str, dtype: str) -> tuple[Manifest, Scorer]:
-    """What :func:`save` wrote, ready to score.
+def new_scorer(
+    backbone: AnyBackbone, head: HeadSettings, device: torch.device | str, dtype: str | None = None,
+    chunk: int | None = None,
+) -> Scorer:  # fmt: skip
+    """The frozen backbone, still without its head.
+
+    Args:
+        dtype: of its weights; by default as in training.
+        chunk: questions to a vision-language model per network call; by default as in training.
+
+    Raises:
+        RewardError: it cannot be loaded.
+    """
+    if isinstance(backbone, VLMBackbone):
+        return VLMScorer.load(backbone, device, head.reads_prompt, dtype, chunk)
+    return Scorer(load_backbone(backbone, device, dtype or "float32"))
+
+
+def load(path: str, device: torch.device | str, dtype: str, chunk: int | None = None) -> tuple[Manifest, Scorer]:
+    """What :func:`save` wrote, ready to score; arguments as of :func:`new_scorer`.
 
     Raises:
         RewardError: not there, not such a folder, or weights that do not fit.
     """
     folder = expanded(path, RewardError)
     manifest = read_manifest(folder / "reward.json", Manifest, FORMAT, "alignflow reward train")
-    clip = load_backbone(manifest.backbone, device, dtype)
-    if clip.model.config.projection_dim != manifest.width:
+    scorer = new_scorer(manifest.backbone, manifest.head, device, dtype, chunk)
+    if scorer.width != manifest.width:
         raise RewardError(
             f"{folder} was trained on features of {manifest.width}, those of {manifest.backbone.model} have "
-            f"{clip.model.config.projection_dim} numbers"
+            f"{scorer.width} numbers"
         )
     changed = folder / "backbone.safetensors"
-    if manifest.backbone.tune != "none":
-        _change(clip.model, read_state_dict(changed), str(changed))
-    users = len(manifest.users)
+    if changed.is_file() or manifest.backbone.tune != "none":
+        scorer.take(manifest.backbone, read_state_dict(changed), str(changed))
+    users, apart = len(manifest.users), manifest.backbone.apart
     state = read_state_dict(folder / "head.safetensors")
-    expected = skeleton(lambda: manifest.head.build(manifest.width, users))
+    expected = skeleton(lambda: manifest.head.build(manifest.width, users, apart))
     check_keys(state, expected, str(folder / "head.safetensors"), f"a head of kind {manifest.head.kind}")
-    head = manifest.head.build(manifest.width, users)
+    head = manifest.head.build(manifest.width, users, apart)
     head.load_state_dict(state)
-    return manifest, Scorer(clip, head.requires_grad_(False).eval().to(device))
+    scorer.head = head.requires_grad_(False).eval().to(device)
+    return manifest, scorer
 
 
 def load_gram(path: str) -> Tensor | None:
@@ -102,9 +124,3 @@ def load_gram(path: str) -> Tensor | None:
     if gram is None or gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise RewardError(f"{file} should hold a square matrix named gram; train the reward again")
     return gram
-
-
-def _change(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    own = model.state_dict()
-    check_keys({**own, **state}, own, where, "of this backbone")
-    model.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()}, strict=False)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from rewards.training.losses import standard_normal_kl
 from rewards.training.settings import (
     CosineSettings,
+    DimensionsSettings,
     HeadSettings,
     IdealPointSettings,
     MLPSettings,
@@ -35,11 +36,24 @@ class Head(nn.Module):
     """Base: ``head(image [n, D], text [n, D], user) -> [n, K]``.
 
     ``user`` is ``[n]`` numbers of known users, whatever :meth:`infer` returned, or None for nobody in particular.
+
+    Args:
+        width: D.
+        apart: whether image and prompt were read apart. Else ``image`` holds both, and ``text`` is ``[n, 0]`` for heads
+            that do not read the prompt alone.
     """
+
+    def __init__(self, width: int, apart: bool = True) -> None:
+        super().__init__()
+        self.apart, self.wide = apart, 3 * width if apart else width
+
+    def join(self, image: Tensor, text: Tensor) -> Tensor:
+        """``[n, wide]`` of variance about 1: :func:`joint`, or the image alone where it was read with its prompt."""
+        return joint(image, text) if self.apart else image * image.shape[-1] ** 0.5
 
     def features(self, image: Tensor, text: Tensor) -> Tensor:
         """``[n, F]`` features in which samples are compared: what the last layer reads, where there is one for all."""
-        return joint(image, text)
+        return self.join(image, text)
 
     def infer(self, chosen: Tensor, rejected: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
         """(user as the head takes it, penalty ``[M]`` of the loss) of pairs with joint features ``[M, 3 D]``."""
@@ -52,23 +66,23 @@ class Head(nn.Module):
 class MLP(Head):
     """See :class:`~rewards.training.settings.MLPSettings`."""
 
-    def __init__(self, settings: MLPSettings, width: int, users: int) -> None:
-        super().__init__()
-        self.score = perceptron(3 * width, settings.hidden, 1)
+    def __init__(self, settings: MLPSettings, width: int, users: int, apart: bool = True) -> None:
+        super().__init__(width, apart)
+        self.score = perceptron(self.wide, settings.hidden, 1)
 
     def features(self, image: Tensor, text: Tensor) -> Tensor:
-        rows = joint(image, text)
+        rows = self.join(image, text)
         return self.score[:-1](rows) if isinstance(self.score, nn.Sequential) else rows
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
-        return self.score(joint(image, text))
+        return self.score(self.join(image, text))
 
 
 class Cosine(Head):
     """See :class:`~rewards.training.settings.CosineSettings`."""
 
-    def __init__(self, settings: CosineSettings, width: int, users: int) -> None:
-        super().__init__()
+    def __init__(self, settings: CosineSettings, width: int, users: int, apart: bool = True) -> None:
+        super().__init__(width, apart)
         self.project = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.project.weight)
 
@@ -79,27 +93,39 @@ class Cosine(Head):
 class Uncertain(MLP):
     """``[n, 2]``: mean and standard deviation."""
 
-    def __init__(self, settings: UncertainSettings, width: int, users: int) -> None:
-        Head.__init__(self)
-        self.score = perceptron(3 * width, settings.hidden, 2)
+    def __init__(self, settings: UncertainSettings, width: int, users: int, apart: bool = True) -> None:
+        Head.__init__(self, width, apart)
+        self.score = perceptron(self.wide, settings.hidden, 2)
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
-        mean, log_std = self.score(joint(image, text)).unbind(-1)
+        mean, log_std = self.score(self.join(image, text)).unbind(-1)
         return torch.stack([mean, log_std.clamp(-5, 3).exp()], -1)
+
+
+class Dimensions(MLP):
+    """``[n, 1 + K]``: the sum of K scores, and the scores."""
+
+    def __init__(self, settings: DimensionsSettings, width: int, users: int, apart: bool = True) -> None:
+        Head.__init__(self, width, apart)
+        self.score = perceptron(self.wide, settings.hidden, len(settings.names))
+
+    def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
+        scores = self.score(self.join(image, text))
+        return torch.cat([scores.sum(-1, keepdim=True), scores], -1)
 
 
 class MoE(Head):
     """``sum_j softmax(aspect gate)_j sum_{c in j} softmax(criterion gate)_c r_c``; both gates read the prompt."""
 
-    def __init__(self, settings: MoESettings, width: int, users: int) -> None:
-        super().__init__()
+    def __init__(self, settings: MoESettings, width: int, users: int, apart: bool = True) -> None:
+        super().__init__(width, apart)
         self.groups, self.temperature = list(settings.groups), settings.temperature
-        self.criteria = nn.Linear(3 * width, sum(self.groups), bias=False)
+        self.criteria = nn.Linear(self.wide, sum(self.groups), bias=False)
         self.criterion_gate = perceptron(width, settings.hidden, sum(self.groups))
         self.aspect_gate = perceptron(width, settings.hidden, len(self.groups))
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
-        scores = self.criteria(joint(image, text)).split(self.groups, -1)
+        scores = self.criteria(self.join(image, text)).split(self.groups, -1)
         gates = self.criterion_gate(text).split(self.groups, -1)
         aspects = torch.stack([(g.softmax(-1) * r).sum(-1) for g, r in zip(gates, scores, strict=True)], -1)
         share = (self.aspect_gate(text) / self.temperature).softmax(-1)
@@ -112,10 +138,10 @@ class IdealPoint(Head):
     Nobody in particular has the users' mean mixture. A user may be given as mixtures ``[n, K]`` in place of numbers.
     """
 
-    def __init__(self, settings: IdealPointSettings, width: int, users: int) -> None:
-        super().__init__()
+    def __init__(self, settings: IdealPointSettings, width: int, users: int, apart: bool = True) -> None:
+        super().__init__(width, apart)
         self.form = settings.form
-        self.project = nn.Linear(3 * width, settings.dim)
+        self.project = nn.Linear(self.wide, settings.dim)
         self.prototypes = nn.Parameter(torch.randn(settings.prototypes, settings.dim))
         self.mixture = nn.Parameter(0.01 * torch.randn(max(users, 1), settings.prototypes))
 
@@ -125,7 +151,7 @@ class IdealPoint(Head):
             share = known.mean(0).expand(len(image), -1)
         else:
             share = user if user.is_floating_point() else known[user]
-        point, place = share @ self.prototypes, self.project(joint(image, text))
+        point, place = share @ self.prototypes, self.project(self.join(image, text))
         if self.form == "angle":
             return (F.normalize(place, dim=-1) * point).sum(-1, keepdim=True)
         return -(place - point).square().sum(-1, keepdim=True)
@@ -140,14 +166,14 @@ class Variational(Head):
 
     known: Tensor
 
-    def __init__(self, settings: VariationalSettings, width: int, users: int) -> None:
-        super().__init__()
+    def __init__(self, settings: VariationalSettings, width: int, users: int, apart: bool = True) -> None:
+        super().__init__(width, apart)
         hidden, self.dim = settings.hidden, settings.dim
-        self.pair = perceptron(6 * width, hidden, hidden)
+        self.pair = perceptron(2 * self.wide, hidden, hidden)
         heads = next(count for count in (4, 2, 1) if hidden % count == 0)
         self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
         self.posterior = nn.Linear(hidden, 2 * settings.dim)
-        self.score = perceptron(3 * width + settings.dim, hidden, 1)
+        self.score = perceptron(self.wide + settings.dim, hidden, 1)
         self.register_buffer("known", torch.zeros(max(users, 1), settings.dim))
 
     def encode(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +204,18 @@ class Variational(Head):
         if user is None:
             user = image.new_zeros(len(image), self.dim)
         latent = user if user.is_floating_point() else self.known[user]
-        return self.score(torch.cat([joint(image, text), latent], -1))
+        return self.score(torch.cat([self.join(image, text), latent], -1))
 
 
-__all__ = ["MLP", "Cosine", "Head", "HeadSettings", "IdealPoint", "MoE", "Uncertain", "Variational", "joint"]
+__all__ = [
+    "MLP",
+    "Cosine",
+    "Dimensions",
+    "Head",
+    "HeadSettings",
+    "IdealPoint",
+    "MoE",
+    "Uncertain",
+    "Variational",
+    "joint",
+]

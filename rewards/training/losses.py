@@ -43,6 +43,27 @@ def rao_kupper(first: Tensor, second: Tensor, outcome: Tensor, k: float = 5.0) -
     return -torch.where(outcome > 0, win, torch.where(outcome < 0, lose, tie))
 
 
+def per_dimension(first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor], k: float = 5.0) -> Tensor:
+    """:func:`rao_kupper` of every dimension, the mean over those with labels: VideoAlign's three scores. ``[M]``
+
+    Args:
+        first: ``[M, K]`` scores of the first sample, likewise ``second``.
+        labels: ``[M, K]`` of both samples; the higher one is better, equal ones are a tie, NaN is unknown.
+
+    Returns:
+        0 for a pair without labels.
+    """
+    gap = labels[0] - labels[1]
+    known = gap.isfinite()
+    each = rao_kupper(first, second, torch.where(known, gap, 0.0), k)
+    return known_mean(each, known)
+
+
+def known_mean(values: Tensor, known: Tensor) -> Tensor:
+    """Mean of each row ``[M, K]`` over the known ones, 0 where there are none. ``[M]``"""
+    return torch.where(known, values, 0.0).sum(-1) / known.sum(-1).clamp_min(1)
+
+
 def win_tie(first: Tensor, second: Tensor, mu: Tensor) -> Tensor:
     """Cross-entropy of ``sigmoid(first - second)`` with ``mu [M]``: 1 = first wins, 1/2 = tie (SoliReward's BT-WT)."""
     return -mu * F.logsigmoid(first - second) - (1 - mu) * F.logsigmoid(second - first)

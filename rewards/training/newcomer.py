@@ -13,7 +13,7 @@ from alignflow.files.images import ImageError, named, read_image
 from alignflow.files.rows import RowError, json_rows
 from alignflow.paths import expanded, is_file
 from rewards.base import RewardError
-from rewards.training.heads import Head, IdealPoint, Variational, joint
+from rewards.training.heads import Head, IdealPoint, Variational
 
 if TYPE_CHECKING:
     from rewards.training.scorer import Scorer
@@ -66,14 +66,14 @@ def user_of(scorer: Scorer, pairs: list[Pair], chunk: int) -> Tensor:
         RewardError: the head knows no users.
     """
     prompts = [prompt for prompt, _, _ in pairs]
-    text = scorer.clip.text_features(prompts, chunk)
-    chosen = scorer.embed([scorer.pixels(one) for _, one, _ in pairs], chunk)
-    rejected = scorer.embed([scorer.pixels(one) for _, _, one in pairs], chunk)
+    text = scorer.text(prompts, chunk)
+    chosen = scorer.embed([one for _, one, _ in pairs], prompts, chunk)
+    rejected = scorer.embed([one for _, _, one in pairs], prompts, chunk)
     head: Head = scorer.head
     if isinstance(head, IdealPoint):
         return mixture_of(head, chosen, rejected, text)[None]
     if isinstance(head, Variational):
-        return head.encode(joint(chosen, text), joint(rejected, text))[0][None]
+        return head.encode(head.join(chosen, text), head.join(rejected, text))[0][None]
     raise RewardError("pairs: this reward's head knows no users; ideal_point and variational heads do")
 
 

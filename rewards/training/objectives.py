@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from rewards.training.losses import bradley_terry, gaussian_difference, ranking_margin, rao_kupper, regression, win_tie
+from rewards.training.losses import (
+    bradley_terry,
+    gaussian_difference,
+    per_dimension,
+    ranking_margin,
+    rao_kupper,
+    regression,
+    win_tie,
+)
 from rewards.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,10 +31,16 @@ class Objective(Settings):
     """Whether the table holds single images with a number each; then ``second`` is not there."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Kinds of head it is made for; any if empty."""
+    labelled: ClassVar[bool] = False
+    """Whether it learns from the head's labels, see :attr:`~rewards.training.settings.HeadSettings.labels`."""
 
     def loss(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         """``outcome [M]``: 1 = the first is better, 0 = tie; of single images the number to predict."""
         raise NotImplementedError
+
+    def pair_loss(self, first: Tensor, second: Tensor, outcome: Tensor, labels: tuple[Tensor, Tensor] | None) -> Tensor:
+        """:meth:`loss`, for one that is ``labelled`` with labels ``[M, L]`` of both sides, NaN where unknown."""
+        return self.loss(first, second, outcome)
 
 
 class BradleyTerry(Objective):
@@ -93,7 +107,22 @@ class Gaussian(Objective):
         return gaussian_difference(first[:, 0], first[:, 1], second[:, 0], second[:, 1])
 
 
+class PerDimension(Objective):
+    """Bradley-Terry with ties in every dimension, as in VideoReward; the order of the pair itself is not used."""
+
+    ties: ClassVar[bool] = True
+    heads: ClassVar[tuple[str, ...]] = ("dimensions",)
+    labelled: ClassVar[bool] = True
+    kind: Literal["per_dimension"] = Field("per_dimension", description="Bradley-Terry with ties in every dimension")
+    k: float = Field(5.0, gt=1, description="tie parameter; larger values make ties likelier")
+
+    def pair_loss(self, first: Tensor, second: Tensor, outcome: Tensor, labels: tuple[Tensor, Tensor] | None) -> Tensor:
+        assert labels is not None
+        return per_dimension(first[:, 1:], second[:, 1:], labels, self.k)
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
-    cls.model_fields["kind"].default: cls for cls in (BradleyTerry, RaoKupper, WinTie, Triplet, Regression, Gaussian)
+    cls.model_fields["kind"].default: cls
+    for cls in (BradleyTerry, RaoKupper, WinTie, Triplet, Regression, Gaussian, PerDimension)
 }
 """Kind -> settings."""

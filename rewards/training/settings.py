@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from alignflow.lazy import lazy
 from alignflow.strict import Strict
@@ -22,9 +23,16 @@ class Settings(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+QUESTION = 'How well does this {medium} show "{prompt}", and how well is it made?'
+"""Question before the place where a vision-language model's features are read. In our words."""
+
+
 class Backbone(Settings):
     """The CLIPModel that provides a head's features, and which of its weights are trained too."""
 
+    apart: ClassVar[bool] = True
+    """Whether image and prompt have features of their own."""
+    kind: Literal["clip"] = Field("clip", description="CLIPModel: image and prompt are read apart")
     model: str = Field("shapes", description="shapes, a CLIPModel folder, a hub id, or a file in open_clip's layout")
     processor: str | None = Field(
         None, description="folder or hub id of the tokenizer and image settings; null = those of model"
@@ -39,17 +47,88 @@ class Backbone(Settings):
     layers: int = Field(2, ge=1, description="number of trained last layers, together with the projection after them")
 
 
+class VLMBackbone(Settings):
+    """A vision-language model that reads image or video and prompt together; the head reads its last hidden states.
+
+    VideoReward (arXiv 2501.13918), HPSv3 (arXiv 2508.03789) and DeScore read at tokens of their own (``read: query``),
+    BaseReward (arXiv 2509.16127) at the last one (``read: last``).
+    """
+
+    apart: ClassVar[bool] = False
+    kind: Literal["vlm"] = Field(
+        "vlm", description="vision-language model: image or video and prompt are read together"
+    )
+    model: str = Field(
+        "Qwen/Qwen2-VL-2B-Instruct",
+        description="Qwen2-VL, Qwen2.5-VL or Qwen3-VL: shapes (the embedded world's judge), or a folder or hub id with "
+        "model, tokenizer and image settings",
+    )
+    template: str = Field(QUESTION, description="text behind the images, with {prompt} and optionally {medium}")
+    read: Literal["query", "last"] = Field(
+        "query",
+        description="hidden state that the head reads: query = of trained tokens behind the question | last = of the "
+        "question's last token",
+    )
+    queries: int = Field(1, ge=1, description="number of trained tokens; the head reads all of them")
+    tune: Literal["none", "lora"] = Field("lora", description="none = frozen | lora = adapters in the language model")
+    rank: int = Field(16, ge=1, description="LoRA rank")
+    alpha: float = Field(32.0, gt=0, description="LoRA alpha")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        min_length=1,
+        description="language-model layers to adapt, by the end of their names",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the frozen weights in training; trained weights are float32"
+    )
+    chunk: int = Field(4, ge=1, description="questions per network call in training; affects memory only")
+    pixels: int | None = Field(None, ge=1, description="maximum number of pixels per image; null = the model's default")
+    frames: int | None = Field(8, ge=1, description="frames shown per video, evenly spaced; null = all")
+    longest: int = Field(16384, ge=1, description="maximum number of tokens per question, including images")
+
+    @field_validator("template")
+    @classmethod
+    def _shows_the_prompt(cls, template: str) -> str:
+        if "{prompt}" not in template:
+            raise PydanticCustomError("setting", "does not show {place}", {"place": "{prompt}"})
+        return template
+
+
+BACKBONES: dict[str, type[Settings]] = {"clip": Backbone, "vlm": VLMBackbone}
+AnyBackbone = Backbone | VLMBackbone
+
+
 class HeadSettings(Settings):
-    """Base of every head's settings: features of image and prompt, ``[n, width]`` each -> outputs ``[n, K]``."""
+    """Base of every head's settings: features of image and prompt, ``[n, width]`` each -> outputs ``[n, K]``.
+
+    Features of an image that was read together with its prompt hold the prompt too.
+    """
 
     kind: str
-    outputs: ClassVar[int] = 1
     users: ClassVar[bool] = False
     """Whether it wants to know who judged: a column ``user`` in the table."""
+    compares: ClassVar[bool] = False
+    """Whether it compares features of the image with those of the prompt, which must have been read apart."""
+    reads_prompt: ClassVar[bool] = False
+    """Whether it reads features of the prompt alone, also where the image was read together with it."""
 
-    def build(self, width: int, users: int) -> Head:
-        """An untrained head for features of ``width`` numbers."""
-        return getattr(heads, type(self).__name__.removesuffix("Settings"))(self, width, users)
+    def build(self, width: int, users: int, apart: bool = True) -> Head:
+        """An untrained head for features of ``width`` numbers.
+
+        Args:
+            apart: whether image and prompt were read apart.
+        """
+        return getattr(heads, type(self).__name__.removesuffix("Settings"))(self, width, users, apart)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the outputs after the score, which are reported beside it."""
+        return ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the scores in the table, columns chosen_score.NAME and rejected_score.NAME, it may learn from."""
+        return ()
 
 
 class MLPSettings(HeadSettings):
@@ -62,20 +141,50 @@ class MLPSettings(HeadSettings):
 class CosineSettings(HeadSettings):
     """Cosine of the prompt and the image features after a learned matrix, initialised to the identity."""
 
+    compares: ClassVar[bool] = True
     kind: Literal["cosine"] = Field("cosine", description="projected cosine")
 
 
 class UncertainSettings(HeadSettings):
     """Mean and deviation of a Gaussian score, as in HPSv3's head (arXiv 2508.03789)."""
 
-    outputs: ClassVar[int] = 2
     kind: Literal["uncertain"] = Field("uncertain", description="score with a deviation")
     hidden: int = Field(64, ge=0, description="width of the hidden layer; 0 = linear")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("deviation",)
+
+
+class DimensionsSettings(HeadSettings):
+    """A score per dimension, and their sum, as in VideoReward's head (arXiv 2501.13918)."""
+
+    kind: Literal["dimensions"] = Field("dimensions", description="scores of several dimensions and their sum")
+    names: list[str] = Field(
+        ["visual_quality", "motion_quality", "text_alignment"],
+        min_length=1,
+        description="names of the dimensions; the table has columns chosen_score.NAME and rejected_score.NAME",
+    )
+    hidden: int = Field(0, ge=0, description="width of the hidden layer; 0 = linear")
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        return distinct(names)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.names)
 
 
 class MoESettings(HeadSettings):
     """Criteria mixed into aspects and aspects into the score, by gates that read the prompt (MJ-Video's head)."""
 
+    reads_prompt: ClassVar[bool] = True
     kind: Literal["moe"] = Field("moe", description="mixture of criteria")
     groups: list[int] = Field([4, 4], min_length=1, description="number of criteria per aspect")
     hidden: int = Field(64, ge=1, description="width of the gates' hidden layer")
@@ -107,11 +216,28 @@ class VariationalSettings(HeadSettings):
     per_user: int = Field(16, ge=2, description="pairs per user in a batch; half of them are used to infer the user")
 
 
+def distinct(names: list[str]) -> list[str]:
+    """The names; an error for one that stands there twice."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PydanticCustomError("setting", "names {name} twice", {"name": twice[0]})
+    return names
+
+
 HEADS: dict[str, type[HeadSettings]] = {
     cls.model_fields["kind"].default: cls
-    for cls in (MLPSettings, CosineSettings, UncertainSettings, MoESettings, IdealPointSettings, VariationalSettings)
-}
+    for cls in (
+        MLPSettings, CosineSettings, UncertainSettings, DimensionsSettings, MoESettings, IdealPointSettings,
+        VariationalSettings,
+    )
+}  # fmt: skip
 """Kind -> settings."""
+
+
+def parse_backbone(data: Any) -> Any:
+    """A mapping -> settings of its kind, ``clip`` where none is given."""
+    if isinstance(data, Settings):
+        return data
+    return BACKBONES[data.get("kind", "clip")].model_validate(data)
 
 
 def parse_head(data: Any) -> HeadSettings:
