@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,14 @@ class _LengthsKnown(EarlyExit):
 
     def __init__(self, found: dict[int, str]) -> None:
         self.found = found
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a network call was given: times ``t [N]`` in [0, 1] and N rows of conditioning."""
+
+    t: Tensor
+    cond: Conditioning
 
 
 class Generator(ABC):
@@ -50,6 +58,8 @@ class Generator(ABC):
         needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
         schedulers: classes that step as we do, of an adapter that does not take its times from ``spaced``.
         resting: accelerate hooks of text encoders that leave the device when they have read.
+        call: the last network call, for modules added to the network that depend on the time or on conditioning that
+            the network does not read. It stays until the next one: the backward pass recomputes checkpointed blocks.
     """
 
     lora_targets: tuple[str, ...] = ()
@@ -71,6 +81,7 @@ class Generator(ABC):
         self.network: Any = self.backbone
         self.size = self.options.size or self.native_size()
         self.network_calls = 0
+        self.call: Call | None = None
         self._negative: Conditioning | None = None
         self._texts: TextCache | None = None
         self.resting: list[Any] = []
@@ -335,11 +346,15 @@ class Generator(ABC):
         t = t.to(x.device, torch.float32).expand(x.shape[0])
         if guidance == 1.0:
             self.network_calls += x.shape[0]
-            return self.predict(x, t, cond).float()
+            return self._predicted(x, t, cond).float()
         self.network_calls += 2 * x.shape[0]
         both = Conditioning.cat([self.negative(cond), cond])
-        unconditional, conditional = self.predict(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
+        unconditional, conditional = self._predicted(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         return self.guide(unconditional, conditional, guidance)
+
+    def _predicted(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.call = Call(t, cond)
+        return self.predict(x, t, cond)
 
     def negative(self, cond: Conditioning) -> Conditioning:
         """``cond`` with the negative prompt's text, encoded once or with the prompts, instead of its own."""

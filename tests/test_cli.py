@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import written
+from safetensors.torch import save_file
 
 from align.config.load import merge, read_layers
 from align.config.settings import Config
@@ -193,6 +195,10 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
     for file in made.values():
         file.write_text(json.dumps({"prompt": "a", "image": "a.webp", "reference": "a.webp"}) + "\n")
     own = {"rollout.file": table, "data.train": table}
+    save_file(
+        {"transformer.a.lora_A.weight": torch.ones(1, 2), "transformer.a.lora_B.weight": torch.ones(2, 1)},
+        tmp_path / "pytorch_lora_weights.safetensors",
+    )
     keys = {
         f"{part}.{name}"
         for layer in read_layers(path)
@@ -217,6 +223,7 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
     for layer in read_layers(path):
         merged = merge(merged, layer.data, [Config])
     texts = json.dumps(merged)
+    theirs += [f"policy.experts.{name}.lora={tmp_path}" for name in merged.get("policy", {}).get("experts", {})]
     theirs += [override for words, override in rewards.items() if words in texts]
     code, out, err = run("check", str(path), *theirs, "--import")
     assert code == 0, err

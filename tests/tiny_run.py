@@ -114,6 +114,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "np_edit": {"kind": "np_edit", "span": [-1, 1], "critic": {"updates": 2, "timesteps": 2}},
     "opd": {"kind": "opd"},
     "texforce": {"kind": "texforce"},
+    "tlpo": {"kind": "tlpo", "timesteps": 2},
     "awm": {"kind": "awm", "timesteps": 2},
     "dgpo": {"kind": "dgpo", "timesteps": 2},
     "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
@@ -130,8 +131,10 @@ EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
 DIRECT = ("reward_backprop", "instruct_video", "np_edit", "srpo")
 """Those that follow the reward's gradient."""
-LORA_ONLY = ("np_edit", "re_dmd", "texforce")
+LORA_ONLY = ("np_edit", "re_dmd", "texforce", "tlpo")
 """Those that cannot train all weights."""
+POLICIES = {"tlpo": "gate"}
+"""Those that train a policy of a kind of their own."""
 
 
 def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **sections: Any) -> Config:
@@ -161,6 +164,9 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree["generator"] |= {"kind": "flux_kontext", "path": str(editor_beside(model))}
         tree["prompts"] = {"train": str(table), "heldout": str(table)}
         tree["rollout"]["filter"] = {"ban": False}
+    if kind == "tlpo":
+        experts = {name: {"lora": str(path)} for name, path in experts_beside(model).items()}
+        tree["policy"] = {"kind": "gate", "experts": experts, "features": 8}
     for name, value in sections.items():
         extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
         tree[name] = {**tree[name], **value} if extends else value
@@ -168,8 +174,9 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree["reward"] = {"differentiable": True, **tree["reward"]}
     if kind == "srum" and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"kind": "tiny_run:BrightRegions"}
-    if kind in ("vpo", "prefpaint") and ":" in tree["reward"]["kind"]:
-        members = {"given": tree["reward"], "level": {"kind": "tiny_run:with_distance"}}
+    if kind in ("vpo", "prefpaint", "tlpo") and ":" in tree["reward"]["kind"]:
+        second = "redness" if kind == "tlpo" else "with_distance"  # which agrees with most rewards of the tests
+        members = {"given": tree["reward"], "level": {"kind": f"tiny_run:{second}"}}
         tree["reward"] = {"kind": "mixture", "parts": {name: {"reward": one} for name, one in members.items()}}
     return Config.model_validate(tree)
 
@@ -184,6 +191,24 @@ def editor_beside(model: Path) -> Path:
             flux("FluxKontextPipeline").save_pretrained(Path(folder) / "editor")
             (Path(folder) / "editor").rename(editor)
     return editor
+
+
+def experts_beside(model: Path) -> dict[str, Path]:
+    """Two random LoRAs for the tiny SD3, in its folder. Processes that start together may both write them."""
+    from align.policy.lora import add_lora, save_lora
+    from generators.load import load
+
+    found = {name: model.parent / "experts" / name for name in ("one", "two")}
+    for seed, (name, path) in enumerate(found.items()):
+        if not path.is_dir():
+            generator = load("sd3", str(model))
+            for _, value in add_lora(generator, 2 + seed, 2 + seed, seed=seed):
+                value.data = 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
+            path.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder, contextlib.suppress(OSError):
+                save_lora(generator, Path(folder) / name)
+                (Path(folder) / name).rename(path)
+    return found
 
 
 def final_tensors(config: Config, learner: str = "policy") -> dict[str, Tensor]:

@@ -173,6 +173,11 @@ def _check_inputs(prompts: list[Prompt], generator: str) -> None:
 
 def _policy(config: Config) -> list[Problem]:
     policy = config.policy
+    if policy.kind == "gate":
+        experts = policy.experts.items()
+        return [
+            one for name, e in experts for one in lora_problems(e.lora, f"policy.experts.{name}.lora", ("network",))
+        ]
     if policy.kind != "lora":
         return []
     learners = {} if is_unread(config.recipe) else config.recipe.learners()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of
 from align.checking.remedies import remedies
 from align.checking.sizes import Shapes, shapes_of
+from align.checking.trained_sizes import experts_size, linears, trained_numbers
 from align.config.load import overridden
 from align.policy import held
 from alignflow.errors import ConfigError
@@ -100,7 +100,7 @@ def estimate(config: Config) -> Estimate:
     shapes = shapes_of(config, parts)
     networks = [on_meta(parts[name]) for name in ("transformer", "transformer_2") if name in parts]
     encoders = _encoders(config, parts)
-    trained = _trained(config, networks, encoders)
+    trained = trained_numbers(config, networks, encoders)
     kept = (*_weights(config, parts), *_learning(config, trained, shapes), *_rewards(config))
     return Estimate(kept, _phases(config, networks[0], parts, shapes, encoders))
 
@@ -133,43 +133,23 @@ def _encoders(config: Config, parts: dict[str, Part]) -> list[nn.Module]:
     return [on_meta(parts[name]) for name in names if name in parts]
 
 
-def _trained(config: Config, networks: list[nn.Module], encoders: list[nn.Module]) -> int:
-    """Number of trained parameters."""
-    if config.policy.kind == "full":
-        return sum(value.numel() for network in networks for value in network.parameters())
-
-    rank, kind, targets = config.policy.rank, adapter(config.generator.kind), config.policy.targets
-    if "network" not in config.recipe.learners()["policy"].trains:
-        networks = []
-    found = []
-    for some, own in (networks, kind.lora_targets), (encoders, kind.text_targets):
-        ends = tuple(f".{target}" for target in targets or own)
-        found += [module for one in some for name, module in linears(one).items() if f".{name}".endswith(ends)]
-    return sum(rank * (module.in_features + module.out_features) for module in found)
-
-
-@lru_cache(maxsize=1024)
-def linears(network: nn.Module) -> dict[str, Any]:
-    """The linear layers of a network by name."""
-    from torch import nn
-
-    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-
-
 def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
-    lora, optimizer = config.policy.kind == "lora", config.train.optimizer
-    size = 4 if lora else SIZES[config.generator.dtype]
+    apart, optimizer = config.policy.kind != "full", config.train.optimizer
+    size = 4 if apart else SIZES[config.generator.dtype]
     each = 1 if optimizer.endswith("8bit") else size
     paged = optimizer.startswith("paged")
     copies, held_too = held.copies(config), config.recipe.learners()
     learners = [name for name, learns in held_too.items() if learns.updates != 0]
     others = [name for name in held_too if name != "policy"]  # each a LoRA, counted at the policy's size
-    roles = [*(["policy"] if lora else []), *copies, *others]
-    off = "; the reference is the LoRA switched off" if held.reference_is_base(config) else ""
+    roles = [*(["policy"] if apart else []), *copies, *others]
+    what = {"lora": "LoRA", "gate": "gate"}.get(config.policy.kind, "")
+    off = f"; the reference is the {what} switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
     state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"
     state += f", of {' and '.join(learners)}" if len(learners) > 1 else ""
+    experts = [Item("experts", *experts_size(config.policy))] if config.policy.kind == "gate" else []
     return [
+        *experts,
         Item("roles", trained * size * len(roles), f"{', '.join(roles) or 'none'}: {how}{off}"),
         Item("optimizer", 0.0 if paged else 2.0 * trained * each * len(learners), f"{optimizer}: {state}"),
         Item("gradients", trained * size, f"{how}, one learner at a time" if len(learners) > 1 else how),

@@ -13,6 +13,7 @@ from align.config import registry
 from alignflow.errors import Problem
 from alignflow.files import lora_files, tensor_files
 from alignflow.files.lora_files import LoraFileError
+from alignflow.files.policies import OTHERS, other_than_lora
 from alignflow.files.tensor_files import TensorFileError
 from alignflow.files.weights import first
 from alignflow.paths import expanded, is_dir
@@ -168,15 +169,19 @@ def scheduler_line(generator: GeneratorConfig) -> str:
 # -- LoRA -------------------------------------------------------------------------------------------------------------
 
 
-def lora_problems(path: str, setting: str, parts: Sequence[str] = ()) -> list[Problem]:
+def lora_problems(path: str, setting: str, parts: Sequence[str] = (), policy: bool = False) -> list[Problem]:
     """Problems of the LoRA file in ``setting``, found in its header.
 
     Args:
         parts: that are trained from it on; () = none.
+        policy: whether a trained policy that is no LoRA will do as well.
     """
     place = _expanded(path)
+    place = place / "lora" if (place / "lora").is_dir() else place
+    if other := other_than_lora(place):
+        return [] if policy else [Problem(setting, f"{other} holds {OTHERS[other.name]}, and a LoRA is needed")]
     try:
-        file = lora_files.find(place / "lora" if (place / "lora").is_dir() else place)
+        file = lora_files.find(place)
         lora_files.inspect(file)
         wrong = lora_files.other_parts(file, parts) if parts else ""
     except LoraFileError as error:

@@ -115,18 +115,18 @@ def _at_a_time(config: Config) -> list[Remedy]:
 
 def _stored(config: Config) -> list[Remedy]:
     """Remedies that change how weights and states are stored."""
-    lora, on_card = config.policy.kind == "lora", config.generator.device != "cpu"
+    frozen, on_card = config.policy.kind != "full", config.generator.device != "cpu"
     steps = [
         (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight", ALWAYS),
         (
-            lora and on_card and config.memory.quantise == "none",
+            frozen and on_card and config.memory.quantise == "none",
             "memory.quantise", "nf4", "a quarter of the frozen base", ALWAYS,
         ),
         (
             on_card and config.train.optimizer == "adamw",
             "train.optimizer", "paged_adamw8bit", "an eighth of its states", ALWAYS - {"load"},
         ),
-        (not lora, "policy.kind", "lora", "no roles, gradients and states of the base", ALWAYS),
+        (not frozen, "policy.kind", "lora", "no roles, gradients and states of the base", ALWAYS),
     ]  # fmt: skip
     return [Remedy(path, value, price, phases) for wanted, path, value, price, phases in steps if wanted]
 

@@ -326,6 +326,9 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
     ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
+    ] = False,
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:
@@ -334,7 +337,7 @@ def export(
     from align.export import export as write
     from align.export import sentence
 
-    found = write(trained, to, out, dtype)
+    found = write(trained, to, out, dtype, average)
     if as_json:
         echo(json.dumps(found, indent=2))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,7 +10,7 @@ import generators
 from alignflow.devices import malformed
 from alignflow.kinds import listing, nearest, problems_at
 from alignflow.settings import Settings
-from alignflow.strict import Word
+from alignflow.strict import Named, Word
 from generators.settings import Options
 
 
@@ -87,3 +87,29 @@ class FullPolicy(Settings):
     def shown(self) -> dict[str, Any]:
         """The settings that count."""
         return self.model_dump(exclude_none=True)
+
+
+class Expert(Settings):
+    """A frozen LoRA that a gate mixes with others."""
+
+    lora: str = Field(description="LoRA file or folder, or the folder of the run that trained it")
+
+
+class GatePolicy(Settings):
+    """Train a gate over frozen LoRAs: shares of each that depend on the block and the time."""
+
+    kind: Literal["gate"] = Field("gate", description="a gate over frozen LoRAs")
+    experts: Annotated[dict[str, Expert], Named] = Field(
+        min_length=2, description="LoRAs to mix by name, such as one trained for each preference dimension"
+    )
+    features: int = Field(
+        64, ge=2, le=4096, multiple_of=2, description="number of cosines and sines of the time that the gate reads"
+    )
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True)
+
+
+POLICIES: dict[str, type[Settings]] = {"lora": LoRAPolicy, "full": FullPolicy, "gate": GatePolicy}
+"""Kind -> settings."""

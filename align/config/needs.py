@@ -25,7 +25,7 @@ def problems(config: Config) -> Problems:
     found = _declarations(config)
     for need in config.recipe.needs:
         found += CHECKS[need](config) if need in CHECKS else []
-    return found + _learners(config)
+    return found + _learners(config) + _added(config)
 
 
 def _declarations(config: Config) -> Problems:
@@ -164,4 +164,18 @@ def _learners(config: Config) -> Problems:
         found.append(("policy.kind", f"{kind} {says} on the same network: use lora"))
     if trained and config.train.precision == "fp16":
         found.append(("train.precision", f"{kind} trains a {trained[0]} too, and fp16 scales one loss: use bf16 or no"))
+    return found
+
+
+def _added(config: Config) -> Problems:
+    """What modules that are added to the network's blocks do not go with."""
+    policy = config.policy.kind
+    if policy in ("lora", "full"):
+        return []
+    found: Problems = []
+    if config.memory.compile != "none":
+        found.append(("memory.compile", f"a policy of kind {policy} acts on layers while they compute: use none"))
+    if config.train.gradient_checkpointing and "reward_gradient" in config.recipe.needs:
+        says = f"recomputes blocks of several sampling steps, and a {policy} knows the time of the last one: use false"
+        found.append(("train.gradient_checkpointing", says))
     return found

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from align.config import needs, registry
 from align.config.memory import problems as memory_problems
-from align.config.model import FullPolicy, GeneratorConfig, LoRAPolicy
+from align.config.model import POLICIES, FullPolicy, GatePolicy, GeneratorConfig, LoRAPolicy
 from align.config.sampling import Sampler
 from align.config.sources import ROLLOUTS as ROLLOUTS
 from align.config.sources import GroupFilter as GroupFilter
@@ -205,9 +205,9 @@ class Config(RunSettings):
     command = "train"
 
     generator: GeneratorConfig = Field(description="pipeline to align")
-    policy: Annotated[
-        LoRAPolicy | FullPolicy, OneOf("policy", lambda: {"lora": LoRAPolicy, "full": FullPolicy}, "lora")
-    ] = Field(LoRAPolicy(), description="trained part of the generator: a LoRA or all weights")
+    policy: Annotated[LoRAPolicy | FullPolicy | GatePolicy, OneOf("policy", lambda: POLICIES, "lora")] = Field(
+        LoRAPolicy(), description="trained part of the generator: a LoRA, all weights, or a gate over several LoRAs"
+    )
     prompts: Prompts = Field(description="training and held-out prompts")
     rollout: Annotated[
         OnlineRollout | PairsRollout | SamplesRollout,

@@ -14,8 +14,9 @@ from align.data.files import new_folder
 from align.export import check, layouts
 from align.export.card import write_card
 from align.export.layouts import FORMATS, ExportError
+from align.policy import gated
 from align.policy.build import build_generator
-from align.policy.lora import Lora, file_of, files_of, linear_layers
+from align.policy.lora import Lora, file_of, files_of, linear_layers, put_lora
 from align.policy.switching import PARTS
 from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices
@@ -70,7 +71,9 @@ class Job:
         }
 
 
-def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None = None) -> dict[str, Any]:
+def export(
+    trained: Trained, to: str, out: Path | None = None, dtype: str | None = None, average: bool = False
+) -> dict[str, Any]:
     """Write a policy as ``to`` and check it by reloading; all of the folder or nothing.
 
     Args:
@@ -78,6 +81,8 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
         to: ``diffusers``, ``comfyui``, ``kohya`` (LoRA files) or ``merged`` (the whole pipeline).
         out: a new folder; ``export/<to>`` in the run folder by default.
         dtype: of the written tensors; float32 for a LoRA and the run's own for a pipeline by default.
+        average: write experts with a gate as one LoRA with the shares averaged over time, which is not the same policy;
+            without it such a policy is refused.
 
     Returns:
         What was written and how far it is from the policy: ``folder``, ``from``, ``files``, ``difference`` (largest
@@ -93,12 +98,13 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
     """
     out = out or trained.run / "export" / to
     check_unwritten(out)
-    job = _job(trained, to, dtype)
+    job = _job(trained, to, dtype, average)
     if trained.checkpoint:
         checkpoint.verify(trained.folder)
     generator = job.load()
     base = check.answers(generator, decode=to == "merged")
     load_policy(generator, trained.folder)
+    lost = _averaged(generator) if average else None
     policy = check.answers(generator, decode=to == "merged")
     with locked(out), new_folder(out) as staging:
         again = _write_and_reload(job, generator, staging)
@@ -118,8 +124,19 @@ def export(trained: Trained, to: str, out: Path | None = None, dtype: str | None
         found |= {"moved": again.moved(policy), "share": share, "warning": None}
         if share is not None and share > NOTICED:
             found["warning"] = f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
+        if lost is not None:
+            found["warning"] = f"averaging the gate over time moved velocities by up to {lost:.2g}"
         write_card(staging, job.config, trained, to, found)
     return found
+
+
+def _averaged(generator: Generator) -> float:
+    """Put the LoRA with averaged shares in the place of experts and gate; the largest change of a velocity."""
+    before = check.answers(generator, decode=False)
+    lora = gated.averaged(generator)
+    gated.take_off(generator)
+    put_lora(generator.backbone, lora)
+    return check.answers(generator, decode=False).moved(before)
 
 
 def _check_reloaded(to: str, difference: float, scale: float, allowed: float) -> None:
@@ -149,7 +166,7 @@ def _remedy(job: Job) -> str:
     return f"Use {other}: a LoRA keeps small changes apart from large weights"
 
 
-def _job(trained: Trained, to: str, dtype: str | None) -> Job:
+def _job(trained: Trained, to: str, dtype: str | None, average: bool) -> Job:
     """What is asked, or ExportError."""
     if to not in FORMATS:
         raise ExportError(f"--to {to}: choose one of {', '.join(FORMATS)}")
@@ -158,6 +175,13 @@ def _job(trained: Trained, to: str, dtype: str | None) -> Job:
     config = load_config(trained.run / "config.yaml", [f"generator.dtype={dtype}"] if dtype and to == "merged" else [])
     if to != "merged" and config.policy.kind == "full":
         raise ExportError(f"--to {to}: {trained.run} trained all weights, there is no LoRA; use --to merged")
+    if average and config.policy.kind != "gate":
+        raise ExportError(f"--average belongs to experts with a gate; {trained.run} trained another policy")
+    if config.policy.kind == "gate" and not average:
+        raise ExportError(
+            f"--to {to}: the gate of {trained.run} depends on time, and neither a LoRA nor merged weights can. "
+            "--average exports the experts with their mean shares; `alignflow sample` and `search` read the run itself"
+        )
     return Job(trained, config, to, dtype or (config.generator.dtype if to == "merged" else "float32"))
 
 
@@ -185,7 +209,7 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
 
 def _write_pipeline(job: Job, generator: Generator, staging: Path) -> dict[str, str]:
     """The pipeline with its trained networks; their digests."""
-    if job.config.policy.kind == "lora":
+    if job.config.policy.kind != "full":
         check.merge(generator)
     generator.pipeline.save_pretrained(staging)
     return _fingerprints(generator)

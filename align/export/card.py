@@ -57,7 +57,7 @@ def _header(config: Config, run: Run, to: str) -> str:
     on_hub = config.generator.path.count("/") == 1 and not Path(config.generator.path).exists()
     video = bool(run.samples and run.samples[-1].video)
     editor = any(word in config.generator.kind for word in ("edit", "kontext", "fill", "i2v"))
-    relation = "adapter" if to != "merged" else "merge" if config.policy.kind == "lora" else "finetune"
+    relation = "adapter" if to != "merged" else "finetune" if config.policy.kind == "full" else "merge"
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=f"{'image' if editor else 'text'}-to-{'video' if video else 'image'}",
@@ -71,10 +71,11 @@ def _header(config: Config, run: Run, to: str) -> str:
 
 def _about(config: Config, trained: Trained, to: str) -> str:
     policy = config.policy
-    what = f"LoRA of rank {policy.rank}" if policy.kind == "lora" else "full fine-tuning"
+    kinds = {"full": "full fine-tuning", "gate": "expert LoRAs, whose shares are averaged over time here"}
+    what = f"LoRA of rank {policy.rank}" if policy.kind == "lora" else kinds[policy.kind]
     if "text" in (trains := config.recipe.learners()["policy"].trains):
         what += " on the text encoders" + (" and the network" if "network" in trains else "")
-    merged = ", merged into the weights" if to == "merged" and policy.kind == "lora" else ""
+    merged = ", merged into the weights" if to == "merged" and policy.kind != "full" else ""
     rest = "; the run was not finished" if trained.checkpoint else ""
     return (
         f"`{config.generator.path}` aligned with alignflow: {what}{merged}, recipe `{config.recipe.kind}`, "

@@ -16,6 +16,8 @@ from torch import nn
 from align.config.memory import INSTALL, require
 from align.config.model import GeneratorConfig
 from align.policy import held
+from align.policy.added import added_off, added_parameters
+from align.policy.gated import add_gates, read_experts
 from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_parameters
 from align.policy.roles import Roles
 from align.policy.switching import lora_off, lora_only
@@ -90,12 +92,13 @@ def sampling_kinds(config: Config) -> list[str]:
 
 
 def add_trained(config: Config, generator: Generator) -> None:
-    """Make the parameters of every learner of the recipe: fresh LoRAs, a continued one, or all of the network.
+    """Make the parameters of every learner of the recipe: fresh LoRAs, a continued one, a gate, or all of the network.
 
     The network then computes as the policy.
 
     Raises:
-        ConfigError: all weights are trained, and the recipe has several learners: they cannot share them.
+        ConfigError: the recipe has several learners, and the policy is no LoRA: they cannot share it.
+        LoraError: a LoRA that is loaded is not there or does not fit.
     """
     policy, learners = config.policy, config.recipe.learners()
     if policy.kind != "lora":
@@ -104,7 +107,10 @@ def add_trained(config: Config, generator: Generator) -> None:
                 [Problem("policy.kind", f"{config.recipe.kind} trains a {others[0]} on the same network: use lora")],
                 config.name,
             )
-        generator.backbone.requires_grad_(True)
+        generator.backbone.requires_grad_(policy.kind == "full")
+        if policy.kind == "gate":
+            files = {name: expert.lora for name, expert in policy.experts.items()}
+            add_gates(generator, read_experts(generator, files), policy.features)
         return
     for name, learns in learners.items():
         start = policy.init if name == "policy" else learns.init
@@ -132,20 +138,24 @@ def parameters_of(config: Config, generator: Generator, learner: str = "policy")
     """(name, parameter) of a learner as the network has them now, so also after the accelerator prepared it."""
     if config.policy.kind == "lora":
         return lora_parameters(generator, adapter_of(learner), config.recipe.learners()[learner].trains)
+    if config.policy.kind != "full":
+        return added_parameters(generator)
     return list(generator.backbone.named_parameters())
 
 
 def trainable(config: Config, generator: Generator) -> list[tuple[str, nn.Parameter]]:
-    """The policy's parameters: a LoRA on the backbone or its text encoders, or all of the backbone."""
+    """The policy's parameters: a LoRA, what is added to the blocks of the backbone, or all of the backbone."""
     add_trained(config, generator)
     return parameters_of(config, generator)
 
 
 def build_roles(config: Config, generator: Generator) -> dict[str, Roles]:
     """Learner -> its roles, after :func:`add_trained`. The policy has those that the config needs, others none."""
-    base = partial(lora_off, generator) if held.reference_is_base(config) else None
+    off = lora_off if config.policy.kind == "lora" else added_off
+    base = partial(off, generator) if held.reference_is_base(config) else None
+    own = (held.copies(config), base, held.starts_at_base(config))
     return {
-        name: Roles(parameters_of(config, generator, name), *((held.copies(config), base) if name == "policy" else ()))
+        name: Roles(parameters_of(config, generator, name), *(own if name == "policy" else ()))
         for name in config.recipe.learners()
     }
 

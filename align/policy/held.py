@@ -9,12 +9,19 @@ if TYPE_CHECKING:
 
 
 def reference_is_base(config: Config) -> bool:
-    """Whether ``reference`` is the network with its LoRA switched off, which takes no memory.
+    """Whether ``reference`` is the network with its LoRA or other additions switched off, which takes no memory.
 
     A LoRA that starts from zero leaves the base as it is. A LoRA that continues another (``policy.init``) starts
-    elsewhere, so its reference is a copy of the values at the start.
+    elsewhere, so its reference is a copy of the values at the start. The reference of a gate is the base without
+    experts, although the gate starts from their mean.
     """
-    return config.policy.kind == "lora" and config.policy.init is None
+    policy = config.policy
+    return policy.kind != "full" and getattr(policy, "init", None) is None
+
+
+def starts_at_base(config: Config) -> bool:
+    """Whether the policy computes as the base before the first update."""
+    return config.policy.kind != "gate"
 
 
 def copies(config: Config) -> tuple[str, ...]:

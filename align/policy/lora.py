@@ -252,11 +252,11 @@ def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = AD
     read += [(encoder, read_lora(file, encoder, component)) for component, encoder in encoders.items()]
     for network, lora in read:
         if lora:
-            _inject(network, lora, name)
+            put_lora(network, lora, name)
     generator.text_changed()
 
 
-def _inject(network: Any, lora: Lora, adapter: str) -> None:
+def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
     """Put a LoRA onto exactly its layers, in float32 whatever the base is stored in."""
     ranks = {name: len(pair[0]) for name, pair in lora.items()}
     most = max(ranks.values())

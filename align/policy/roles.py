@@ -32,8 +32,8 @@ class Roles:
     Args:
         parameters: (name, parameter) of the policy, in a fixed order.
         names: the other roles that are copies; each starts equal to the policy.
-        base: makes the context in which the network computes as the role ``reference``, which is then not copied. The
-            policy must equal the base at the start.
+        base: makes the context in which the network computes as the role ``reference``, which is then not copied.
+        at_base: whether the policy equals that base at the start.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class Roles:
         parameters: Sequence[tuple[str, nn.Parameter]],
         names: Sequence[str] = (),
         base: Callable[[], AbstractContextManager[None]] | None = None,
+        at_base: bool = True,
     ) -> None:
         self.parameters, self.base = list(parameters), base
         self.values: dict[str, list[Tensor]] = {name: self._policy_copy() for name in names}
         self._policy_version = 0
-        self._versions = dict.fromkeys([*names, *(["reference"] if base else [])], 0)
+        self._versions = dict.fromkeys(names, 0) | ({"reference": 0 if at_base else -1} if base else {})
 
     def __contains__(self, role: str) -> bool:
         return role == "policy" or role in self._versions

@@ -1,4 +1,4 @@
-"""The trained policy of a run on disk, a LoRA or whole networks: found and loaded into its generator."""
+"""The trained policy of a run on disk, a LoRA, a gate or whole networks: found and loaded into its generator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import CheckpointError, RunFolderError
+from alignflow.files.policies import other_than_lora
 from alignflow.lazy import lazy
 from alignflow.text import first_line
 from generators.errors import GeneratorError
 
 if TYPE_CHECKING:
+    from align.policy import gated
     from align.policy.lora import LoraError, load_lora
     from align.runs.checkpoint import latest, list_steps
     from generators.base import Generator
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 else:
     latest = lazy("align.runs.checkpoint:latest")
     list_steps = lazy("align.runs.checkpoint:list_steps")
+    gated = lazy("align.policy.gated")
     load_lora = lazy("align.policy.lora:load_lora")
     LoraError = lazy("align.policy.lora:LoraError")
     load_network = lazy("generators.parts:load_network")
@@ -33,7 +36,7 @@ class Trained:
 
     Args:
         run: its run folder.
-        folder: holds its LoRA, or ``transformer/`` where all weights were trained.
+        folder: holds its LoRA, its gate, or ``transformer/`` where all weights were trained.
         step: training steps behind it.
         checkpoint: whether it is a checkpoint of a run, not the result of a finished one.
     """
@@ -84,11 +87,15 @@ def load_policy(generator: Generator, path: Path) -> None:
     """Put a trained policy onto its generator; nothing is trained then.
 
     Args:
-        path: a LoRA's file or folder, or a folder with ``transformer/`` (and ``transformer_2/``) as diffusers saves it.
+        path: a LoRA's file or folder, that of a gate, or a folder with ``transformer/`` (and ``transformer_2/``) as
+            diffusers saves it.
 
     Raises:
         LoraError: nothing there, damaged, or made for another model.
     """
+    if other := other_than_lora(path):
+        gated.load_gated(generator, other)
+        return
     if not (path / NETWORK).is_dir():
         load_lora(generator, path)
         return

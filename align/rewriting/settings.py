@@ -309,7 +309,7 @@ def check_files(config: RewritingSettings) -> None:
     problems: list[Problem] = [*generator_problems(config.generator), *missing(config.memory, training=False)]
     problems += _writer_problems(config.writer)
     if config.generator_lora is not None:
-        problems += lora_problems(config.generator_lora, "generator_lora")
+        problems += lora_problems(config.generator_lora, "generator_lora", policy=True)
     for place, source in _sources(config).items():
         problems += table_problems(place, source, partial(read_prompts, count=1))
     if isinstance(config, RewriterConfig) and config.prompts.rewrites is not None:

@@ -24,7 +24,7 @@ from align.data.prompts import Prompt, read_prompts
 from align.data.screening import Needs, recorded, usable
 from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards
-from align.policy.lora import load_lora
+from align.policy.trained import load_policy
 from align.runs import devices
 from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
@@ -114,7 +114,7 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
     generator = build_generator(config.generator, config.memory, device, kinds=[config.search.sampler.kind])
     if config.lora is not None:
         folder = Path(config.lora)
-        load_lora(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
+        load_policy(generator, folder / "lora" if (folder / "lora").is_dir() else folder)
     if config.prompts.bad == "stop":
         check_needs(prompts, generator, rewards)
     return generator, rewards

@@ -147,6 +147,6 @@ def check_files(config: SearchConfig) -> None:
     ]
     problems += missing(config.memory, training=False)
     if config.lora is not None:
-        problems += lora_problems(config.lora, "lora")
+        problems += lora_problems(config.lora, "lora", policy=True)
     if problems:
         raise ConfigError(problems, config.name)

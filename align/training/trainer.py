@@ -18,6 +18,7 @@ from align.data.inputs import remember
 from align.evaluation import alone
 from align.maths import advantages
 from align.policy.build import add_trained, build_generator, build_rewards, build_roles, contexts, sampling_kinds
+from align.policy.written import writer
 from align.report import write_report
 from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored, spreads
@@ -274,18 +275,17 @@ class Trainer:
         return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
 
     def export(self, folder: Path | None) -> None:
-        """What others load: the evaluated role's LoRA, or its whole networks.
+        """What others load: the evaluated role's LoRA or gate, or its whole networks.
 
         Where weights are sharded every process must call it; those that do not write give no folder.
         """
-        from align.policy.lora import ADAPTER, loras_of, write_lora
         from align.policy.shards import bare
 
         with self.roles.use(self.held_out.role):
-            if self.config.policy.kind == "lora":
-                loras = loras_of(self.generator, ADAPTER)
+            if self.config.policy.kind != "full":
+                write = writer(self.config, self.generator)
                 if folder is not None:
-                    write_lora(loras, folder)
+                    write(folder)
                 return
             for name, network in self.generator.backbones().items():
                 found = bare(network)
@@ -299,8 +299,8 @@ class Trainer:
         summary: dict[str, Any] = {}
         calls = self.calls()
         if self.run.writes:
-            lora = self.config.policy.kind == "lora"
-            self.export(self.run.path / "lora" if lora else self.run.path)
+            full = self.config.policy.kind == "full"
+            self.export(self.run.path if full else self.run.path / "lora")
         elif self.processes.sharded:
             self.export(None)
         if self.run.writes:

@@ -1,0 +1,1 @@
+"""Recipes that train something other than a LoRA on the network."""

@@ -1,0 +1,19 @@
+"""Files of trained policies that are no LoRA, by their names in a folder. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignflow.paths import is_file
+
+GATED = "gated_loras.safetensors"
+"""Several LoRAs with a gate over them."""
+OTHERS = {GATED: "experts with a gate"}
+"""File name -> its contents in words."""
+
+
+def other_than_lora(place: Path) -> Path | None:
+    """The file of a policy that is no LoRA, at a path or in the folder there; None where there is none."""
+    if place.name in OTHERS:
+        return place if is_file(place) else None
+    return next((place / name for name in OTHERS if is_file(place / name)), None)
