@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alignflow.errors import EarlyExit
 from generators import codec
+from generators.conditioning import Call
 from generators.conditioning import Conditioning as Conditioning
 from generators.errors import GeneratorError as GeneratorError
 from generators.settings import Options as Options
@@ -28,14 +29,6 @@ class _LengthsKnown(EarlyExit):
 
     def __init__(self, found: dict[int, str]) -> None:
         self.found = found
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a network call was given: times ``t [N]`` in [0, 1] and N rows of conditioning."""
-
-    t: Tensor
-    cond: Conditioning
 
 
 class Generator(ABC):

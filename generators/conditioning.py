@@ -40,6 +40,14 @@ class Conditioning:
         )
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a network call is given beside the latents: times ``t [N]`` in [0, 1] and N rows of conditioning."""
+
+    t: Tensor
+    cond: Conditioning
+
+
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
     """Rows of all ``tensors``, zeros appended along dimension 1 where it is shorter than the longest."""
     longest = max((x.shape[1] for x in tensors if x.ndim > 1), default=0)

@@ -22,11 +22,13 @@ from align.cli.benchmark import benchmark
 from align.cli.label import label
 from align.cli.shared import (
     AsJson,
+    Average,
     ConfigArgument,
     Overrides,
     Prompt,
     PromptsFile,
     SourceArgument,
+    WrittenDtype,
     best_of,
     cell,
     print_values,
@@ -323,12 +325,8 @@ def export(
         str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(help="new folder; default: export/<to> in the run folder")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
-    ] = None,
-    average: Annotated[
-        bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
-    ] = False,
+    dtype: WrittenDtype = None,
+    average: Average = False,
     best: Best = False,
     as_json: AsJson = False,
 ) -> None:

@@ -26,6 +26,12 @@ Overrides = Annotated[
 SourceArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
 ]
+WrittenDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
+]
+Average = Annotated[
+    bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]
