@@ -26,11 +26,13 @@ class Examples:
 
     Args:
         labels: names of the scores that the loss learns from.
+        needed: whether the table must have all of them.
     """
 
     def __init__(
-        self, scorer: Scorer, rows: Sequence[Judged], users: Sequence[str], *, frozen: bool, labels: Sequence[str] = ()
-    ) -> None:
+        self, scorer: Scorer, rows: Sequence[Judged], users: Sequence[str], *, frozen: bool, labels: Sequence[str] = (),
+        needed: bool = True,
+    ) -> None:  # fmt: skip
         self.scorer, self.rows = scorer, rows
         self.sides = PAIR if PAIR[0] in rows[0].prompt.media else ("image",)
         across = any(row.rejected_text != row.prompt.text for row in rows)
@@ -38,7 +40,7 @@ class Examples:
         self.prompts = [first, [row.rejected_text for row in rows] if across else first][: len(self.sides)]
         self.outcome = torch.tensor([row.outcome for row in rows], device=scorer.device)
         self.user = torch.tensor(numbered(rows, users), device=scorer.device) if users else None
-        known = labels_of(rows, labels) if labels else []
+        known = labels_of(rows, labels, needed) if labels else []
         self.labels = [torch.tensor(side, device=scorer.device) for side in known]
         self.text: list[Tensor] | None = None
         if scorer.fixed_text:

@@ -95,6 +95,8 @@ class RewardTrainConfig(RunSettings):
         problems, head, loss = [], self.head, self.loss
         if loss.heads and head.kind not in loss.heads:
             problems.append(("loss", f"{loss.kind} is made for head {', '.join(loss.heads)}, not {head.kind}"))
+        if loss.labelled and not head.labels:
+            problems.append(("head", f"loss {loss.kind} needs names; give head.aspects: {{aspect: [criterion, ...]}}"))
         if head.compares and not self.backbone.apart:
             problems.append(("head", f"{head.kind} compares image and prompt, which a vlm backbone reads as one"))
         if isinstance(head, VariationalSettings):

@@ -72,17 +72,20 @@ def _score(prompt: Prompt) -> float:
     return value
 
 
-def labels_of(rows: Sequence[Judged], names: Sequence[str]) -> list[list[list[float]]]:
+def labels_of(rows: Sequence[Judged], names: Sequence[str], needed: bool = True) -> list[list[list[float]]]:
     """Numbers in the columns chosen_score.NAME and rejected_score.NAME: of both sides, for every row, for every name.
 
     NaN where a cell is empty.
+
+    Args:
+        needed: whether every name must have a number in some row.
 
     Raises:
         DataError: a cell holds something else, or one of the names has no number in any row.
     """
     sides = [[[_label(row.prompt, f"{side}_score.{name}") for name in names] for row in rows] for side in PAIR]
     for place, name in enumerate(names):
-        if all(math.isnan(row[place]) for side in sides for row in side):
+        if needed and all(math.isnan(row[place]) for side in sides for row in side):
             raise DataError(f'no row has a number under "chosen_score.{name}" or "rejected_score.{name}"')
     return sides
 

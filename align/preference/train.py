@@ -76,8 +76,9 @@ def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) 
         torch.manual_seed(derive(config.seed, "head"))
         scorer.head = config.head.build(scorer.width, len(users), config.backbone.apart).to(config.device)
     opened = scorer.open(config.backbone, derive(config.seed, "backbone"))
-    train = Examples(scorer, rows, users, frozen=not opened, labels=config.head.labels if config.loss.labelled else ())
-    test = Examples(scorer, heldout, users, frozen=not opened) if heldout else None
+    labels = config.head.labels if config.loss.labelled else ()
+    train = Examples(scorer, rows, users, frozen=not opened, labels=labels)
+    test = Examples(scorer, heldout, users, frozen=not opened, labels=labels, needed=False) if heldout else None
     learned = _fresh(config, scorer, opened)
     checkpoint = Checkpoint(config.run_dir, config.model_dump(mode="json"), data_digest(row.prompt for row in rows))
     with torch.random.fork_rng():
@@ -185,7 +186,7 @@ def _step_loss(
     if user is not None:
         user, penalty = head.infer(head.join(*sides[0]), head.join(*sides[1]), user)
     first, second = (head(*side, user) for side in sides)
-    loss = config.loss.pair_loss(first, second, outcome, examples.labels_at(pick))
+    loss = config.loss.pair_loss(first, second, outcome, examples.labels_at(pick), config.head)
     loss = loss + getattr(config.head, "beta", 0.0) * warm * penalty
     known = outcome > 0
     right = (first[known, 0] > second[known, 0]).float().mean()
@@ -219,8 +220,8 @@ def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | No
     outputs: list[list[Tensor]] = []
     for pick in torch.arange(len(examples), device=examples.outcome.device).split(CHUNK):
         user = None if examples.user is None else examples.user[pick]
-        outputs.append([scorer.head(*side, user)[:, 0] for side in examples.features(pick)])
-    sides = [torch.cat(side).double().cpu().numpy() for side in zip(*outputs, strict=True)]
+        outputs.append([scorer.head(*side, user) for side in examples.features(pick)])
+    sides = [torch.cat(side)[:, 0].double().cpu().numpy() for side in zip(*outputs, strict=True)]
     outcome = examples.outcome.cpu().numpy()
     if config.loss.single:
         spread = float(np.std(sides[0]) * np.std(outcome))
@@ -231,4 +232,17 @@ def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | No
         }
     prompts = np.unique([row.prompt.text for row in examples.rows], return_inverse=True)[1]
     right = bench.right_without_ties(sides[0] - sides[1], outcome)
-    return bench.interval(right, prompts).model_dump()
+    return {**bench.interval(right, prompts).model_dump(), **_orders(config, examples, outputs)}
+
+
+def _orders(config: RewardTrainConfig, examples: Examples, outputs: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    """Of every part with labels, the share of held-out pairs with different labels that it orders right."""
+    if not examples.labels:
+        return {}
+    count = len(config.head.parts)
+    first, second = (torch.cat(side)[:, 1 : 1 + count] for side in zip(*outputs, strict=True))
+    gap = examples.labels[0] - examples.labels[1]
+    right = (first - second).sign() == gap.sign()
+    known = gap.isfinite() & (gap != 0)
+    shares = {f"order/{name}": right[known[:, i], i].float().mean().item() for i, name in enumerate(config.head.parts)}
+    return {name: share for name, share in shares.items() if share == share}

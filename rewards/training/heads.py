@@ -115,21 +115,24 @@ class Dimensions(MLP):
 
 
 class MoE(Head):
-    """``sum_j softmax(aspect gate)_j sum_{c in j} softmax(criterion gate)_c r_c``; both gates read the prompt."""
+    """``sum_j softmax(aspect gate)_j sum_{c in j} softmax(criterion gate)_c r_c``; both gates read the prompt.
+
+    The outputs are ``[n, 1 + 2 A + 2 C]``: the score, A aspects, C criteria, the criteria's gates and the aspects'.
+    """
 
     def __init__(self, settings: MoESettings, width: int, users: int, apart: bool = True) -> None:
         super().__init__(width, apart)
-        self.groups, self.temperature = list(settings.groups), settings.temperature
+        self.groups, self.temperature = settings.sizes, settings.temperature
         self.criteria = nn.Linear(self.wide, sum(self.groups), bias=False)
         self.criterion_gate = perceptron(width, settings.hidden, sum(self.groups))
         self.aspect_gate = perceptron(width, settings.hidden, len(self.groups))
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Tensor:
         scores = self.criteria(self.join(image, text)).split(self.groups, -1)
-        gates = self.criterion_gate(text).split(self.groups, -1)
-        aspects = torch.stack([(g.softmax(-1) * r).sum(-1) for g, r in zip(gates, scores, strict=True)], -1)
+        gates = [gate.softmax(-1) for gate in self.criterion_gate(text).split(self.groups, -1)]
+        aspects = torch.stack([(g * r).sum(-1) for g, r in zip(gates, scores, strict=True)], -1)
         share = (self.aspect_gate(text) / self.temperature).softmax(-1)
-        return (share * aspects).sum(-1, keepdim=True)
+        return torch.cat([(share * aspects).sum(-1, keepdim=True), aspects, *scores, *gates, share], -1)
 
 
 class IdealPoint(Head):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alignflow.lazy import lazy
@@ -57,6 +58,43 @@ def per_dimension(first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor], 
     known = gap.isfinite()
     each = rao_kupper(first, second, torch.where(known, gap, 0.0), k)
     return known_mean(each, known)
+
+
+def criterion_error(scores: Tensor, labels: Tensor, form: str = "squared") -> Tensor:
+    """Error of every criterion's score, the mean over those with labels (MJ-Video, arXiv 2502.01719). ``[M]``
+
+    Args:
+        scores: ``[M, C]``.
+        labels: ``[M, C]``, NaN where a criterion does not apply.
+        form: squared = ``(score - label)^2`` | logistic = cross-entropy of sigmoid(score) with a label in 0 .. 1.
+    """
+    known = labels.isfinite()
+    target = torch.where(known, labels, 0.0).to(scores)
+    if form == "squared":
+        return known_mean((scores - target).square(), known)
+    return known_mean(F.binary_cross_entropy_with_logits(scores, target, reduction="none"), known)
+
+
+def part_order(first: Tensor, second: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
+    """:func:`bradley_terry` of every part's scores ``[M, A]``, the mean over parts whose labels differ. ``[M]``"""
+    gap = labels[0] - labels[1]
+    known = gap.isfinite() & (gap != 0)
+    return known_mean(bradley_terry(gap.sign() * first, gap.sign() * second), known)
+
+
+def idle_gates(gates: Tensor, labels: Tensor, groups: Sequence[int]) -> Tensor:
+    """``-log(1 - gate)`` of every criterion that does not apply: MJ-Video's gate loss. ``[M]``
+
+    A group of which no criterion applies has none, as its gates sum to 1 whatever they are.
+
+    Args:
+        gates: ``[M, C]``, softmax within each group.
+        labels: ``[M, C]``, NaN where a criterion does not apply.
+        groups: number of criteria in each group.
+    """
+    known = labels.isfinite().split(list(groups), -1)
+    idle = [~one & one.any(-1, keepdim=True) for one in known]
+    return torch.where(torch.cat(idle, -1), -(1 - gates).clamp_min(1e-5).log(), 0.0).sum(-1)
 
 
 def known_mean(values: Tensor, known: Tensor) -> Tensor:

@@ -8,17 +8,22 @@ from pydantic import Field
 
 from rewards.training.losses import (
     bradley_terry,
+    criterion_error,
     gaussian_difference,
+    idle_gates,
+    part_order,
     per_dimension,
     ranking_margin,
     rao_kupper,
     regression,
     win_tie,
 )
-from rewards.training.settings import Settings
+from rewards.training.settings import HeadSettings, MoESettings, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Labels = tuple[Tensor, Tensor]
 
 
 class Objective(Settings):
@@ -38,7 +43,9 @@ class Objective(Settings):
         """``outcome [M]``: 1 = the first is better, 0 = tie; of single images the number to predict."""
         raise NotImplementedError
 
-    def pair_loss(self, first: Tensor, second: Tensor, outcome: Tensor, labels: tuple[Tensor, Tensor] | None) -> Tensor:
+    def pair_loss(
+        self, first: Tensor, second: Tensor, outcome: Tensor, labels: Labels | None, head: HeadSettings
+    ) -> Tensor:
         """:meth:`loss`, for one that is ``labelled`` with labels ``[M, L]`` of both sides, NaN where unknown."""
         return self.loss(first, second, outcome)
 
@@ -116,13 +123,53 @@ class PerDimension(Objective):
     kind: Literal["per_dimension"] = Field("per_dimension", description="Bradley-Terry with ties in every dimension")
     k: float = Field(5.0, gt=1, description="tie parameter; larger values make ties likelier")
 
-    def pair_loss(self, first: Tensor, second: Tensor, outcome: Tensor, labels: tuple[Tensor, Tensor] | None) -> Tensor:
+    def pair_loss(
+        self, first: Tensor, second: Tensor, outcome: Tensor, labels: Labels | None, head: HeadSettings
+    ) -> Tensor:
         assert labels is not None
         return per_dimension(first[:, 1:], second[:, 1:], labels, self.k)
 
 
+class Criteria(Objective):
+    """Criteria, aspects, gates and the score together, as MJ-Video's joint stage (arXiv 2502.01719); ties are left out.
+
+    Criteria and aspects are compared with their labels. Aspects and the score are ordered by Bradley-Terry. Gates of
+    criteria and of aspects that do not apply to the prompt are pushed to 0.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("moe",)
+    labelled: ClassVar[bool] = True
+    kind: Literal["criteria"] = Field("criteria", description="criteria, aspects, gates and the score, as MJ-Video")
+    form: Literal["squared", "logistic"] = Field(
+        "squared", description="error of a criterion or aspect: squared | logistic, for labels in 0 .. 1"
+    )
+    criteria: float = Field(0.3, ge=0, description="weight of the criteria's errors (MJ-Video: 0.3)")
+    aspects: float = Field(1.0, ge=0, description="weight of the aspects' errors and of their order (MJ-Video: 1)")
+    gates: float = Field(0.5, ge=0, description="weight of gates that do not apply (MJ-Video: 0.5)")
+    score: float = Field(1.0, ge=0, description="weight of the order of the score (MJ-Video: 1)")
+
+    def pair_loss(
+        self, first: Tensor, second: Tensor, outcome: Tensor, labels: Labels | None, head: HeadSettings
+    ) -> Tensor:
+        assert labels is not None
+        assert isinstance(head, MoESettings)
+        groups = head.sizes
+        sizes = [1, len(groups), sum(groups), sum(groups), len(groups)]
+        loss, orders = self.score * bradley_terry(first[:, 0], second[:, 0]), []
+        for output, label in zip((first, second), labels, strict=True):
+            _, aspects, criteria, gates, shares = output.split(sizes, -1)
+            wanted = label.split([len(groups), sum(groups)], -1)
+            loss = loss + self.criteria * criterion_error(criteria, wanted[1], self.form)
+            loss = loss + self.aspects * criterion_error(aspects, wanted[0], self.form)
+            idle = idle_gates(gates, wanted[1], groups) + idle_gates(shares, wanted[0], [len(groups)])
+            loss = loss + self.gates * idle
+            orders.append((aspects, wanted[0]))
+        (a, label_a), (b, label_b) = orders
+        return loss + self.aspects * part_order(a, b, (label_a, label_b))
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     cls.model_fields["kind"].default: cls
-    for cls in (BradleyTerry, RaoKupper, WinTie, Triplet, Regression, Gaussian, PerDimension)
+    for cls in (BradleyTerry, RaoKupper, WinTie, Triplet, Regression, Gaussian, PerDimension, Criteria)
 }
 """Kind -> settings."""

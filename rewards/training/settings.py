@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -186,9 +186,39 @@ class MoESettings(HeadSettings):
 
     reads_prompt: ClassVar[bool] = True
     kind: Literal["moe"] = Field("moe", description="mixture of criteria")
-    groups: list[int] = Field([4, 4], min_length=1, description="number of criteria per aspect")
+    groups: list[Annotated[int, Field(ge=1)]] = Field(
+        [4, 4], min_length=1, description="number of criteria per aspect, where they have no names"
+    )
+    aspects: dict[str, list[str]] | None = Field(
+        None,
+        description="names of the criteria of each aspect, in place of groups; loss criteria learns them from columns "
+        "chosen_score.NAME and rejected_score.NAME, and they are reported beside the score; null = no names",
+    )
     hidden: int = Field(64, ge=1, description="width of the gates' hidden layer")
     temperature: float = Field(1.0, gt=0, description="softmax temperature of the gate over aspects")
+
+    @field_validator("aspects")
+    @classmethod
+    def _named(cls, aspects: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        if aspects is not None:
+            if not aspects or not all(aspects.values()):
+                raise PydanticCustomError("setting", "needs at least one aspect, and a criterion in each")
+            distinct([*aspects, *(name for names in aspects.values() for name in names)])
+        return aspects
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of criteria of each aspect."""
+        return list(self.groups) if self.aspects is None else [len(names) for names in self.aspects.values()]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        known = self.aspects or {}
+        return (*known, *(name for names in known.values() for name in names))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.parts
 
 
 class IdealPointSettings(HeadSettings):
