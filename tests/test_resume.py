@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import final_tensors, policy_gap, settings
+from safetensors.torch import load_file
+from tiny_run import RECIPES, final_tensors, policy_gap, settings, some_slow
 
 from align.runs import checkpoint
 from align.training.trainer import train
@@ -67,6 +68,23 @@ LEARNING = {
         "likeness": {"reward": {"kind": "adversarial", "model": "shapes", "references": "shapes", "lr": 1e-2}},
     },
 }
+
+
+@pytest.mark.parametrize("recipe", some_slow(RECIPES))
+def test_every_recipe_resumes_to_the_same_bits(recipe: str, model: Path, tmp_path: Path) -> None:
+    def run(name: str, *steps: int) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir()
+        for number, count in enumerate(steps):
+            config = settings(tmp_path / name, model, recipe, train={"steps": count, "schedule": "constant"})
+            train(config, resume=number > 0)
+        path = checkpoint.latest(config.run_dir / "checkpoints")
+        assert path is not None
+        return load_file(path / "roles.safetensors")
+
+    whole, parts = run("whole", 3), run("parts", 1, 3)
+    assert whole.keys() == parts.keys()
+    assert [name for name, value in whole.items() if not torch.equal(value, parts[name])] == []
+    assert any(value.any() for name, value in whole.items() if "policy/" in name and "lora_B" in name)
 
 
 @pytest.mark.parametrize("reward", [FIXED, LEARNING], ids=["fixed reward", "reward that learns"])
