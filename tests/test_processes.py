@@ -112,6 +112,20 @@ def test_eight_processes_do_the_work_of_one(recipe: str, alone: Any, model: Path
     assert_same(alone(recipe), run(8, tmp_path, model, recipe, sections_of(recipe)))
 
 
+@pytest.mark.slow
+def test_all_processes_end_early_at_the_step_of_one(model: Path, tmp_path: Path) -> None:
+    """One prompt: the second process evaluates nothing, and ends with the first."""
+    sections: dict[str, Any] = {
+        "train": {"steps": 6, "lr": 0.0},
+        "evaluate": {"every": 1, "prompts": 1, "patience": 2},
+        "checkpoint": {"every": 6, "best": "reward"},
+    }
+    alone, two = run(1, tmp_path, model, "nft", sections), run(2, tmp_path, model, "nft", sections)
+    ends = [latest(config.run_dir / "checkpoints") for config in (alone, two)]
+    assert [end.name for end in ends if end] == ["step-000003"] * 2
+    assert rows(alone)[-1]["step"] == rows(two)[-1]["step"] == 3
+
+
 ADAPTER = """
 import sys
 from pathlib import Path
