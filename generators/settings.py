@@ -51,6 +51,11 @@ class Memory(Settings):
         description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "
         "none = stay on the GPU",
     )
+    trajectories: Literal["device", "cpu"] = Field(
+        "device",
+        description="where the stochastic steps of a rollout are kept until the updates: device | cpu = pinned memory, "
+        "from which each chunk of the loss copies its steps",
+    )
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
         "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
     )

@@ -183,15 +183,19 @@ def test_weights_and_learning_are_counted_exactly(model: Path, tmp_path: Path) -
     optimizer.step()
     states = [state for entry in optimizer.state.values() for state in entry.values() if state.ndim]
     assert kept["optimizer"] == sum(state.numel() * state.itemsize for state in states)
-    assert kept["rollout"] == held(OnlineSource(config, generator, Share(), config.recipe.needs)(0), generator)
+    rollout = OnlineSource(config, generator, Share(), config.recipe.needs)(0)
+    assert kept["rollout"] == held(rollout, staged=False)
+    staged = settings(tmp_path, model, "grpo", evaluate={"rewards": {}}, memory={"trajectories": "cpu"})
+    staged = staged.model_copy(update={"rollout": staged.rollout.model_copy(update={"chunk": 1})})
+    assert {item.name: item.bytes for item in estimate.estimate(staged).kept}["rollout"] == held(rollout, staged=True)
 
 
-def held(rollout: Drawn, generator: Any) -> int:
-    """Bytes of a rollout's latents, trajectory and media."""
+def held(rollout: Drawn, staged: bool) -> float:
+    """Bytes of a rollout's latents and trajectory on the device; staged, the trajectory of one sample."""
     path = rollout.trajectory
     assert path is not None
-    media = generator.decode(rollout.latents)
-    return sum(x.numel() * x.itemsize for x in (rollout.latents, path.x, path.x_next, path.mean, media))
+    steps = sum(x.numel() * x.itemsize for x in (path.x, path.x_next, path.mean))
+    return rollout.latents.numel() * 4 + (steps / len(rollout.latents) if staged else steps)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from tiny_run import RECIPES, settings, some_slow
 
 from align.config import registry
+from align.data.media import from_bytes
 from align.evaluation.evaluate import evaluate_run
 from align.evaluation.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
 from align.evaluation.spread import Spread
@@ -78,12 +79,13 @@ def test_a_kind_is_text_or_a_number() -> None:
 
 
 def test_the_spread_does_not_depend_on_chunks() -> None:
-    media = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    stored = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    media = from_bytes(stored)
     for size in (1, 3, 7):
         spread = Spread()
         for part in media.split(size):
             spread.add(part)
-        assert spread.value() == pytest.approx(diversity(media, torch.zeros(7)), rel=1e-6)
+        assert spread.value() == pytest.approx(diversity(stored, torch.zeros(7)), rel=1e-6)
     assert Spread().value() == 0
 
 

@@ -26,7 +26,7 @@ from align.training.missing import Missing
 from align.training.trainer import train
 from rewards.base import Reward, RewardError, Scores
 
-MEDIA = torch.arange(12.0).view(12, 1, 1, 1).expand(12, 3, 2, 2) / 12
+MEDIA = (torch.arange(12) * 21).byte().view(12, 1, 1, 1).expand(12, 3, 2, 2)
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 3])
 
 
@@ -37,8 +37,8 @@ def noted(scope):
     def function(media, prompts, group, metadata):
         calls.append(group.tolist())
         sizes = [float((group == g).sum()) for g in group]
-        values = torch.tensor(sizes).masked_fill(media[:, 0, 0, 0] > 0.9, torch.nan)
-        assert [m["row"] for m in metadata] == (media[:, 0, 0, 0] * 12).round().int().tolist()
+        values = torch.tensor(sizes).masked_fill(media[:, 0, 0, 0] > 0.89, torch.nan)
+        assert [m["row"] for m in metadata] == (media[:, 0, 0, 0] * 255 / 21).round().int().tolist()
         return Scores(values, {i: f"row {m['row']}" for i, m in enumerate(metadata)}, {"copy": values})
 
     return Reward("noted", function, wants=("metadata",), scope=scope), calls
@@ -188,7 +188,7 @@ def test_a_slow_reward_is_hidden(model: Path, tmp_path: Path) -> None:
         slow = {"sampler": {"kind": "ode", "steps": 2}, "chunk": 256, "overlap": overlap}
         run = config(tmp_path / overlap, model, overlap, rollout=slow, reward={"kind": "flaky:slow"})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("align.rollout.sources.decode", _takes(0.6))
+            patch.setattr("align.rollout.sources.decode_to_cpu", _takes(0.6))
             train(run)
         waited[overlap] = [row["time"]["reward"] for row in rows(run)][:-1]  # the last has no next to hide behind
     assert min(waited["none"]) >= 0.4
@@ -196,11 +196,11 @@ def test_a_slow_reward_is_hidden(model: Path, tmp_path: Path) -> None:
 
 
 def _takes(seconds: float):
-    from align.rollout.rollout import decode
+    from align.rollout.rollout import decode_to_cpu
 
     def slowly(*arguments):
         time.sleep(seconds)
-        return decode(*arguments)
+        return decode_to_cpu(*arguments)
 
     return slowly
 

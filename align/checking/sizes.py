@@ -31,7 +31,7 @@ class Shapes:
         decoded_rows: samples decoded at a time.
         trained_rows: samples in a pass with gradient, both halves of guidance counted.
         scored_rows: samples decoded and scored with gradient at a time.
-        rollout_bytes: latents, trajectory and media that a rollout keeps on the card.
+        rollout_bytes: latents and trajectory that a rollout keeps on the card.
     """
 
     size: tuple[int, int]
@@ -66,7 +66,7 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
         text = 77 + (text if "text_encoder_3" in parts else 1)
     channels = settings.get("out_channels") or settings.get("in_channels") or 16
     channels = channels // 4 if channels >= 64 else channels  # packed 2 x 2
-    rollout, how = _rollout(config, cells * channels, 3 * frames * size[0] * size[1])
+    rollout, how = _rollout(config, cells * channels)
     return Shapes(
         size=size,
         frames=frames,
@@ -150,14 +150,17 @@ def terms_per_update(config: Config, processes: int) -> dict[str, int]:
     }
 
 
-def _rollout(config: Config, numbers: int, pixels: int) -> tuple[float, str]:
+def _rollout(config: Config, numbers: int) -> tuple[float, str]:
     samples = math.ceil(config.rollout.prompts * config.rollout.group / _world())
     steps = 0
     if "trajectory" in config.recipe.needs:
         steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]
     each, said = (4, "four") if {"predictions", "step_scores"} & {*config.recipe.needs} else (3, "three")
-    how = f"{samples} samples: pixels and latents" + (f", {steps} steps of {said} latents each" if steps else "")
-    return float(samples * 4 * (pixels + numbers * (1 + each * steps))), how
+    drawn = min(getattr(config.rollout, "chunk", 1), samples) if config.memory.trajectories == "cpu" else samples
+    how = f"latents of {samples} samples; their pixels wait on the CPU"
+    if steps:
+        how += f"; {steps} steps of {said} latents each, of {drawn}"
+    return float(4 * numbers * (samples + drawn * each * steps)), how
 
 
 def _world() -> int:

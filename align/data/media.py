@@ -208,6 +208,16 @@ def write_media(path: Path, media: Tensor, fps: float = 16) -> None:
     write_bytes(path, encode(to_pixels(media[None])[0], path.suffix, fps))
 
 
+def to_bytes(media: Tensor) -> Tensor:
+    """Finite media in [0, 1] -> uint8 of the same shape and device, rounded as when saved."""
+    return (media.detach().float().clamp(0, 1) * 255).round().byte()
+
+
+def from_bytes(media: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]."""
+    return media.float() / 255
+
+
 def to_pixels(media: Tensor) -> list[np.ndarray]:
     """Media ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1] -> N times uint8 ``[H, W, 3]`` or ``[F, H, W, 3]``.
 
@@ -220,7 +230,7 @@ def to_pixels(media: Tensor) -> list[np.ndarray]:
             f"{len(broken)} of {len(media)} samples hold NaN or infinity, first sample {broken[0]}: the network or its "
             "VAE overflowed. Try generator.dtype bfloat16 or float32 in place of float16, or an earlier checkpoint"
         )
-    return list((media.detach().float().clamp(0, 1) * 255).round().byte().cpu().movedim(-3, -1).numpy())
+    return list(to_bytes(media).cpu().movedim(-3, -1).numpy())
 
 
 def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | None = None) -> bytes:

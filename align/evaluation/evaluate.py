@@ -16,7 +16,7 @@ from torch import Tensor
 from align.data.files import without_nan
 from align.data.grids import save_samples, still
 from align.data.inputs import Inputs, check_needs, encode, read_inputs
-from align.data.media import to_pixels
+from align.data.media import from_bytes, to_bytes, to_pixels
 from align.data.prompts import Prompt, read_prompts
 from align.evaluation import alone
 from align.evaluation.per_prompt import PromptScores, kind_of
@@ -173,9 +173,9 @@ def _shown(kept: dict[int, Tensor], show: int, count: int, processes: Processes)
     found: dict[int, Tensor] = {}
     for place in range(show):
         mine = kept.get(place)
-        pixels = None if mine is None else (mine.clamp(0, 1) * 255).round().byte()
+        pixels = None if mine is None else to_bytes(mine)
         sent = processes.sent(pixels, processes.share.owner(place, count))
-        found |= {} if sent is None else {place: sent.float() / 255}
+        found |= {} if sent is None else {place: from_bytes(sent)}
     return found
 
 

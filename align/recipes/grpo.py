@@ -79,11 +79,11 @@ class GRPO(GroupRecipe):
         """The loss of the terms' steps as the roles take them."""
         path, n, s = rollout.path, terms.sample, terms.slot
         step, old, guard = taken("policy"), path.logp[n, s], None
-        advantage = terms.credit.to(step.logp.device)
+        advantage, mean = terms.credit.to(step.logp.device), path.mean[n, s].to(step.mean.device)
         if self.ratio == "guard":
-            guard = losses.Guard(step.mean, path.mean[n, s], step.std, path.t_next[s] - path.t[s])
+            guard = losses.Guard(step.mean, mean, step.std, path.t_next[s] - path.t[s])
         if self.ratio == "dppo":
-            moved = losses.kl_mean(step.mean, path.mean[n, s], step.std)
+            moved = losses.kl_mean(step.mean, mean, step.std)
             loss = losses.masked_pg(step.logp, old, advantage, moved, self.mask_above)
         else:
             loss = losses.clipped_pg(step.logp, old, advantage, self.ratio_clip, guard=guard)

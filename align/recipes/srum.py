@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from align.data.media import from_bytes
 from align.maths import regions
 from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Tensor, noised
 from alignflow.errors import TrainingError
@@ -37,7 +38,7 @@ class SRUM(ForwardRecipe):
             raise TrainingError("srum needs a reward with scores of regions, and this one gives none; shapes does")
         rows, (low, high) = sample.cpu(), reward.range
         score = 2 * (rollout.scores.values[rows].nan_to_num(low) - low) / (high - low) - 1
-        local = reward.regions(rollout.media[rows], [rollout.prompts[n] for n in rows.tolist()])
+        local = reward.regions(from_bytes(rollout.media[rows]), [rollout.prompts[n] for n in rows.tolist()])
         weight = regions.reward_map(local, score, signed=self.signed)
         return {"regions": regions.at_latents(weight, rollout.latents[sample])}
 

@@ -17,6 +17,7 @@ from align.data.inputs import take
 from align.maths.losses import mse
 from align.policy.roles import Roles
 from align.rollout.rollout import Asked, Drawn
+from align.rollout.staging import to_device
 from align.rollout.unroll import known_scores, ode_steps, unroll
 from alignflow.errors import TrainingError
 from generators.base import Conditioning, Generator
@@ -156,11 +157,11 @@ class Bench:
             encode: every role encodes the prompts itself, where text encoders are trained.
             guidance: scale of classifier-free guidance; None = the rollout's.
         """
-        path, cond = rollout.path, rollout.cond_of(sample)
+        path, cond, device = rollout.path, rollout.cond_of(sample), self.generator.device
         prompts = [rollout.prompts[n] for n in sample.tolist()] if encode else None
         scale = rollout.guidance if guidance is None else guidance
-        point = Point(path.x[sample, slot], path.t[slot], cond, scale, prompts)
-        t_next, x_next = path.t_next[slot], path.x_next[sample, slot]
+        point = Point(to_device(path.x[sample, slot], device), path.t[slot], cond, scale, prompts)
+        t_next, x_next = path.t_next[slot], to_device(path.x_next[sample, slot], device)
         return lambda role: rollout.step(point.x, self.velocity(role, point), point.t, t_next, x_next=x_next)
 
     # -- sampling, decoding, scoring, encoding ----------------------------------------------------------------------

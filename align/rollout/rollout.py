@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from align.data.inputs import take
+from align.data.media import from_bytes, to_bytes
 from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
+from align.rollout.staging import to_device
 from generators.base import Conditioning, Generator, seeded_noise
 from rewards.base import Scores
 
@@ -68,7 +70,7 @@ class Drawn(Asked):
 
     Args:
         latents: ``[N, ...]``, float32.
-        media: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1], on the CPU. Where the loss samples, latents are the
+        media: uint8 ``[N, 3, H, W]`` or ``[N, F, 3, H, W]``, on the CPU. Where the loss samples, latents are the
             initial noise, and media are empty until it has.
         trajectory: the stochastic steps, if the recipe needs them.
     """
@@ -128,7 +130,8 @@ class Drawn(Asked):
         at_end, kept = step == len(path.t), step.clamp_max(len(path.t) - 1)
 
         def choose(end: Tensor, before: Tensor) -> Tensor:
-            return torch.where(samplers.column(at_end, end).bool(), end, before)
+            end, before = (to_device(value, self.latents.device) for value in (end, before))
+            return torch.where(samplers.column(at_end.to(end.device), end).bool(), end, before)
 
         x = choose(path.x_next[sample, kept], path.x[sample, kept])
         return x, choose(path.t_next[kept], path.t[kept]), choose(self.latents[sample], path.x0[sample, kept])
@@ -265,11 +268,26 @@ def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
     return torch.cat([generator.decode(part) for part in latents.split(chunk)]).contiguous()
 
 
+@torch.no_grad()
+def decode_to_cpu(generator: Generator, latents: Tensor, chunk: int) -> tuple[Tensor, list[int]]:
+    """Latents ``[N, ...]`` -> uint8 media on the CPU; the card holds the float pixels of ``chunk`` samples at a time.
+
+    Returns:
+        media, and the samples that hold NaN or infinity.
+    """
+    parts, broken = [], []
+    for first in range(0, len(latents), chunk):
+        media = generator.decode(latents[first : first + chunk])
+        broken += [first + n for n, sample in enumerate(media) if not bool(sample.isfinite().all())]
+        parts.append(to_bytes(media.nan_to_num()).cpu())
+    return torch.cat(parts).contiguous(), broken
+
+
 def spreads(media: Tensor, group: Tensor) -> Tensor:
-    """Root of the mean unbiased pixel variance ``[K]`` inside each group of two samples or more."""
+    """Root of the mean unbiased pixel variance ``[K]`` of uint8 media inside each group of two samples or more."""
     found = []
     for number in group.unique():
-        members = media[group == number].float()
+        members = from_bytes(media[group == number])
         if len(members) > 1:
             found.append(members.var(dim=0).mean().sqrt())
     return torch.stack(found) if found else torch.empty(0)

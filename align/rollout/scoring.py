@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from align.data.inputs import take
+from align.data.media import from_bytes, to_bytes
 from align.rollout.rollout import Drawn
+from align.rollout.staging import to_device
 from align.training.processes import Processes
 from generators.base import Generator
 from rewards.base import Reward, RewardError, Scope, Scores
@@ -43,10 +46,23 @@ class Scoring:
         self.futures: list[Future[Scores]] = []
         self.waiting: list[Part] = []
         self.count = 0
+        self.broken: list[int] = []
 
-    def add(self, media: Tensor, prompts: Sequence[str], group: Tensor, inputs: Mapping[str, Any]) -> None:
-        """The next samples; a prompt's samples follow one another."""
+    def add(
+        self,
+        media: Tensor,
+        prompts: Sequence[str],
+        group: Tensor,
+        inputs: Mapping[str, Any],
+        broken: Sequence[int] = (),
+    ) -> None:
+        """The next samples, uint8 media; a prompt's samples follow one another.
+
+        Args:
+            broken: which of them hold NaN or infinity.
+        """
         rows = list(range(self.count, self.count + len(prompts)))
+        self.broken += [self.count + number for number in broken]
         self.count += len(prompts)
         self.waiting.append(Part(rows, media, list(prompts), group, dict(inputs)))
         if self.reward.scope == "sample":
@@ -60,12 +76,13 @@ class Scoring:
             self.waiting = [_slice(whole, slice(open_, None))]
 
     def scores(self) -> Scores:
-        """Scores of all samples, when they are there; raises what the reward raised."""
+        """Scores of all samples, when they are there; raises what the reward raised. Broken samples have none."""
         if self.processes is not None:
-            return self._among(self.processes)
+            return without(self._among(self.processes), self.broken)
         self._start(self.waiting)
         self.waiting = []
-        return joined(self.parts, [future.result() for future in self.futures] or [self._score(p) for p in self.parts])
+        found = [future.result() for future in self.futures] or [self._score(part) for part in self.parts]
+        return without(joined(self.parts, found), self.broken)
 
     def wait(self) -> None:
         """Until nothing is being scored."""
@@ -97,7 +114,7 @@ class Scoring:
             self.futures.append(self.thread.submit(self._score, part))
 
     def _score(self, part: Part) -> Scores:
-        return self.reward(part.media.to(self.device), part.prompts, part.group, part.inputs)
+        return self.reward(from_bytes(part.media.to(self.device)), part.prompts, part.group, part.inputs)
 
 
 @torch.no_grad()
@@ -116,10 +133,22 @@ def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: in
         found = []
         for rows in torch.arange(len(x0)).split(chunk):
             prompts = [drawn.prompts[n] for n in rows.tolist()]
-            media = generator.decode(x0[rows])
+            media = generator.decode(to_device(x0[rows], generator.device))
+            media = from_bytes(to_bytes(media))  # as the scores of the samples are of uint8 media
             found.append(reward(media, prompts, drawn.group[rows], take(drawn.inputs, rows)).values.cpu())
         columns.append(torch.cat(found))
     return torch.stack(columns, 1)
+
+
+def without(scores: Scores, rows: Sequence[int]) -> Scores:
+    """The scores, missing for the samples ``rows``, which hold NaN or infinity."""
+    if not rows:
+        return scores
+    values, parts = scores.values.clone(), {name: value.clone() for name, value in scores.parts.items()}
+    for column in (values, *parts.values()):
+        column[list(rows)] = torch.nan
+    why = "the sample holds NaN or infinity: the network or its VAE overflowed; try generator.dtype bfloat16 or float32"
+    return replace(scores, values=values, reasons={**scores.reasons, **dict.fromkeys(rows, why)}, parts=parts)
 
 
 def _merge(parts: Sequence[Part]) -> Part:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
+from align.data.media import to_bytes
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
 from align.data.tables import is_tie
 from align.maths.seeds import derive
 from align.preference.table import stored_rewards
-from align.rollout.rollout import Asked, Drawn, Scored, decode, draw, join, nothing_asked, stochastic_steps
+from align.rollout.rollout import Asked, Drawn, Scored, decode_to_cpu, draw, join, nothing_asked, stochastic_steps
+from align.rollout.staging import on_cpu
 from align.training.processes import Share
 from align.training.timing import Phases
 from alignflow.errors import DataError, TrainingError
@@ -55,6 +57,7 @@ class OnlineSource:
         self.generator, self.share, self.seed = generator, share, config.seed
         self.drawn, self.kept = "reward_gradient" not in needs, "trajectory" in needs
         self.predictions = bool({"predictions", "step_scores"} & set(needs))
+        self.staged = config.memory.trajectories == "cpu"
         self.wants = wants
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
@@ -106,7 +109,7 @@ class OnlineSource:
         step: int,
         acting: Acting = nullcontext,
         phases: Phases | None = None,
-        ready: Callable[[Tensor, list[str], Tensor, Inputs], None] | None = None,
+        ready: Callable[[Tensor, list[str], Tensor, Inputs, list[int]], None] | None = None,
     ) -> Drawn:
         """The rollout of step ``step`` (from 0): this process's share of the prompts with ``group`` samples each.
 
@@ -115,7 +118,8 @@ class OnlineSource:
         Args:
             acting: makes the context in which samples are drawn (the role, the precision).
             phases: what the time is counted in.
-            ready: gets media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there.
+            ready: gets uint8 media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there,
+                and which of them hold NaN or infinity.
         """
         phases, settings = phases or Phases(), self.settings
         if not self.share.of(settings.prompts):
@@ -135,12 +139,13 @@ class OnlineSource:
                     predictions=self.predictions, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):
-                seen = decode(self.generator, part, settings.decode_chunk).cpu()
+                seen, broken = decode_to_cpu(self.generator, part, settings.decode_chunk)
             if ready is not None:
-                ready(seen, asked.prompts[some], asked.group[some], take(asked.inputs, rows))
+                ready(seen, asked.prompts[some], asked.group[some], take(asked.inputs, rows), broken)
             latents.append(part)
             media.append(seen)
-            paths += [] if path is None else [path]
+            if path is not None:
+                paths.append(on_cpu(path) if self.staged else path)
         trajectory = join(paths) if paths else None
         return asked.become(Drawn, latents=torch.cat(latents), media=torch.cat(media), trajectory=trajectory)
 
@@ -239,4 +244,4 @@ class StoredSource:
         rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
         wanted = take({name: inputs[name] for name in self.wants}, row)
         asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, inputs=wanted)
-        return asked.become(Scored, latents=latents.float(), media=media, scores=Scores(rewards))
+        return asked.become(Scored, latents=latents.float(), media=to_bytes(media), scores=Scores(rewards))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from align.data.media import to_bytes
 from align.maths.filters import uninformative
 from align.recipes import base as bases
 from align.rollout.bench import Bench
@@ -196,7 +197,7 @@ def _completed(rollout: Scored, found: list[tuple[Tensor, Scores, Tensor]]) -> S
     """The rollout with the scores and media that losses found of its samples."""
     if not found:
         return rollout
-    parts = [Part(sample.tolist(), media, [], None, {}) for sample, _, media in found]
+    parts = [Part(sample.tolist(), to_bytes(media).cpu(), [], None, {}) for sample, _, media in found]
     media = torch.cat([part.media for part in parts])[torch.cat([sample for sample, _, _ in found]).argsort()]
     return rollout.become(Scored, media=media, scores=joined(parts, [scores for _, scores, _ in found]))
 

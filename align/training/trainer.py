@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from align.checking.remedies import explained
 from align.data.files import new_folder
 from align.data.inputs import remember
+from align.data.media import from_bytes
 from align.evaluation import alone
 from align.maths import advantages
 from align.policy.build import add_trained, build_generator, build_rewards, build_roles, contexts, sampling_kinds
@@ -257,7 +258,8 @@ class Trainer:
         if self.refreshed is None:
             return {}
         self.rescue.moved = True
-        found = self.refreshed.fit(self.processes.gather(rollout.media), self.processes.objects(rollout.prompts))
+        media = from_bytes(self.processes.gather(rollout.media))
+        found = self.refreshed.fit(media, self.processes.objects(rollout.prompts))
         return {f"refresh/{name}": value for name, value in found.items()}
 
     def _void(self, step: int, groups: list[int]) -> dict[str, int]:
