@@ -93,7 +93,7 @@ def load(
         if isinstance(part, torch.nn.Module) and name not in ready:
             check_finite(folder / name, name, part)
     pipeline.set_progress_bar_config(disable=True)
-    resting = place(pipeline, device, memory)
+    resting = place(pipeline, device, memory, trained)
     generator = cls(pipeline, options)
     generator.resting = resting
     set_attention(generator.backbones().values(), memory.attention, DTYPES[dtype], generator.device)

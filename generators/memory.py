@@ -1,13 +1,14 @@
 """Placement and storage of a pipeline's weights, by the methods of diffusers and accelerate.
 
-The trained network stays on its device: its weights are needed again at backward. What may wait on the CPU are the text
-encoders, which are read once a rollout. A recipe that trains them keeps them beside the network. The VAE stays as well:
-it is small, and recipes that climb a reward's gradient go backward through it.
+The trained network stays on its device, but for its swapped blocks (:mod:`generators.swap`): its weights are needed
+again at backward. What may wait on the CPU are the text encoders, which are read once a rollout. A recipe that trains
+them keeps them beside the network. The VAE stays as well: it is small, and recipes that climb a reward's gradient go
+backward through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from alignflow.extras import remedy
 from alignflow.text import first_line
 from generators.errors import GeneratorError
 from generators.settings import Memory
+from generators.swap import Swap
 from generators.text_cache import text_encoders
 
 BACKENDS = {
@@ -69,8 +71,11 @@ def quantisation(kind: str, components: Iterable[str], dtype: torch.dtype) -> Pi
     return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(components, config))
 
 
-def place(pipeline: Any, device: torch.device | str, memory: Memory) -> list[Any]:
+def place(pipeline: Any, device: torch.device | str, memory: Memory, trained: Collection[str] = ()) -> list[Any]:
     """Move a pipeline's networks to ``device``, the text encoders only as ``memory.offload`` says.
+
+    Args:
+        trained: names of the networks of which ``memory.swap_blocks`` blocks stay on the CPU.
 
     Returns:
         accelerate's hooks of encoders that stay where they were used until ``hook.offload()``.
@@ -78,7 +83,9 @@ def place(pipeline: Any, device: torch.device | str, memory: Memory) -> list[Any
     device = torch.device(device)
     waiting = text_encoders(pipeline) if memory.offload != "none" else {}
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and name not in waiting and not is_placed(part):
+        if memory.swap_blocks and name in trained:
+            Swap(part, memory.swap_blocks, device)
+        elif isinstance(part, nn.Module) and name not in waiting and not is_placed(part):
             part.to(device)
     if memory.offload == "group":
         for part in waiting.values():

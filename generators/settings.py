@@ -51,6 +51,17 @@ class Memory(Settings):
         description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "
         "none = stay on the GPU",
     )
+    swap_blocks: int = Field(
+        0,
+        ge=0,
+        description="blocks of each trained network whose frozen weights stay in pinned CPU memory and are copied to "
+        "the card when the block computes; LoRA with train.gradient_checkpointing only",
+    )
+    roles: Literal["device", "cpu"] = Field(
+        "device",
+        description="where copies of the trained weights are kept (behaviour, reference, ema, ...): device | cpu = "
+        "pinned memory, from which a role is copied whenever it computes",
+    )
     trajectories: Literal["device", "cpu"] = Field(
         "device",
         description="where the stochastic steps of a rollout are kept until the updates: device | cpu = pinned memory, "

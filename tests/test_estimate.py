@@ -18,7 +18,7 @@ from diffusers import (
 from live import Live, saved_bytes
 from tiny_run import settings
 
-from align.checking import estimate, remedies
+from align.checking import estimate, fitting, remedies
 from align.checking.architectures import KNOWN, count, parts_of
 from align.config import memory
 from align.config.load import json_schema, load_config, overridden
@@ -261,7 +261,7 @@ def test_presets_fit_their_cards(name: str, large: Any) -> None:
     config = large(f"memory={name}")
     assert config.memory.cache_prompts == "memory"
     assert config.train.gradient_checkpointing
-    assert estimate.estimate(config).bytes < estimate.card_bytes(name)
+    assert estimate.estimate(config).bytes < fitting.card_bytes(name)
 
 
 def test_a_preset_wins_over_what_is_extended_and_loses_to_its_own_file(large: Any, tmp_path: Path) -> None:
@@ -436,4 +436,4 @@ def test_out_of_memory_before_the_first_checkpoint(
 
 def test_a_card_size_is_positive(large: Any) -> None:
     with pytest.raises(ConfigError):
-        estimate.card_bytes("-3")
+        fitting.card_bytes("-3")

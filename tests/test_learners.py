@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_training import optimizer_moments
 from tiny_run import final_tensors, settings
 
-from align.checking import estimate
+from align.checking import estimate, fitting
 from align.checking.check import geometry
 from align.config.load import dump_config
 from align.config.settings import Config
@@ -304,8 +304,8 @@ def test_the_estimate_counts_the_critic(model: Path, tmp_path: Path) -> None:
     assert both["optimizer"].bytes == 8 * weights == 2 * alone["optimizer"].bytes
     assert both["gradients"].bytes == alone["gradients"].bytes  # those of one learner at a time
     assert both["rollout"].bytes > alone["rollout"].bytes  # the predictions
-    said = "\n".join(estimate.lines(two, "0.1gb"))
-    assert estimate.MISFIT in said
+    said = "\n".join(fitting.lines(two, "0.1gb"))
+    assert fitting.MISFIT in said
     assert "policy, critic: " in said
     assert "of critic and policy" in said
     assert "the critic: 16 terms and 2 optimizer steps per rollout" in geometry(two)

@@ -17,8 +17,9 @@ from align.policy.build import build_generator
 from align.rollout.rollout import decode, decode_to_cpu
 from align.rollout.scoring import Scoring
 from align.rollout.sources import OnlineSource, Share
-from align.rollout.staging import on_cpu, to_device
+from align.rollout.staging import on_cpu
 from align.training.trainer import train
+from generators.pinned import to_device
 from rewards.base import Reward
 
 

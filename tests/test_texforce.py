@@ -24,7 +24,7 @@ from tiny_run import final_tensors, settings
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from align.checking import check, estimate
+from align.checking import check, estimate, fitting
 from align.config import sharding
 from align.config.sampling import Sampler
 from align.config.settings import Config
@@ -504,7 +504,7 @@ def test_the_estimate_counts_the_text_encoders(trains: str, model: Path, tmp_pat
     assert kept["gradients"] == trained
     assert kept["roles"] == 2 * trained  # the policy and ema
     assert "text activations" in {item.name for item in found.phases["updating"]}
-    assert not [change for change, _ in estimate.savings(config) if change.startswith("memory.cache_prompts")]
+    assert not [change for change, _ in fitting.savings(config) if change.startswith("memory.cache_prompts")]
 
 
 @pytest.mark.parametrize("way", ["lora", "lora, autocast"])

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from align.checking import check, estimate
+from align.checking import check, fitting
 from align.checking.named import Named, generator_away, named
 from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
 from align.config.settings import Config, is_unread
@@ -120,8 +120,8 @@ def examine(
         if memory and isinstance(config, Config):
             if is_unread(config.recipe):
                 raise ConfigError("the memory of a recipe that was not imported is not known; use --import")
-            told = estimate.lines(config, card)
-            misfit = next((text for text in told if text.startswith(estimate.MISFIT)), "")
+            told = fitting.lines(config, card)
+            misfit = next((text for text in told if text.startswith(fitting.MISFIT)), "")
             yield from told
         _check_files(config, found.problems)
     if misfit:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of
-from align.checking.remedies import remedies
 from align.checking.sizes import Shapes, shapes_of
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
-from align.config.load import overridden
 from align.policy import held
-from alignflow.errors import ConfigError
+from alignflow.errors import ConfigError, Problem
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -118,12 +116,32 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
             linear = sum(module.weight.numel() for module in linears(on_meta(part)).values())
             bytes_ = linear * (STORED[memory.quantise] or size) + (number - linear) * size
             how = f"{_count(number)} weights, {_count(linear)} of them {memory.quantise}"
+        if name.startswith("transformer") and memory.swap_blocks:
+            bytes_ = float(swapped(on_meta(part), memory.swap_blocks) * size)
+            how = f"{_count(number)} weights, {dtype}, {memory.swap_blocks} blocks swapped, two of them on the card"
         if name.startswith("text_encoder") and memory.cache_prompts != "none":
             bytes_, how = 0.0, "dropped once every prompt is encoded"
         elif name.startswith("text_encoder") and memory.offload != "none":
             bytes_, how = 0.0, f"stored on the CPU ({memory.offload})"
         items.append(Item(name, bytes_, f"{part.name}: {how}"))
     return items
+
+
+def swapped(network: nn.Module, count: int) -> int:
+    """Weights on the card at once while ``count`` blocks are swapped: all others and the two largest of them.
+
+    Raises:
+        ConfigError: the network has fewer blocks.
+    """
+    from generators.swap import blocks, spread
+
+    sizes = [sum(value.numel() for value in block.parameters()) for block in blocks(network)]
+    if count > len(sizes):
+        known = f"{type(network).__name__} has {len(sizes)} blocks"
+        raise ConfigError([Problem("memory.swap_blocks", f"{known}; use a smaller number")])
+    away = [sizes[number] for number in spread(len(sizes), count)]
+    here = sum(sorted(away, reverse=True)[:2])
+    return sum(value.numel() for value in network.parameters()) - sum(away) + here
 
 
 def _encoders(config: Config, parts: dict[str, Part]) -> list[nn.Module]:
@@ -142,6 +160,10 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     learners = [name for name, learns in held_too.items() if learns.updates != 0]
     others = [name for name in held_too if name != "policy"]  # each a LoRA, counted at the policy's size
     roles = [*(["policy"] if apart else []), *copies, *others]
+    on_card, kept = len(roles), ""
+    if config.memory.roles == "cpu" and copies:
+        on_card = len(roles) - len(copies) + 1
+        kept = f"; {', '.join(copies)} on the CPU until one computes"
     what = {"lora": "LoRA", "gate": "gate"}.get(config.policy.kind, "")
     off = f"; the reference is the {what} switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
@@ -150,7 +172,7 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     experts = [Item("experts", *experts_size(config.policy))] if config.policy.kind == "gate" else []
     return [
         *experts,
-        Item("roles", trained * size * len(roles), f"{', '.join(roles) or 'none'}: {how}{off}"),
+        Item("roles", trained * size * on_card, f"{', '.join(roles) or 'none'}: {how}{off}{kept}"),
         Item("optimizer", 0.0 if paged else 2.0 * trained * each * len(learners), f"{optimizer}: {state}"),
         Item("gradients", trained * size, f"{how}, one learner at a time" if len(learners) > 1 else how),
         Item("rollout", shapes.rollout_bytes, shapes.rollout_how),
@@ -302,64 +324,3 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.1f} {word}"
     return str(number)
-
-
-# -- what to change ---------------------------------------------------------------------------------------------------
-
-
-def card_bytes(text: str) -> float:
-    """``24gb``, ``24`` -> bytes; raises ConfigError."""
-    number = text.lower().removesuffix("gb").strip()
-    try:
-        size = float(number)
-    except ValueError:
-        size = math.nan
-    if not size > 0:
-        raise ConfigError(f"--card {text}: a size in GB, such as 24gb")
-    return size * GB
-
-
-def savings(config: Config) -> list[tuple[str, float]]:
-    """(override, bytes saved) of every change that saves memory by itself, largest first."""
-    here, found = estimate(config).bytes, []
-    for remedy in remedies(config):
-        if remedy.value is not None:
-            saved = here - estimate(overridden(config, remedy.change)).bytes
-            if saved > 0.05 * GB:
-                found.append((remedy.change, saved))
-    return sorted(found, key=lambda pair: -pair[1])
-
-
-def fitting(config: Config, changes: list[str], size: float) -> list[str]:
-    """The shortest prefix of ``changes`` with which the run fits in ``size`` bytes; [] if even all are not enough."""
-    for number, change in enumerate(changes, 1):
-        config = overridden(config, change)
-        if estimate(config).bytes <= size:
-            return changes[:number]
-    return []
-
-
-MISFIT = "does not fit in"
-
-
-def lines(config: Config, card: str | None = None) -> list[str]:
-    """Lines of the estimate; with a card, also whether the run fits and which changes would make it fit."""
-    found = estimate(config)
-    rows = [
-        *found.kept,
-        *(Item(f"{name}: {i.name}", i.bytes, i.how) for name in found.phases for i in found.phases[name]),
-    ]
-    text = ["memory, an estimate in GB of 2^30 bytes; nothing was loaded"]
-    text += [f"  {item.name:24} {item.bytes / GB:7.2f}  {item.how}".rstrip() for item in rows]
-    need = f"{found.bytes / GB:.1f} GB with {FRAGMENTS - 1:.0%} for fragments and {CONTEXT / GB:g} GB for CUDA"
-    text.append(f"peak while {found.peak}: {need}")
-    if card is None:
-        return text
-    size = card_bytes(card)
-    if found.bytes <= size:
-        return [*text, f"fits in {size / GB:g} GB"]
-    text.append(f"{MISFIT} {size / GB:g} GB; savings of each change by itself, largest first:")
-    found_savings = savings(config)
-    text += [f"  {change:44} {saved / GB:6.1f} GB" for change, saved in found_savings]
-    together = fitting(config, [change for change, _ in found_savings], size)
-    return [*text, f"together these fit: {' '.join(together)}" if together else "all of them together are not enough"]

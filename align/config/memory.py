@@ -30,9 +30,9 @@ def _preset(samples: int, terms: int, optimizer: str, **memory: Any) -> dict[str
 
 
 PRESETS: Mapping[str, dict[str, Any]] = {
-    "12gb": _preset(1, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True),
-    "16gb": _preset(2, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True),
-    "24gb": _preset(4, 2, "adamw8bit", quantise="int8", vae_tiling=False, vae_slicing=True),
+    "12gb": _preset(1, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True, trajectories="cpu"),
+    "16gb": _preset(2, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True, trajectories="cpu"),
+    "24gb": _preset(4, 2, "adamw8bit", quantise="int8", vae_tiling=False, vae_slicing=True, trajectories="cpu"),
     "48gb": _preset(8, 4, "adamw", quantise="none", vae_tiling=False, vae_slicing=True),
     "80gb": _preset(16, 8, "adamw", quantise="none", vae_tiling=False, vae_slicing=False),
 }
@@ -55,6 +55,11 @@ def problems(config: Config) -> list[tuple[str, str]]:
     memory, train, found = config.memory, config.train, []
     if config.policy.kind == "full" and memory.quantise != "none":
         found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
+    if config.policy.kind == "full" and memory.swap_blocks:
+        found.append(("memory.swap_blocks", "swapped weights cannot be trained; use policy.kind=lora, or 0"))
+    if memory.swap_blocks and not train.gradient_checkpointing:
+        backward = "backward copies a block's weights once more where its forward pass is repeated"
+        found.append(("memory.swap_blocks", f"{backward}; use train.gradient_checkpointing=true, or 0"))
     return found + conflicts(config.generator, memory, train.optimizer, train.precision)
 
 
@@ -66,6 +71,10 @@ def conflicts(
     cpu = "needs a CUDA card, and generator.device is cpu"
     if generator.kind == "generic" and memory.cache_prompts != "none":
         found.append(("memory.cache_prompts", "a pipeline without an adapter runs whole, with its encoders; use none"))
+    if memory.swap_blocks:
+        for path, value in (("quantise", memory.quantise), ("compile", memory.compile)):
+            if value != "none":
+                found.append((f"memory.{path}", f"{value} does not go with memory.swap_blocks; use one of them"))
     if generator.device == "cpu":
         if memory.offload != "none":
             found.append(("memory.offload", f"{memory.offload} {cpu}; use none"))

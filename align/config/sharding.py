@@ -40,6 +40,10 @@ def problems(config: Config) -> list[Problem]:
     if config.memory.quantise != "none":
         kept = f"{config.memory.quantise} weights cannot be sharded (FSDP2): use none, or launch without FSDP"
         found.append(Problem("memory.quantise", kept))
+    if config.memory.swap_blocks:
+        found.append(Problem("memory.swap_blocks", "blocks of a sharded network (FSDP2) are not swapped: use 0"))
+    if config.memory.roles != "device":
+        found.append(Problem("memory.roles", "roles of a sharded network (FSDP2) are sharded on the cards: use device"))
     if config.memory.compile != "none":
         found.append(Problem("memory.compile", "sharded networks (FSDP2) are not compiled: use none"))
     if config.train.optimizer != "adamw":

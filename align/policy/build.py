@@ -153,7 +153,7 @@ def build_roles(config: Config, generator: Generator) -> dict[str, Roles]:
     """Learner -> its roles, after :func:`add_trained`. The policy has those that the config needs, others none."""
     off = lora_off if config.policy.kind == "lora" else added_off
     base = partial(off, generator) if held.reference_is_base(config) else None
-    own = (held.copies(config), base, held.starts_at_base(config))
+    own = (held.copies(config), base, held.starts_at_base(config), config.memory.roles == "cpu")
     return {
         name: Roles(parameters_of(config, generator, name), *(own if name == "policy" else ()))
         for name in config.recipe.learners()

@@ -85,6 +85,7 @@ def add_lora(
                 exclude_modules=(idle_layers(generator) if component in backbones else None) or None,
             )
             networks[component].add_adapter(config, name)  # type: ignore[operator]
+            _on_device(networks[component], name)
             use_all(networks[component])
     return _trainable(generator, name, parts)
 
@@ -256,6 +257,14 @@ def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = AD
     generator.text_changed()
 
 
+def _on_device(network: nn.Module, adapter: str) -> None:
+    """Move a LoRA to the network's device: peft makes it beside each weight, also beside those kept on the CPU."""
+    device = next(network.parameters()).device
+    for name, value in network.named_parameters():
+        if f".{adapter}." in name:
+            value.data = value.data.to(device)
+
+
 def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
     """Put a LoRA onto exactly its layers, in float32 whatever the base is stored in."""
     ranks = {name: len(pair[0]) for name, pair in lora.items()}
@@ -277,6 +286,7 @@ def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
             for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
                 weight = part[adapter].weight
                 weight.data = value.to(weight.device, torch.float32)
+    _on_device(network, adapter)
     use_all(network)
     network.requires_grad_(False)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from align.policy.shards import part, part_of, put
+from generators.pinned import synchronise, to_device, to_host
 
 
 class Roles:
@@ -34,6 +35,7 @@ class Roles:
         names: the other roles that are copies; each starts equal to the policy.
         base: makes the context in which the network computes as the role ``reference``, which is then not copied.
         at_base: whether the policy equals that base at the start.
+        on_cpu: keep the copies in the CPU's memory, pinned where there is a card. Not for shards.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Roles:
         names: Sequence[str] = (),
         base: Callable[[], AbstractContextManager[None]] | None = None,
         at_base: bool = True,
+        on_cpu: bool = False,
     ) -> None:
-        self.parameters, self.base = list(parameters), base
+        self.parameters, self.base, self.on_cpu = list(parameters), base, on_cpu
         self.values: dict[str, list[Tensor]] = {name: self._policy_copy() for name in names}
         self._policy_version = 0
         self._versions = dict.fromkeys(names, 0) | ({"reference": 0 if at_base else -1} if base else {})
@@ -52,7 +55,12 @@ class Roles:
         return role == "policy" or role in self._versions
 
     def _policy_copy(self) -> list[Tensor]:
-        return [parameter.detach().clone() for _, parameter in self.parameters]
+        if not self.on_cpu:
+            return [parameter.detach().clone() for _, parameter in self.parameters]
+        values = [to_host(parameter.detach()) for _, parameter in self.parameters]
+        for _, parameter in self.parameters[:1]:
+            synchronise(parameter.device)
+        return values
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
@@ -64,7 +72,10 @@ class Roles:
             with self.base():
                 yield
             return
-        with put([parameter for _, parameter in self.parameters], self.values[role]):
+        parameters, values = [parameter for _, parameter in self.parameters], self.values[role]
+        if self.on_cpu:
+            values = [to_device(value, one.device) for value, one in zip(values, parameters, strict=True)]
+        with put(parameters, values):
             yield
 
     def same(self, role: str) -> bool:
@@ -82,7 +93,8 @@ class Roles:
             return
         for value, (_, parameter) in zip(self.values[role], self.parameters, strict=True):
             mine = part(value)
-            mine.lerp_(part(parameter), 1.0 - decay) if decay else mine.copy_(part(parameter))
+            given = part(parameter).to(mine.device)
+            mine.lerp_(given, 1.0 - decay) if decay else mine.copy_(given)
         self._versions[role] = self._policy_version if decay == 0.0 else -1
 
     @torch.no_grad()

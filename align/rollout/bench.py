@@ -17,10 +17,10 @@ from align.data.inputs import take
 from align.maths.losses import mse
 from align.policy.roles import Roles
 from align.rollout.rollout import Asked, Drawn
-from align.rollout.staging import to_device
 from align.rollout.unroll import known_scores, ode_steps, unroll
 from alignflow.errors import TrainingError
 from generators.base import Conditioning, Generator
+from generators.pinned import to_device
 from rewards.base import Reward, Scores
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from align.data.media import from_bytes, to_bytes
 from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
-from align.rollout.staging import to_device
 from generators.base import Conditioning, Generator, seeded_noise
+from generators.pinned import to_device
 from rewards.base import Scores
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from torch import Tensor
 from align.data.inputs import take
 from align.data.media import from_bytes, to_bytes
 from align.rollout.rollout import Drawn
-from align.rollout.staging import to_device
 from align.training.processes import Processes
 from generators.base import Generator
+from generators.pinned import to_device
 from rewards.base import Reward, RewardError, Scope, Scores
 from rewards.parts import Part, joined
 

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from align.rollout.rollout import Scored, of_samples
 from generators.base import Conditioning, Generator
 from generators.experts import Experts
+from generators.swap import blocks
 
 if TYPE_CHECKING:
     from align.training.processes import Processes
@@ -44,15 +45,6 @@ def shard(generator: Generator, processes: Processes) -> InStep:
     if isinstance(generator.backbone, Experts):
         generator.backbone.both = True
     return InStep(generator, processes)
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a network as its class names them; none where it does not."""
-    model: Any = network
-    names = {*(getattr(model, "_repeated_blocks", None) or ()), *(getattr(model, "_no_split_modules", None) or ())}
-    found = [module for module in network.modules() if type(module).__name__ in names and module is not network]
-    inner = {id(part) for module in found for part in module.modules() if part is not module}
-    return [module for module in found if id(module) not in inner]
 
 
 class InStep:

@@ -99,7 +99,8 @@ class Trainer:
         if self.processes.sharded:
             shard(self.generator, self.processes)
         # not wrapped for several processes: their gradients are added up by hand, once an update, or by the shards
-        self.network = accelerator.prepare_model(self.generator.backbone, evaluation_mode=True)
+        where = False if config.memory.swap_blocks else None  # swapped blocks stay on the CPU
+        self.network = accelerator.prepare_model(self.generator.backbone, where, evaluation_mode=True)
         self.generator.network = self.network
         self.learners = build_learners(config, build_roles(config, self.generator), self.processes)
         self.roles = self.learners["policy"].roles
