@@ -11,6 +11,7 @@ from PIL import Image
 from align.checking.commands import CONFIGS
 from align.config.settings import Config
 from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
+from align.reasoning.settings import ReasonConfig
 from align.rewriting.joint_settings import JointConfig
 from align.rewriting.settings import EvolveConfig, RewriterConfig
 from align.search.settings import SearchConfig
@@ -23,6 +24,7 @@ OWN = {
     RewardTrainConfig: "rewards/pairs.yaml",
     JudgeTrainConfig: "rewards/judge.yaml",
     LatentTrainConfig: "rewards/latent_shapes.yaml",
+    ReasonConfig: "rewards/reason_cold.yaml",
     EvolveConfig: "rewriting/evolve.yaml",
     RewriterConfig: "rewriting/grpo.yaml",
     JointConfig: "rewriting/joint.yaml",

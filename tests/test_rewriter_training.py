@@ -13,9 +13,8 @@ from tiny_rewriter import PROMPTS
 
 from align.data.prompts import Prompt
 from align.rewriting.environment import Environment, Judged
-from align.rewriting.learner import Learner
 from align.rewriting.settings import LocalWriter, Reply, load_rewriter
-from align.rewriting.train import Training, train_rewriter
+from align.rewriting.train import Training, new_learner, train_rewriter
 from align.rewriting.words import REWRITE, instruction
 from align.rewriting.writer import LocalLM
 from align.runs.owned import REWRITER
@@ -105,7 +104,7 @@ def test_at_learning_rate_0_nothing_is_learned(tmp_path, model, method):
 def learner(tmp_path, model, method, *overrides):
     config = load_rewriter(tiny_rewriter.training(tmp_path, model, method), overrides)
     writer = LocalLM.load(LocalWriter(model=str(model), dtype="float32", chunk=4), "cpu")
-    return Learner(config, writer), writer
+    return new_learner(config, writer), writer
 
 
 def lesson(writer, prompt=PROMPTS[0], *texts):

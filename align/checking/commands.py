@@ -12,6 +12,7 @@ from align.checking.named import Named, generator_away, named
 from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
 from align.config.settings import Config, is_unread
 from align.preference import settings as preferences
+from align.reasoning import settings as reasonings
 from align.rewriting import joint_settings as joint
 from align.rewriting import settings as rewritings
 from align.search import settings as searches
@@ -25,6 +26,7 @@ CONFIGS: tuple[type[RunSettings], ...] = (
     preferences.RewardTrainConfig,
     preferences.JudgeTrainConfig,
     preferences.LatentTrainConfig,
+    reasonings.ReasonConfig,
     rewritings.EvolveConfig,
     rewritings.RewriterConfig,
     joint.JointConfig,
@@ -138,6 +140,7 @@ def _room(config: RunSettings) -> ModuleType:
     rooms = {
         Config: check,
         searches.SearchConfig: searches,
+        reasonings.ReasonConfig: reasonings,
         rewritings.RewritingSettings: rewritings,
         joint.JointConfig: joint,
     }

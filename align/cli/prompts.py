@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from align.cli.shared import ConfigArgument, Overrides, cell, print_values, stoppable, with_out
+from align.cli.shared import (
+    ConfigArgument,
+    Out,
+    Overrides,
+    Overwrite,
+    Resume,
+    cell,
+    print_values,
+    stoppable,
+    with_out,
+)
 from align.config.command_line import files_and_overrides
 from alignflow.terminal import echo
 
 app = typer.Typer(name="prompts", help="Rewrite prompts: evolve them, train a rewriter.", no_args_is_help=True)
-
-Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
-Out = Annotated[Path | None, typer.Option(help="run folder")]
 
 
 @app.command(epilog="Example: alignflow prompts evolve configs/rewriting/evolve.yaml rounds=6")

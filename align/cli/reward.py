@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from align.cli.shared import stoppable, with_out
+from align.cli.shared import ConfigArgument, Out, Overrides, Overwrite, Resume, stoppable, with_out
 from align.config.command_line import files_and_overrides
 from align.runs.devices import require
 from alignflow.errors import ConfigError
@@ -192,6 +192,23 @@ def train(
     else:
         assert isinstance(settings, kinds.JudgeTrainConfig)
         _train_judge(settings, overwrite)
+
+
+@app.command(epilog="Example: alignflow reward reason configs/rewards/reason_grpo.yaml judge.lora=runs/cold")
+def reason(
+    config: ConfigArgument, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False,
+    out: Out = None,
+) -> None:  # fmt: skip
+    """Train a judge that writes its verdict: on critiques (cold), on its own right replies (rejection), or by grpo."""
+    from align.reasoning.settings import load_reasoning
+
+    files, overrides = files_and_overrides(config, overrides)
+    settings = load_reasoning(files, with_out(overrides, out))
+    from align.reasoning.train import train_reasoner
+
+    with stoppable("reward reason", settings.run_dir, files, overrides, out):
+        say_accuracy(train_reasoner(settings, resume=resume, overwrite=overwrite, say=echo))
+    echo(f'judge: {{model: "{settings.local.model}", lora: "{settings.run_dir}"}}')
 
 
 def _train_reward(settings: RewardTrainConfig, resume: bool, overwrite: bool) -> None:

@@ -32,6 +32,9 @@ WrittenDtype = Annotated[
 Average = Annotated[
     bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
+Out = Annotated[Path | None, typer.Option(help="run folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="prompt; may be repeated")]

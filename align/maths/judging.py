@@ -1,7 +1,7 @@
 """Rewards of a judge that writes its verdict, for GRPO on its tokens (:func:`align.maths.tokens.token_pg`).
 
 All arguments are ``[N]``, one number per written reply: ``form`` is 1 where the reply has the required form, and
-``right`` is 1 where its verdict is the true one; else they are 0. No command trains a judge with them yet.
+``right`` is 1 where its verdict is the true one; else they are 0. ``alignflow reward reason`` trains a judge with them.
 """
 
 from __future__ import annotations

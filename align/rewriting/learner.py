@@ -1,4 +1,4 @@
-"""The trained part of a rewriter: a LoRA with its optimizer, its reference, and a checkpoint of both."""
+"""The trained part of a language model: a LoRA with its optimizer, its reference, and a checkpoint of both."""
 
 from __future__ import annotations
 
@@ -6,43 +6,61 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from align.data.files import write_bytes
 from align.maths.losses import Loss
-from align.maths.seeds import derive
 from align.maths.tokens import text_dpo, token_nll, token_pg, token_sum
-from align.rewriting.settings import Grpo
+from align.preference.settings import JudgeLora
+from align.rewriting.settings import Method, PolicyGradient
 from alignflow.errors import CheckpointError, RunFolderError
 from alignflow.text import first_line
 from rewards.judges.lora import add_lora
-
-if TYPE_CHECKING:
-    from align.rewriting.settings import RewriterConfig
-    from align.rewriting.writer import LocalLM
 
 Tokens = list[int]
 """Of an instruction, or of a reply."""
 
 
-class Learner:
-    """A writer that learns. The reference is the rewriter as it was at the start of the run."""
+class Writes(Protocol):
+    """A model whose replies have log-probabilities. What it is asked is up to the model: tokens, or a question."""
 
-    def __init__(self, config: RewriterConfig, writer: LocalLM) -> None:
-        self.config, self.writer, self.method = config, writer, config.method
-        if config.writer.kind == "local" and config.writer.lora is not None:
-            self.parameters = [value for name, value in writer.model.named_parameters() if ".lora_" in name]
-            for value in self.parameters:
-                value.data = value.data.float()
-                value.requires_grad_(True)
-        else:
-            part = config.lora
-            self.parameters = add_lora(
-                writer.model, part.rank, part.alpha, part.targets, derive(config.seed, "lora"), inside=""
-            )
+    model: Any
+    chunk: int
+
+    def logps(self, asked: Sequence[Any], replies: Sequence[Tokens], temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of each reply's tokens ``[n, L]``, 0 beyond its end, and where it has tokens ``[n, L]``."""
+
+
+def trained_lora(model: Any, part: JudgeLora, loaded: bool, seed: int, **where: str) -> list[nn.Parameter]:
+    """Parameters of the LoRA on a model, in float32 and alone trained: the one that was loaded, or a new one.
+
+    Raises:
+        RewardError: no linear layer has one of the names.
+    """
+    if not loaded:
+        return add_lora(model, part.rank, part.alpha, part.targets, seed, **where)
+    found = [value for name, value in model.named_parameters() if ".lora_" in name]
+    for value in found:
+        value.data = value.data.float()
+        value.requires_grad_(True)
+    return found
+
+
+class Learner:
+    """A writer that learns. The reference is the writer as it was at the start of the run.
+
+    Args:
+        parameters: of :func:`trained_lora`.
+        temperature: of the distribution that replies are sampled from.
+    """
+
+    def __init__(
+        self, writer: Writes, parameters: list[nn.Parameter], method: Method, temperature: float = 1.0
+    ) -> None:
+        self.writer, self.parameters, self.method, self.temperature = writer, parameters, method, temperature
         self.start = [value.detach().clone() for value in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.method.lr, weight_decay=self.method.weight_decay)
         self.step = 0
@@ -65,12 +83,12 @@ class Learner:
 
     # -- losses -------------------------------------------------------------------------------------------------
 
-    def imitate(self, asked: Sequence[Tokens], replies: Sequence[Tokens]) -> dict[str, float]:
+    def imitate(self, asked: Sequence[Any], replies: Sequence[Tokens]) -> dict[str, float]:
         """A step of supervised learning on replies."""
         return self._update(len(asked), lambda rows: token_nll(*self._logps(asked, replies, rows)))
 
     def prefer(
-        self, asked: Sequence[Tokens], better: Sequence[Tokens], worse: Sequence[Tokens], beta: float
+        self, asked: Sequence[Any], better: Sequence[Tokens], worse: Sequence[Tokens], beta: float
     ) -> dict[str, float]:
         """A step of DPO on pairs of replies."""
 
@@ -86,7 +104,7 @@ class Learner:
         return self._update(len(asked), loss)
 
     def reinforce(
-        self, asked: Sequence[Tokens], replies: Sequence[Tokens], advantage: Tensor, known: Tensor
+        self, asked: Sequence[Any], replies: Sequence[Tokens], advantage: Tensor, known: Tensor
     ) -> dict[str, float]:
         """The steps of GRPO on one round of replies, written by the writer as it is now.
 
@@ -95,7 +113,7 @@ class Learner:
             known: ``[N]`` bool, whether a reply has a score; others are left out of the mean.
         """
         how = self.method
-        assert isinstance(how, Grpo)
+        assert isinstance(how, PolicyGradient)
         chunks = self._chunks(len(asked))
         with torch.no_grad():
             old = [self._logps(asked, replies, rows)[0] for rows in chunks]
@@ -113,9 +131,9 @@ class Learner:
             found = self._update(len(asked), loss, known.float())
         return found
 
-    def _logps(self, asked: Sequence[Tokens], replies: Sequence[Tokens], rows: range) -> tuple[Tensor, Tensor]:
+    def _logps(self, asked: Sequence[Any], replies: Sequence[Tokens], rows: range) -> tuple[Tensor, Tensor]:
         some = slice(rows.start, rows.stop)
-        temperature = self.config.reply.temperature if isinstance(self.method, Grpo) else 1.0
+        temperature = self.temperature if isinstance(self.method, PolicyGradient) else 1.0
         return self.writer.logps(asked[some], replies[some], temperature)
 
     def _chunks(self, count: int) -> list[range]:

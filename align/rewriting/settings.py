@@ -34,7 +34,9 @@ from rewards.judges.settings import Endpoint
 from rewards.networks.hub import find_model
 
 
-def _shows(*names: str) -> Any:
+def shows(*names: str) -> Any:
+    """Validator of a template that must hold ``{name}`` for each of the names."""
+
     def check(template: str) -> str:
         if absent := [name for name in names if "{" + name + "}" not in template]:
             raise PydanticCustomError("setting", "does not show {absent}", {"absent": "{" + absent[0] + "}"})
@@ -68,7 +70,7 @@ WRITER = OneOf("writer", lambda: WRITERS, default="local")
 class Reply(Settings):
     """How rewrites are written."""
 
-    template: Annotated[str, _shows("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
+    template: Annotated[str, shows("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; 0 = the likeliest token")
     longest: int = Field(128, ge=1, description="maximum number of tokens per rewrite")
 
@@ -76,7 +78,7 @@ class Reply(Settings):
 class Evolution(Reply):
     """How rewrites are written in view of earlier ones."""
 
-    template: Annotated[str, _shows("prompt", "history")] = Field(
+    template: Annotated[str, shows("prompt", "history")] = Field(
         EVOLVE, description="instruction; shows {prompt} and {history}, the best rewrites so far with their scores"
     )
     shown: int = Field(3, ge=1, description="rewrites in the history, the best ones")
@@ -211,17 +213,23 @@ class Dpo(Method):
     )
 
 
-class Grpo(Method):
+class PolicyGradient(Method):
+    """GRPO on the tokens of replies (arXiv 2402.03300)."""
+
+    clip: float = Field(0.2, gt=0, lt=1, description="half width of the trusted range of a token's ratio")
+    kl: float = Field(0.001, ge=0, description="weight of the KL to the reference")
+    updates: int = Field(1, ge=1, description="optimizer steps per round of replies")
+    normalise_by: Literal["group", "global", "centred", "none"] = Field(
+        "group", description="what divides an advantage"
+    )
+
+
+class Grpo(PolicyGradient):
     """GRPO on the tokens of rewrites (PromptEnhancer, arXiv 2509.04545)."""
 
     kind: Literal["grpo"] = Field("grpo", description="policy gradient on rewrites that are rendered and scored")
     rewrites: int = Field(8, ge=2, description="rewrites per prompt (PromptEnhancer: 8)")
-    clip: float = Field(0.2, gt=0, lt=1, description="half width of the trusted range of a token's ratio")
     kl: float = Field(0.001, ge=0, description="weight of the KL to the reference (PromptEnhancer: 0.001)")
-    updates: int = Field(1, ge=1, description="optimizer steps per round of rewrites")
-    normalise_by: Literal["group", "global", "centred", "none"] = Field(
-        "group", description="what divides an advantage"
-    )
     invalid: float | None = Field(
         None, description="score of a rewrite that is empty or too long for the generator; null = left out"
     )

@@ -19,8 +19,8 @@ from align.maths.advantages import group_advantage
 from align.maths.pairs import threshold_gap
 from align.maths.seeds import derive
 from align.rewriting.environment import Environment, Rewrite
-from align.rewriting.evolve import read_batch
-from align.rewriting.learner import Learner
+from align.rewriting.learner import Learner, trained_lora
+from align.rewriting.loop import Loop, shown
 from align.rewriting.settings import Dpo, Grpo, Sft
 from align.rewriting.table import Scored, lines, mean_scores, read_rewrites, row_of
 from align.rewriting.words import instruction
@@ -29,17 +29,11 @@ from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REWRITER
 from align.runs.run_folder import RunFolder
-from align.runs.stopping import GracefulStop
 from alignflow.errors import DataError
 from rewards.judges.lora import save_lora
 
 if TYPE_CHECKING:
     from align.rewriting.settings import RewriterConfig
-
-COLLECTED = "collected"
-"""Folder of the rewrites that sft and dpo learn from, a file for each batch of prompts."""
-TOGETHER = 8
-"""Prompts whose rewrites are collected together."""
 
 
 def train_rewriter(
@@ -70,53 +64,35 @@ def train_rewriter(
         run.leave()
 
 
-class Training:
+class Training(Loop):
     """One run, from its checkpoint or from nothing to its summary."""
 
     def __init__(
         self, config: RewriterConfig, run: RunFolder, judges: Environment, writer: LocalLM,
         prompts: Sequence[Prompt], heldout: Sequence[Prompt], say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.judges, self.writer = config, run, judges, writer
-        self.prompts, self.heldout, self.say = prompts, heldout, say
-        self.learner = Learner(config, writer)
+        self.config, self.judges, self.writer = config, judges, writer
+        self.prompts, self.heldout = prompts, heldout
+        super().__init__(run, new_learner(config, writer), config.checkpoint, say)
         self.asked = [writer.tokens(instruction(config.reply.template, prompt.text)) for prompt in prompts]
-        self.file = config.run_dir / "checkpoint" / "state.pt"
 
     def run(self) -> dict[str, Any]:
         """Steps, measurements and files."""
         config, started = self.config, time.perf_counter()
-        resumed = self.learner.load(self.file)
-        self.folder.forget_after(self.learner.step if resumed else -1)
-        before = self._logged("before", 0) or self._measured("before")
-        step = self._steps()
-        with GracefulStop(self.say) as stop:
-            while self.learner.step < config.method.steps:
-                found = step(self.learner.step)
-                self.learner.step += 1
-                self.folder.log({"event": "train", "step": self.learner.step, **found})
-                self.say(f"step {self.learner.step}/{config.method.steps}  " + _shown(found))
-                last = self.learner.step == config.method.steps
-                if last or stop.asked or self.learner.step % config.checkpoint == 0:
-                    self.folder.sync()
-                    self.file.parent.mkdir(exist_ok=True)
-                    self.learner.save(self.file)
-                if stop.asked and not last:
-                    raise KeyboardInterrupt
-        after = self._logged("after", self.learner.step) or self._measured("after")
+        before, after = self.loop()
         save_lora(self.writer.model, config.run_dir)
         summary = {
             "status": "finished", "steps": self.learner.step,
             "prompts": len(self.prompts), "heldout": len(self.heldout),
-            **{name: (before or {}).get(name) for name in ("plain", "before")},
-            "after": (after or {}).get("after"), "seconds": time.perf_counter() - started,
+            **{name: before.get(name) for name in ("plain", "before")},
+            "after": after.get("after"), "seconds": time.perf_counter() - started,
         }  # fmt: skip
         write_json(config.run_dir / "summary.json", summary)
         return summary
 
     # -- held-out prompts ---------------------------------------------------------------------------------------
 
-    def _measured(self, when: str) -> dict[str, Any] | None:
+    def measured(self, when: str) -> dict[str, Any] | None:
         """Mean scores of the likeliest rewrites of held-out prompts; ``before`` also of the prompts as they are."""
         if not self.heldout:
             return None
@@ -137,17 +113,12 @@ class Training:
             ]
             write_text(self.config.run_dir / f"held_out_{name}.jsonl", lines(rows))
         self.folder.log({"step": self.learner.step, "event": when, **found})
-        self.say("held out  " + ", ".join(f"{name} {_shown(values)}" for name, values in found.items()))
+        self.say("held out  " + ", ".join(f"{name} {shown(values)}" for name, values in found.items()))
         return found
-
-    def _logged(self, event: str, step: int) -> dict[str, Any] | None:
-        """What an earlier part of the run measured at this step."""
-        rows = self.folder.rows()
-        return next((row for row in rows if (row["event"], row["step"]) == (event, step)), None)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Callable[[int], dict[str, float]]:
+    def method_step(self) -> Callable[[int], dict[str, float]]:
         """The step of the method, a function of its number and the learner alone."""
         if isinstance(self.config.method, Grpo):
             return self._grpo
@@ -225,23 +196,12 @@ class Training:
         given = self.config.prompts.rewrites
         file = self.config.run_dir / "rewrites.jsonl" if given is None else Path(given)
         if given is None and not file.is_file():
-            write_text(file, lines(self._collected()))
+            write_text(file, lines(self.collected(len(self.prompts), self._written, "rewrites of")))
         rows = [row for row in read_rewrites(str(file)) if math.isfinite(row.score)]
         if not rows:
             raise DataError(f"{file}: no rewrite has a score")
         rows.sort(key=lambda row: row.prompt)
         return [list(some) for _, some in groupby(rows, key=lambda row: row.prompt)]
-
-    def _collected(self) -> list[dict[str, Any]]:
-        config, rows = self.config, list[dict[str, Any]]()
-        for start in range(0, len(self.prompts), TOGETHER):
-            file = config.run_dir / COLLECTED / f"{start:06d}.json"
-            if (found := read_batch(file)) is None:
-                found = self._written(range(start, min(start + TOGETHER, len(self.prompts))))
-                write_json(file, found)
-            rows += found
-            self.say(f"rewrites of {min(start + TOGETHER, len(self.prompts))}/{len(self.prompts)} prompts")
-        return rows
 
     def _written(self, numbers: range) -> list[dict[str, Any]]:
         config = self.config
@@ -257,6 +217,8 @@ class Training:
         return [row_of(one.prompt, one.text, it) for one, it in zip(rewrites, judged, strict=True)]
 
 
-def _shown(values: dict[str, Any]) -> str:
-    names = [name for name in values if name in ("loss", "reward", "kl", "accuracy")] or list(values)
-    return "  ".join(f"{name} {values[name]:.4g}" for name in names)
+def new_learner(config: RewriterConfig, writer: LocalLM) -> Learner:
+    """What learns: the LoRA that the writer was loaded with, or a new one."""
+    loaded = config.writer.kind == "local" and config.writer.lora is not None
+    parameters = trained_lora(writer.model, config.lora, loaded, derive(config.seed, "lora"), inside="")
+    return Learner(writer, parameters, config.method, config.reply.temperature)

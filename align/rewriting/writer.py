@@ -127,13 +127,13 @@ class LocalLM:
         device, width = self.model.device, max(map(len, asked))
         ids = torch.tensor([[self.end] * (width - len(row)) + row for row in asked], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=device)
-        chance = torch.stack([torch.rand(reply.longest, generator=_seeded(seed)) for seed in seeds]).to(device)
+        chance = torch.stack([torch.rand(reply.longest, generator=seeded(seed)) for seed in seeds]).to(device)
         said, past, done = ids[:, :0], None, torch.zeros(len(asked), dtype=torch.bool, device=device)
         for place in range(reply.longest):
             at = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
             out = self.model(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=past, use_cache=True)
             past, logits = out.past_key_values, out.logits[:, -1].float()
-            ids = _pick(logits, reply.temperature, chance[:, place])[:, None]
+            ids = picked(logits, reply.temperature, chance[:, place])[:, None]
             ids = torch.where(done[:, None], self.end, ids)
             said, mask = torch.cat([said, ids], 1), torch.cat([mask, torch.ones_like(ids)], 1)
             done |= ids[:, 0] == self.end
@@ -165,11 +165,12 @@ class LocalLM:
         return torch.where(mask, logs, 0.0), mask
 
 
-def _seeded(seed: int) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
+    """A random generator on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
-def _pick(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
+def picked(logits: Tensor, temperature: float, chance: Tensor) -> Tensor:
     """A token per row ``[n]``: the likeliest, or the inverse of the cumulative distribution at ``chance [n]``."""
     if temperature == 0:
         return logits.argmax(-1)

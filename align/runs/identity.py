@@ -30,6 +30,7 @@ FREE_IN_A_SEARCH = ("name", "out", "samples", "chunk", "decode_chunk", "generato
 
 FREE_IN_AN_EVOLUTION = ("name", "out", "generator.device", "memory", "parquet")
 
+FREE_IN_A_REASONER = ("name", "out", "device", "method.steps", "method.lr", "measured", "checkpoint")
 FREE_IN_A_REWRITER = ("name", "out", "generator.device", "memory", "method.steps", "method.lr", "checkpoint")
 
 BY_CONTENT = {"prompts.train": "data", "prompts.source": "data", "rollout.file": "data", "generator.path": "model"}

@@ -22,6 +22,7 @@ TRAINING, SEARCH, NOISE = "training run", "search", "noise LoRA"
 PAIRS = "preference pairs"
 EVOLUTION, REWRITER, JOINT = "evolution of prompts", "rewriter", "joint training"
 REWARD, LATENT, JUDGE = "trained reward", "latent reward", "judge's LoRA"
+REASONER = "judge that reasons"
 
 _RUN = ("config.yaml", "environment.json", "report.html", "samples", MARK, LOCK)
 _TRACKERS = ("wandb", "mlruns", "mlflow", ".aim", "trackio", "dvclive", "swanlog", "tensorboard", "runs")
@@ -36,6 +37,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     REWRITER: (*_RUN, "metrics.jsonl", "summary.json", "collected", "rewrites.jsonl", "checkpoint",
                "held_out_plain.jsonl", "held_out_before.jsonl", "held_out_after.jsonl",
                "adapter_config.json", "adapter_model.safetensors", "README.md"),
+    REASONER: (*_RUN, "metrics.jsonl", "summary.json", "collected", "checkpoint", "held_out_before.jsonl",
+               "held_out_after.jsonl", "adapter_config.json", "adapter_model.safetensors", "README.md"),
     REWARD: (*_TRAINED, "checkpoint", "reward.json", "head.safetensors", "gram.safetensors", "backbone.safetensors"),
     LATENT: (*_TRAINED, "latent.json", "latent.safetensors"),
     JUDGE: (*_TRAINED, "adapter_config.json", "adapter_model.safetensors"),

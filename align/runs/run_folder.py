@@ -12,6 +12,7 @@ from align.data.files import new_folder, write_json, write_text, writing
 from align.evaluation.per_prompt import forget_scores
 from align.runs import metrics, owned
 from align.runs.identity import (
+    FREE_IN_A_REASONER,
     FREE_IN_A_REWRITER,
     FREE_IN_A_SEARCH,
     FREE_IN_AN_EVOLUTION,
@@ -34,6 +35,7 @@ _INSIDE = {
     owned.EVOLUTION: ("evolved",),
     owned.REWRITER: ("collected",),
     owned.JOINT: ("stages",),
+    owned.REASONER: ("collected",),
 }
 _COMMANDS = {
     owned.TRAINING: "train",
@@ -41,6 +43,7 @@ _COMMANDS = {
     owned.EVOLUTION: "prompts evolve",
     owned.REWRITER: "prompts train",
     owned.JOINT: "prompts joint",
+    owned.REASONER: "reward reason",
 }
 _FREE = {
     owned.TRAINING: (*FREE_ON_RESUME, *MEMORY_ALONE),
@@ -48,6 +51,7 @@ _FREE = {
     owned.EVOLUTION: FREE_IN_AN_EVOLUTION,
     owned.REWRITER: FREE_IN_A_REWRITER,
     owned.JOINT: ("name", "out", "rounds"),
+    owned.REASONER: FREE_IN_A_REASONER,
 }
 """Kind of folder -> settings that may change when it is resumed."""
 
@@ -157,7 +161,8 @@ class RunFolder:
     def check_content(self, **digests: str) -> None:
         """Raise RunFolderError where the mark of a resumed run holds another digest by one of these names."""
         mark = owned.read_mark(self.path) if self.before is not None else {}
-        for name, key in (("data", "prompts"), ("model", "generator.path")):
+        data, model = ("data", "judge.model") if self.kind == owned.REASONER else ("prompts", "generator.path")
+        for name, key in (("data", data), ("model", model)):
             moved = any(under(changed, [key]) for changed in self.changed)
             if (name in mark and mark[name] != digests[name]) or (name not in mark and moved):
                 raise RunFolderError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from rewards.judges.replies import spellings
 from rewards.judges.settings import Local, Needs
 from rewards.networks.hub import find_model, from_pretrained, network
 
+Reply: TypeAlias = "str | Sequence[int]"
+"""A text, or tokens as a model wrote them."""
+Choose: TypeAlias = "Callable[[list[int]], Callable[[Tensor, Tensor], Tensor]]"
+"""Numbers of questions -> ``(ids [n, L], scores [n, vocabulary]) -> scores`` of their next tokens."""
 KNOWN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -127,39 +131,69 @@ class LocalJudge:
         return Replies(found, reasons)
 
     def reply_logs(
-        self, questions: Sequence[Question], replies: Sequence[str], reasons: dict[int, str]
+        self,
+        questions: Sequence[Question],
+        replies: Sequence[Reply],
+        reasons: dict[int, str],
+        temperature: float = 1.0,
+        banned: Sequence[int] = (),
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Log-probabilities of the replies' tokens, a batch at a time: (which questions, ``[n, L]``, lengths ``[n]``).
 
         Beyond a reply's length there is 0. What cannot be asked gets a reason.
+
+        Args:
+            temperature: of the distribution.
+            banned: tokens that have no probability.
         """
         for batch in self._batches(questions, replies, reasons):
             longest = max(batch.lengths)
             ids = batch.inputs["input_ids"][:, -longest:]
-            logits = self._logits(batch, longest + 1)[:, :-1]
+            logits = self._logits(batch, longest + 1)[:, :-1] / temperature
+            if banned:
+                logits = logits.index_fill(2, torch.tensor(list(banned), device=logits.device), -torch.inf)
             each = -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
             lengths = torch.tensor(batch.lengths, device=ids.device)
             at = torch.arange(longest, device=ids.device) + longest - lengths[:, None]  # replies end a row
             logs = each.gather(1, at.clamp_max(longest - 1))
             yield batch.rows, torch.where(at < longest, logs, 0.0), lengths
 
-    @torch.no_grad()
     def write(self, questions: Sequence[Question], longest: int) -> Replies:
         """See :class:`rewards.judges.asking.Judge`."""
-        texts: list[str | None] = [None] * len(questions)
         reasons: dict[int, str] = {}
+        tokens = self.reply_tokens(questions, longest, reasons)
+        texts = [None if ids is None else self.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+        return Replies(texts, reasons)
+
+    @torch.no_grad()
+    def reply_tokens(
+        self, questions: Sequence[Question], longest: int, reasons: dict[int, str], choose: Choose | None = None
+    ) -> list[list[int] | None]:
+        """Tokens of a reply to each question, its end included where it was reached; None where there is a reason.
+
+        Args:
+            choose: makes the function that picks the tokens of some of the questions; the likeliest ones if None.
+        """
+        found: list[list[int] | None] = [None] * len(questions)
         greedy = GenerationConfig(
             max_new_tokens=longest,
             do_sample=False,
-            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
+            eos_token_id=list(self.ends),
             pad_token_id=self._padding,
         )
         for batch in self._batches(questions, [""] * len(questions), reasons, longest):
-            ids = self.model.generate(**batch.inputs, generation_config=greedy)
-            said = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for row, text in zip(batch.rows, said, strict=True):
-                texts[row] = text
-        return Replies(texts, reasons)
+            how = {} if choose is None else {"logits_processor": [choose(batch.rows)]}
+            ids = self.model.generate(**batch.inputs, generation_config=greedy, **how)
+            for row, said in zip(batch.rows, ids[:, batch.inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                length = next((place + 1 for place, token in enumerate(said) if token in self.ends), len(said))
+                found[row] = said[:length]
+        return found
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a reply."""
+        end = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        return tuple(end) if isinstance(end, list) else (end,)
 
     @property
     def _padding(self) -> int:
@@ -174,7 +208,7 @@ class LocalJudge:
         return self.model(**batch.inputs, use_cache=False, logits_to_keep=last).logits.float()
 
     def _batches(
-        self, questions: Sequence[Question], replies: Sequence[str], reasons: dict[int, str], more: int = 0
+        self, questions: Sequence[Question], replies: Sequence[Reply], reasons: dict[int, str], more: int = 0
     ) -> Iterator[Batch]:
         """Questions with their replies, a batch at a time; those that are too long get a reason instead.
 
@@ -183,7 +217,7 @@ class LocalJudge:
         """
         fitting: list[tuple[int, list[int], int]] = []
         for row, (asked, reply) in enumerate(zip(questions, replies, strict=True)):
-            tail = self.encode(self.plain(reply)) if reply else []
+            tail = list(reply) if not isinstance(reply, str) else self.encode(self.plain(reply)) if reply else []
             ids = [*self.tokens(asked), *tail]
             if len(ids) + more > self.longest:
                 said = f"the question has {len(ids) + more} tokens, its reply included"
