@@ -7,7 +7,7 @@ Each adapter converts to its pipeline's scale internally; no other code needs to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -43,6 +43,7 @@ class Generator(ABC):
         lora_targets: default LoRA target module names.
         text_loras: text encoders whose LoRA the pipeline's ``load_lora_weights`` reads; others are not trained.
         text_targets: default LoRA target module names in them.
+        user_attention: ends of the names of attention layers to which attention to a user can be added.
         pipeline_class: name of the diffusers class this adapter reads.
         optional: components the pipeline draws without; a folder may leave them out.
         accepts: names of the :class:`Options` this model knows.
@@ -51,13 +52,14 @@ class Generator(ABC):
         needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
         schedulers: classes that step as we do, of an adapter that does not take its times from ``spaced``.
         resting: accelerate hooks of text encoders that leave the device when they have read.
-        call: the last network call, for modules added to the network that depend on the time or on conditioning that
-            the network does not read. It stays until the next one: the backward pass recomputes checkpointed blocks.
+        users: embeddings of the users of prompts, a row each, where the network attends to them.
+        call: the last network call, for modules added to the network; checkpointed blocks need it in the backward pass.
     """
 
     lora_targets: tuple[str, ...] = ()
     text_loras: tuple[str, ...] = ()
     text_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    user_attention: tuple[str, ...] = ()
     pipeline_class: str = ""
     optional: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ("size", "negative_prompt")
@@ -75,6 +77,7 @@ class Generator(ABC):
         self.size = self.options.size or self.native_size()
         self.network_calls = 0
         self.call: Call | None = None
+        self.users: Callable[[Sequence[Any]], Tensor] | None = None
         self._negative: Conditioning | None = None
         self._texts: TextCache | None = None
         self.resting: list[Any] = []

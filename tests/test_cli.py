@@ -224,6 +224,9 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
         merged = merge(merged, layer.data, [Config])
     texts = json.dumps(merged)
     theirs += [f"policy.experts.{name}.lora={tmp_path}" for name in merged.get("policy", {}).get("experts", {})]
+    if merged.get("policy", {}).get("kind") == "users":
+        save_file({"ann": torch.ones(2, 3)}, tmp_path / "users.safetensors")
+        theirs += [f"policy.embeddings={tmp_path / 'users.safetensors'}", "policy.user=ann"]
     theirs += [override for words, override in rewards.items() if words in texts]
     code, out, err = run("check", str(path), *theirs, "--import")
     assert code == 0, err

@@ -238,7 +238,7 @@ def test_a_plain_run_has_no_average(model: Path, tmp_path: Path) -> None:
         ({"memory": {"compile": "blocks"}}, "a policy of kind gate acts on layers while they compute: use none"),
         (
             {"recipe": "reward_backprop", "policy": GATE, "train": {"gradient_checkpointing": True}},
-            "a gate knows the time of the last one",
+            "a policy of kind gate knows only the last one",
         ),
         ({"recipe": "re_dmd", "policy": GATE}, "re_dmd trains a critic on the same network: use lora"),
     ],

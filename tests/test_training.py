@@ -17,6 +17,7 @@ from align.rollout.sources import Share, StoredSource
 from align.runs import checkpoint
 from align.training.trainer import train
 from alignflow.errors import AlignflowError, DataError
+from alignflow.files.policies import GATED, USERS
 from generators.load import load
 from rewards.base import RewardError
 
@@ -44,7 +45,8 @@ def test_every_recipe_runs_and_moves_the_policy(recipe: str, model: Path, tmp_pa
     assert {"kl_velocity", "zero_variance_groups", "diversity", "time"} <= rows[1].keys()
     assert ("contrast" in rows[1]) == ("behaviour" in config.recipe.roles(config))
     assert (config.run_dir / "report.html").stat().st_size > 1000
-    assert (config.run_dir / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    file = {"gate": GATED, "users": USERS}.get(POLICIES.get(recipe, ""), "pytorch_lora_weights.safetensors")
+    assert (config.run_dir / "lora" / file).is_file()
     assert (config.run_dir / "samples" / "step-000000" / "grid.png").is_file()
 
 

@@ -115,6 +115,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "opd": {"kind": "opd"},
     "texforce": {"kind": "texforce"},
     "tlpo": {"kind": "tlpo", "timesteps": 2},
+    "ppd": {"kind": "ppd", "timesteps": 2, "beta": 50},
     "awm": {"kind": "awm", "timesteps": 2},
     "dgpo": {"kind": "dgpo", "timesteps": 2},
     "crd": {"kind": "crd", "timesteps": 2, "guidance": 1.0},
@@ -131,9 +132,9 @@ EDITORS = ("edit_r1",)
 """Those that train an editor: a tiny FLUX Kontext beside the tiny SD3 takes its place."""
 DIRECT = ("reward_backprop", "instruct_video", "np_edit", "srpo")
 """Those that follow the reward's gradient."""
-LORA_ONLY = ("np_edit", "re_dmd", "texforce", "tlpo")
+LORA_ONLY = ("np_edit", "re_dmd", "texforce", "tlpo", "ppd")
 """Those that cannot train all weights."""
-POLICIES = {"tlpo": "gate"}
+POLICIES = {"tlpo": "gate", "ppd": "users"}
 """Those that train a policy of a kind of their own."""
 
 
@@ -167,6 +168,11 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
     if kind == "tlpo":
         experts = {name: {"lora": str(path)} for name, path in experts_beside(model).items()}
         tree["policy"] = {"kind": "gate", "experts": experts, "features": 8}
+    if kind == "ppd":
+        tree["policy"] = {"kind": "users", "embeddings": str(users_in(folder))}
+        rows = [{"prompt": text, "user": f"user{n % 2}"} for n, text in enumerate(prompts.read_text().splitlines())]
+        (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        tree["prompts"] = dict.fromkeys(("train", "heldout"), str(folder / "prompts.jsonl"))
     for name, value in sections.items():
         extends = isinstance(tree.get(name), dict) and isinstance(value, dict) and "kind" not in value
         tree[name] = {**tree[name], **value} if extends else value
@@ -191,6 +197,17 @@ def editor_beside(model: Path) -> Path:
             flux("FluxKontextPipeline").save_pretrained(Path(folder) / "editor")
             (Path(folder) / "editor").rename(editor)
     return editor
+
+
+def users_in(folder: Path) -> Path:
+    """Embeddings of two users, two tokens of three numbers each."""
+    from align.preference.user_embeddings import save_embeddings
+
+    source = torch.Generator().manual_seed(0)
+    path = folder / "users.safetensors"
+    if not path.exists():
+        save_embeddings(path, {f"user{n}": torch.randn(2, 3, generator=source) for n in range(2)})
+    return path
 
 
 def experts_beside(model: Path) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from align.checking.folder_check import (
     scheduler_line,
     target_problems,
 )
+from align.checking.users_check import user_problems
 from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
@@ -178,6 +179,8 @@ def _policy(config: Config) -> list[Problem]:
         return [
             one for name, e in experts for one in lora_problems(e.lora, f"policy.experts.{name}.lora", ("network",))
         ]
+    if policy.kind == "users":
+        return user_problems(config, policy)
     if policy.kind != "lora":
         return []
     learners = {} if is_unread(config.recipe) else config.recipe.learners()

@@ -164,7 +164,7 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
     if config.memory.roles == "cpu" and copies:
         on_card = len(roles) - len(copies) + 1
         kept = f"; {', '.join(copies)} on the CPU until one computes"
-    what = {"lora": "LoRA", "gate": "gate"}.get(config.policy.kind, "")
+    what = {"lora": "LoRA", "gate": "gate", "users": "added attention"}.get(config.policy.kind, "")
     off = f"; the reference is the {what} switched off" if held.reference_is_base(config) else ""
     how = f"{_count(trained)} trained weights, {size} bytes each"
     state = "on the CPU when the card is full" if paged else f"two numbers of {each} bytes a weight"

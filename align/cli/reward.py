@@ -10,11 +10,12 @@ import typer
 
 from align.cli.shared import ConfigArgument, Out, Overrides, Overwrite, Resume, stoppable, with_out
 from align.config.command_line import files_and_overrides
-from align.runs.devices import require
+from align.runs.devices import chosen, require
 from alignflow.errors import ConfigError
 from alignflow.extras import optional
 from alignflow.secrets import remember
 from alignflow.terminal import echo
+from alignflow.words import count
 
 if TYPE_CHECKING:
     from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
@@ -209,6 +210,28 @@ def reason(
     with stoppable("reward reason", settings.run_dir, files, overrides, out):
         say_accuracy(train_reasoner(settings, resume=resume, overwrite=overwrite, say=echo))
     echo(f'judge: {{model: "{settings.local.model}", lora: "{settings.run_dir}"}}')
+
+
+@app.command(epilog="Example: alignflow reward users pairs.jsonl --shots 4 --out users.safetensors")
+def users(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="pairs with a column user", show_default=False)],
+    out: Annotated[Path, typer.Option(help="safetensors file to write")] = Path("users.safetensors"),
+    shots: Annotated[int, typer.Option(min=1, help="pairs of each user to read, the first ones")] = 4,
+    backbone: Annotated[str, typer.Option(help="CLIP that reads the pairs: shapes, a folder or a hub id")] = "shapes",
+    reward: Annotated[
+        str | None, typer.Option(help="folder of a trained reward whose head infers users, instead of the backbone")
+    ] = None,
+    device: Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1 or mps")] = "auto",
+) -> None:
+    """Write an embedding of every user in a table of pairs, for policy: {kind: users} of recipe ppd."""
+    from align.preference.user_embeddings import embed_users, save_embeddings
+
+    if out.exists():
+        raise ConfigError(f"{out} exists; name another file with --out")
+    found = embed_users(table, shots, backbone, reward, str(chosen(device)))
+    save_embeddings(out, found)
+    tokens, width = next(iter(found.values())).shape
+    echo(f"{out}: {count(len(found), 'user')}, {count(tokens, 'token')} of {width} numbers each")
 
 
 def _train_reward(settings: RewardTrainConfig, resume: bool, overwrite: bool) -> None:

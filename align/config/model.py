@@ -111,5 +111,23 @@ class GatePolicy(Settings):
         return self.model_dump(exclude_none=True)
 
 
-POLICIES: dict[str, type[Settings]] = {"lora": LoRAPolicy, "full": FullPolicy, "gate": GatePolicy}
+class UsersPolicy(Settings):
+    """Train attention to the embedding of the user for whom a prompt is drawn."""
+
+    kind: Literal["users"] = Field("users", description="attention to users' embeddings, on the frozen backbone")
+    embeddings: str = Field(
+        description="safetensors file with an embedding [tokens, width] per user, as `alignflow reward users` writes it"
+    )
+    user: str | dict[str, float] | None = Field(
+        None,
+        description="user of prompts that have no column user, or {name: weight, ...} for a mixture; null = nobody, "
+        "for whom the base samples",
+    )
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that count."""
+        return self.model_dump(exclude_none=True)
+
+
+POLICIES: dict[str, type[Settings]] = {"lora": LoRAPolicy, "full": FullPolicy, "gate": GatePolicy, "users": UsersPolicy}
 """Kind -> settings."""

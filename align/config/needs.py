@@ -176,6 +176,10 @@ def _added(config: Config) -> Problems:
     if config.memory.compile != "none":
         found.append(("memory.compile", f"a policy of kind {policy} acts on layers while they compute: use none"))
     if config.train.gradient_checkpointing and "reward_gradient" in config.recipe.needs:
-        says = f"recomputes blocks of several sampling steps, and a {policy} knows the time of the last one: use false"
+        says = f"recomputes blocks of several calls, and a policy of kind {policy} knows only the last one: use false"
         found.append(("train.gradient_checkpointing", says))
+    generator = config.generator.kind
+    if policy == "users" and ":" not in generator and not registry.declared(generator, "user_attention"):
+        able = listing([one for one in registry.generators() if registry.declared(one, "user_attention")])
+        found.append(("generator.kind", f"{generator} names no layers that can attend to a user; {able} do"))
     return found

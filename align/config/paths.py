@@ -11,7 +11,7 @@ from alignflow.worlds.shapes import WORLDS
 PLACES = frozenset(
     ("path", "train", "heldout", "source", "file", "lora", "folder", "template", "references", "model",
      "latent_reward", "reference", "pairs", "init", "processor", "weights", "tokenizer", "med_config", "clip",
-     "rewrites", "generator_lora", "config")
+     "rewrites", "generator_lora", "config", "embeddings")
 )  # fmt: skip
 """Names of settings that may hold a file or folder. A value that is not an existing one is left unchanged."""
 

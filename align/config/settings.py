@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from align.config import needs, registry
 from align.config.memory import problems as memory_problems
-from align.config.model import POLICIES, FullPolicy, GatePolicy, GeneratorConfig, LoRAPolicy
+from align.config.model import POLICIES, FullPolicy, GatePolicy, GeneratorConfig, LoRAPolicy, UsersPolicy
 from align.config.sampling import Sampler
 from align.config.sources import ROLLOUTS as ROLLOUTS
 from align.config.sources import GroupFilter as GroupFilter
@@ -205,8 +205,11 @@ class Config(RunSettings):
     command = "train"
 
     generator: GeneratorConfig = Field(description="pipeline to align")
-    policy: Annotated[LoRAPolicy | FullPolicy | GatePolicy, OneOf("policy", lambda: POLICIES, "lora")] = Field(
-        LoRAPolicy(), description="trained part of the generator: a LoRA, all weights, or a gate over several LoRAs"
+    policy: Annotated[LoRAPolicy | FullPolicy | GatePolicy | UsersPolicy, OneOf("policy", lambda: POLICIES, "lora")] = (
+        Field(
+            LoRAPolicy(),
+            description="trained part of the generator: a LoRA, all weights, a gate over LoRAs, or attention to users",
+        )
     )
     prompts: Prompts = Field(description="training and held-out prompts")
     rollout: Annotated[

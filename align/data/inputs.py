@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def encode(generator: Generator, prompts: Sequence[Prompt], wants: Iterable[str]
     row = torch.tensor([place[prompt] for prompt in prompts])
     inputs = read_inputs(unique, {*generator.inputs, *wants}, generator.size)
     cond = generator.encode([prompt.text for prompt in unique], inputs)
-    return cond[row.to(generator.device)], take(inputs, row)
+    cond = cond[row.to(generator.device)]
+    if generator.users is not None:
+        user = generator.users(prompts).to(generator.device)
+        cond = replace(cond, tensors={**cond.tensors, "user": user})
+    return cond, take(inputs, row)
 
 
 def remember(generator: Generator, prompts: Sequence[Prompt], folder: Path | None, chunk: int = 16) -> None:

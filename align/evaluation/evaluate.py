@@ -26,6 +26,7 @@ from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards, trainable
 from align.policy.roles import Roles
 from align.policy.trained import load_policy
+from align.policy.users import choose
 from align.rollout.rollout import decode, draw
 from align.runs import checkpoint as checkpoints
 from align.runs import devices
@@ -279,6 +280,7 @@ def evaluate_run(
     else:
         if lora is not None:
             load_policy(generator, lora)
+            choose(generator, config.policy)
             role = f"lora {lora}"
         result = _held_out(generator, config, rewards)
     return {"role": role, "checkpoint": str(path) if path else None, **result.row()}
@@ -315,6 +317,7 @@ def sample_to_folder(
     generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
     if policy is not None:
         load_policy(generator, policy)
+        choose(generator, config.policy)
     repeated = [prompt for prompt in asked for _ in range(count)]
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
     texts, how = [prompt.text for prompt in repeated], config.samples

@@ -175,6 +175,11 @@ def _job(trained: Trained, to: str, dtype: str | None, average: bool) -> Job:
     config = load_config(trained.run / "config.yaml", [f"generator.dtype={dtype}"] if dtype and to == "merged" else [])
     if to != "merged" and config.policy.kind == "full":
         raise ExportError(f"--to {to}: {trained.run} trained all weights, there is no LoRA; use --to merged")
+    if config.policy.kind == "users":
+        raise ExportError(
+            f"--to {to}: {trained.run} trained attention to users, which neither a LoRA nor a pipeline can hold; "
+            "`alignflow sample` and `search` read the run itself"
+        )
     if average and config.policy.kind != "gate":
         raise ExportError(f"--average belongs to experts with a gate; {trained.run} trained another policy")
     if config.policy.kind == "gate" and not average:

@@ -21,6 +21,7 @@ from align.policy.gated import add_gates, read_experts
 from align.policy.lora import ADAPTER, add_lora, continue_lora, lora_parameters
 from align.policy.roles import Roles
 from align.policy.switching import lora_off, lora_only
+from align.policy.users import Users, add_users, read_embeddings
 from alignflow.errors import ConfigError, Problem
 from alignflow.lazy import lazy
 from generators.base import Generator
@@ -92,7 +93,7 @@ def sampling_kinds(config: Config) -> list[str]:
 
 
 def add_trained(config: Config, generator: Generator) -> None:
-    """Make the parameters of every learner of the recipe: fresh LoRAs, a continued one, a gate, or all of the network.
+    """Make the parameters of every learner of the recipe: fresh LoRAs, a continued one, added modules, or the network.
 
     The network then computes as the policy.
 
@@ -111,6 +112,8 @@ def add_trained(config: Config, generator: Generator) -> None:
         if policy.kind == "gate":
             files = {name: expert.lora for name, expert in policy.experts.items()}
             add_gates(generator, read_experts(generator, files), policy.features)
+        elif policy.kind == "users":
+            add_users(generator, Users(read_embeddings(policy.embeddings), policy.user), config.seed)
         return
     for name, learns in learners.items():
         start = policy.init if name == "policy" else learns.init

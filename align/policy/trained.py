@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import CheckpointError, RunFolderError
-from alignflow.files.policies import other_than_lora
+from alignflow.files.policies import GATED, other_than_lora
 from alignflow.lazy import lazy
 from alignflow.text import first_line
 from generators.errors import GeneratorError
 
 if TYPE_CHECKING:
-    from align.policy import gated
+    from align.policy import gated, users
     from align.policy.lora import LoraError, load_lora
     from align.runs.checkpoint import latest, list_steps
     from generators.base import Generator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     latest = lazy("align.runs.checkpoint:latest")
     list_steps = lazy("align.runs.checkpoint:list_steps")
-    gated = lazy("align.policy.gated")
+    gated, users = lazy("align.policy.gated"), lazy("align.policy.users")
     load_lora = lazy("align.policy.lora:load_lora")
     LoraError = lazy("align.policy.lora:LoraError")
     load_network = lazy("generators.parts:load_network")
@@ -87,14 +87,14 @@ def load_policy(generator: Generator, path: Path) -> None:
     """Put a trained policy onto its generator; nothing is trained then.
 
     Args:
-        path: a LoRA's file or folder, that of a gate, or a folder with ``transformer/`` (and ``transformer_2/``) as
-            diffusers saves it.
+        path: a LoRA's file or folder, that of a gate or of attention to users, or a folder with ``transformer/`` (and
+            ``transformer_2/``) as diffusers saves it.
 
     Raises:
         LoraError: nothing there, damaged, or made for another model.
     """
     if other := other_than_lora(path):
-        gated.load_gated(generator, other)
+        (gated.load_gated if other.name == GATED else users.load_users)(generator, other)
         return
     if not (path / NETWORK).is_dir():
         load_lora(generator, path)

@@ -23,6 +23,7 @@ from align.evaluation.score_items import Item
 from align.maths.seeds import derive
 from align.policy.build import build_generator
 from align.policy.trained import load_policy
+from align.policy.users import choose
 from align.preference.pair_store import MEDIA, Store
 from align.runs import devices
 from align.runs.identity import data_digest, model_digest
@@ -147,6 +148,7 @@ class Generated:
         generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
         if self.policy is not None:
             load_policy(generator, self.policy)
+            choose(generator, config.policy)
         return generator
 
     def samples(self, unit: range, store: Store) -> list[Sample]:

@@ -8,7 +8,9 @@ from alignflow.paths import is_file
 
 GATED = "gated_loras.safetensors"
 """Several LoRAs with a gate over them."""
-OTHERS = {GATED: "experts with a gate"}
+USERS = "user_attention.safetensors"
+"""Attention to the embeddings of users, and these."""
+OTHERS = {GATED: "experts with a gate", USERS: "attention to users"}
 """File name -> its contents in words."""
 
 

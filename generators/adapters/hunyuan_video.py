@@ -19,6 +19,7 @@ class HunyuanVideo(VideoGenerator):
     """
 
     pipeline_class = "HunyuanVideoPipeline"
+    user_attention = ("attn",)
     accepts = ("size", "frames", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
     guidance_default = 6.0

@@ -21,6 +21,7 @@ class LTX(VideoGenerator):
     """
 
     pipeline_class = "LTXPipeline"
+    user_attention = ("attn2",)
     accepts = ("size", "frames", "text_length", "negative_prompt", "guidance_rescale", "fps")
     native_frames = 161
 

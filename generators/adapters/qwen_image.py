@@ -18,6 +18,7 @@ class QwenImage(Generator):
     """Network on 2 x 2 packed latents of a video VAE's single frame; guidance keeps the conditional velocity's norm."""
 
     pipeline_class = "QwenImagePipeline"
+    user_attention = ("attn",)
     accepts: tuple[str, ...] = ("size", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = tuple(f"attn.{name}" for name in DOUBLE)
 

@@ -41,7 +41,7 @@ class QwenImageEdit(QwenImage):
 
     def negative(self, cond: Conditioning) -> Conditioning:
         texts = {name: cond.tensors[f"negative_{name}"] for name in ("embeds", "mask")}
-        return Conditioning({"source": cond.tensors["source"], **texts})
+        return Conditioning({name: texts.get(name, value) for name, value in cond.tensors.items()})
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, list[tuple[int, int, int]]]:
         own, shapes = super().tokens(x, cond)

@@ -20,6 +20,7 @@ class SD3(Generator):
     accepts = ("size", "text_length", "negative_prompt")
     optional = ("text_encoder_3", "tokenizer_3")
     text_loras = ("text_encoder", "text_encoder_2")
+    user_attention = ("attn",)
     lora_targets = tuple(
         f"attn.{name}"
         for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")

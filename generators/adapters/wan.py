@@ -20,6 +20,7 @@ class Wan(VideoGenerator):
     """
 
     pipeline_class = "WanPipeline"
+    user_attention = ("attn2",)
     optional: tuple[str, ...] = ("transformer_2",)
 
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
