@@ -136,6 +136,8 @@ LORA_ONLY = ("np_edit", "re_dmd", "texforce", "tlpo", "ppd")
 """Those that cannot train all weights."""
 POLICIES = {"tlpo": "gate", "ppd": "users"}
 """Those that train a policy of a kind of their own."""
+ZERO_AT_FIRST = ("lora_B", "experts_gate", "user_attention.to_v")
+"""Parts of the names of trained parameters that are zero until the first update."""
 
 
 def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **sections: Any) -> Config:
