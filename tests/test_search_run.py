@@ -9,11 +9,12 @@ import pytest
 import tiny_video
 import torch
 import written
+from tiny_run import experts_beside
 
 from align.config import registry
-from align.data.inputs import read_sample
+from align.data.inputs import encode, read_sample
 from align.data.media import read_media
-from align.data.prompts import PAIR, read_stored
+from align.data.prompts import PAIR, Prompt, read_stored
 from align.report.search import mean_curve, write_search_report
 from align.search import run as runs
 from align.search.export import write_as
@@ -242,6 +243,32 @@ def test_a_lora_goes_onto_the_generator(folder, model):
     x, t, cond = plain.noise([0]), torch.tensor(0.5), plain.encode(["a cat"])
     assert not torch.allclose(tuned.velocity(x, t, cond), plain.velocity(x, t, cond), atol=1e-3)
     assert torch.allclose(tuned.velocity(x, t, cond), trained.velocity(x, t, cond), atol=1e-5)
+
+
+def test_a_policy_that_is_no_lora_goes_onto_the_generator(folder, model, run):
+    """A gate over experts, and attention to users, whose prompts say for whom they are drawn."""
+    from align.policy import gated, users
+    from align.policy.added import added_parameters
+    from align.policy.build import build_generator
+
+    config = load_search(Path("search.yaml"))
+    trained = [build_generator(config.generator, config.memory, "cpu") for _ in range(2)]
+    gated.add_gates(trained[0], gated.read_experts(trained[0], experts_beside(model)), 4)
+    gated.save_gated(Path("gate/lora"), gated.gated_tensors(trained[0]), ["one", "two"])
+    users.add_users(trained[1], users.Users({"ann": torch.ones(1, 3)}), 0)
+    for name, value in added_parameters(trained[1]):
+        value.data += name.endswith("to_v")
+    users.save_users(Path("users/lora"), users.user_tensors(trained[1]), ["ann"])
+    prompts = runs.read_prompts("prompts.txt")
+    for name, one in zip(("gate", "users"), trained, strict=True):
+        code, _, err = run("check", "search.yaml", f"lora={name}")
+        assert code == 0, err
+        loaded, _ = runs.load(load_search(Path("search.yaml"), [f"lora={name}"]), prompts)
+        cond, _ = encode(one, [Prompt("a cat", metadata={"user": "ann"})])
+        x, t = one.noise([0]), torch.tensor(0.5)
+        assert torch.equal(loaded.velocity(x, t, cond), one.velocity(x, t, cond))
+        plain, _ = runs.load(config, prompts)
+        assert not torch.allclose(plain.velocity(x, t, cond), one.velocity(x, t, cond), atol=1e-3)
 
 
 def test_videos_are_searched_written_and_read_back(folder, run):
