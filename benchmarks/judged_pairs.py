@@ -4,8 +4,9 @@
 
 Writes ``train.jsonl`` and ``heldout.jsonl`` with their images. The chosen image of a pair shows its prompt, and the
 rejected one shows a caption with one thing changed. Columns: ``prompt``, ``chosen``, ``rejected``; ``chosen_critique``
-and ``rejected_critique``, which describe each image; ``chosen_score.NAME`` and ``rejected_score.NAME`` for the criteria
-objects, count, relation and background and for the aspects content and layout, empty where the prompt does not ask.
+and ``rejected_critique``, which say whether an image shows the prompt and what it shows; ``chosen_score.NAME`` and
+``rejected_score.NAME`` for the criteria objects, count, relation and background and for the aspects content and layout,
+empty where the prompt does not ask.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def write(folder: Path, split: str, count: int, seed: int) -> Path:
         sides = {"chosen": chosen, "rejected": chosen ^ 1}
         row: dict[str, Any] = {"prompt": caption(spec), **{side: files[number] for side, number in sides.items()}}
         for side, number in sides.items():
-            row[f"{side}_critique"] = caption(pairs.specs[number])
+            row[f"{side}_critique"] = f"{'Yes' if side == 'chosen' else 'No'}, {caption(pairs.specs[number])}"
             row |= {f"{side}_score.{name}": value for name, value in labels(pairs.scenes[number], spec).items()}
         rows.append(row)
     table = folder / f"{split}.jsonl"

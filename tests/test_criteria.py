@@ -152,7 +152,9 @@ def test_labels_of_the_embedded_world_say_what_is_wrong(tables):
         assert {row[f"chosen_score.{name}"] for name in asked} == {1.0}
         assert min(row[f"rejected_score.{name}"] for name in asked) < 1
         assert (row["chosen_score.relation"] is None) == (not any(w in row["prompt"] for w in ("of", "above", "below")))
-        assert row["chosen_critique"] == row["prompt"] != row["rejected_critique"]
+        assert row["chosen_critique"] == f"Yes, {row['prompt']}"
+        assert row["rejected_critique"].startswith("No, ")
+        assert row["prompt"] != row["rejected_critique"].removeprefix("No, ")
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,18 @@ import written
 from PIL import Image
 from safetensors.torch import load_file
 
+from align.data.media import read_media
 from align.reasoning import train as room
 from align.reasoning.reasoner import Drawn, Reasoner
 from align.reasoning.settings import load_reasoning
 from align.reasoning.train import Case, Reasoning, Signals, train_reasoner
 from align.reasoning.words import Written, read_written, reply_of, thought_of
+from align.rewriting.learner import Learner
 from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
+from rewards.judges.replies import read_preference, read_reasons
 from rewards.judges.settings import Local
 
 run = written.run
@@ -65,7 +68,7 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def by_length(text: str) -> Written:
+def by_length(text: str, shows: str = "pair") -> Written:
     """A verdict for every reply, so that a model of random weights has right and wrong ones."""
     return Written(True, 1 + sum(map(ord, text)) % 2, text or "nothing")
 
@@ -91,6 +94,27 @@ def by_length(text: str) -> Written:
 def test_form_and_verdict_of_a_reply(reply, form, verdict):
     found = read_written(reply)
     assert (found.form, found.verdict) == (form, verdict)
+
+
+@pytest.mark.parametrize(
+    ("reply", "form", "verdict"),
+    [
+        (reply_of("a circle", 1, "Image", "one"), True, 1),
+        ("<reason>a circle</reason> <answer>no.</answer>", True, 2),
+        ("<think>a circle</think><answer>Yes</answer>", False, 1),
+        ("<reason> </reason><answer>Yes</answer>", False, 1),
+        ("<reason>a circle</reason><answer>Maybe</answer>", False, 0),
+        ("yes", False, 0),
+    ],
+)
+def test_form_and_verdict_of_a_reply_about_one_sample(reply, form, verdict):
+    found = read_written(reply, "one")
+    assert (found.form, found.verdict) == (form, verdict)
+
+
+def test_a_reply_about_one_sample_is_read_by_the_reward_listener():
+    assert read_reasons(reply_of("No, a circle", 2, "Image", "one")) == ("No, a circle", False)
+    assert read_preference(reply_of("a circle", 2, "Image"), think=True) == 0.0
 
 
 def test_a_critique_names_the_samples_in_the_order_shown():
@@ -141,6 +165,27 @@ def test_a_reply_follows_from_its_own_seed_and_has_the_log_probability_it_was_dr
     assert torch.allclose(warm[0][mask[0]], half, atol=1e-4)
     greedy = writer.sample(asked[:1], [0], 0.0, 6)[0]
     assert greedy[0] == int(logits[-count - 1].argmax())
+
+
+def test_one_sample_is_shown_with_its_own_critique(tmp_path, model, monkeypatch):
+    settings = config(
+        tmp_path, model, "cold", "reply.shows=one", "reply.template=null", "data.limit=1", "method.batch=1"
+    )
+    taught = []
+    monkeypatch.setattr(Learner, "imitate", lambda self, asked, replies: taught.append((asked[0], replies[0])) or {})
+    row = room.read_judged(settings.data.train)[0]
+    training = Reasoning(settings, RunFolder(settings.run_dir, kind=REASONER), reasoner(model), [row], [], quiet)
+    for step in range(12):
+        training.method_step()(step)
+    said = {training.writer.text(reply): question.content for question, reply in taught}
+    sides = {"light": "chosen", "dark": "rejected"}
+    assert set(said) == {f"<reason>{thought}</reason><answer>{verdict}</answer>"
+                         for thought, verdict in (("light", "Yes"), ("dark", "No"))}  # fmt: skip
+    for text, content in said.items():
+        side = sides[text.split(">")[1].split("<")[0]]
+        pixels = read_media(tmp_path / f"train-0-{side}.png")
+        assert torch.equal(content[0], pixels)
+        assert content[1].startswith('Does this image show "a"?')
 
 
 # -- rewards ----------------------------------------------------------------------------------------------------------
@@ -240,7 +285,7 @@ def test_at_learning_rate_0_nothing_is_learned(tmp_path, model, stage, monkeypat
 
 
 def test_groups_of_equal_replies_teach_nothing(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(room, "read_written", lambda text: Written(False, 0, ""))
+    monkeypatch.setattr(room, "read_written", lambda text, shows: Written(False, 0, ""))
     train_reasoner(config(tmp_path, model, "grpo", "method.kl=0"), say=quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     steps = [row for row in rows if row["event"] == "train"]

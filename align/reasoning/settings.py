@@ -13,8 +13,8 @@ from align.config.load import Files, load_settings
 from align.data.tables import table_problems
 from align.preference.settings import Data, Device, JudgeLora
 from align.preference.table import read_judged
-from align.reasoning.words import QUESTION
-from align.rewriting.settings import Method, PolicyGradient, shows
+from align.reasoning.words import QUESTION, QUESTION_ONE
+from align.rewriting.settings import Method, PolicyGradient, holds
 from align.runs import devices
 from alignflow.devices import NAMES
 from alignflow.errors import ConfigError, Problem
@@ -28,11 +28,21 @@ from rewards.judges.settings import AnyJudge, Local
 class Reply(Settings):
     """How replies are written."""
 
-    template: Annotated[str, shows("prompt")] = Field(
-        QUESTION, description="question behind the two samples, with {prompt} and {medium} (Image or Video)"
+    shows: Literal["pair", "one"] = Field(
+        "pair",
+        description="what a question shows: pair = both samples, of which one is better | one = one of them, which "
+        "shows the prompt (the chosen) or not (the rejected)",
+    )
+    template: Annotated[str | None, holds("prompt")] = Field(
+        None, description="question behind the samples, with {prompt} and {medium}; null = the built-in one"
     )
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; held-out replies are the likeliest")
     longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
+
+    @property
+    def question(self) -> str:
+        """The template."""
+        return self.template or {"pair": QUESTION, "one": QUESTION_ONE}[self.shows]
 
 
 class Cold(Method):

@@ -32,14 +32,15 @@ from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import DataError
-from rewards.judges.asking import Question, two
+from rewards.judges.asking import Question, question, two
+from rewards.judges.asking import shown as shown_frames
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import save_lora
 
 
 @dataclass(frozen=True)
 class Case:
-    """A question about a pair, with the place of the better sample, 1 or 2.
+    """A question about a pair, with the right verdict: the place of the better sample, or 1 = yes and 2 = no.
 
     Args:
         medium: Image or Video.
@@ -110,7 +111,7 @@ class Reasoning(Loop):
         return summary
 
     def case(self, row: Judged, swapped: bool) -> Case:
-        """The question about a pair, the better sample first or second.
+        """The question about a pair, the better sample first or second; or about the better or the other sample.
 
         Raises:
             DataError: media that cannot be read or asked about, two prompts.
@@ -120,7 +121,12 @@ class Reasoning(Loop):
             raise DataError(f"{place}: a judge compares samples of one prompt, and rejected_prompt is another")
         media = [to_tensor(pixels_of(row.prompt, side)) for side in PAIR]
         media = media[::-1] if swapped else media
-        asked = two(self.config.reply.template, media[0], media[1], row.prompt.text, self.config.frames)
+        reply, frames = self.config.reply, self.config.frames
+        if reply.shows == "one":
+            medium = "image" if media[0].ndim == 3 else "video"
+            asked = question(reply.question, row.prompt.text, *shown_frames(media[0], frames), medium=medium)
+        else:
+            asked = two(reply.question, media[0], media[1], row.prompt.text, frames)
         if asked.refused:
             raise DataError(f"{place}: {asked.refused}")
         return Case(row, asked, 2 if swapped else 1, "Image" if media[0].ndim == 3 else "Video")
@@ -138,7 +144,7 @@ class Reasoning(Loop):
         cases = [self.case(row, self.swapped("heldout", n)) for n, row in enumerate(self.heldout)]
         replies = self.writer.sample([one.question for one in cases], [0] * len(cases), 0.0, self.config.reply.longest)
         texts = [self.writer.text(reply) for reply in replies]
-        found = [read_written(text) for text in texts]
+        found = [read_written(text, self.config.reply.shows) for text in texts]
         count = len(cases)
         means = {
             "accuracy": sum(one.verdict == case.right for one, case in zip(found, cases, strict=True)) / count,
@@ -172,9 +178,11 @@ class Reasoning(Loop):
         for place, number in enumerate(self._picked(step, len(self.rows))):
             case = self.case(self.rows[number], self.swapped("cold", step, place))
             said = critiques(case.row)
-            thought = thought_of(*(said if case.right == 1 else said[::-1]), case.medium)
+            said = said if case.right == 1 else said[::-1]
+            one = self.config.reply.shows == "one"
+            thought = said[0] if one else thought_of(*said, case.medium)
             cases.append(case.question)
-            replies.append(self.writer.encode(reply_of(thought, case.right, case.medium)))
+            replies.append(self.writer.encode(reply_of(thought, case.right, case.medium, self.config.reply.shows)))
         return self.learner.imitate(cases, replies)
 
     def _rejection(self, how: Rejection) -> Callable[[int], dict[str, float]]:
@@ -205,7 +213,7 @@ class Reasoning(Loop):
             replies = self.writer.sample([one.question for one in cases], seeds, reply.temperature, reply.longest)
         found, kept = [], dict.fromkeys(numbers, 0)
         for (number, _), order, case, tokens in zip(keys, orders, cases, replies, strict=True):
-            written = read_written(self.writer.text(tokens))
+            written = read_written(self.writer.text(tokens), reply.shows)
             right = written.form and written.verdict == case.right and kept[number] < how.best
             kept[number] += right
             found.append({"row": number, "swapped": order, "tokens": tokens, "kept": right})
@@ -222,7 +230,7 @@ class Reasoning(Loop):
         seeds = [derive(self.config.seed, "reply", step, *key) for key in keys]
         asked = [one.question for one in cases]
         replies = self.writer.sample(asked, seeds, reply.temperature, reply.longest)
-        found = [read_written(self.writer.text(tokens)) for tokens in replies]
+        found = [read_written(self.writer.text(tokens), reply.shows) for tokens in replies]
         scores = self.signal(cases, found)
         group = torch.tensor([place for place, _ in keys])
         advantage = group_advantage(scores, group, normalise_by=how.normalise_by)
@@ -243,6 +251,7 @@ class Signals:
     def __init__(self, config: ReasonConfig, learner: Learner, writer: Reasoner) -> None:
         assert isinstance(config.method, ReasonGrpo)
         self.how, self.learner, self.writer = config.method.signal, learner, writer
+        self.shows = config.reply.shows
         self.other: Reasoner | None = None
         if isinstance(self.how, Listener | Rubric) and self.how.listener is not None:
             judge = self.how.listener.load(config.device)
@@ -271,7 +280,8 @@ class Signals:
         values = torch.zeros(len(cases))
         rows = [row for row, one in enumerate(found) if one.form]
         asked = [cases[row].question for row in rows for _ in (1, 2)]
-        verdicts = [reply_of(found[row].thought, place, cases[row].medium) for row in rows for place in (1, 2)]
+        said = [(found[row].thought, place, cases[row].medium) for row in rows for place in (1, 2)]
+        verdicts = [reply_of(*one, self.shows) for one in said]
         if self.other is not None:
             totals = _likelihoods(self.other, asked, verdicts)
         else:

@@ -11,7 +11,12 @@ QUESTION = (
     'Which shows "{prompt}" better, {medium} 1 or {medium} 2? Say what each shows inside <think> </think>, then '
     'conclude with "{medium} 1 is better" or "{medium} 2 is better" inside <answer> </answer>.'
 )
-_FORM = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL | re.IGNORECASE)
+QUESTION_ONE = (
+    'Does this {medium} show "{prompt}"? Say what it shows inside <reason> </reason>, then conclude with '
+    "<answer>Yes</answer> or <answer>No</answer>."
+)
+TAGS = {"pair": "think", "one": "reason"}
+"""What a question shows -> tag around the thought, as ``unified_reward`` and ``listener`` read it."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Written:
 
     Args:
         form: whether it is a thought with words and then an answer that is a verdict, and nothing else.
-        verdict: place of the better sample, 1 or 2; 0 where the reply names none.
-        thought: the words inside ``<think>``, "" where the form is wrong.
+        verdict: of a pair the place of the better sample, 1 or 2; of one sample 1 = yes, 2 = no; 0 where there is none.
+        thought: the words before the answer, "" where the form is wrong.
     """
 
     form: bool
@@ -29,32 +34,40 @@ class Written:
     thought: str
 
 
-def read_written(reply: str) -> Written:
+def read_written(reply: str, shows: str = "pair") -> Written:
     """Form, verdict and thought of a reply. A verdict counts also where the form is wrong.
 
     >>> read_written("<think>two circles</think><answer>Image 2 is better</answer>")
     Written(form=True, verdict=2, thought='two circles')
+    >>> read_written("<reason>two circles</reason><answer>Yes</answer>", "one")
+    Written(form=True, verdict=1, thought='two circles')
     >>> read_written("Image 1 is better")
     Written(form=False, verdict=0, thought='')
+
+    Args:
+        shows: pair or one.
     """
+    verdict = _verdict(reply, shows)
+    tag = TAGS[shows]
+    found = re.fullmatch(rf"\s*<{tag}>(.*?)</{tag}>\s*<answer>(.*?)</answer>\s*", reply, re.DOTALL | re.IGNORECASE)
+    thought = found[1].strip() if found and verdict and f"<{tag}>" not in found[1] else ""
+    return Written(bool(thought), verdict, thought)
+
+
+def _verdict(reply: str, shows: str) -> int:
+    if shows == "one":
+        answers = re.findall(r"<answer>\W*(.*?)\W*</answer>", reply, re.DOTALL | re.IGNORECASE)
+        return {"yes": 1, "no": 2}.get(answers[-1].lower() if answers else "", 0)
     try:
-        share = read_preference(reply, think=True)
+        return {1.0: 1, 0.0: 2}.get(read_preference(reply, think=True), 0)
     except ReplyError:
-        return Written(False, 0, "")
-    verdict = {1.0: 1, 0.0: 2}.get(share, 0)
-    found = _FORM.fullmatch(reply)
-    thought = found[1].strip() if found and "<think>" not in found[1] else ""
-    return Written(bool(thought and verdict), verdict, thought)
+        return 0
 
 
-def conclusion(verdict: int, medium: str) -> str:
-    """The answer of a reply: ``<answer>Image 1 is better</answer>``."""
-    return f"<answer>{medium} {verdict} is better</answer>"
-
-
-def reply_of(thought: str, verdict: int, medium: str) -> str:
+def reply_of(thought: str, verdict: int, medium: str, shows: str = "pair") -> str:
     """A whole reply."""
-    return f"<think>{thought}</think>{conclusion(verdict, medium)}"
+    said = ("Yes", "No")[verdict - 1] if shows == "one" else f"{medium} {verdict} is better"
+    return f"<{TAGS[shows]}>{thought}</{TAGS[shows]}><answer>{said}</answer>"
 
 
 def thought_of(first: str, second: str, medium: str) -> str:

@@ -34,11 +34,12 @@ from rewards.judges.settings import Endpoint
 from rewards.networks.hub import find_model
 
 
-def shows(*names: str) -> Any:
+def holds(*names: str) -> Any:
     """Validator of a template that must hold ``{name}`` for each of the names."""
 
-    def check(template: str) -> str:
-        if absent := [name for name in names if "{" + name + "}" not in template]:
+    def check(template: str | None) -> str | None:
+        absent = [] if template is None else [name for name in names if "{" + name + "}" not in template]
+        if absent:
             raise PydanticCustomError("setting", "does not show {absent}", {"absent": "{" + absent[0] + "}"})
         return template
 
@@ -70,7 +71,7 @@ WRITER = OneOf("writer", lambda: WRITERS, default="local")
 class Reply(Settings):
     """How rewrites are written."""
 
-    template: Annotated[str, shows("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
+    template: Annotated[str, holds("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; 0 = the likeliest token")
     longest: int = Field(128, ge=1, description="maximum number of tokens per rewrite")
 
@@ -78,7 +79,7 @@ class Reply(Settings):
 class Evolution(Reply):
     """How rewrites are written in view of earlier ones."""
 
-    template: Annotated[str, shows("prompt", "history")] = Field(
+    template: Annotated[str, holds("prompt", "history")] = Field(
         EVOLVE, description="instruction; shows {prompt} and {history}, the best rewrites so far with their scores"
     )
     shown: int = Field(3, ge=1, description="rewrites in the history, the best ones")

@@ -30,7 +30,7 @@ def add_lora(
     """Add a LoRA that changes nothing at first to the language layers; its parameters, in float32, alone are trained.
 
     Args:
-        inside: pattern of what the names of the language layers begin with.
+        inside: pattern of what the names of the language layers begin with; lm_head stands outside.
 
     Raises:
         RewardError: no linear layer is called so.
@@ -38,7 +38,7 @@ def add_lora(
     ends = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in targets if target not in ends]:
         raise RewardError(f"lora.targets {missing} match no linear layer; there are {', '.join(sorted(ends))}")
-    among = rf"{inside}.*\.({'|'.join(targets)})"
+    among = rf"(?:{inside}.*\.)?({'|'.join(targets)})"  # without anything before it: lm_head
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=among)  # type: ignore[arg-type]  # peft divides it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
