@@ -25,7 +25,13 @@ def problems(config: Config) -> Problems:
     found = _declarations(config)
     for need in config.recipe.needs:
         found += CHECKS[need](config) if need in CHECKS else []
-    return found + _learners(config) + _added(config)
+    return found + _learners(config) + _added(config) + _recomputed(config)
+
+
+def _recomputed(config: Config) -> Problems:
+    if not getattr(config.rollout, "recompute", False) or hasattr(config.recipe, "surrogate"):
+        return []
+    return [("rollout.recompute", f"{config.recipe.kind} has no ratio of log-probabilities of steps: leave this out")]
 
 
 def _declarations(config: Config) -> Problems:

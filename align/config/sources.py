@@ -86,6 +86,11 @@ class OnlineRollout(Settings):
     )
     chunk: int = Field(256, ge=1, description="samples per network call during sampling")
     decode_chunk: int = Field(64, ge=1, description="samples decoded at a time")
+    recompute: bool = Field(
+        False,
+        description="compute the log-probabilities of the rollout again, with the batches and the graph of the update; "
+        "a forward pass more",
+    )
     filter: GroupFilter | None = Field(None, description="groups left out of training; null = none")
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
@@ -99,6 +104,9 @@ class OnlineRollout(Settings):
         if self.same_noise and not self.sampler.stochastic:
             message = f"all samples of a group would be equal: {self.sampler.kind} adds no noise"
             raise problems_at([("same_noise", message)])
+        if self.recompute and self.overlap == "next":
+            message = "the policy has moved since the next rollout was sampled: use overlap none or chunks"
+            raise problems_at([("recompute", message)])
         if self.filter is not None and self.filter.ban and self.overlap == "next":
             message = "the next rollout is sampled before this one's groups are filtered: set ban: false, or overlap"
             raise problems_at([("filter.ban", message)])

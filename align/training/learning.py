@@ -15,6 +15,7 @@ from align.maths.filters import uninformative
 from align.recipes import base as bases
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored
+from align.training import truth
 from align.training.learner import Learner
 from align.training.processes import Processes
 from align.training.sharding import borrowed
@@ -45,6 +46,10 @@ class Learning:
         self.learners, self.bench, self.processes = dict(learners), bench, processes
         self.chunk, self.filter = config.train.chunk, getattr(config.rollout, "filter", None)
         self.found: list[tuple[Tensor, Scores, Tensor]] = []
+        self.recompute = getattr(config.rollout, "recompute", False)
+        self.ratios: list[Tensor] | None = None
+        """Ratios of the run's first update while it is made."""
+        self.gaps: dict[str, float] = {}
 
     def filtered(self, rollout: Scored) -> tuple[Scored, list[int]]:
         """The rollout with its void groups marked, and the numbers of all processes' void groups."""
@@ -72,19 +77,24 @@ class Learning:
         if seen := self._look(rollout, credit):
             rollout = rollout.become(Scored, seen=seen)
         row: dict[str, Any] = {}
-        self.found = []
+        self.found, self.ratios = [], [] if step == 0 and "trajectory" in self.recipe.needs else None
         for name, one in self.learners.items():
             if not one.updates:
                 continue
             learner = replace(one, objective=objectives[name])
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
             spare = self._spare(learner, terms, rollout, credit)
+            if name == "policy" and self.recompute:
+                parts = [_part(terms, before, number, learner.updates) for number in range(learner.updates)]
+                work = [piece for part in parts for piece in self._work(part, rollout, spare)]
+                rollout = truth.recomputed(learner.objective, work, rollout, self.bench)  # type: ignore[arg-type]
             rows = [
                 self._update(learner, _part(terms, before, number, learner.updates), rollout, spare)
                 for number in range(learner.updates)
             ]
             prefix = "" if name == "policy" else f"{name}/"
             row |= {f"{prefix}{key}": value for key, value in _averaged(rows).items()}
+        row, self.gaps = row | self.gaps, {}
         return row, _completed(rollout, self.found)
 
     def _credit(self, rollout: Scored) -> Tensor:
@@ -150,6 +160,10 @@ class Learning:
             learner.stepper.scale(share)
             metrics = {name: value * share for name, value in metrics.items()}
         metrics |= {"ratio": first.pop("ratio")} if "ratio" in first else {}
+        if self.ratios is not None and learner.name == "policy":
+            mine = torch.cat(self.ratios) if self.ratios else torch.empty(0)
+            self.ratios, everyone = None, self.processes.gather(mine.cpu())
+            self.gaps = truth.gaps(everyone) if len(everyone) else {}
         return {**first, **metrics, **learner.step()}
 
     def _gradients(
@@ -180,8 +194,11 @@ class Learning:
             for name, values in {"loss": loss.value.detach(), **loss.metrics}.items():
                 part = (values.detach() * scale).sum()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part
-            if number == 0 and (ratio := loss.metrics.get("ratio")) is not None:
-                first["ratio"] = float(ratio.mean())
+            if (ratio := loss.metrics.get("ratio")) is not None:
+                if number == 0:
+                    first["ratio"] = float(ratio.mean())
+                if self.ratios is not None and learner.name == "policy":
+                    self.ratios.append(ratio.float())
         return {name: float(value) for name, value in sums.items()} | {LOST: lost}, first
 
     def _known(self, terms: Terms, loss: Loss, mine: bool) -> Tensor:

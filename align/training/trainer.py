@@ -31,7 +31,7 @@ from align.runs.progress import Progress, shown
 from align.runs.run_folder import RunFolder, flatten
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
-from align.training import keeping
+from align.training import keeping, truth
 from align.training.accelerating import accelerator_of
 from align.training.held_out import HeldOut
 from align.training.learner import build_learners
@@ -168,6 +168,8 @@ class Trainer:
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self.log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
+                if said := truth.warning(config, row):
+                    progress.say(f"step {step + 1}: {said}")
                 self.rescue.mark(step + 1)
                 progress.update(step + 1, shown(row, self.reward))
                 better = self.held_out.look(step + 1, progress)
