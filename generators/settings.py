@@ -46,6 +46,11 @@ class Memory(Settings):
         description="encode every prompt once, cache the text conditioning on the CPU (memory) or in the run "
         "folder (disk), and free the text encoders; none = encode at every rollout",
     )
+    cache_latents: Literal["none", "memory", "disk"] = Field(
+        "none",
+        description="encode every stored image or video once and keep its latents on the CPU (memory) or in the run "
+        "folder (disk); none = encode at every step that uses it",
+    )
     offload: Literal["none", "model", "group"] = Field(
         "none",
         description="CPU offload of the text encoders: model = moved to the GPU whole | group = layer by layer; "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
+from align.data.latents import Latents
 from align.data.media import to_bytes
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
@@ -185,6 +186,7 @@ class StoredSource:
         self.settings: PairsRollout | SamplesRollout = config.rollout
         self.generator, self.share, self.seed, self.wants = generator, share, config.seed, wants
         self.by_reward = self.settings.kind == "samples" and self.settings.by_reward
+        self.latents = Latents(generator, config.memory.cache_latents, config.run_dir / "latents")
         self.skipped: dict[str, str] = {}
         skip = config.prompts.bad == "skip"
         self.prompts, self.rewards = [], []
@@ -233,9 +235,7 @@ class StoredSource:
         rows = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
         stored = [read_sample(row, name, generator.size, frames) for row in rows for name in settings.columns]
-        media = torch.stack(stored)
-        with torch.no_grad():
-            latents = torch.cat([generator.encode_media(part) for part in media.to(generator.device).split(64)])
+        media, latents = torch.stack(stored), self.latents(stored)
         cond, inputs = encode(generator, rows, self.wants)
         row = torch.arange(len(rows)).repeat_interleave(size)
         group = torch.tensor([0 if self.by_reward else i for i in local]).repeat_interleave(size)
@@ -244,4 +244,4 @@ class StoredSource:
         rewards = torch.tensor([value for i in local for value in self.rewards[chosen[i]]])
         wanted = take({name: inputs[name] for name in self.wants}, row)
         asked = Asked(prompts=prompts, group=group, seeds=seeds, cond=cond, row=row, inputs=wanted)
-        return asked.become(Scored, latents=latents.float(), media=to_bytes(media), scores=Scores(rewards))
+        return asked.become(Scored, latents=latents, media=to_bytes(media), scores=Scores(rewards))
