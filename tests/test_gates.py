@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_learners import bench_of, drawn
 from test_learning import BRIGHTNESS, FAST, FEW, run
-from tiny_run import experts_beside, final_tensors, settings
+from tiny_run import ZERO_AT_FIRST, experts_beside, final_tensors, settings
 from torch import Tensor
 
 from align.checking.check import check_files
@@ -287,3 +287,29 @@ def test_the_gate_learns_which_expert_helps(tmp_path: Path) -> None:
     given = [f"policy={{experts: {{{experts}}}}}", f"reward={{kind: mixture, parts: {{{parts}}}}}"]
     summary = run("tlpo", tmp_path, *FEW, *given, *BRIGHTNESS[1:], "train.lr=0.2", "train.steps=4")
     assert summary["reward_after"] > summary["reward_before"] + rise / 2
+
+
+@pytest.mark.parametrize("recipe", ["tlpo", "ppd"])
+def test_recomputed_blocks_have_the_same_gradients(recipe: str, model: Path, tmp_path: Path) -> None:
+    found = []
+    for name in (False, True):
+        (tmp_path / str(name)).mkdir()
+        options = {"steps": 1, "gradient_checkpointing": name, "max_grad_norm": 1e6}
+        config = settings(tmp_path / str(name), model, recipe, train=options, prompts={})
+        train(config)
+        state = torch.load(config.run_dir / "checkpoints/step-000001/optimizer.pt", weights_only=True)
+        states = state["learners"]["policy"]["optimizer"]["state"]
+        found.append([one["exp_avg"] for one in states.values()])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-7, rtol=1e-4)
+    assert any(value.any() for value in found[0])
+
+
+@pytest.mark.parametrize("recipe", ["tlpo", "ppd"])
+def test_a_base_in_half_precision_is_trained(recipe: str, model: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path, model, recipe, generator={"dtype": "bfloat16"}, train={"steps": 2, "precision": "bf16"})
+    summary = train(config)
+    assert summary["status"] == "finished"
+    tensors = [value for name, value in final_tensors(config).items() if any(part in name for part in ZERO_AT_FIRST)]
+    assert {value.dtype for value in tensors} == {torch.float32}
+    assert any(value.any() for value in tensors)

@@ -34,7 +34,7 @@ from align.preference.user_embeddings import embed_users
 from align.recipes.base import Scores
 from align.rollout.rollout import Scored
 from align.training.trainer import train
-from alignflow.errors import ConfigError, DataError
+from alignflow.errors import ConfigError, DataError, TrainingError
 from alignflow.files import tensor_files
 from generators.base import Generator
 from generators.load import adapter, load
@@ -248,6 +248,8 @@ def test_users_without_embeddings_are_found_by_check(model: Path, tmp_path: Path
     check_files(settings(tmp_path, model, "ppd"))
     plain = str(tmp_path / "prompts.txt")
     assert "has no user, so nothing would be learnt" in problems(prompts={"train": plain})
+    with pytest.raises(TrainingError, match=r"ppd: prompt 'a .*' has no user: give its row a column user"):
+        train(settings(tmp_path, model, "ppd", prompts={"train": plain}))
     check_files(settings(tmp_path, model, "ppd", prompts={"train": plain}, policy={"user": "user0"}))
     assert "no embedding of user 'user9'" in problems(policy={"user": "user9"})
     other = tmp_path / "other.safetensors"

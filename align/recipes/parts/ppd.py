@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from align.recipes.base import Scored, Tensor, Terms
 from align.recipes.flow_dpo import FlowDPO
+from alignflow.errors import TrainingError
 
 
 class PPD(FlowDPO):
@@ -23,3 +25,15 @@ class PPD(FlowDPO):
         if config.policy.kind != "users":
             found.append(("policy.kind", "ppd trains attention to users: use users, with embeddings"))
         return found
+
+    def terms(self, rollout: Scored, credit: Tensor) -> Terms:
+        """The pairs of ``flow_dpo``.
+
+        Raises:
+            TrainingError: a prompt without a user, from which nothing would be learnt.
+        """
+        nobody = ~rollout.cond.tensors["user"].flatten(1).any(1).cpu()
+        if len(rows := nobody[rollout.row].nonzero()):
+            text = rollout.prompts[int(rows[0])]
+            raise TrainingError(f"ppd: prompt {text!r} has no user: give its row a column user, or set policy.user")
+        return super().terms(rollout, credit)
