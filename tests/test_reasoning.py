@@ -294,6 +294,17 @@ def test_groups_of_equal_replies_teach_nothing(tmp_path, model, monkeypatch):
     assert all(value.abs().max() == 0 for key, value in weights(tmp_path / "out").items() if "lora_B" in key)
 
 
+def test_replies_without_a_reward_are_left_out(tmp_path, model, monkeypatch):
+    """A listener that returns NaN: its replies have weight 0, and where none is left nothing is learned."""
+    monkeypatch.setattr(room, "read_written", by_length)
+    monkeypatch.setattr(Signals, "heard", lambda self, cases, found: torch.full((len(cases),), math.nan))
+    train_reasoner(config(tmp_path, model, "grpo", "method.signal.kind=listener"), say=quiet)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    steps = [row for row in rows if row["event"] == "train"]
+    assert [(row["missing"], row["grad_norm"]) for row in steps] == [(6, 0.0)] * 3
+    assert all(value.abs().max() == 0 for key, value in weights(tmp_path / "out").items() if "lora_B" in key)
+
+
 def test_imitation_makes_the_critique_the_likeliest_reply(tmp_path, model):
     """After many steps on one pair the judge writes the critique and the verdict, in either order."""
     more = ("method.steps=120", "method.batch=4", "method.lr=2e-2", "lora.rank=8", "reply.longest=90", "checkpoint=200")

@@ -234,15 +234,15 @@ class Reasoning(Loop):
         scores = self.signal(cases, found)
         group = torch.tensor([place for place, _ in keys])
         advantage = group_advantage(scores, group, normalise_by=how.normalise_by)
-        spread = scores.view(-1, how.replies)
+        known, spread = scores.isfinite(), scores.view(-1, how.replies)
         right = [one.verdict == case.right for one, case in zip(found, cases, strict=True)]
         metrics = {
-            "reward": float(scores.mean()), "accuracy": sum(right) / len(right),
+            "reward": float(scores[known].mean()), "missing": int((~known).sum()), "accuracy": sum(right) / len(right),
             "form": sum(one.form for one in found) / len(found),
             "characters": sum(len(one.thought) for one in found) / len(found),
             "zero_variance_groups": int((spread.amax(1) == spread.amin(1)).sum()),
         }  # fmt: skip
-        return {**metrics, **self.learner.reinforce(asked, replies, advantage, torch.ones(len(cases)).bool())}
+        return {**metrics, **self.learner.reinforce(asked, replies, advantage, known)}
 
 
 class Signals:
