@@ -43,7 +43,7 @@ class Latents:
         keys = [key_of(one) for one in media]
         for key, one in zip(keys, media, strict=True):
             if key not in self.cache:
-                latents = self._encoded([one])  # alone, because the batch decides the last digit
+                latents = self._encoded([one]).contiguous()  # alone: batch and layout decide the last digit
                 with writing(self.folder):
                     self.cache.add([key], {NAME: latents})
         found = torch.cat([self.cache.rows(key)[NAME] for key in keys])
