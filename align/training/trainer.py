@@ -31,7 +31,7 @@ from align.runs.progress import Progress, shown
 from align.runs.run_folder import RunFolder, flatten
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
-from align.training import keeping, truth
+from align.training import agreement, keeping, truth
 from align.training.accelerating import accelerator_of
 from align.training.held_out import HeldOut
 from align.training.learner import build_learners
@@ -66,6 +66,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     accelerator = accelerator_of(config)
     run, processes = RunFolder(config.run_dir, accelerator.is_main_process), Processes(accelerator)
     resolved = dump_config(config)
+    agreement.check(config, processes)
     try:
         run.take(processes.settled(lambda: run.enter(resolved, resume=resume, overwrite=overwrite)))
         with explained(config):
