@@ -54,7 +54,7 @@ def launch(
             ranks = {"RANK": str(node * processes + rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-P", "-c", _START, *words]
             children.append(subprocess.Popen(command, env={**environment, **ranks}, start_new_session=True))
-        return _wait(children)
+        return _wait(children, node * processes)
     finally:
         for child in children:
             if child.poll() is None:
@@ -63,14 +63,19 @@ def launch(
             signal.signal(number, handler)
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; after a failure the others are asked to end, and ended when they do not."""
+def _wait(children: Sequence[subprocess.Popen[bytes]], first: int) -> int:
+    """Wait for all; after a failure the others are asked to end, and ended when they do not.
+
+    Args:
+        first: rank of the first child.
+    """
     code, asked = 0, 0.0
     while None in (codes := [child.poll() for child in children]):
         time.sleep(0.1)
         failed = [found for found in codes if found]
         if failed and not asked:
             code, asked = failed[0], time.monotonic()
+            _say(first + codes.index(code), code, len(children) - 1)
             for child in children:
                 if child.poll() is None:
                     child.terminate()
@@ -79,6 +84,16 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
                 child.kill()
     code = code or next((child.returncode for child in children if child.returncode), 0)
     return code if code >= 0 else 128 - code
+
+
+def _say(rank: int, code: int, others: int) -> None:
+    """Name the process that a signal ended; one that ended by itself has said why."""
+    if code < 0 and -code not in (signal.SIGINT, signal.SIGTERM):
+        name = signal.Signals(-code).name
+        why = " (out of memory is the usual cause)" if name == "SIGKILL" else ""
+        ending = f"; ending the other {others} here" if others else ""
+        line = f"error: process {rank} on {socket.gethostname()} was ended by {name}{why}{ending}"
+        print(f"{line}; --resume continues from the last checkpoint", file=sys.stderr)
 
 
 def _free_port() -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from align.cli.app import app
@@ -73,3 +75,17 @@ def test_commands_of_the_readme_exist_with_their_options_and_configs(line):
 
 def test_the_daily_commands_are_five():
     assert len(commands()) == 6  # and the quickstart
+
+
+def test_scripts_for_clusters_can_be_parsed(tmp_path):
+    page = (ROOT / "docs/nodes.md").read_text()
+    scripts = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    manifests = [
+        part for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) for part in yaml.safe_load_all(text)
+    ]
+    scripts += manifests[1]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [part["kind"] for part in manifests] == ["Service", "Job"]
+    assert len(scripts) == 4
+    for script in scripts:
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        assert re.search(r"alignflow launch .*--node |torchrun .*--nnodes", script, re.DOTALL)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import alignflow
+from align.runs.stopping import GracefulStop
 from alignflow.launch import launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,3 +94,25 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=WITH_ROOT)
     assert done.returncode == 5
     assert time.monotonic() - before < 50  # the other sleeps for 60
+
+
+def test_a_process_that_was_killed_is_named(tmp_path):
+    code = (
+        'import alignflow.launch as it, sys; it._START = \'import os, signal, time; os.environ["RANK"] == "3" and '
+        "os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)'; sys.exit(it.launch([], 2, nodes=2, node=1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=WITH_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "error: process 3 on " in done.stderr
+    assert "was ended by SIGKILL (out of memory is the usual cause); ending the other 1 here" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_notice_of_the_scheduler_asks_a_run_to_stop(number):
+    said = []
+    with GracefulStop(said.append) as stop:
+        signal.raise_signal(number)
+        assert stop.asked
+    assert said == ["stopping after this step and its checkpoint; interrupt again to stop at once"]

@@ -1,4 +1,5 @@
-"""Graceful stop: the first Ctrl-C or SIGTERM ends a run after the current step, with a checkpoint; a second at once."""
+"""Graceful stop: the first Ctrl-C, SIGTERM or SIGUSR1 ends a run after the current step, with a checkpoint; a second at
+once. Schedulers send SIGTERM or SIGUSR1 before they take a machine away."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class GracefulStop:
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             forget_stop()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._heard)
         return self
 
