@@ -18,6 +18,7 @@ EXTRAS = {
     "bitsandbytes": ("quant", "bitsandbytes"),
     "torchao": ("quant", "torchao"),
     "xformers": ("xformers", "xformers>=0.0.29"),
+    "kernels": ("kernels", "kernels>=0.12.3"),
 }
 """Module -> (extra of this package, requirement). An exact version is the one in constraints.txt."""
 

@@ -30,10 +30,14 @@ BACKENDS = {
     "flash": "flash",
     "flash3": "_flash_3",
     "sage": "sage",
+    "flash_hub": "flash_hub",
+    "flash3_hub": "_flash_3_hub",
+    "flash4_hub": "flash_4_hub",
+    "sage_hub": "sage_hub",
 }
 """Our name of an attention backend -> diffusers'."""
 
-MASKLESS = ("flash", "_flash_3", "sage")
+MASKLESS = ("flash", "_flash_3", "sage", "flash_hub", "_flash_3_hub", "flash_4_hub", "sage_hub")
 """diffusers' backends that can neither weigh nor hide keys."""
 
 
@@ -150,8 +154,9 @@ def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
     q, k, v = (torch.randn(1, 64, 2, 64, generator=source).to(device, dtype) for _ in range(3))
     try:
         expected = attend(q, k, v, "native")
-        with torch.enable_grad():
-            found = attend(q.requires_grad_(name != "sage"), k, v, name)
+        trains = not name.startswith("sage")
+        with torch.enable_grad(), attention_backend(AttentionBackendName(BACKENDS[name])):  # downloads kernels
+            found = attend(q.requires_grad_(trains), k, v, name)
             if q.requires_grad:
                 found.float().sum().backward()
     except Exception as error:  # each package fails in its own way: missing, no kernel for this card, another dtype

@@ -75,10 +75,12 @@ class Memory(Settings):
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
         "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
     )
-    attention: Literal["auto", "native", "xformers", "flash", "flash3", "sage"] = Field(
+    attention: Literal[
+        "auto", "native", "xformers", "flash", "flash3", "sage", "flash_hub", "flash3_hub", "flash4_hub", "sage_hub"
+    ] = Field(
         "auto",
-        description="attention backend of the trained network; sage works for sampling only, because it has no "
-        "gradient",
+        description="attention backend of the trained network; those ending in _hub are compiled kernels that the "
+        "package kernels downloads; sage works for sampling only, because it has no gradient",
     )
     compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
     vae_tiling: bool = Field(

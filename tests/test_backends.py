@@ -19,6 +19,7 @@ from memory_cases import EVERY, SD3, generator_of, velocity
 from tiny_run import final_tensors, settings
 from torch import nn
 
+from align.config.memory import missing
 from align.policy import build
 from align.policy.lora import add_lora
 from align.policy.roles import Roles
@@ -54,6 +55,16 @@ def fake_backend(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         known = {"query", "key", "value", "attn_mask", "scale"}
         monkeypatch.setitem(registry._supported_arg_names, backend, known)
     return calls
+
+
+@pytest.mark.parametrize("name", memory.BACKENDS)
+def test_every_name_is_a_backend_of_diffusers_and_says_what_it_lacks(name: str) -> None:
+    assert attention_dispatch.AttentionBackendName(memory.BACKENDS[name])
+    found = [problem.message for problem in missing(Memory(attention=name), training=True)]  # type: ignore[arg-type]
+    package = {"flash": "flash_attn", "flash3": "flash_attn_interface", "sage": "sageattention", "xformers": "xformers"}
+    needed = "kernels" if name.endswith("_hub") else package.get(name)
+    assert [f"{name} needs the package {needed}" in text for text in found[:1]] == ([True] if needed else [])
+    assert any("has no gradient" in text for text in found) == name.startswith("sage")
 
 
 @pytest.mark.parametrize("name", ["native", "xformers", "flash"])

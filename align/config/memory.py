@@ -91,10 +91,9 @@ def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) 
         for path, value, package, _ in _needs(memory, optimizer)
         if find_spec(package) is None
     ]
-    if training and memory.attention == "sage":
-        found.append(
-            Problem("memory.attention", "sage has no gradient, it only samples; train with native, xformers or flash")
-        )
+    if training and memory.attention.startswith("sage"):
+        remedy = "train with native, xformers or flash"
+        found.append(Problem("memory.attention", f"{memory.attention} has no gradient, it only samples; {remedy}"))
     return found
 
 
@@ -124,10 +123,15 @@ INSTALL = {
     "flash_attn": remedy("flash-attn"),
     "flash_attn_interface": "build FlashAttention 3 from its repository",
     "sageattention": remedy("sageattention"),
+    "kernels": remedy("kernels"),
 }
 """Package -> how to get it."""
 
-CARDS = {"flash": "Ampere or newer", "flash3": "Hopper", "sage": "Ampere or newer"}
+CARDS = {
+    **dict.fromkeys(("flash", "flash_hub", "sage", "sage_hub"), "Ampere or newer"),
+    **dict.fromkeys(("flash3", "flash3_hub"), "Hopper"),
+    "flash4_hub": "Hopper or Blackwell",
+}
 """Value -> which card."""
 
 
@@ -138,6 +142,7 @@ def _needs(memory: Memory, optimizer: str) -> list[tuple[str, str, str, bool]]:
         "flash": "flash_attn",
         "flash3": "flash_attn_interface",
         "sage": "sageattention",
+        **dict.fromkeys(("flash_hub", "flash3_hub", "flash4_hub", "sage_hub"), "kernels"),
     }
     found: list[tuple[str, str, str, bool]] = []
     if memory.quantise != "none":
