@@ -426,4 +426,4 @@ def test_the_command_and_its_check(tmp_path, model, run):
     code, _, err = run("check", path, "data.train=gone.jsonl", "judge.lora=nowhere")
     assert code == 2
     assert "data.train: file gone.jsonl does not exist" in err
-    assert "judge.lora" in err
+    assert err.count("judge.lora") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -19,7 +18,6 @@ from align.runs import devices
 from alignflow.devices import NAMES
 from alignflow.errors import ConfigError, Problem
 from alignflow.kinds import OneOf, problems_at
-from alignflow.paths import is_dir
 from alignflow.settings import RunSettings, Settings
 from alignflow.words import one_line
 from rewards.judges.settings import AnyJudge, Local
@@ -174,12 +172,10 @@ def _line(part: BaseModel) -> str:
 
 
 def check_files(config: ReasonConfig) -> None:
-    """Raise ConfigError for tables, a device or a LoRA that are not there; the hub is not asked."""
+    """Raise ConfigError for tables or a device that are not there."""
     problems: list[Problem] = [*devices.problems("device", config.device)]
     for name in ("train", "heldout"):
         if (source := getattr(config.data, name)) is not None:
             problems += table_problems(f"data.{name}", source, partial(read_judged, limit=1))
-    if config.local.lora is not None and not is_dir(Path(config.local.lora)):
-        problems.append(Problem("judge.lora", f"no folder {config.local.lora}"))
     if problems:
         raise ConfigError(problems, config.name)
