@@ -12,8 +12,10 @@ from PIL import Image
 
 from align.config.load import load_reward
 from align.data.media import read_media
+from align.policy.users import read_embeddings
 from align.preference.settings import load_latent_training, load_reward_training
 from align.preference.train import train_reward
+from align.preference.user_embeddings import embed_users, save_embeddings
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.training import heads, latent
@@ -184,6 +186,12 @@ def test_a_newcomer_is_known_by_a_few_pairs(kind, steps, tmp_path):
         red, blue = reward(images, ["a circle"] * 2).values.tolist()
         gaps[user] = red - blue
     assert gaps["red"] > 0 > gaps["blue"]
+    users = embed_users(table(tmp_path, "both", 24, seed=5), 6, "shapes", str(settings.run_dir), "cpu")
+    assert [*users] == ["red", "blue"]
+    assert users["red"].shape == users["blue"].shape == (1, len(users["red"][0]))
+    assert (users["red"] - users["blue"]).abs().max() > 0.05
+    save_embeddings(tmp_path / "users.safetensors", users)
+    assert torch.equal(read_embeddings(tmp_path / "users.safetensors")["blue"], users["blue"])
 
 
 def test_a_newcomer_needs_readable_pairs_and_a_head_that_knows_users(tmp_path):
