@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from alignflow.groups import members
 from alignflow.lazy import lazy
 from rewards.base import SCOPES, Scope
 
@@ -109,16 +110,15 @@ def standardised(values: Tensor, index: Tensor) -> Tensor:
     Mean and deviation (of the population) are constants to the gradient. Values without spread become 0.
     """
     out = torch.full_like(values, torch.nan)
-    for number in index.unique():
-        rows = (index == number) & values.isfinite()
+    for some in members(index):
+        rows = some[values[some].isfinite()]
         known = values[rows].detach()
         if not len(known):
             continue
         deviation = known.std(correction=0)
         # equal scores differ by rounding at most: dividing by that would make noise of it
         flat = deviation <= 1e-6 * known.abs().max()
-        scaled = (values - known.mean()) / torch.where(flat, torch.inf, deviation)
-        out = torch.where(rows, scaled, out)
+        out[rows] = (values[rows] - known.mean()) / torch.where(flat, torch.inf, deviation)
     return out
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from align.maths.advantages import Divisor, group_advantage
 from align.maths.seeds import derive
+from alignflow.groups import members
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -142,9 +143,8 @@ def set_credit(rewards: Tensor, group: Tensor, seed: int, draws: int, size: int 
     found = torch.full((len(rewards),), torch.nan, dtype=torch.float64)
     values = rewards.detach().cpu().double()
     known = values.isfinite().all(1)
-    for number in group.unique().tolist():
-        rows = (group.cpu() == number).nonzero().flatten()
-        weights = preference_weights(derive(seed, number), draws, values.shape[1])
+    for rows in members(group.cpu()):
+        weights = preference_weights(derive(seed, int(group[rows[0]])), draws, values.shape[1])
         if size is None:
             rows = rows[known[rows]]
             if len(rows) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alignflow.groups import members
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def uninformative(rewards: Tensor, group: Tensor, mean_above: float, std_below: 
         ``[N]`` bool, the same for all samples of a group; False for a group without rewards.
     """
     void = torch.zeros(len(rewards), dtype=torch.bool)
-    for number in group.unique():
-        members = group == number
-        known = rewards[members & rewards.isfinite()].double()
+    for rows in members(group):
+        values = rewards[rows].double()
+        known = values[values.isfinite()]
         if len(known):
-            void[members] = bool(known.mean() > mean_above) and bool(known.std(correction=0) < std_below)
+            void[rows] = bool(known.mean() > mean_above) and bool(known.std(correction=0) < std_below)
     return void

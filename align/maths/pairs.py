@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alignflow.groups import members
 from alignflow.lazy import lazy
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ def top_k_pairs(rewards: Tensor, group: Tensor, k: int, margin: float = 0.0) -> 
     if k < 1:
         raise ValueError(f"k should be at least 1, given {k}")
     winners, losers = [], []
-    for members in _groups(group):
-        ranked, known = _ranked(rewards, members)
-        count = min(k, max(len(members) // 2, 1))
-        rank = torch.arange(count, device=members.device)
+    for rows in members(group):
+        ranked, known = _ranked(rewards, rows)
+        count = min(k, max(len(rows) // 2, 1))
+        rank = torch.arange(count, device=rows.device)
         # Past the middle of the known rewards the pair is invalid: its loser is the last, whose reward is missing.
-        worst = torch.where(rank < known // 2, known - 1 - rank, len(members) - 1)
+        worst = torch.where(rank < known // 2, known - 1 - rank, len(rows) - 1)
         winners.append(ranked[rank])
         losers.append(ranked[worst])
     return _pairs(rewards, winners, losers, margin)
@@ -78,9 +79,9 @@ def all_pairs(rewards: Tensor, group: Tensor, margin: float = 0.0) -> Pairs:
         margin: a pair is valid if its gap is larger; a negative margin keeps ties, which also teach a regression.
     """
     winners, losers = [], []
-    for members in _groups(group):
-        ranked, _ = _ranked(rewards, members)
-        first, second = torch.triu_indices(len(members), len(members), 1, device=members.device)
+    for rows in members(group):
+        ranked, _ = _ranked(rewards, rows)
+        first, second = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
         winners.append(ranked[first])
         losers.append(ranked[second])
     return _pairs(rewards, winners, losers, margin)
@@ -126,8 +127,8 @@ def threshold_gap(rewards: Tensor, passed: Tensor, group: Tensor, gap: float, be
         best: ranks of a group that may be winners; equal rewards rank in their order.
     """
     found, rank = all_pairs(rewards, group, gap), torch.zeros_like(group)
-    for members in _groups(group):
-        ranked, _ = _ranked(rewards, members)
+    for rows in members(group):
+        ranked, _ = _ranked(rewards, rows)
         rank[ranked] = torch.arange(len(ranked), device=group.device)
     able = passed[found.winner] & (rank[found.winner] < best)
     return Pairs(found.winner, found.loser, found.gap, found.valid & able)
@@ -146,13 +147,13 @@ def rank_then_sift(verdicts: Tensor, scores: Tensor, group: Tensor, margin: floa
         margin: a pair is valid if its gap in ``scores`` is larger.
     """
     winners, losers, decided = [], [], []
-    for members in _groups(group):
-        duels = members[: len(members) // 2 * 2].reshape(-1, 2)
+    for rows in members(group):
+        duels = rows[: len(rows) // 2 * 2].reshape(-1, 2)
         lead = verdicts[duels[:, 0]] - verdicts[duels[:, 1]]
         ordered = torch.where((lead > 0)[:, None], duels, duels.flip(1))
         usable = ordered[(lead != 0) & lead.isfinite() & scores[ordered].isfinite().all(1)]
         decided.append(len(usable) > 0)
-        chosen, rejected = (usable if len(usable) else members[[0, -1]][None]).unbind(1)
+        chosen, rejected = (usable if len(usable) else rows[[0, -1]][None]).unbind(1)
         winners.append(chosen[scores[chosen].argmax()][None])
         losers.append(rejected[scores[rejected].argmin()][None])
     found = _pairs(scores, winners, losers, margin)
@@ -163,10 +164,10 @@ def rank_then_sift(verdicts: Tensor, scores: Tensor, group: Tensor, margin: floa
 def win_counts(rewards: Tensor, group: Tensor) -> Tensor:
     """How many samples of its group each sample beats, ``[N]``; -1 where its reward is missing."""
     count = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
-    for members in _groups(group):
-        values = rewards[members]
+    for rows in members(group):
+        values = rewards[rows]
         wins = (values[:, None] > values[None]).sum(1)
-        count[members] = torch.where(values.isfinite(), wins, -1)
+        count[rows] = torch.where(values.isfinite(), wins, -1)
     return count
 
 
@@ -178,8 +179,8 @@ def best_of_n_reference(rewards: Tensor, group: Tensor, k: int = 2, margin: floa
     if k < 1:
         raise ValueError(f"k should be at least 1, given {k}")
     wins, winners, losers = win_counts(rewards, group).to(rewards.dtype), [], []
-    for members in _groups(group):
-        ranked, _ = _ranked(torch.where(rewards.isfinite(), wins, torch.nan), members)
+    for rows in members(group):
+        ranked, _ = _ranked(torch.where(rewards.isfinite(), wins, torch.nan), rows)
         rest = len(ranked) - k
         if rest > 0:
             winners.append(ranked[:k].repeat_interleave(rest))
@@ -219,15 +220,9 @@ def widest(pairs: Pairs, group: Tensor, most: int) -> Pairs:
     """The pairs without those that are not among the ``most`` valid ones of their group with the largest gaps."""
     rank = torch.zeros_like(pairs.winner)
     order = torch.where(pairs.valid, pairs.gap, -torch.inf).sort(descending=True, stable=True).indices
-    for number in group.unique():
-        mine = order[group[pairs.winner[order]] == number]
-        rank[mine] = torch.arange(len(mine), device=rank.device)
+    for rows in members(group[pairs.winner[order]]):
+        rank[order[rows]] = torch.arange(len(rows), device=rank.device)
     return Pairs(pairs.winner, pairs.loser, pairs.gap, pairs.valid & (rank < most), pairs.tie)
-
-
-def _groups(group: Tensor) -> list[Tensor]:
-    """Rows of each group, in rising order of both."""
-    return [(group == number).nonzero().flatten() for number in group.unique()]
 
 
 def _ranked(rewards: Tensor, members: Tensor) -> tuple[Tensor, int]:

@@ -14,6 +14,7 @@ from align.data.media import from_bytes, to_bytes
 from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
+from alignflow.groups import members
 from generators.base import Conditioning, Generator, seeded_noise
 from generators.pinned import to_device
 from rewards.base import Scores
@@ -285,11 +286,8 @@ def decode_to_cpu(generator: Generator, latents: Tensor, chunk: int) -> tuple[Te
 
 def spreads(media: Tensor, group: Tensor) -> Tensor:
     """Root of the mean unbiased pixel variance ``[K]`` of uint8 media inside each group of two samples or more."""
-    found = []
-    for number in group.unique():
-        members = from_bytes(media[group == number])
-        if len(members) > 1:
-            found.append(members.var(dim=0).mean().sqrt())
+    groups = [rows for rows in members(group) if len(rows) > 1]
+    found = [from_bytes(media[rows]).var(dim=0).mean().sqrt() for rows in groups]
     return torch.stack(found) if found else torch.empty(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from alignflow.groups import members
 from alignflow.lazy import lazy
 from rewards.combine import groups_of
 
@@ -59,8 +60,8 @@ def matches(prompts: Sequence[str], group: Tensor | None, opponents: int | None 
     """
     numbers = groups_of(prompts, group)
     pairs: dict[frozenset[int], tuple[int, int]] = {}
-    for number in numbers.unique().tolist():
-        rows = (numbers == number).nonzero().flatten().tolist()
+    for some in members(numbers):
+        rows = some.tolist()
         for step in range(1, min(opponents or len(rows), len(rows) - 1) + 1):
             for place, i in enumerate(rows):
                 j = rows[(place + step) % len(rows)]
