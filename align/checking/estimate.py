@@ -257,18 +257,24 @@ def text_width(encoder: nn.Module) -> int:
 
 def block_widths(network: nn.Module, image: int, text: int) -> list[int]:
     """Per block of a network: input and output features of its linear layers, times their tokens."""
+    blocks = block_layers(network, image, text)
+    return [sum(tokens * (layer.in_features + layer.out_features) for layer, tokens in block) for block in blocks]
+
+
+def block_layers(network: nn.Module, image: int, text: int) -> list[list[tuple[Any, int]]]:
+    """Per block of a network: its linear layers that work on tokens, each with their number for one sample."""
     from torch import nn
 
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     blocks = [block for one in lists for block in one if linears(block)]
     joint = any("add_k_proj" in name for block in blocks for name in linears(block) if not name.startswith("attn2"))
-    return [_block_width(linears(block), image, text, joint) for block in blocks]
+    return [_with_tokens(linears(block), image, text, joint) for block in blocks]
 
 
-def _block_width(layers: dict[str, Any], image: int, text: int, joint: bool) -> int:
+def _with_tokens(layers: dict[str, Any], image: int, text: int, joint: bool) -> list[tuple[Any, int]]:
     beside = any("add_k_proj" in name for name in layers)
     crossed = not joint and any(name.startswith("attn2") for name in layers)
-    total = 0
+    found = []
     for name, layer in layers.items():
         if "norm" in name or "mod" in name or "adaLN" in name:
             continue  # once a sample
@@ -280,8 +286,8 @@ def _block_width(layers: dict[str, Any], image: int, text: int, joint: bool) -> 
             tokens = text if name.endswith(("attn2.to_k", "attn2.to_v")) else image
         else:
             tokens = image if joint else image + text
-        total += tokens * (layer.in_features + layer.out_features)
-    return total
+        found.append((layer, tokens))
+    return found
 
 
 def _decoding(config: Config, parts: dict[str, Part], shapes: Shapes) -> tuple[float, str]:
