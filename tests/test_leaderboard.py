@@ -37,6 +37,7 @@ def test_the_page_ranks_recipes_by_the_mean_change_of_their_seeds(tmp_path: Path
     assert picture.index(">b<") < picture.index(">a<")
 
 
+@pytest.mark.slow
 def test_runs_keep_to_their_budget_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaderboard, "RUNS", tmp_path / "runs")
     results = tmp_path / "results" / "leaderboard.json"

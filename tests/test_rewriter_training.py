@@ -173,6 +173,7 @@ class Likes:
         return [Judged({"reward": float(self.word in one.text)}) for one in rewrites]
 
 
+@pytest.mark.slow
 def test_grpo_raises_what_the_environment_likes_on_held_out_prompts(tmp_path):
     """The embedded rewriter seldom names a gray background; after training nearly always, also for other prompts."""
     path = tiny_rewriter.training(tmp_path, "shapes", "grpo")

@@ -57,7 +57,8 @@ class Rows:
         return torch.zeros_like(x)
 
 
-@pytest.mark.parametrize("drawn_by", ["source", pytest.param("sample_media", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("drawn_by", ["source", "sample_media"])
 def test_conditioning_is_held_once_a_prompt_and_for_one_chunk(
     drawn_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

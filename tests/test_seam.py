@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tiny_run import final_tensors, redness, settings
 from torch import Tensor
 
+from align.data.media import from_bytes, to_bytes
 from align.maths.filters import uninformative
 from align.policy.build import add_trained, build_generator, build_rewards, build_roles
 from align.rollout.bench import Bench, Point
@@ -96,7 +97,7 @@ def test_scores_of_steps_and_one_look(chunk: int, model: Path, tmp_path: Path) -
     generator = build_generator(config.generator, config.memory, "cpu")
     for step in range(3):
         with torch.no_grad():
-            media = generator.decode(rollout.trajectory.x0[:, step])
+            media = from_bytes(to_bytes(generator.decode(rollout.trajectory.x0[:, step])))
         torch.testing.assert_close(scores.steps[:, step], redness(media, rollout.prompts))
     assert scores.steps.std() > 1e-4
     looked = torch.cat(tiny_recipes.SEEN["look"])

@@ -27,6 +27,7 @@ class Gaussian:
     pipeline_class = "Gaussian"
     size = (1, 2)
     device = torch.device("cpu")
+    users = None
 
     def __init__(self) -> None:
         self.network_calls = 0

@@ -157,7 +157,7 @@ class Bench:
             encode: every role encodes the prompts itself, where text encoders are trained.
             guidance: scale of classifier-free guidance; None = the rollout's.
         """
-        path, cond, device = rollout.path, rollout.cond_of(sample), self.generator.device
+        path, cond, device = rollout.path, rollout.cond_of(sample), rollout.latents.device
         prompts = [rollout.prompts[n] for n in sample.tolist()] if encode else None
         scale = rollout.guidance if guidance is None else guidance
         point = Point(to_device(path.x[sample, slot], device), path.t[slot], cond, scale, prompts)
