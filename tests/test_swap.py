@@ -173,3 +173,10 @@ def test_large_models_fit_without_quantised_weights(model: str, preset: str, car
     )
     assert estimate(fewer).bytes > card * GB
     assert any(" ".join(changes) in line for line in fitting.lines(config, f"{card}gb"))
+
+
+def test_a_compiled_network_is_not_told_to_swap() -> None:
+    given = ["memory=24gb", "memory.quantise=none", "memory.compile=blocks"]
+    config = load_config("configs/qwen-image/nft.yaml", given)
+    assert fitting.fitting_swap(config, 24 * GB) == []
+    assert any(line.startswith(fitting.MISFIT) for line in fitting.lines(config, "24gb"))

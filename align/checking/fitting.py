@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from align.checking.architectures import on_meta, parts_of
 from align.checking.estimate import CONTEXT, FRAGMENTS, GB, Item, estimate
 from align.checking.remedies import remedies
@@ -83,7 +85,8 @@ def _swapping(config: Config, size: float) -> list[str]:
 def fitting_swap(config: Config, size: float) -> list[str]:
     """The overrides that keep all that can wait on the CPU there, with the fewest swapped blocks that fit in ``size``.
 
-    Empty where the policy is not a LoRA or gate, weights are quantised, or even all blocks are not enough.
+    Empty where all weights are trained, weights are quantised, the network is compiled, a recipe allows no gradient
+    checkpointing, or even all blocks are not enough.
     """
     from generators.swap import blocks
 
@@ -96,8 +99,11 @@ def fitting_swap(config: Config, size: float) -> list[str]:
     for number in range(config.memory.swap_blocks, min(len(blocks(one)) for one in networks) + 1):
         changes = [*fixed, f"memory.swap_blocks={number}"]
         changed = config
-        for change in changes:
-            changed = overridden(changed, change)
+        try:
+            for change in changes:
+                changed = overridden(changed, change)
+        except (ConfigError, ValidationError):
+            return []
         if estimate(changed).bytes <= size:
             return changes
     return []

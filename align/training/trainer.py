@@ -169,12 +169,10 @@ class Trainer:
                 row = self.step(step)
                 self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
                 self.log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
-                if said := truth.warning(config, row):
-                    progress.say(f"step {step + 1}: {said}")
                 self.rescue.mark(step + 1)
                 progress.update(step + 1, shown(row, self.reward))
                 better = self.held_out.look(step + 1, progress)
-                if news := self.missing.news(self.reasons):
+                for news in self._news(row):
                     progress.say(f"step {step + 1}: {news}")
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
                 keep = stopping or better or self.held_out.ending.reason is not None
@@ -256,6 +254,11 @@ class Trainer:
             "diversity": float(spread.mean()) if len(spread) else 0.0,
             **parts,
         }
+
+    def _news(self, row: dict[str, Any]) -> list[str]:
+        """Sentences about a step: log-probabilities that disagree, scores that are missing."""
+        found = truth.warning(self.config, row), self.missing.news(self.reasons)
+        return [one for one in found if one]
 
     def _refresh(self, rollout: Scored) -> dict[str, float]:
         """The reward's step on everyone's samples, the same in every process."""
