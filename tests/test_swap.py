@@ -180,3 +180,14 @@ def test_a_compiled_network_is_not_told_to_swap() -> None:
     config = load_config("configs/qwen-image/nft.yaml", given)
     assert fitting.fitting_swap(config, 24 * GB) == []
     assert any(line.startswith(fitting.MISFIT) for line in fitting.lines(config, "24gb"))
+
+
+@pytest.mark.parametrize("recipe", ["nft", {"kind": "grpo", "kl": 0.1}])
+def test_roles_of_all_weights_on_the_cpu_train_the_same_weights(recipe: Any, model: Path, tmp_path: Path) -> None:
+    found = []
+    for place in ("device", "cpu"):
+        (tmp_path / place).mkdir()
+        config = settings(tmp_path / place, model, recipe, policy={"kind": "full"}, memory={"roles": place})
+        train(config)
+        found.append(final_tensors(config))
+    assert [role for role in ("policy", "reference", "ema") if policy_gap(*found, role)] == []
