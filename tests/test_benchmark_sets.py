@@ -66,6 +66,47 @@ def test_dpg_bench(tmp_path: Path) -> None:
         read_set("dpg-bench", str(tmp_path / "bad.csv"))
 
 
+def test_t2i_reasonbench(tmp_path: Path) -> None:
+    asked = {"q1": "Is it Athens?", "c1": "1: yes; 0: no", "q2": "Are there games?", "c2": {"1": "yes", "0": "no"}}
+    one = {"q1": "Is it 1896?", "c1": "1: yes"}
+    rows = {
+        "idiom_interpretation": ("idiom", {"reason_evaluation": asked, "quality_evaluation": {"aq1": "?", "ac1": "!"}}),
+        "textual_image_design": ("textual_image", {"reason_evaluation": one, "quality_evaluation": one}),
+        **{
+            f"{name}_reasoning": (
+                name,
+                {f"{name}_evaluation": asked, "other_details_evaluation": one, "quality_evaluation": one},
+            )
+            for name in ("entity", "scientific")
+        },
+    }
+    for dimension, (name, lists) in rows.items():
+        prompt = {"id": 1, "prompt": f"a prompt of {name}", "tag": "x"}
+        files = {
+            f"prompts/{dimension}.json": [prompt],
+            f"deepseek_evaluation_qs/evaluation_{name}.json": [prompt | lists],
+        }
+        written(tmp_path, {file: json.dumps(content) for file, content in files.items()})
+    found = read_set("t2i-reasonbench", str(tmp_path))
+    assert [one.metadata["category"] for one in found] == list(rows)
+    assert found[0].text == "a prompt of idiom"
+    assert [each["weight"] for each in found[0].metadata["questions"]] == [0.5, 0.5, 0]
+    assert [each["category"] for each in found[0].metadata["questions"]] == ["reason", "reason", "quality"]
+    assert [each["weight"] for each in found[2].metadata["questions"]] == pytest.approx([0.35, 0.35, 0.3, 0])
+    assert found[2].metadata["questions"][1] == {
+        "question": "Are there games?", "criterion": "1: yes; 0: no", "category": "entity", "weight": 0.35, "id": 2,
+    }  # fmt: skip
+    written(tmp_path, {"deepseek_evaluation_qs/evaluation_idiom.json": "[]"})
+    with pytest.raises(DataError, match=r"idiom_interpretation.json item 1: .*_idiom.json has no questions for id 1"):
+        read_set("t2i-reasonbench", str(tmp_path))
+
+
+def test_densealignbench(tmp_path: Path) -> None:
+    written(tmp_path, {"metadata.jsonl": json.dumps({"caption": "This is a close-up of two insects."}) + "\n"})
+    (prompt,) = read_set("densealignbench", str(tmp_path / "metadata.jsonl"))
+    assert (prompt.text, prompt.metadata["category"]) == ("This is a close-up of two insects.", "all")
+
+
 def test_tiif(tmp_path: Path) -> None:
     row = {"type": "2d", "short_description": "A cat under a box.", "long_description": "A sleek cat sits ..."}
     written(tmp_path, {"data/2d.jsonl": json.dumps(row)})

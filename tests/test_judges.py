@@ -278,9 +278,24 @@ def test_a_question_whose_parent_is_denied_counts_as_denied():
         ({"questions": "is it?"}, "no list of texts"),
         ({"questions": [{"id": 1}]}, "question 1 has no text"),
         ({"questions": [{"question": "is it?", "parents": [7]}]}, "question 1 has the parent 7"),
+        ({"questions": [{"question": "is it?", "weight": 0}]}, "at least one of them above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             questions_of(bad)
+
+
+def test_answers_count_by_weight_and_grades_are_thirds_of_the_scale():
+    from rewards.questions.question_list import QuestionList, questions_of, weighted
+
+    rows = questions_of({"questions": [{"question": "?", "weight": w} for w in (0.7, 0.3, 0)]})
+    assert weighted(torch.tensor([1.0, 0.5, torch.nan]), rows).item() == pytest.approx(0.85)
+    assert weighted(torch.tensor([1.0, 0.0]), questions_of({"questions": ["a?", "b?"]})).item() == 0.5
+    graded = QuestionList(answer="graded")
+    assert graded.answers == (("C",), ("B",), ("A",))
+    logs = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [torch.nan] * 3]).log()
+    assert graded.valued(logs)[:3].tolist() == [1.0, 0.5, 0.0]
+    assert graded.valued(logs)[3].isnan()
+    assert not graded.gradient()
 
 
 def test_the_questions_of_a_prompt_are_asked_one_by_one(folders, media):
@@ -297,6 +312,9 @@ def test_the_questions_of_a_prompt_are_asked_one_by_one(folders, media):
     assert scores.parts["colour"][0].item() == pytest.approx(two, abs=1e-5)
     assert scores.values[2].isnan()
     assert scores.reasons == {2: 'the prompt has no list of texts under "questions"'}
+    graded = built(folders["Qwen3VL"], "question_list", answer="graded", template="{question} {criterion}")
+    asked = {"questions": [{"question": "x?", "criterion": "1: all"}]}
+    assert float(graded(media[:1], ["a"], None, {"metadata": [asked]}).values) in (0.0, 0.5, 1.0)
     hard = built(folders["Qwen3VL"], "question_list")
     assert not hard.differentiable
     assert set(hard(media[:2], ["a", "b"], None, {"metadata": [{"questions": ["x?"]}] * 2}).values.tolist()) <= {

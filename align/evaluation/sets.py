@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from align.data.prompts import Prompt, read_prompts
 from align.data.tables import read_rows, table_path
 from alignflow.errors import DataError
 from alignflow.files.rows import read_lines
 
+J = TypeVar("J", list[Any], dict[str, Any])
 Reader = Callable[[str, Path | None], Iterator[Prompt]]
 """(file or folder of the set, folder of its images) -> prompts; ``metadata["category"]`` is the category of each."""
 
@@ -75,16 +76,77 @@ def tiif_long(source: str, media: Path | None) -> Iterator[Prompt]:
     return tiif(source, media, "long_description")
 
 
+REASONING = {
+    "idiom_interpretation": ("idiom", {"reason_evaluation": 1.0}),
+    "textual_image_design": ("textual_image", {"reason_evaluation": 1.0}),
+    "entity_reasoning": ("entity", {"entity_evaluation": 0.7, "other_details_evaluation": 0.3}),
+    "scientific_reasoning": ("scientific", {"scientific_evaluation": 0.7, "other_details_evaluation": 0.3}),
+}
+"""Dimension of T2I-ReasonBench -> name of its question file, and the share of each list in the reasoning accuracy."""
+
+
+def t2i_reasonbench(source: str, media: Path | None) -> Iterator[Prompt]:
+    """T2I-ReasonBench (arXiv 2508.17472): the folder of the authors' repository; the category is the dimension.
+
+    ``metadata["questions"]`` holds the questions with their criteria. Their weights give the authors' reasoning
+    accuracy as the score; the questions on image quality have no weight.
+    """
+    folder = _folder(source)
+    for dimension, (name, shares) in REASONING.items():
+        path = folder / "prompts" / f"{dimension}.json"
+        asked_path = folder / "deepseek_evaluation_qs" / f"evaluation_{name}.json"
+        rows, asked = (_json(file, list) for file in (path, asked_path))
+        known = {one.get("id"): one for one in asked if isinstance(one, dict)}
+        for number, row in enumerate(rows, 1):
+            place = f"{path} item {number}"
+            row = row if isinstance(row, dict) else {}
+            text, one = _text(row, "prompt", place), known.get(row.get("id"))
+            if one is None:
+                raise DataError(f"{place}: {asked_path} has no questions for id {row.get('id')!r}")
+            questions = [
+                question
+                for key, share in {**shares, "quality_evaluation": 0.0}.items()
+                for question in _criteria(one.get(key), key, share, f"{asked_path} id {row['id']}")
+            ]
+            for place_in_list, question in enumerate(questions, 1):
+                question["id"] = place_in_list
+            yield Prompt(text, {}, {**row, "category": dimension, "questions": questions}, place)
+
+
+def _criteria(listed: Any, key: str, share: float, place: str) -> list[dict[str, Any]]:
+    """Questions q1, q2, ... of a list with their criteria c1, c2, ...; ``share`` is their weight in all."""
+    listed = listed if isinstance(listed, dict) else {}
+    names = [found for name in listed if (found := re.fullmatch(r"(.*)q(\d+)", name))]
+    if not names:
+        raise DataError(f"{place}: needs questions q1, q2, ... under {key!r}")
+    return [
+        {
+            "question": _text(listed, name[0], place),
+            "criterion": _criterion(listed, f"{name[1]}c{name[2]}", place),
+            "category": key.removesuffix("_evaluation"),
+            "weight": share / len(names),
+        }
+        for name in names
+    ]
+
+
+def _criterion(listed: dict[str, Any], key: str, place: str) -> str:
+    """The scores of a question and what earns them; a few files have an object with a text per score."""
+    if isinstance(found := listed.get(key), dict):
+        return "; ".join(f"{score}: {text}" for score, text in found.items())
+    return _text(listed, key, place)
+
+
+def densealignbench(source: str, media: Path | None) -> Iterator[Prompt]:
+    """DenseAlignBench (PromptEcho, arXiv 2604.12652): ``metadata.jsonl``, 2,000 dense captions in one category."""
+    for place, row in read_rows(source):
+        yield Prompt(_text(row, "caption", place), {}, {"category": "all"}, place)
+
+
 def imgedit(source: str, media: Path | None) -> Iterator[Prompt]:
     """ImgEdit, basic (arXiv 2505.20275): ``basic_edit.json``; images in ``--media``, the category is ``edit_type``."""
     path = table_path(source)
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(rows, dict):
-        raise DataError(f"{path}: expected an object of edits by key")
-    for key, row in rows.items():
+    for key, row in _json(path, dict).items():
         place = f"{path} key {key!r}"
         row = row if isinstance(row, dict) else {}
         image = (media or path.parent) / _text(row, "id", place)
@@ -145,6 +207,8 @@ FORMATS: dict[str, Reader] = {
     "dpg-bench": dpg_bench,
     "tiif": tiif,
     "tiif-long": tiif_long,
+    "t2i-reasonbench": t2i_reasonbench,
+    "densealignbench": densealignbench,
     "imgedit": imgedit,
     "gedit": gedit,
     "gedit-cn": gedit_cn,
@@ -179,6 +243,17 @@ def _folder(source: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"{source} is not a folder")
     return folder
+
+
+def _json(path: Path, kind: type[J]) -> J:
+    """A whole file of JSON: a list or an object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise DataError(f"{path}: expected {'a list' if kind is list else 'an object'}")
+    return found
 
 
 def _text(row: dict[str, Any], key: str, place: str) -> str:

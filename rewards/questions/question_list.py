@@ -24,16 +24,27 @@ else:
 class QuestionList(JudgeRewardSettings):
     """Mean answer to the questions in a prompt's metadata; a question whose parent is denied counts as denied.
 
-    The key ``questions`` of the metadata holds texts, or objects with ``question`` and optionally ``id``, ``category``
-    and ``parents`` (ids). Parts are the means by category.
+    The key ``questions`` of the metadata holds texts, or objects with ``question`` and optionally ``criterion``,
+    ``id``, ``category``, ``parents`` (ids) and ``weight``, 1 if not given. Parts are the means by category; a question
+    of weight 0 counts for these alone.
     """
 
     needs: ClassVar[Needs] = "answers"
     kind: Literal["question_list"] = Field("question_list", description="share of a prompt's questions answered yes")
-    template: str = Field("{question} Please answer yes or no.", description="question to the judge, with {question}")
-    answer: Literal["yes_or_no", "probability"] = Field(
-        "yes_or_no", description="value of an answer: 1 where yes is likelier than no | its probability of yes"
+    template: str = Field(
+        "{question} Please answer yes or no.",
+        description="question to the judge, with {question}, and {criterion} where questions have one",
     )
+    answer: Literal["yes_or_no", "probability", "graded"] = Field(
+        "yes_or_no",
+        description="value of an answer: 1 where yes is likelier than no | its probability of yes | graded = 1, 1/2 or "
+        "0 for the likeliest of the letters A, B and C, which the template has to explain",
+    )
+
+    @property
+    def answers(self) -> tuple[tuple[str, ...], ...]:
+        """Yes and no; graded answers from the worst to the best."""
+        return (("C",), ("B",), ("A",)) if self.answer == "graded" else super().answers
 
     @property
     def wants(self) -> tuple[str, ...]:
@@ -58,10 +69,12 @@ class QuestionList(JudgeRewardSettings):
         asked: list[Question] = []
         for one, found in zip(media, lists, strict=True):
             images = shown(one, self.frames)
-            asked += [question(self.template, "", *images, question=each["question"]) for each in found]
+            asked += [
+                question(self.template, "", *images, question=each["question"], criterion=each["criterion"])
+                for each in found
+            ]
         replies = answered(judge, asked, self.answers)
-        yes = share(replies.values)
-        values = yes if self.answer == "probability" else (yes > 0.5).to(yes).masked_fill(yes.isnan(), torch.nan)
+        values = self.valued(replies.values)
         scores, start = [], 0
         names = sorted({each["category"] for found in lists for each in found if each["category"]})
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -71,15 +84,32 @@ class QuestionList(JudgeRewardSettings):
             if lost := [row for row in rows if row in replies.reasons]:
                 reasons[sample] = replies.reasons[lost[0]]
             known = with_parents(values[rows.start : rows.stop], found)
-            scores.append(known.mean())
+            scores.append(weighted(known, found))
             for name in names:
                 own = [row for row, each in enumerate(found) if each["category"] == name]
                 parts[name].append(known[own].mean())
         return Scores(torch.stack(scores), reasons, {name: torch.stack(column) for name, column in parts.items()})
 
+    def valued(self, log_probabilities: Tensor) -> Tensor:
+        """``[Q, K]`` log-probabilities of the answers -> ``[Q]`` in [0, 1], NaN where there are none."""
+        if self.answer == "probability":
+            return share(log_probabilities)
+        if self.answer == "graded":
+            found = log_probabilities.argmax(1).to(log_probabilities) / 2
+            return found.masked_fill(log_probabilities.isnan().any(1), torch.nan)
+        yes = share(log_probabilities)
+        return (yes > 0.5).to(yes).masked_fill(yes.isnan(), torch.nan)
+
+
+def weighted(values: Tensor, questions: Sequence[dict[str, Any]]) -> Tensor:
+    """Mean of ``[Q]`` answers by the questions' weights; answers of weight 0 are left out."""
+    counted = [row for row, each in enumerate(questions) if each["weight"] > 0]
+    weights = values.new_tensor([questions[row]["weight"] for row in counted])
+    return (values[counted] * weights).sum() / weights.sum()
+
 
 def questions_of(metadata: Any) -> list[dict[str, Any]]:
-    """The questions of a prompt, each with ``id``, ``question``, ``category`` and ``parents``.
+    """The questions of a prompt, each with ``id``, ``question``, ``criterion``, ``category``, ``parents``, ``weight``.
 
     Raises:
         ValueError: there are none, or one is malformed; says which.
@@ -92,7 +122,10 @@ def questions_of(metadata: Any) -> list[dict[str, Any]]:
         row = {"question": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else {}
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"question {number} has no text")
-        found.append({"id": number, "category": "", "parents": [], **row})
+        found.append({"id": number, "criterion": "", "category": "", "parents": [], "weight": 1.0, **row})
+    weights = [each["weight"] for each in found]
+    if not all(isinstance(one, int | float) and 0 <= one < float("inf") for one in weights) or not any(weights):
+        raise ValueError("weights of questions are numbers of 0 or more, at least one of them above 0")
     known = {each["id"] for each in found}
     for number, each in enumerate(found, 1):
         if unknown := [parent for parent in each["parents"] if parent not in known]:
