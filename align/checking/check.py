@@ -16,6 +16,7 @@ from align.checking.folder_check import (
     scheduler_line,
     target_problems,
 )
+from align.checking.sizes import terms_per_sample
 from align.checking.users_check import user_problems
 from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
@@ -39,8 +40,10 @@ def geometry(config: Config, processes: int = 1) -> str:
     made = f"{count(rollout.prompts, of)} x {count(rollout.group, 'sample')} = {count(samples, 'sample')}"
     if is_unread(config.recipe):
         return f"{made} per rollout; terms and updates are known once {config.recipe.kind} is imported"
-    each = config.recipe.terms_per_sample(config)
-    terms = math.ceil(samples * each)
+    trained = rollout.prompts * (getattr(rollout, "keep", None) or rollout.group)
+    made += f", of which {trained} are trained on," if trained < samples else ""
+    each = terms_per_sample(config) * samples / trained
+    terms = math.ceil(trained * each)
     per_update = math.ceil(terms / train.updates)
     per_process = math.ceil(per_update / processes)
     chunks = math.ceil(per_process / train.chunk)
@@ -60,7 +63,7 @@ def _others(config: Config, samples: int) -> str:
     for name, learns in config.recipe.learners().items():
         if learns.updates == 0:
             continue
-        terms = math.ceil(samples * learns.objective.terms_per_sample(config))
+        terms = math.ceil(samples * terms_per_sample(config, name))
         steps = count(learns.updates or config.train.updates, "optimizer step")
         said += "" if name == "policy" else f"; the {name}: {count(terms, 'term')} and {steps} per rollout"
     return said

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of
-from align.checking.sizes import Shapes, shapes_of
+from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
 from align.policy import held
 from alignflow.errors import ConfigError, Problem
@@ -232,7 +232,7 @@ def _phases(
         copies = count(parts["transformer"]) * size * share
         updating.append(Item("autocast", copies, f"{config.train.precision} copies of float32 weights"))
     if encoders:
-        each = config.recipe.terms_per_sample(config) * config.rollout.group / config.train.updates
+        each = terms_per_sample(config) * config.rollout.group / config.train.updates
         prompts = min(config.rollout.prompts, math.ceil(config.train.chunk / each) + 1) + 1
         bytes_ = prompts * sum(map(text_width, encoders)) * factor * size
         updating.append(Item("text activations", bytes_, f"{prompts} prompts at a time, one of them the negative one"))

@@ -140,11 +140,18 @@ def _trained(config: Config, *, guided: bool) -> int:
     return max(found)
 
 
+def terms_per_sample(config: Config, learner: str = "policy") -> float:
+    """Terms of a learner's loss per sample of the rollout, of which the policy may train on a part."""
+    each = config.recipe.learners()[learner].objective.terms_per_sample(config)
+    keep = getattr(config.rollout, "keep", None) if learner == "policy" else None
+    return each * keep / config.rollout.group if keep else each
+
+
 def terms_per_update(config: Config, processes: int) -> dict[str, int]:
     """Learner -> terms per optimizer step and process."""
     samples = config.rollout.prompts * config.rollout.group
     return {
-        name: math.ceil(samples * learns.objective.terms_per_sample(config) / updates / processes)
+        name: math.ceil(samples * terms_per_sample(config, name) / updates / processes)
         for name, learns in config.recipe.learners().items()
         for updates in [learns.updates or config.train.updates]
     }

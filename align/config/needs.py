@@ -25,13 +25,24 @@ def problems(config: Config) -> Problems:
     found = _declarations(config)
     for need in config.recipe.needs:
         found += CHECKS[need](config) if need in CHECKS else []
-    return found + _learners(config) + _added(config) + _recomputed(config)
+    return found + _learners(config) + _added(config) + _recomputed(config) + _kept(config)
 
 
 def _recomputed(config: Config) -> Problems:
     if not getattr(config.rollout, "recompute", False) or hasattr(config.recipe, "surrogate"):
         return []
     return [("rollout.recompute", f"{config.recipe.kind} has no ratio of log-probabilities of steps: leave this out")]
+
+
+def _kept(config: Config) -> Problems:
+    keep = getattr(config.rollout, "keep", None)
+    if keep is None:
+        return []
+    if not config.recipe.divides_group:
+        return [("rollout.keep", f"{config.recipe.kind} does not train each sample by itself: leave this out")]
+    if keep > config.rollout.group:
+        return [("rollout.keep", f"is larger than the group of {config.rollout.group}")]
+    return []
 
 
 def _declarations(config: Config) -> Problems:

@@ -92,6 +92,12 @@ class OnlineRollout(Settings):
         "a forward pass more",
     )
     filter: GroupFilter | None = Field(None, description="groups left out of training; null = none")
+    keep: int | None = Field(
+        None,
+        ge=2,
+        description="samples of a group to train on, those whose rewards have the largest variance (PODS); advantages "
+        "are of the whole group; null = all",
+    )
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
         description="when samples are scored: none = after all samples are generated | chunks = while the next "

@@ -1,4 +1,4 @@
-"""Rewards -> groups that teach nothing, which a run leaves out."""
+"""Rewards -> groups and samples that teach little, which a run leaves out."""
 
 from __future__ import annotations
 
@@ -34,3 +34,31 @@ def uninformative(rewards: Tensor, group: Tensor, mean_above: float, std_below: 
         if len(known):
             void[rows] = bool(known.mean() > mean_above) and bool(known.std(correction=0) < std_below)
     return void
+
+
+def most_spread(rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    """The ``count`` samples of each group whose rewards have the largest variance (PODS, arXiv 2504.13818).
+
+    They are the ``k`` highest and the ``count - k`` lowest of the group for some ``k``. Of equal variances the one
+    with the most even ``k`` is taken.
+
+    Args:
+        rewards: ``[N]``; missing ones (not finite) are never chosen.
+        group: ``[N]`` integers, one per prompt.
+        count: samples to choose in each group, at least 1; all known ones where there are fewer.
+
+    Returns:
+        ``[N]`` bool.
+    """
+    chosen = torch.zeros(len(rewards), dtype=torch.bool)
+    for rows in members(group):
+        known = rows[rewards[rows].isfinite()]
+        if len(known) <= count:
+            chosen[known] = True
+            continue
+        order = known[rewards[known].double().argsort(descending=True, stable=True)]
+        splits = sorted(range(count + 1), key=lambda high: abs(2 * high - count))
+        subsets = [torch.cat([order[:high], order[len(order) - count + high :]]) for high in splits]
+        variances = [float(rewards[subset].double().var(correction=0)) for subset in subsets]
+        chosen[subsets[variances.index(max(variances))]] = True
+    return chosen

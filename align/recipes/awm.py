@@ -19,6 +19,7 @@ class AWM(GroupRecipe, AnchorRecipe):
     """
 
     behaviour = "behaviour"
+    divides_group = True
     kind: Literal["awm"] = "awm"
     weighting: matching.Weighting = Field(
         "ghuber",

@@ -189,6 +189,8 @@ class Recipe(Objective):
     """The role that generates the samples."""
     compares_group: ClassVar[bool] = False
     """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
+    divides_group: ClassVar[bool] = False
+    """Whether every sample has its own terms, so that a part of a group can be trained on."""
     any_order: ClassVar[bool] = False
     """Whether the scores of a stored pair may contradict its order."""
     schedule: dict[str, Points] = Field(

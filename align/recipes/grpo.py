@@ -32,6 +32,7 @@ class GRPO(GroupRecipe):
 
     renamed: ClassVar = {"clip": "advantage_clip", "clip_range": "ratio_clip", "std": "normalise_by"}
     needs: ClassVar[tuple[Need, ...]] = ("trajectory",)
+    divides_group = True
     kind: Literal["grpo"] = "grpo"
     ratio_clip: float = Field(
         1e-4,

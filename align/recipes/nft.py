@@ -31,6 +31,7 @@ class NFT(GroupRecipe, ForwardRecipe):
 
     renamed: ClassVar = {"clip": "advantage_clip", "std": "normalise_by", "old": "behaviour_decay"}
     behaviour = "behaviour"
+    divides_group = True
     kind: Literal["nft"] = "nft"
     beta: float = Field(
         1.0, gt=0, description="distance of v+ and v- from v_old, relative to v - v_old; small values take larger steps"

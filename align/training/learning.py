@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.data.media import to_bytes
-from align.maths.filters import uninformative
+from align.maths.filters import most_spread, uninformative
 from align.recipes import base as bases
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored
@@ -47,6 +47,7 @@ class Learning:
         self.chunk, self.filter = config.train.chunk, getattr(config.rollout, "filter", None)
         self.found: list[tuple[Tensor, Scores, Tensor]] = []
         self.recompute = getattr(config.rollout, "recompute", False)
+        self.keep: int | None = getattr(config.rollout, "keep", None)
         self.ratios: list[Tensor] | None = None
         """Ratios of the run's first update while it is made."""
         self.gaps: dict[str, float] = {}
@@ -73,7 +74,8 @@ class Learning:
         objectives = {name: learns.objective for name, learns in self.recipe.learners().items()}
         count = len(rollout.seeds)
         before = sum(self.processes.objects([count])[: self.processes.share.rank])
-        credit = self._credit(rollout)[before : before + count]
+        mine = slice(before, before + count)
+        credit, kept = self._credit(rollout)[mine], self._kept(rollout)[mine]
         if seen := self._look(rollout, credit):
             rollout = rollout.become(Scored, seen=seen)
         row: dict[str, Any] = {}
@@ -83,6 +85,8 @@ class Learning:
                 continue
             learner = replace(one, objective=objectives[name])
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
+            if self.keep and name == "policy" and terms is not None:
+                terms = terms[kept[terms.sample]]
             spare = self._spare(learner, terms, rollout, credit)
             if name == "policy" and self.recompute:
                 parts = [_part(terms, before, number, learner.updates) for number in range(learner.updates)]
@@ -105,6 +109,15 @@ class Learning:
             values = scores.values.masked_fill(gather(rollout.void), math.nan)
             scores = Scores(values, scores.reasons, scores.parts, scores.steps)
         return self.recipe.seeded_credit(scores, gather(rollout.group), rollout.seed)
+
+    def _kept(self, rollout: Scored) -> Tensor:
+        """Which samples of all processes the policy is trained on, in the order of the processes."""
+        gather = self.processes.gather
+        if not self.keep:
+            return gather(rollout.group) >= 0
+        values = gather(rollout.scores.values)
+        values = values if rollout.void is None else values.masked_fill(gather(rollout.void), math.nan)
+        return most_spread(values, gather(rollout.group), self.keep)
 
     @torch.no_grad()
     def _look(self, rollout: Scored, credit: Tensor) -> dict[str, Tensor]:
