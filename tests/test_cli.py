@@ -414,3 +414,20 @@ def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
     assert evaluated[-1][1] == {"run_dir": run_folder, "checkpoint": Path("step"), "lora": None}
     assert out.splitlines()[1].split() == ["gold", "0.25", "nan", "1"]
     assert json.loads(run("evaluate", "run.yaml", "--json")[1])["stderr"] == {"gold": None}
+
+
+def test_openmp_threads_wait_passively_unless_the_user_says_otherwise() -> None:
+    """OpenMP reads its variable when torch is imported, so the command must not have imported torch before it sets it."""
+    code = """
+import atexit, os, sys
+from align.cli.app import main
+print("torch" in sys.modules)
+atexit.register(lambda: print(os.environ["OMP_WAIT_POLICY"]))
+main(["schema"])
+"""
+    for given, expected in ((None, "passive"), ("active", "active")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_WAIT_POLICY": given} if given else {})
+        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        lines = said.stdout.splitlines()
+        assert (lines[0], lines[-1]) == ("False", expected)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from align.cli import about
 from align.cli import pairs as pairs_cli
 from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
@@ -62,10 +63,14 @@ app.add_typer(prompts_cli.app)
 Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
 
 
+ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
+"""Read when a library is first imported. Threads that spin while they wait are three times slower on a busy machine."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. User mistakes become ``error: ...`` and an exit code, never a traceback."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # read when they are first imported
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
@@ -356,45 +361,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
     echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
 
 
-@app.command(epilog="Example: alignflow recipes --json")
-def recipes(as_json: AsJson = False) -> None:
-    """List the available generators, recipes, rewards, search methods and samplers."""
-    from align.config.registry import reward_columns, summary
-
-    rooms = summary()
-    if as_json:
-        echo(json.dumps(rooms, indent=2))
-        return
-    columns = {"rewards": reward_columns()}
-    for room, entries in rooms.items():
-        head = ["", "gradient", "scope", ""] if room in columns else []
-        rows = [[f"  {kind}", *columns.get(room, {}).get(kind, ()), line] for kind, line in entries.items()]
-        echo(f"{room}\n{table(head, rows)}\n")
-    echo("generators, recipes, rewards and searches of your own: kind: package.module:name")
-
-
-@app.command(epilog="Example: alignflow env --torch")
-def env(
-    torch: Annotated[bool, typer.Option("--torch", help="import torch and list its devices too")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show versions and machine, for a bug report."""
-    from align.runs.environment import environment
-
-    found = environment(torch_too=torch)
-    if as_json:
-        echo(json.dumps(found, indent=2))
-    else:
-        print_values({**{k: v for k, v in found.items() if k != "packages"}, **found["packages"]})
-
-
-@app.command(epilog="Example: alignflow schema > alignflow.schema.json")
-def schema() -> None:
-    """Print the JSON schema of a config file, for editors."""
-    from align.config.load import json_schema
-
-    echo(json.dumps(json_schema(), indent=2))
-
+app.command(epilog="Example: alignflow recipes --json")(about.recipes)
+app.command(epilog="Example: alignflow env --torch")(about.env)
+app.command(epilog="Example: alignflow schema > alignflow.schema.json")(about.schema)
 
 if __name__ == "__main__":
     main()
