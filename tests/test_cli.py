@@ -417,7 +417,7 @@ def test_evaluate_prints_a_table_or_json(run, run_folder, evaluated):
 
 
 def test_openmp_threads_wait_passively_unless_the_user_says_otherwise() -> None:
-    """OpenMP reads its variable when torch is imported, so the command must not have imported torch before it sets it."""
+    """OpenMP reads its variable when torch is imported, so it must be set before."""
     code = """
 import atexit, os, sys
 from align.cli.app import main
