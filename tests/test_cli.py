@@ -219,6 +219,7 @@ def test_shipped_configs_pass_check(path, run, tmp_path, monkeypatch):
         '"newton": {"kind"': f"evaluate.rewards.newton.parts.mass.reward.references={tmp_path}",
         '"kind": "trained"': f"reward.path={tmp_path}",
         '/lora"': "policy.init=null",
+        '"writer": {"model": "shapes"': f"backbone.thought.writer.lora={tmp_path}",
     }
     merged: dict[str, Any] = {}
     for layer in read_layers(path):

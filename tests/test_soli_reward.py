@@ -17,7 +17,8 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 
 import rewards
 from rewards.base import RewardError
-from rewards.networks.internvl import DEVIATION, MEAN, QueryAttention, frames_at
+from rewards.networks.internvl import DEVIATION, MEAN, frames_at
+from rewards.networks.query_attention import QueryAttention
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
 WORDS = [

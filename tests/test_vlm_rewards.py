@@ -19,8 +19,13 @@ from align.preference.settings import load_reward_training
 from align.preference.train import train_reward
 from alignflow.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
+from rewards.judges.asking import Replies
+from rewards.judges.local import LocalJudge
+from rewards.judges.settings import Local
+from rewards.networks.query_attention import QueryReader
 from rewards.training.losses import per_dimension
-from rewards.training.settings import VLMBackbone
+from rewards.training.settings import MLPSettings, Thought, VLMBackbone
+from rewards.training.thoughts import Thoughts
 from rewards.training.vlm import VLMScorer
 
 run = written.run
@@ -96,10 +101,10 @@ def test_unknown_dimensions_have_no_gradient():
 
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL"])
-@pytest.mark.parametrize("read", ["query", "last"])
+@pytest.mark.parametrize("read", ["query", "last", "layers"])
 def test_features_belong_to_one_sample_and_follow_its_pixels_and_its_prompt(family, read, tmp_path):
     folder = tiny_vlm.save(tmp_path, family)
-    settings = VLMBackbone(model=str(folder), dtype="float32", chunk=2, read=read, queries=2)
+    settings = VLMBackbone(model=str(folder), dtype="float32", chunk=2, read=read, queries=2, layers=2)
     scorer = VLMScorer.load(settings, "cpu", True)
     media, prompts = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), ["a", "a longer one", "b"]
     media.requires_grad_()
@@ -132,6 +137,121 @@ def test_the_query_is_read_where_its_embedding_stands(model):
     assert not torch.allclose(found, other[0], atol=1e-3)
 
 
+def test_attention_over_layers_reads_the_hidden_states_of_the_question(model):
+    scorer = VLMScorer.load(VLMBackbone(model=str(model), dtype="float32", read="layers", layers=2), "cpu", False)
+    assert scorer.layers == (1, 2)
+    media = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = scorer.question(media, "a")
+    inputs = scorer.judge.inputs([scorer.judge.tokens(asked)], [asked])
+    states = scorer.judge.model.model(**inputs, output_hidden_states=True).hidden_states
+    rows = scorer.reader.read([states[1], states[2]], states[2], torch.ones(states[2].shape[:2]).bool())
+    assert torch.allclose(scorer.embed([media], ["a"], 1), torch.nn.functional.normalize(rows, dim=-1), atol=1e-6)
+    again = VLMScorer.load(VLMBackbone(model=str(model), dtype="float32", read="layers", layers=2), "cpu", False)
+    assert torch.equal(again.embed([media], ["a"], 1), scorer.embed([media], ["a"], 1))
+
+
+def test_without_difference_between_tokens_each_query_finds_the_value():
+    """Attention over equal rows is the row's value: the chain passes through K value and output matrices."""
+    reader = QueryReader(8, 2)
+    with torch.no_grad():
+        for attention in (*reader.chain, reader.end):
+            attention.in_proj_weight[:], attention.in_proj_bias[:] = torch.eye(8).repeat(3, 1), 0
+            attention.out_proj.weight[:], attention.out_proj.bias[:] = 2 * torch.eye(8), 1
+        row, final = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+        found = reader.read([torch.zeros(1, 3, 8), row.expand(1, 3, 8)], final.expand(1, 3, 8), torch.ones(1, 3).bool())
+    assert torch.allclose(found, (2 * row + 1 + 2 * final + 1)[:, 0], atol=1e-6)
+    with pytest.raises(RewardError, match="hidden size 12"):
+        QueryReader(12, 1)
+
+
+# -- thoughts ---------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """A judge that says how light an image is, and nothing about black ones."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ready(self, needs, answers):
+        assert needs == "reply"
+
+    def write(self, questions, longest):
+        self.asked += [one.content[-1] for one in questions]
+        means = [float(one.content[0].mean()) for one in questions]
+        said = [None if mean == 0 else "light" if mean > 0.45 else "dark" for mean in means]
+        return Replies(said, {row: "silent" for row, text in enumerate(said) if text is None})
+
+    def fingerprint(self):
+        return "ab"
+
+
+def thinking(model, **more) -> tuple[VLMScorer, Writer]:
+    settings = VLMBackbone(
+        model=str(model), dtype="float32", thought=Thought(template="Say: {prompt} {medium}", **more)
+    )
+    writer = Writer()
+    found = VLMScorer.load(settings.model_copy(update={"thought": None}), "cpu", False)
+    return VLMScorer(settings, found.judge, False, thoughts=Thoughts(settings.thought, writer, 2)), writer
+
+
+def test_a_thought_is_written_once_and_read_as_the_beginning_of_the_reply(model):
+    scorer, writer = thinking(model)
+    media = torch.stack([torch.full((3, 8, 8), level) for level in (0.9, 0.1, 0.0)])
+    said, reasons = scorer.thoughts(media, ["a", "b", "c"])
+    assert said == ["light", "dark", ""]
+    assert reasons == {2: "the writer: silent"}
+    assert scorer.refused(media, ["a", "b", "c"]) == {2: "the writer: silent"}
+    found = scorer.embed(list(media[:2]), ["a", "b"], 1)
+    assert writer.asked == ["Say: a image", "Say: b image", "Say: c image", "Say: c image"]  # silence is asked again
+    asked = scorer.question(media[0], "a")
+    rows = [
+        [
+            *scorer.judge.tokens(asked),
+            *scorer.judge.encode("light."),
+        ]
+    ]
+    with scorer._queries():
+        state = scorer.judge.model.model(**scorer.judge.inputs(rows, [asked])).last_hidden_state[0, -1]
+    assert torch.allclose(found[0], torch.nn.functional.normalize(state, dim=-1), atol=1e-5)
+    plain = VLMScorer(scorer.settings, scorer.judge, False).embed([media[0]], ["a"], 1)[0]
+    assert not torch.allclose(found[0], plain, atol=1e-3)
+    with pytest.raises(RewardError, match="the writer: silent"):
+        scorer.embed([media[2]], ["c"], 1)
+    assert scorer.thoughts.state_dict()["writer"].tolist() == [97, 98]
+
+
+def test_thoughts_are_left_out_in_training_alone(model):
+    scorer, _ = thinking(model, dropout=0.5)
+    scorer.head = MLPSettings(hidden=0).build(32, 0, False).eval()
+    media, prompts = [torch.full((3, 8, 8), 0.9)] * 32, ["a"] * 32
+    whole = scorer.embed(media, prompts, 1)
+    assert (whole - whole[0]).abs().max() < 1e-5
+    scorer.head.train()
+    torch.manual_seed(0)
+    kept = torch.rand(32) >= 0.5
+    torch.manual_seed(0)
+    same = (scorer.embed(media, prompts, 1) - whole).abs().amax(1) < 1e-5
+    assert torch.equal(same, kept)
+    scorer.thoughts.settings = Thought(dropout=0)
+    assert scorer.thoughts.thinned(["x"] * 4) == ["x"] * 4
+
+
+def test_a_head_learns_from_what_was_written(model, tmp_path, monkeypatch):
+    """The head's own question shows no image, so only the thought can tell the samples apart."""
+    monkeypatch.setattr(
+        Local, "load", lambda self, device: Writer() if self.longest == 7 else LocalJudge.load(self, device)
+    )
+    shown = VLMScorer.question
+    monkeypatch.setattr(VLMScorer, "question", lambda self, media, prompt: shown(self, None, prompt))
+    more = ("backbone.thought={writer: {longest: 7}, template: '{prompt}'}", "fit.steps=30")
+    settings = config(tmp_path, model, *more)
+    assert train_reward(settings)["after"]["value"] > 0.75
+    media = torch.stack([torch.full((3, 8, 8), level) for level in (0.9, 0.1)])
+    light, dark = scores(settings.run_dir, media).values
+    assert light > dark
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +261,7 @@ def test_the_query_is_read_where_its_embedding_stands(model):
         ("loss.kind=bt",),
         ("loss.kind=rao_kupper", "backbone.read=last", "head={kind: mlp, hidden: 8}"),
         ("loss.kind=gaussian", "head.kind=uncertain", "backbone.tune=none"),
+        ("head.hidden=8", "backbone={read: layers, layers: 2}"),
         ("loss.kind=win_tie", "head.kind=moe", "backbone={read: last, tune: none}", "fit.steps=40"),
     ],
     ids=lambda overrides: overrides[0],
@@ -177,12 +298,13 @@ def test_a_video_is_shown_as_its_frames(model, tmp_path):
     assert torch.equal(scores(settings.run_dir, same).values, found)
 
 
-def test_the_folder_scores_as_the_run_did_with_gradients_and_reasons(model, tmp_path):
-    settings = config(tmp_path, model, "fit.steps=8")
+@pytest.mark.parametrize(("read", "added"), [("query", "queries"), ("layers", "attention.first")])
+def test_the_folder_scores_as_the_run_did_with_gradients_and_reasons(read, added, model, tmp_path):
+    settings = config(tmp_path, model, "fit.steps=8", f"backbone={{read: {read}, layers: 2}}")
     train_reward(settings)
     held = load_file(settings.run_dir / "backbone.safetensors")
     assert {name.rpartition(".lora_")[1] for name in held} == {".lora_", ""}
-    assert held["queries"].shape == (1, 32)
+    assert held[added].shape == (1, 32)
     media = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     reward = load_reward(f"{{kind: trained, path: {settings.run_dir}}}").build()
     found = reward(media, ["light"] * 3)
@@ -201,9 +323,13 @@ def test_the_folder_scores_as_the_run_did_with_gradients_and_reasons(model, tmp_
 
 
 @pytest.mark.parametrize("stop", [1, 5])
-@pytest.mark.parametrize("kind", ["vlm", "clip"])
+@pytest.mark.parametrize("kind", ["vlm", "layers", "thought", "clip"])
 def test_a_stopped_training_goes_on_to_the_same_bits(kind, stop, model, tmp_path):
-    backbone = [] if kind == "vlm" else ["backbone={kind: clip, model: shapes, tune: lora}", "fit.backbone_lr=1e-3"]
+    backbone = {
+        "layers": ["backbone={read: layers, layers: 2}"],
+        "thought": [f"backbone.thought={{writer: {{model: {model}, dtype: float32}}, longest: 4}}"],
+        "clip": ["backbone={kind: clip, model: shapes, tune: lora}", "fit.backbone_lr=1e-3"],
+    }.get(kind, [])
     more = [*backbone, "fit.steps=7", "fit.checkpoint=1", "fit.log_every=1", "fit.batch=4"]
     if kind == "clip":
         (tmp_path / "mine.yaml").write_text("")
@@ -234,7 +360,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(kind, stop, model, tmp_path
 
 
 def _of(folder, model, kind: str, more: list[str], out: str):
-    if kind == "vlm":
+    if kind != "clip":
         return config(folder, model, *more, out=out)
     file = folder / "clip.yaml"
     file.write_text(f"data: {{train: {table(folder, 'train', 12, 0)}, heldout: {table(folder, 'heldout', 6, 1)}}}\n")
@@ -277,6 +403,7 @@ def test_a_checkpoint_that_does_not_serve_is_named(model, tmp_path):
         (["head={kind: dimensions, names: [a, a]}"], "names a twice"),
         (["loss.kind=per_dimension"], "made for head dimensions, not mlp"),
         (["backbone.quick_gelu=true"], "only valid for kind=clip"),
+        (["backbone={read: last, tune: none, thought: {}}"], r"no thought is left out: thought\.dropout=0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides, said, model, tmp_path):
@@ -306,6 +433,8 @@ def test_tables_that_do_not_serve_are_named(model, tmp_path):
         trained("backbone.longest=40")
     with pytest.raises(RewardError, match=r"lora\.targets \['nothing'\] match no linear layer"):
         trained("backbone.targets=[nothing]")
+    with pytest.raises(RewardError, match=r"backbone\.layers: 3 of a language model with 2 layers"):
+        trained("backbone={read: layers, layers: 3}")
     assert not (tmp_path / "reward").exists()
 
 

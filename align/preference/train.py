@@ -74,7 +74,7 @@ def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) 
     scorer = new_scorer(config.backbone, config.head, require(config.device, "device"))
     with torch.random.fork_rng():
         torch.manual_seed(derive(config.seed, "head"))
-        scorer.head = config.head.build(scorer.width, len(users), config.backbone.apart).to(config.device)
+        scorer.head = config.head.build(scorer.width, len(users), config.backbone.apart).to(config.device).eval()
     opened = scorer.open(config.backbone, derive(config.seed, "backbone"))
     labels = config.head.labels if config.loss.labelled else ()
     train = Examples(scorer, rows, users, frozen=not opened, labels=labels)

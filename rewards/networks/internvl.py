@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, InternVLModel
 
 from rewards.base import RewardError
 from rewards.networks.hub import from_pretrained, weight_file
 from rewards.networks.preprocess import Preprocess
+from rewards.networks.query_attention import QueryAttention, chosen_layers
 from rewards.networks.state_dicts import check_keys, counted, read_state_dict, skeleton
 
 START, PLACE, END = "<img>", "<IMG_CONTEXT>", "</img>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_HEADS = 8
 _NAMES = (  # of InternVL's own code -> of transformers
     (r"^vision_model\.encoder\.layers\.", "vision_tower.encoder.layer."),
     (r"^vision_model\.", "vision_tower."),
@@ -45,35 +45,6 @@ _HEAD_NAMES = (  # of SoliReward's code -> of QueryAttention
     (r"^reward_head\.0\.", "score.0."),
     (r"^reward_head\.3\.", "score.2."),
 )
-
-
-class QueryAttention(nn.Module):
-    """Hierarchical progressive query attention (SoliReward, arXiv 2512.22170).
-
-    A learned query reads the first of K layers, what it found there is the query to the next, and so on, without
-    residuals. A second query reads the last layer. A SiLU network of two layers scores the sum of both answers.
-    """
-
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Parameter(torch.zeros(1, width)), nn.Parameter(torch.zeros(1, width))
-        self.chain = nn.ModuleList(self._attention(width) for _ in range(layers))
-        self.end = self._attention(width)
-        self.score = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1, bias=False))
-
-    @staticmethod
-    def _attention(width: int) -> nn.MultiheadAttention:
-        return nn.MultiheadAttention(width, _HEADS, batch_first=True)
-
-    def forward(self, states: Sequence[Tensor], final: Tensor, real: Tensor) -> Tensor:
-        """K of ``[b, L, D]`` and the last layer's, of which ``real [b, L]`` are tokens -> ``[b]``."""
-        padding = ~real
-        query = self.first.expand(len(final), 1, -1)
-        for attention, state in zip(self.chain, states, strict=True):
-            query = attention(query, state, state, padding, need_weights=False)[0]
-        last = self.last.expand(len(final), 1, -1)
-        answer = self.end(last, final, final, padding, need_weights=False)[0]
-        return self.score(query + answer)[:, 0, 0]
 
 
 @dataclass(frozen=True)
@@ -167,21 +138,6 @@ class InternVLReward:
         if places != frames * length:
             raise ValueError(f"the question has {places} places for {frames} frames of {length} tokens")
         return ids
-
-
-def chosen_layers(layers: Sequence[int] | None, reads: int, depth: int) -> tuple[int, ...]:
-    """The layers ``1 .. depth`` that a head of ``reads`` layers reads: those given, or as published.
-
-    >>> chosen_layers(None, 4, 24), chosen_layers(None, 4, 28), chosen_layers(None, 6, 48)
-    ((6, 12, 18, 24), (7, 14, 21, 28), (8, 16, 24, 32, 40, 48))
-
-    Raises:
-        RewardError: another number of layers than the weights have, or layers that are not there.
-    """
-    found = tuple(layers) if layers else tuple(depth * (i + 1) // reads for i in range(reads))
-    if len(found) != reads or not all(1 <= layer <= depth for layer in found):
-        raise RewardError(f"layers {list(found)} should be {reads}, as the weights read, of 1 to {depth}")
-    return found
 
 
 def frames_at(length: int, count: int) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from alignflow.lazy import lazy
 from alignflow.strict import Strict
+from rewards.judges.settings import AnyJudge, Local
 
 if TYPE_CHECKING:
     from rewards.training import heads
@@ -25,6 +26,23 @@ class Settings(Strict):
 
 QUESTION = 'How well does this {medium} show "{prompt}", and how well is it made?'
 """Question before the place where a vision-language model's features are read. In our words."""
+
+
+SAY = 'Say what this {medium} shows, and how well it shows "{prompt}".'
+"""Question to the judge that writes about a sample before it is scored. In our words."""
+
+
+class Thought(Settings):
+    """What a frozen judge writes about a sample before the head reads both (DeScore, arXiv 2605.05922)."""
+
+    writer: AnyJudge = Field(
+        Local(), description="judge that writes; its lora may be the run folder of alignflow reward reason"
+    )
+    template: str = Field(SAY, description="question to the writer, with {prompt}; the one that it was trained on")
+    longest: int = Field(1024, ge=1, description="maximum number of tokens per thought")
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="share of training samples that are read without their thought (published: 0.5)"
+    )
 
 
 class Backbone(Settings):
@@ -51,7 +69,8 @@ class VLMBackbone(Settings):
     """A vision-language model that reads image or video and prompt together; the head reads its last hidden states.
 
     VideoReward (arXiv 2501.13918), HPSv3 (arXiv 2508.03789) and DeScore read at tokens of their own (``read: query``),
-    BaseReward (arXiv 2509.16127) at the last one (``read: last``).
+    BaseReward (arXiv 2509.16127) at the last one (``read: last``), SoliReward (arXiv 2512.22170) at all tokens of
+    several layers (``read: layers``).
     """
 
     apart: ClassVar[bool] = False
@@ -64,12 +83,18 @@ class VLMBackbone(Settings):
         "model, tokenizer and image settings",
     )
     template: str = Field(QUESTION, description="text behind the images, with {prompt} and optionally {medium}")
-    read: Literal["query", "last"] = Field(
+    read: Literal["query", "last", "layers"] = Field(
         "query",
-        description="hidden state that the head reads: query = of trained tokens behind the question | last = of the "
-        "question's last token",
+        description="hidden states that the head reads: query = of trained tokens behind the question | last = of the "
+        "question's last token | layers = of all tokens of several layers, by trained attention",
     )
     queries: int = Field(1, ge=1, description="number of trained tokens; the head reads all of them")
+    layers: int = Field(
+        4, ge=1, description="number of layers that the attention reads, evenly spaced up to the last one"
+    )
+    thought: Thought | None = Field(
+        None, description="text about the sample that a judge writes first and the model reads too; null = none"
+    )
     tune: Literal["none", "lora"] = Field("lora", description="none = frozen | lora = adapters in the language model")
     rank: int = Field(16, ge=1, description="LoRA rank")
     alpha: float = Field(32.0, gt=0, description="LoRA alpha")
@@ -92,6 +117,12 @@ class VLMBackbone(Settings):
         if "{prompt}" not in template:
             raise PydanticCustomError("setting", "does not show {place}", {"place": "{prompt}"})
         return template
+
+    @model_validator(mode="after")
+    def _dropped_while_it_learns(self) -> Self:
+        if self.thought is not None and self.thought.dropout and self.tune == "none" and self.read == "last":
+            raise PydanticCustomError("setting", "reads features once, so no thought is left out: thought.dropout=0")
+        return self
 
 
 BACKBONES: dict[str, type[Settings]] = {"clip": Backbone, "vlm": VLMBackbone}

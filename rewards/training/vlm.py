@@ -1,4 +1,4 @@
-"""Heads on a vision-language model: hidden states at trained tokens behind a question about a sample."""
+"""Heads on a vision-language model: hidden states behind a question about a sample and what a judge wrote of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rewards.judges.asking import Question, question, shown
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import add_lora
 from rewards.judges.settings import Local
+from rewards.networks.query_attention import QueryReader, chosen_layers
 from rewards.networks.state_dicts import check_keys
 from rewards.training.heads import Head
 from rewards.training.scorer import Scorer
 from rewards.training.settings import AnyBackbone, VLMBackbone
+from rewards.training.thoughts import Thoughts
 
-QUERIES = "queries"
-"""Name of the trained tokens in a reward folder."""
+QUERIES, READER = "queries", "attention."
+"""Name of the trained tokens in a reward folder, and the beginning of the names of the attention over layers."""
 
 
 class VLMScorer(Scorer):
@@ -29,19 +31,36 @@ class VLMScorer(Scorer):
 
     Args:
         reads_prompt: whether the head wants features of the prompt alone.
+        thoughts: texts about samples, which the model reads behind the question.
+
+    Raises:
+        RewardError: the model has too few layers for ``settings``, or another width than attention over them needs.
     """
 
     fixed_text = False
 
-    def __init__(self, settings: VLMBackbone, judge: LocalJudge, reads_prompt: bool, head: Head | None = None) -> None:
-        self.settings, self.judge, self.reads_prompt = settings, judge, reads_prompt
+    def __init__(
+        self, settings: VLMBackbone, judge: LocalJudge, reads_prompt: bool, head: Head | None = None,
+        thoughts: Thoughts | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.judge, self.reads_prompt, self.thoughts = settings, judge, reads_prompt, thoughts
         if head is not None:
             self.head = head
         words = judge.model.get_input_embeddings().weight
         count = settings.queries if settings.read == "query" else 0
+        self.reader: QueryReader | None = None
         with torch.random.fork_rng():
             torch.manual_seed(0)
             start = torch.randn(count, words.shape[1]) * float(words.detach().float().std())
+            if settings.read == "layers":
+                depth = int(judge.model.config.text_config.num_hidden_layers)
+                if settings.layers > depth:
+                    raise RewardError(f"backbone.layers: {settings.layers} of a language model with {depth} layers")
+                self.layers = chosen_layers(None, settings.layers, depth)
+                self.reader = QueryReader(words.shape[1], settings.layers)
+                for query in (self.reader.first, self.reader.last):
+                    nn.init.normal_(query)
+                self.reader.to(judge.model.device).requires_grad_(False)
         self.queries = nn.Parameter(start.to(judge.model.device), requires_grad=False)
 
     @classmethod
@@ -62,7 +81,10 @@ class VLMScorer(Scorer):
             model=settings.model, dtype=cast(Any, dtype or settings.dtype), chunk=chunk or settings.chunk,
             pixels=settings.pixels, longest=settings.longest,
         )  # fmt: skip
-        return cls(settings, LocalJudge.load(local, device), reads_prompt)
+        thoughts = None
+        if settings.thought is not None:
+            thoughts = Thoughts(settings.thought, settings.thought.writer.load(device), settings.frames)
+        return cls(settings, LocalJudge.load(local, device), reads_prompt, thoughts=thoughts)
 
     @property
     def device(self) -> torch.device:
@@ -83,38 +105,63 @@ class VLMScorer(Scorer):
     def text(self, prompts: Sequence[str], chunk: int) -> Tensor:
         if not self.reads_prompt:
             return torch.zeros(len(prompts), 0, device=self.device)
-        return self._states([self.question(None, prompt) for prompt in prompts])
+        return self._states([self.question(None, prompt) for prompt in prompts], [""] * len(prompts))
 
     def embed(self, media: Sequence[Tensor], prompts: Sequence[str], chunk: int) -> Tensor:
-        return self._states([self.question(one, prompt) for one, prompt in zip(media, prompts, strict=True)])
+        said, reasons = self._said(media, prompts)
+        if reasons:
+            raise RewardError(next(iter(reasons.values())))
+        head = getattr(self, "head", None)
+        if self.thoughts is not None and head is not None and head.training:
+            said = self.thoughts.thinned(said)
+        return self._states([self.question(one, prompt) for one, prompt in zip(media, prompts, strict=True)], said)
 
     def refused(self, media: Tensor, prompts: Sequence[str]) -> dict[int, str]:
         asked = [self.question(one, prompt) for one, prompt in zip(media, prompts, strict=True)]
-        return {row: why for row, one in enumerate(asked) if (why := one.refused or self._too_long(one))}
+        said, reasons = self._said(media, prompts)
+        for row, (one, thought) in enumerate(zip(asked, said, strict=True)):
+            if why := one.refused or reasons.get(row) or self._too_long(one, thought):
+                reasons[row] = why
+        return reasons
 
-    def _too_long(self, asked: Question) -> str:
-        count = len(self.judge.tokens(asked)) + len(self.queries)
+    def _said(self, media: Sequence[Tensor] | Tensor, prompts: Sequence[str]) -> tuple[list[str], dict[int, str]]:
+        return self.thoughts(media, prompts) if self.thoughts is not None else ([""] * len(prompts), {})
+
+    def _too_long(self, asked: Question, thought: str) -> str:
+        count = len(self._tokens(asked, thought))
         return f"the question has {count} tokens, the model reads {self.judge.longest}" * (count > self.judge.longest)
 
-    def _states(self, questions: Sequence[Question]) -> Tensor:
-        """Unit hidden states ``[N, D]`` float32 where the head reads, those of several tokens side by side.
+    def _tokens(self, asked: Question, thought: str) -> list[int]:
+        """A question, the thought as the beginning of the model's own reply, and places for the trained tokens."""
+        said = self.judge.encode(self.judge.plain(thought)) if thought else []
+        return [*self.judge.tokens(asked), *said, *[self._place] * len(self.queries)]
+
+    def _states(self, questions: Sequence[Question], said: Sequence[str]) -> Tensor:
+        """Unit features ``[N, D]`` float32 of hidden states where the head reads, of several tokens side by side.
 
         Raises:
             RewardError: a question cannot be asked.
         """
-        for asked in questions:
-            if why := asked.refused or self._too_long(asked):
+        for asked, thought in zip(questions, said, strict=True):
+            if why := asked.refused or self._too_long(asked, thought):
                 raise RewardError(why)
         size, found = self.judge.settings.chunk, []
         for start in range(0, len(questions), size):
             some = list(questions[start : start + size])
-            rows = [[*self.judge.tokens(asked), *[self._place] * len(self.queries)] for asked in some]
+            rows = [self._tokens(*each) for each in zip(some, said[start : start + size], strict=True)]
             inputs = self.judge.inputs(rows, some)
             with self._queries():
-                states = self.judge.model.model(**inputs, use_cache=False).last_hidden_state
-            read = states[:, -max(1, len(self.queries)) :].float()
-            found.append(F.normalize(F.normalize(read, dim=-1).flatten(1), dim=-1))
+                out = self.judge.model.model(**inputs, use_cache=False, output_hidden_states=self.reader is not None)
+            found.append(F.normalize(self._read(out, inputs["attention_mask"].bool()), dim=-1))
         return torch.cat(found) if found else torch.zeros(0, self.width, device=self.device)
+
+    def _read(self, out: Any, real: Tensor) -> Tensor:
+        """``[b, D]`` of a network's output, of whose positions ``real [b, L]`` are tokens."""
+        if self.reader is not None:
+            states = [out.hidden_states[layer].float() for layer in self.layers]
+            return self.reader.read(states, out.last_hidden_state.float(), real)
+        read = out.last_hidden_state[:, -max(1, len(self.queries)) :].float()
+        return F.normalize(read, dim=-1).flatten(1)
 
     @property
     def _place(self) -> int:
@@ -141,13 +188,21 @@ class VLMScorer(Scorer):
         assert isinstance(settings, VLMBackbone)
         self.queries.requires_grad_(len(self.queries) > 0)
         found = [self.queries] if len(self.queries) else []
+        if self.reader is not None:
+            found += list(self.reader.requires_grad_(True).parameters())
         if settings.tune == "lora":
             found += add_lora(self.judge.model, settings.rank, settings.alpha, settings.targets, seed)
         return found
 
     def changed(self) -> dict[str, Tensor]:
         state = {name: value for name, value in self.judge.model.named_parameters() if ".lora_" in name}
-        return {**state, **({QUERIES: self.queries} if len(self.queries) else {})}
+        return {**state, **self._added()}
+
+    def _added(self) -> dict[str, Tensor]:
+        """Trained tensors beside the LoRA."""
+        reader = {} if self.reader is None else self.reader.state_dict(keep_vars=True)
+        tokens = {QUERIES: self.queries} if len(self.queries) else {}
+        return {**tokens, **{f"{READER}{name}": value for name, value in reader.items()}}
 
     def take(self, settings: AnyBackbone, state: Mapping[str, Tensor], where: str) -> None:
         self.open(settings, 0)
@@ -157,7 +212,15 @@ class VLMScorer(Scorer):
             for name, value in own.items():
                 value.copy_(state[name])
         self.judge.model.requires_grad_(False)
-        self.queries.requires_grad_(False)
+        for value in self._added().values():
+            value.requires_grad_(False)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self.judge.model.state_dict(), **self.head.state_dict(), QUERIES: self.queries}
+        writer = {} if self.thoughts is None else self.thoughts.state_dict()
+        return {
+            **self.judge.model.state_dict(),
+            **self.head.state_dict(),
+            QUERIES: self.queries,
+            **self._added(),
+            **writer,
+        }
