@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align.data.media import read_media
+from align.reasoning import rounds
 from align.reasoning import train as room
 from align.reasoning.reasoner import Drawn, Reasoner
+from align.reasoning.rounds import Case, Trace
 from align.reasoning.settings import load_reasoning
-from align.reasoning.train import Case, Reasoning, Signals, train_reasoner
+from align.reasoning.train import Reasoning, Signals, train_reasoner
 from align.reasoning.words import Written, read_written, reply_of, thought_of
 from align.rewriting.learner import Learner
 from align.runs.owned import REASONER
@@ -68,7 +70,7 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def by_length(text: str, shows: str = "pair") -> Written:
+def by_length(text: str, shows: str = "pair", names=(), frames: int = 0) -> Written:
     """A verdict for every reply, so that a model of random weights has right and wrong ones."""
     return Written(True, 1 + sum(map(ord, text)) % 2, text or "nothing")
 
@@ -200,6 +202,10 @@ def signals(tmp_path, model, *overrides: str) -> tuple[Signals, list[Case], Reas
     return training.signal, [training.case(row, False), training.case(row, True)] * 2, training
 
 
+def traces(cases: list[Case], found: list[Written]) -> list[Trace]:
+    return [Trace(case, [case.question], [[0]], [one]) for case, one in zip(cases, found, strict=True)]
+
+
 FOUND = [Written(True, 1, "x" * 1600), Written(True, 1, "y"), Written(True, 2, "z"), Written(False, 2, "")]
 
 
@@ -211,21 +217,22 @@ FOUND = [Written(True, 1, "x" * 1600), Written(True, 1, "y"), Written(True, 2, "
         ("rubric", [2.0, -0.5, -0.5, 0.5]),
         ("{kind: rubric, additive: true}", [2.5, 0.5, 0.5, 0.0]),
         ("thought", [0.7 + 0.1 + 0.12, 0.1, 0.1, 0.7]),
+        ("frames", [2, 1, 1, 1]),
     ],
 )
 def test_rewards_have_the_published_numbers(signal, wanted, tmp_path, model, monkeypatch):
     """Right, wrong, wrong, and right without form, with a listener that is sure to 0.8 wherever there is a form."""
     heard = torch.tensor([0.8, 0.8, 0.8, 0.0])
-    monkeypatch.setattr(Signals, "heard", lambda self, cases, found: heard)
+    monkeypatch.setattr(Signals, "heard", lambda self, traces: heard)
     override = f"method.signal={signal}" if signal.startswith("{") else f"method.signal.kind={signal}"
     reward, cases, _ = signals(tmp_path, model, override)
-    assert reward(cases, FOUND).tolist() == pytest.approx(wanted)
+    assert reward(traces(cases, FOUND)).tolist() == pytest.approx(wanted)
 
 
 def test_a_listener_reads_the_thought_and_is_the_judge_of_the_start(tmp_path, model):
     reward, cases, training = signals(tmp_path, model, "method.signal.kind=listener")
     found = [Written(True, 1, "light"), Written(True, 2, "dark"), Written(False, 1, ""), Written(True, 1, "other")]
-    heard = reward.heard(cases, found)
+    heard = reward.heard(traces(cases, found))
     judge = Local(model=str(model), dtype="float32", chunk=4).load("cpu")
     for row, one in enumerate(found):
         if not one.form:
@@ -239,11 +246,11 @@ def test_a_listener_reads_the_thought_and_is_the_judge_of_the_start(tmp_path, mo
     with torch.no_grad():
         for value in training.learner.parameters:
             value += 0.3
-    assert torch.allclose(reward.heard(cases, found), heard, atol=1e-5)  # the listener does not learn
+    assert torch.allclose(reward.heard(traces(cases, found)), heard, atol=1e-5)  # the listener does not learn
     other, _, _ = signals(
         tmp_path, model, f"method.signal={{kind: rubric, listener: {{model: {model}, dtype: float32}}}}"
     )
-    assert torch.allclose(other.heard(cases, found), heard, atol=1e-4)
+    assert torch.allclose(other.heard(traces(cases, found)), heard, atol=1e-4)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -251,7 +258,7 @@ def test_a_listener_reads_the_thought_and_is_the_judge_of_the_start(tmp_path, mo
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stage, monkeypatch):
-    monkeypatch.setattr(room, "read_written", by_length)
+    monkeypatch.setattr(rounds, "read_written", by_length)
     whole, parts = (config(tmp_path, model, stage, out=out) for out in ("whole", "parts"))
     train_reasoner(whole, say=quiet)
 
@@ -277,7 +284,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stage, monkeypa
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_at_learning_rate_0_nothing_is_learned(tmp_path, model, stage, monkeypatch):
-    monkeypatch.setattr(room, "read_written", by_length)
+    monkeypatch.setattr(rounds, "read_written", by_length)
     summary = train_reasoner(config(tmp_path, model, stage, "method.lr=0"), say=quiet)
     assert summary["before"] == summary["after"]
     held = weights(tmp_path / "out")
@@ -285,7 +292,7 @@ def test_at_learning_rate_0_nothing_is_learned(tmp_path, model, stage, monkeypat
 
 
 def test_groups_of_equal_replies_teach_nothing(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(room, "read_written", lambda text, shows: Written(False, 0, ""))
+    monkeypatch.setattr(rounds, "read_written", lambda *_: Written(False, 0, ""))
     train_reasoner(config(tmp_path, model, "grpo", "method.kl=0"), say=quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     steps = [row for row in rows if row["event"] == "train"]
@@ -296,8 +303,8 @@ def test_groups_of_equal_replies_teach_nothing(tmp_path, model, monkeypatch):
 
 def test_replies_without_a_reward_are_left_out(tmp_path, model, monkeypatch):
     """A listener that returns NaN: its replies have weight 0, and where none is left nothing is learned."""
-    monkeypatch.setattr(room, "read_written", by_length)
-    monkeypatch.setattr(Signals, "heard", lambda self, cases, found: torch.full((len(cases),), math.nan))
+    monkeypatch.setattr(rounds, "read_written", by_length)
+    monkeypatch.setattr(Signals, "heard", lambda self, traces: torch.full((len(traces),), math.nan))
     train_reasoner(config(tmp_path, model, "grpo", "method.signal.kind=listener"), say=quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
     steps = [row for row in rows if row["event"] == "train"]
@@ -335,7 +342,7 @@ def test_reinforcement_follows_the_advantage(tmp_path, model):
 
 def test_the_next_stage_trains_the_lora_further(tmp_path, model, monkeypatch):
     train_reasoner(config(tmp_path, model, "cold"), say=quiet)
-    monkeypatch.setattr(room, "read_written", by_length)
+    monkeypatch.setattr(rounds, "read_written", by_length)
     train_reasoner(
         config(tmp_path, model, "grpo", f"judge.lora={tmp_path / 'out'}", "method.lr=0", out="next"), say=quiet
     )
@@ -344,7 +351,7 @@ def test_the_next_stage_trains_the_lora_further(tmp_path, model, monkeypatch):
 
 
 def test_right_replies_alone_are_kept(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(room, "read_written", by_length)
+    monkeypatch.setattr(rounds, "read_written", by_length)
     settings = config(tmp_path, model, "rejection", "method.best=1", "method.replies=3", "method.steps=1")
     train_reasoner(settings, say=quiet)
     rows = [row for file in sorted((tmp_path / "out" / "collected").iterdir()) for row in json.loads(file.read_text())]

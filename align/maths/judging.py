@@ -1,6 +1,6 @@
 """Rewards of a judge that writes its verdict, for GRPO on its tokens (:func:`align.maths.tokens.token_pg`).
 
-All arguments are ``[N]``, one number per written reply: ``form`` is 1 where the reply has the required form, and
+Arguments are ``[N]``, one number per written reply: ``form`` is 1 where the reply has the required form, and
 ``right`` is 1 where its verdict is the true one; else they are 0. ``alignflow reward reason`` trains a judge with them.
 """
 
@@ -60,3 +60,34 @@ def thought_reward(accuracy: Tensor, form: Tensor, characters: Sequence[int]) ->
     """
     length = [next((share for least, share in LENGTHS if count >= least), 0.0) for count in characters]
     return 0.7 * accuracy + 0.1 * form + 0.2 * torch.tensor(length, dtype=accuracy.dtype, device=accuracy.device)
+
+
+def accuracy_reward(pair: Tensor, dimensions: Tensor, overall: float = 0.5) -> Tensor:
+    """``overall pair + (1 - overall) dimensions``: VR-Thinker (arXiv 2510.10518).
+
+    Args:
+        pair: 1 where the verdict about the pair is right, else 0.
+        dimensions: share of the dimensions whose verdict is right.
+    """
+    return overall * pair + (1 - overall) * dimensions
+
+
+def gain_reward(accuracies: Sequence[Sequence[float]], weight: float = 0.2) -> Tensor:
+    """``weight sum_i (a_{i+1} - a_i)``: the accuracy that further rounds add, which is last minus first (VR-Thinker).
+
+    Args:
+        accuracies: of each reply :func:`accuracy_reward` of its rounds, one or more.
+    """
+    return weight * torch.tensor([rounds[-1] - rounds[0] for rounds in accuracies])
+
+
+def exploration_reward(looked: Tensor, group: Tensor, least: float = 0.2, weight: float = 0.5) -> Tensor:
+    """``weight max(least - R, 0)`` for replies that looked at further frames, else 0 (VR-Thinker).
+
+    Args:
+        looked: 1 where a reply asked for frames, else 0.
+        group: number of the question; R is the share of its replies that looked.
+    """
+    counts = torch.zeros(int(group.max()) + 1).index_add(0, group, torch.ones_like(looked))
+    share = (torch.zeros_like(counts).index_add(0, group, looked) / counts)[group]
+    return weight * (least - share).clamp_min(0) * looked

@@ -36,6 +36,20 @@ class Reply(Settings):
     )
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; held-out replies are the likeliest")
     longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
+    dimensions: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="names of dimensions that the answer about a pair judges as well; the table has columns "
+        "chosen_score.NAME and rejected_score.NAME",
+    )
+    rounds: int = Field(0, ge=0, description="maximum number of requests for further frames; 0 = none")
+    more: int = Field(4, ge=1, description="maximum number of frames per request")
+    window: int = Field(1, ge=0, description="number of latest requests whose frames are still shown (VR-Thinker: 1)")
+
+    @model_validator(mode="after")
+    def _compared(self) -> Self:
+        if self.dimensions and self.shows == "one":
+            raise problems_at([("dimensions", "dimensions are judged of a pair; set shows=pair")])
+        return self
 
     @property
     def question(self) -> str:
@@ -95,8 +109,22 @@ class Thought(Settings):
     kind: Literal["thought"] = Field("thought", description="0.7 accuracy + 0.1 form + 0.2 length of the thought")
 
 
-SIGNALS: dict[str, type[Settings]] = {"verdict": Verdict, "listener": Listener, "rubric": Rubric, "thought": Thought}
-Signal = Verdict | Listener | Rubric | Thought
+class Frames(Settings):
+    """Form, accuracy of the pair and its dimensions, what later rounds add, and requests for frames: VR-Thinker."""
+
+    kind: Literal["frames"] = Field("frames", description="form + accuracy + gain of rounds + requests for frames")
+    overall: float = Field(
+        0.5, ge=0, le=1, description="share of the pair in the accuracy; the dimensions have the rest"
+    )
+    gain: float = Field(0.2, ge=0, description="weight of the accuracy that rounds after the first one add")
+    explore: float = Field(0.5, ge=0, description="weight of the term for replies that ask for frames")
+    least: float = Field(0.2, ge=0, le=1, description="share of such replies to a question from which the term is 0")
+
+
+SIGNALS: dict[str, type[Settings]] = {
+    "verdict": Verdict, "listener": Listener, "rubric": Rubric, "thought": Thought, "frames": Frames,
+}  # fmt: skip
+Signal = Verdict | Listener | Rubric | Thought | Frames
 SIGNAL = OneOf("signal", lambda: SIGNALS, default="verdict")
 
 
@@ -108,7 +136,7 @@ class ReasonGrpo(PolicyGradient):
     replies: int = Field(8, ge=2, description="replies per pair (Proxy-GRM, DeScore: 8)")
     kl: float = Field(0.01, ge=0, description="weight of the KL to the reference (Proxy-GRM: 0.01)")
     signal: Annotated[Signal, SIGNAL] = Field(
-        Verdict(kind="verdict"), description="reward of a reply: verdict, listener, rubric or thought"
+        Verdict(kind="verdict"), description="reward of a reply: verdict, listener, rubric, thought or frames"
     )
 
 

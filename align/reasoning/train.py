@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +16,21 @@ from align.data.inputs import pixels_of
 from align.data.media import to_tensor
 from align.data.prompts import PAIR
 from align.maths.advantages import group_advantage
-from align.maths.judging import listener_reward, rubric_reward, thought_reward, verdict_reward
+from align.maths.judging import (
+    accuracy_reward,
+    exploration_reward,
+    gain_reward,
+    listener_reward,
+    rubric_reward,
+    thought_reward,
+    verdict_reward,
+)
 from align.maths.seeds import derive
 from align.preference.table import Judged, read_judged
 from align.reasoning.reasoner import Reasoner
-from align.reasoning.settings import Cold, Listener, ReasonConfig, ReasonGrpo, Rejection, Rubric, Thought
-from align.reasoning.words import Written, read_written, reply_of, thought_of
+from align.reasoning.rounds import Case, Rounds, Trace, flat, verdicts
+from align.reasoning.settings import Cold, Frames, Listener, ReasonConfig, ReasonGrpo, Rejection, Rubric, Thought
+from align.reasoning.words import reply_of, thought_of
 from align.rewriting.learner import Learner, trained_lora
 from align.rewriting.loop import Loop, shown
 from align.rewriting.table import lines
@@ -32,24 +40,9 @@ from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import DataError
-from rewards.judges.asking import Question, question, two
-from rewards.judges.asking import shown as shown_frames
+from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import save_lora
-
-
-@dataclass(frozen=True)
-class Case:
-    """A question about a pair, with the right verdict: the place of the better sample, or 1 = yes and 2 = no.
-
-    Args:
-        medium: Image or Video.
-    """
-
-    row: Judged
-    question: Question
-    right: int
-    medium: str
 
 
 def train_reasoner(
@@ -95,6 +88,7 @@ class Reasoning(Loop):
         parameters = trained_lora(writer.model, config.lora, loaded, derive(config.seed, "lora"))
         learner = Learner(writer, parameters, config.method, config.reply.temperature)
         super().__init__(run, learner, config.checkpoint, say)
+        self.rounds = Rounds(config.reply, config.frames, writer)
         self.signal = Signals(config, self.learner, writer) if isinstance(config.method, ReasonGrpo) else None
 
     def run(self) -> dict[str, Any]:
@@ -121,15 +115,12 @@ class Reasoning(Loop):
             raise DataError(f"{place}: a judge compares samples of one prompt, and rejected_prompt is another")
         media = [to_tensor(pixels_of(row.prompt, side)) for side in PAIR]
         media = media[::-1] if swapped else media
-        reply, frames = self.config.reply, self.config.frames
-        if reply.shows == "one":
-            medium = "image" if media[0].ndim == 3 else "video"
-            asked = question(reply.question, row.prompt.text, *shown_frames(media[0], frames), medium=medium)
-        else:
-            asked = two(reply.question, media[0], media[1], row.prompt.text, frames)
+        told = tuple(media[:1] if self.config.reply.shows == "one" else media)
+        asked = self.rounds.question(row.prompt.text, told)
         if asked.refused:
             raise DataError(f"{place}: {asked.refused}")
-        return Case(row, asked, 2 if swapped else 1, "Image" if media[0].ndim == 3 else "Video")
+        medium, names = "Image" if media[0].ndim == 3 else "Video", self.config.reply.dimensions
+        return Case(row, asked, 2 if swapped else 1, medium, told, verdicts(row, names, swapped))
 
     def swapped(self, *what: int | str) -> bool:
         """Whether the better sample is second: a coin that follows from the seed."""
@@ -142,20 +133,22 @@ class Reasoning(Loop):
         if not self.heldout:
             return None
         cases = [self.case(row, self.swapped("heldout", n)) for n, row in enumerate(self.heldout)]
-        replies = self.writer.sample([one.question for one in cases], [0] * len(cases), 0.0, self.config.reply.longest)
-        texts = [self.writer.text(reply) for reply in replies]
-        found = [read_written(text, self.config.reply.shows) for text in texts]
-        count = len(cases)
+        traces, reply, count = self.rounds.think(cases, [0] * len(cases), 0.0), self.config.reply, len(cases)
         means = {
-            "accuracy": sum(one.verdict == case.right for one, case in zip(found, cases, strict=True)) / count,
-            "form": sum(one.form for one in found) / count,
-            "first": sum(one.verdict == 1 for one in found) / count,
-            "characters": sum(len(one.thought) for one in found) / count,
+            "accuracy": sum(one.case.judged(one.last)[0] for one in traces) / count,
+            "form": sum(one.form for one in traces) / count,
+            "first": sum(one.last.verdict == 1 for one in traces) / count,
+            "characters": sum(len(one.last.thought) for one in traces) / count,
         }
-        rows = [
-            {"prompt": case.row.prompt.text, "right": case.right, "verdict": one.verdict, "reply": text}
-            for case, one, text in zip(cases, found, texts, strict=True)
-        ]
+        if reply.dimensions:
+            means["dimensions"] = sum(one.case.judged(one.last)[1] for one in traces) / count
+        if reply.rounds:
+            means["rounds"] = sum(len(one.replies) for one in traces) / count
+        rows = []
+        for one in traces:
+            texts = [self.writer.text(tokens) for tokens in one.replies]
+            known = {"prompt": one.case.row.prompt.text, "right": one.case.right, "verdict": one.last.verdict}
+            rows.append({**known, "reply": texts[-1], **({"earlier": texts[:-1]} if texts[1:] else {})})
         write_text(self.config.run_dir / f"held_out_{when}.jsonl", lines(rows))
         self.folder.log({"step": self.learner.step, "event": when, "held_out": means})
         self.say(f"held out {when}  " + shown({**means}))
@@ -182,7 +175,9 @@ class Reasoning(Loop):
             one = self.config.reply.shows == "one"
             thought = said[0] if one else thought_of(*said, case.medium)
             cases.append(case.question)
-            replies.append(self.writer.encode(reply_of(thought, case.right, case.medium, self.config.reply.shows)))
+            named = dict(zip(self.config.reply.dimensions, case.dimensions, strict=True))
+            text = reply_of(thought, case.right, case.medium, self.config.reply.shows, named)
+            replies.append(self.writer.encode(text))
         return self.learner.imitate(cases, replies)
 
     def _rejection(self, how: Rejection) -> Callable[[int], dict[str, float]]:
@@ -196,8 +191,14 @@ class Reasoning(Loop):
 
         def step(number: int) -> dict[str, float]:
             rows = [kept[i] for i in self._picked(number, len(kept))]
-            cases = [self.case(self.rows[row["row"]], row["swapped"]) for row in rows]
-            return self.learner.imitate([one.question for one in cases], [row["tokens"] for row in rows])
+            traces = [
+                self.rounds.replayed(
+                    self.case(self.rows[row["row"]], row["swapped"]), [*row.get("earlier", ()), row["tokens"]]
+                )
+                for row in rows
+            ]
+            asked, replies, _ = flat(traces)
+            return self.learner.imitate(asked, replies)
 
         return step
 
@@ -210,13 +211,13 @@ class Reasoning(Loop):
         cases = [self.case(self.rows[number], order) for (number, _), order in zip(keys, orders, strict=True)]
         seeds = [derive(self.config.seed, "collect", *key) for key in keys]
         with self.learner.reference():
-            replies = self.writer.sample([one.question for one in cases], seeds, reply.temperature, reply.longest)
+            traces = self.rounds.think(cases, seeds, reply.temperature)
         found, kept = [], dict.fromkeys(numbers, 0)
-        for (number, _), order, case, tokens in zip(keys, orders, cases, replies, strict=True):
-            written = read_written(self.writer.text(tokens), reply.shows)
-            right = written.form and written.verdict == case.right and kept[number] < how.best
+        for (number, _), order, one in zip(keys, orders, traces, strict=True):
+            right = one.form and one.case.judged(one.last) == (1, 1) and kept[number] < how.best
             kept[number] += right
-            found.append({"row": number, "swapped": order, "tokens": tokens, "kept": right})
+            earlier = {"earlier": one.replies[:-1]} if one.replies[1:] else {}
+            found.append({"row": number, "swapped": order, "tokens": one.replies[-1], "kept": right, **earlier})
         return found
 
     def _grpo(self, step: int) -> dict[str, float]:
@@ -228,21 +229,22 @@ class Reasoning(Loop):
         keys = [(place, k) for place in range(len(each)) for k in range(how.replies)]
         cases = [each[place] for place, _ in keys]
         seeds = [derive(self.config.seed, "reply", step, *key) for key in keys]
-        asked = [one.question for one in cases]
-        replies = self.writer.sample(asked, seeds, reply.temperature, reply.longest)
-        found = [read_written(self.writer.text(tokens), reply.shows) for tokens in replies]
-        scores = self.signal(cases, found)
+        traces = self.rounds.think(cases, seeds, reply.temperature)
+        scores = self.signal(traces)
         group = torch.tensor([place for place, _ in keys])
         advantage = group_advantage(scores, group, normalise_by=how.normalise_by)
-        known, spread = scores.isfinite(), scores.view(-1, how.replies)
-        right = [one.verdict == case.right for one, case in zip(found, cases, strict=True)]
+        known, spread, count = scores.isfinite(), scores.view(-1, how.replies), len(traces)
         metrics = {
-            "reward": float(scores[known].mean()), "missing": int((~known).sum()), "accuracy": sum(right) / len(right),
-            "form": sum(one.form for one in found) / len(found),
-            "characters": sum(len(one.thought) for one in found) / len(found),
+            "reward": float(scores[known].mean()), "missing": int((~known).sum()),
+            "accuracy": sum(one.case.judged(one.last)[0] for one in traces) / count,
+            "form": sum(one.form for one in traces) / count,
+            "characters": sum(len(one.last.thought) for one in traces) / count,
             "zero_variance_groups": int((spread.amax(1) == spread.amin(1)).sum()),
         }  # fmt: skip
-        return {**metrics, **self.learner.reinforce(asked, replies, advantage, known)}
+        if reply.rounds:
+            metrics["rounds"] = sum(len(one.replies) for one in traces) / count
+        asked, replies, owner = flat(traces)
+        return {**metrics, **self.learner.reinforce(asked, replies, advantage[owner], known[owner])}
 
 
 class Signals:
@@ -258,29 +260,42 @@ class Signals:
             assert isinstance(judge, LocalJudge)
             self.other = Reasoner(judge)
 
-    def __call__(self, cases: Sequence[Case], found: Sequence[Written]) -> Tensor:
-        """``[N]`` rewards of the replies to the cases."""
-        form = torch.tensor([float(one.form) for one in found])
-        right = torch.tensor([float(one.verdict == case.right) for one, case in zip(found, cases, strict=True)])
+    def __call__(self, traces: Sequence[Trace]) -> Tensor:
+        """``[N]`` rewards of what was written about N cases."""
+        form = torch.tensor([float(one.form) for one in traces])
+        right, share = torch.tensor([one.case.judged(one.last) for one in traces]).unbind(1)
         if isinstance(self.how, Listener):
-            return listener_reward(form, right, self.heard(cases, found), self.how.weight)
+            return listener_reward(form, right, self.heard(traces), self.how.weight)
         if isinstance(self.how, Rubric):
-            proxy = (self.heard(cases, found) > 0.5).float()
+            proxy = (self.heard(traces) > 0.5).float()
             return rubric_reward(form, right, proxy, additive=self.how.additive)
         if isinstance(self.how, Thought):
-            return thought_reward(right, form, [len(one.thought) for one in found])
+            return thought_reward(share, form, [len(one.last.thought) for one in traces])
+        if isinstance(self.how, Frames):
+            return form + self._frames(self.how, traces, accuracy_reward(right, share, self.how.overall))
         return verdict_reward(form, right)
 
+    def _frames(self, how: Frames, traces: Sequence[Trace], accuracy: Tensor) -> Tensor:
+        """Accuracy, gain and exploration."""
+        rounds = [
+            [how.overall * right + (1 - how.overall) * share for right, share in map(one.case.judged, one.written)]
+            for one in traces
+        ]
+        places = {number: place for place, number in enumerate(dict.fromkeys(id(one.case) for one in traces))}
+        group = torch.tensor([places[id(one.case)] for one in traces])
+        looked = torch.tensor([float(len(one.replies) > 1) for one in traces])
+        return accuracy + gain_reward(rounds, how.gain) + exploration_reward(looked, group, how.least, how.explore)
+
     @torch.no_grad()
-    def heard(self, cases: Sequence[Case], found: Sequence[Written]) -> Tensor:
+    def heard(self, traces: Sequence[Trace]) -> Tensor:
         """``[N]`` a frozen judge's probability of the right verdict among the two, after it has read the thought.
 
         It reads the thought as the beginning of its own reply. 0 where the form is wrong.
         """
-        values = torch.zeros(len(cases))
-        rows = [row for row, one in enumerate(found) if one.form]
-        asked = [cases[row].question for row in rows for _ in (1, 2)]
-        said = [(found[row].thought, place, cases[row].medium) for row in rows for place in (1, 2)]
+        values = torch.zeros(len(traces))
+        rows = [row for row, one in enumerate(traces) if one.form]
+        asked = [traces[row].questions[-1] for row in rows for _ in (1, 2)]
+        said = [(traces[row].last.thought, place, traces[row].case.medium) for row in rows for place in (1, 2)]
         verdicts = [reply_of(*one, self.shows) for one in said]
         if self.other is not None:
             totals = _likelihoods(self.other, asked, verdicts)
@@ -288,7 +303,7 @@ class Signals:
             with self.learner.reference():
                 totals = _likelihoods(self.writer, asked, verdicts)
         for row, pair in zip(rows, totals.view(-1, 2).softmax(-1), strict=True):
-            values[row] = pair[cases[row].right - 1]
+            values[row] = pair[traces[row].case.right - 1]
         return values
 
 
