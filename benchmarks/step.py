@@ -38,8 +38,8 @@ class Recorder:
         self.trainer = trainer
         self.calls: dict[str, list[Call]] = {"network": [], "decode": [], "reward": []}
 
-    def record(self) -> None:
-        """Run one step with every network, decode and reward call noted."""
+    def record(self, step: int = 0) -> dict[str, Any]:
+        """Run one step with every network, decode and reward call noted; returns its row of ``metrics.jsonl``."""
         generator, drawing = self.trainer.generator, self.trainer.drawing
         reward = drawing.reward
         predict, decode = generator.predict, generator.decode
@@ -47,9 +47,10 @@ class Recorder:
         generator.decode = self._noting("decode", decode, _plain)  # type: ignore[method-assign]
         if reward is not None:
             drawing.reward = self._noting("reward", reward, _plain)  # type: ignore[assignment]
-        self.trainer.step(0)
+        row = self.trainer.step(step)
         drawing.reward = reward
         generator.predict, generator.decode = predict, decode  # type: ignore[method-assign]
+        return row
 
     def _noting(self, kind: str, function: Any, remake: Callable[..., Call]) -> Any:
         def noted(*arguments: Any) -> Any:

@@ -130,6 +130,7 @@ class Trainer:
         self.drawing = Drawing(config, self.source, self.reward, self.bench, self.phases, self.processes)
         self.seconds, self.calls_before = 0.0, 0
         self.held_out = HeldOut(self)
+        self.rescue = Rescue(self, 0, print)  # of fit; steps that benchmarks take leave no checkpoint
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
