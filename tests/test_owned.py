@@ -228,3 +228,23 @@ def test_a_bad_row_costs_one_row(tmp_path):
     assert unreadable == len(bad) + 1
     assert metrics.keep_until(path, 3) == len(bad) + 1
     assert metrics.read(path) == (rows[:3], 0)
+
+
+def test_a_block_holds_the_folder_and_leaves_nothing_of_a_run_that_never_began(tmp_path):
+    place = tmp_path / "deep" / "run"
+
+    def failing() -> None:
+        with RunFolder(place).held(CONFIG, resume=False, overwrite=False):
+            RunFolder(place).enter(CONFIG, resume=False, overwrite=False)
+
+    with pytest.raises(RunFolderError, match="is in use by process"):
+        failing()
+    assert not (tmp_path / "deep").exists()
+    run = RunFolder(place)
+    with run.held(CONFIG, resume=False, overwrite=False):
+        run.check_content(data="1", model="2")
+        run.begin()
+    mark = owned.read_mark(place)
+    assert (mark["kind"], mark["data"], mark["model"]) == (run.kind, "1", "2")
+    assert (place / "config.yaml").read_text() == CONFIG
+    assert json.loads((place / "environment.json").read_text())["python"]

@@ -35,7 +35,6 @@ from align.rewriting.learner import Learner, trained_lora
 from align.rewriting.loop import Loop, shown
 from align.rewriting.table import lines
 from align.runs.devices import require
-from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
@@ -54,23 +53,19 @@ def train_reasoner(
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
-    run, resolved = RunFolder(config.run_dir, kind=REASONER), dump_config(config)
-    try:
-        run.enter(resolved, resume=resume, overwrite=overwrite)
+    run = RunFolder(config.run_dir, kind=REASONER)
+    with run.held(dump_config(config), resume=resume, overwrite=overwrite):
         rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
         if not rows:
             raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learned")
         heldout = read_judged(config.data.heldout) if config.data.heldout else []
         heldout = [row for row in heldout if row.outcome][: config.measured]
-        data, model = data_digest(row.prompt for row in rows), model_digest(config.local.model)
-        run.check_content(data=data, model=model)
+        run.check_content(data=data_digest(row.prompt for row in rows), model=model_digest(config.local.model))
         judge = config.local.load(require(config.device, "device"))
         assert isinstance(judge, LocalJudge)
         training = Reasoning(config, run, Reasoner(judge), rows, heldout, say)
-        run.create(resolved, environment(torch_too=True), data=data, model=model)
+        run.begin()
         return training.run()
-    finally:
-        run.leave()
 
 
 class Reasoning(Loop):

@@ -17,7 +17,6 @@ from align.rewriting.environment import Environment, Judged, Rewrite
 from align.rewriting.table import compared, flat, lines, row_of
 from align.rewriting.words import history, instruction
 from align.rewriting.writer import Writer, build_writer
-from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import EVOLUTION
 from align.runs.run_folder import RunFolder
@@ -40,21 +39,17 @@ def evolve(
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped it.
     """
-    run, resolved = RunFolder(config.run_dir, kind=EVOLUTION), dump_config(config)
-    try:
-        if config.parquet:
-            needs_parquet()
-        run.enter(resolved, resume=resume, overwrite=overwrite)
+    if config.parquet:
+        needs_parquet()
+    run = RunFolder(config.run_dir, kind=EVOLUTION)
+    with run.held(dump_config(config), resume=resume, overwrite=overwrite):
         prompts = read_prompts(config.prompts.source, config.prompts.limit, config.seed)
-        data, model = data_digest(prompts), model_digest(config.generator.path)
-        run.check_content(data=data, model=model)
+        run.check_content(data=data_digest(prompts), model=model_digest(config.generator.path))
         judges = Environment.build(config)
         judges.check(prompts)
         writer = build_writer(config.writer, judges.generator.device)
-        run.create(resolved, environment(torch_too=True), data=data, model=model)
+        run.begin()
         return _evolve(config, judges, writer, prompts, say)
-    finally:
-        run.leave()
 
 
 def _evolve(

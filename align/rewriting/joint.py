@@ -16,7 +16,6 @@ from align.rewriting.train import train_rewriter
 from align.rewriting.words import instruction, rouge_l
 from align.rewriting.writer import build_writer
 from align.runs import devices
-from align.runs.environment import environment
 from align.runs.owned import JOINT
 from align.runs.run_folder import RunFolder
 from align.training.trainer import train
@@ -40,10 +39,9 @@ def train_joint(
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
-    run, resolved = RunFolder(config.run_dir, kind=JOINT), dump_config(config)
-    try:
-        run.enter(resolved, resume=resume, overwrite=overwrite)
-        run.create(resolved, environment(torch_too=True))
+    run = RunFolder(config.run_dir, kind=JOINT)
+    with run.held(dump_config(config), resume=resume, overwrite=overwrite):
+        run.begin()
         found: list[dict[str, Any]] = []
         for turn in range(config.rounds):
             first, second = (config.run_dir / "stages" / f"{turn:02d}-{name}" for name in ("rewriter", "renderer"))
@@ -65,8 +63,6 @@ def train_joint(
             found.append(_stage(second, partial(train, renderer)))
         write_json(config.run_dir / "summary.json", found)
         return found
-    finally:
-        run.leave()
 
 
 def _words(**settings: Any) -> list[str]:

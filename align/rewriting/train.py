@@ -25,7 +25,6 @@ from align.rewriting.settings import Dpo, Grpo, Sft
 from align.rewriting.table import Scored, lines, mean_scores, read_rewrites, row_of
 from align.rewriting.words import instruction
 from align.rewriting.writer import LocalLM, build_writer
-from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REWRITER
 from align.runs.run_folder import RunFolder
@@ -45,23 +44,19 @@ def train_rewriter(
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
-    run, resolved = RunFolder(config.run_dir, kind=REWRITER), dump_config(config)
-    try:
-        run.enter(resolved, resume=resume, overwrite=overwrite)
+    run = RunFolder(config.run_dir, kind=REWRITER)
+    with run.held(dump_config(config), resume=resume, overwrite=overwrite):
         prompts = read_prompts(config.prompts.train, config.prompts.limit, config.seed)
         heldout = (
             read_prompts(config.prompts.heldout, config.prompts.measured, config.seed) if config.prompts.heldout else []
         )
-        data, model = data_digest(prompts), model_digest(config.generator.path)
-        run.check_content(data=data, model=model)
+        run.check_content(data=data_digest(prompts), model=model_digest(config.generator.path))
         judges = Environment.build(config)
         judges.check([*prompts, *heldout])
         writer = build_writer(config.writer, judges.generator.device)
         assert isinstance(writer, LocalLM)
-        run.create(resolved, environment(torch_too=True), data=data, model=model)
+        run.begin()
         return Training(config, run, judges, writer, prompts, heldout, say).run()
-    finally:
-        run.leave()
 
 
 class Training(Loop):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from align.data.files import new_folder, write_json, write_text, writing
 from align.evaluation.per_prompt import forget_scores
 from align.runs import metrics, owned
+from align.runs.environment import environment
 from align.runs.identity import (
     FREE_IN_A_REASONER,
     FREE_IN_A_REWRITER,
@@ -89,6 +91,7 @@ class RunFolder:
         self._replaces = False
         self._made: list[Path] = []
         self._lock: Lock | None = None
+        self._resolved, self._content = "", dict[str, str]()
 
     # -- taking it ----------------------------------------------------------------------------------------------
 
@@ -128,6 +131,23 @@ class RunFolder:
         """Know which part of the run this is."""
         self.before, self.changed, self.asked = part.before, part.changed, part.asked
 
+    @contextmanager
+    def held(self, resolved: str, *, resume: bool, overwrite: bool) -> Iterator[Self]:
+        """:meth:`enter`, and :meth:`leave` at the end of the block; for commands that run in one process.
+
+        The block calls :meth:`check_content` before it loads models, and :meth:`begin` once everything is loaded.
+        """
+        self._resolved = resolved
+        try:
+            self.enter(resolved, resume=resume, overwrite=overwrite)
+            yield self
+        finally:
+            self.leave()
+
+    def begin(self) -> None:
+        """:meth:`create` the run of a block of :meth:`held`; digests of :meth:`check_content` stand in its mark."""
+        self.create(self._resolved, environment(torch_too=True), **self._content)
+
     def leave(self) -> None:
         """Let others use the folder; one that was made for a run which never began goes."""
         if self._lock is not None:
@@ -160,6 +180,7 @@ class RunFolder:
 
     def check_content(self, **digests: str) -> None:
         """Raise RunFolderError where the mark of a resumed run holds another digest by one of these names."""
+        self._content = digests
         mark = owned.read_mark(self.path) if self.before is not None else {}
         data, model = ("data", "judge.model") if self.kind == owned.REASONER else ("prompts", "generator.path")
         for name, key in (("data", data), ("model", model)):

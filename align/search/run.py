@@ -26,7 +26,6 @@ from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards
 from align.policy.trained import load_policy
 from align.runs import devices
-from align.runs.environment import environment
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import SEARCH
 from align.runs.progress import Progress, said
@@ -62,25 +61,21 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
         AlignflowError: says what was wrong and what to do.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
-    run, resolved = RunFolder(config.run_dir, kind=SEARCH), dump_config(config)
-    try:
-        run.enter(resolved, resume=resume, overwrite=overwrite)
+    run = RunFolder(config.run_dir, kind=SEARCH)
+    with run.held(dump_config(config), resume=resume, overwrite=overwrite):
         skip, skipped = config.prompts.bad == "skip", dict[str, str]()
         prompts = read_prompts(
             config.prompts.source, config.prompts.limit, config.prompts.seed, skipped=skipped if skip else None
         )
-        data, model = data_digest(prompts), model_digest(config.generator.path)
-        run.check_content(data=data, model=model)
+        run.check_content(data=data_digest(prompts), model=model_digest(config.generator.path))
         generator, rewards = load(config, prompts)
         needs = Needs(tuple(dict.fromkeys((*generator.inputs, *wanted(rewards)))))
         bad = usable(prompts, skipped, generator, needs, skip, lambda said: print(said, file=sys.stderr))
-        run.create(resolved, environment(torch_too=True), data=data, model=model)
+        run.begin()
         if skip:
             bad = recorded(config.run_dir, "source", bad, run.before is not None)
         prompts = [prompt for prompt in prompts if prompt.place not in bad]
         return _search(config, run, generator, rewards, prompts)
-    finally:
-        run.leave()
 
 
 def _search(
