@@ -9,12 +9,12 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 import generators
-from alignflow import plugins
+from alignflow import hub, plugins
 from alignflow.paths import expanded
 from alignflow.text import first_line
 from alignflow.words import listing
@@ -28,7 +28,6 @@ from generators.settings import Memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ANY = "DiffusionPipeline"  # the pipeline class of an adapter that reads every one
 TRAINED = ("transformer", "transformer_2")  # components that may be stored in fewer bits
-HUB_PATIENCE = 2.0  # seconds to wait for any answer from the hub before calling it unreachable
 
 
 def adapter(kind: str) -> type[Generator]:
@@ -145,22 +144,13 @@ def _from_hub(repo: str) -> Path:
         hf_hub_download(repo, DiffusionPipeline.config_name, local_files_only=True)
         return Path(DiffusionPipeline.download(repo, local_files_only=True))
     except (OSError, HFValidationError):  # not, or not completely, in the cache
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable()
-    if reason:
-        raise GeneratorError(f"no folder {repo!r}, not in the local hub cache, and the hub cannot be asked: {reason}")
+        said = hub.unavailable(repo)
+    if said:
+        raise GeneratorError(f"no folder {repo!r}, {said}")
     try:
         return Path(DiffusionPipeline.download(repo))
     except (OSError, ValueError) as error:
         raise GeneratorError(f"no folder {repo!r}, and the hub says: {_named(error)}") from error
-
-
-def _unreachable() -> str:
-    """Why the hub does not answer, or ''. One request, because the hub client itself retries for 20 s a file."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE)
-    except Exception as error:  # the HTTP library's own hierarchy changes with the hub client's version
-        return f"{constants.ENDPOINT}: {_named(error)}"
-    return ""
 
 
 def _check(folder: Path, cls: type[Generator]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ backward through it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from torch import Tensor, nn
 
+from alignflow import hub
 from alignflow.extras import remedy
 from alignflow.text import first_line
 from generators.errors import GeneratorError
@@ -152,15 +154,18 @@ def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
     """One small attention with its gradient, compared to torch's own."""
     source = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 64, 2, 64, generator=source).to(device, dtype) for _ in range(3))
+    silent = hub.silent() if name.endswith("_hub") else ""
+    found_here = hub.offline() if silent else nullcontext()  # kernels in the cache are found without a network too
     try:
         expected = attend(q, k, v, "native")
         trains = not name.startswith("sage")
-        with torch.enable_grad(), attention_backend(AttentionBackendName(BACKENDS[name])):  # downloads kernels
+        with found_here, torch.enable_grad(), attention_backend(AttentionBackendName(BACKENDS[name])):  # downloads
             found = attend(q.requires_grad_(trains), k, v, name)
             if q.requires_grad:
                 found.float().sum().backward()
     except Exception as error:  # each package fails in its own way: missing, no kernel for this card, another dtype
-        raise GeneratorError(f"memory.attention {name} does not work here: {first_line(error)}; use native") from error
+        said = first_line(error) + (f" (the hub cannot be asked: {silent})" if silent else "")
+        raise GeneratorError(f"memory.attention {name} does not work here: {said}; use native") from error
     gap = float((found.detach() - expected).abs().max())
     if not gap < 0.1 or (q.requires_grad and q.grad is None):
         raise GeneratorError(f"memory.attention {name} is wrong here by {gap:.2g} or has no gradient; use native")

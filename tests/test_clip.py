@@ -99,7 +99,9 @@ def test_clip_that_is_none(clip_folder, tmp_path, monkeypatch):
         ClipReward(model="owner/name").build()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(RewardError, match=r"owner/name does not load as AutoConfig: \w*Connect"):
+    with pytest.raises(
+        RewardError, match=r"owner/name does not load as AutoConfig: .* asked: http://127.0.0.1:9: \w*Connect"
+    ):
         ClipReward(model="owner/name").build()
     for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

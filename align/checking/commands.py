@@ -164,7 +164,7 @@ def _verdict(shown: str, config: RunSettings, found: Named) -> Iterator[str]:
     heldout = getattr(prompts, "heldout", None)
     if heldout is not None and heldout == getattr(prompts, "train", None):
         yield "note       prompts.heldout is prompts.train: its scores are of training prompts"
-    yield from (f"hub        {text}" for text in away)
+    yield from (f"hub        {where} {name} is not on this machine; the hub was not asked" for where, name in away)
     yield from (f"unknown    {text}" for text in found.unknown)
     if found.unknown:
         yield f"{shown}: no problems were found, but the lines marked unknown were not checked"

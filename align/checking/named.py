@@ -36,7 +36,8 @@ class Named:
 
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    away: list[str] = field(default_factory=list)
+    away: list[tuple[str, str]] = field(default_factory=list)
+    """Dotted path of a setting, and the id that is not on this machine."""
 
 
 def named(config: BaseModel, run_code: bool = False) -> Named:
@@ -46,7 +47,7 @@ def named(config: BaseModel, run_code: bool = False) -> Named:
         run_code: whether to import custom code instead of only finding it.
     """
     found = Named()
-    for path, part in _parts(config, ()):
+    for path, part in parts_of(config):
         for name in type(part).model_fields:
             value, where = getattr(part, name), ".".join((*path, name))
             if isinstance(value, Path) and isinstance(part, RewardSettings) and not exists(value.expanduser()):
@@ -61,18 +62,18 @@ def named(config: BaseModel, run_code: bool = False) -> Named:
     return found
 
 
-def _parts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
+def parts_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], BaseModel]]:
     """Every settings object inside ``value`` with its dotted path."""
     if isinstance(value, BaseModel):
         yield path, value
         for name in type(value).model_fields:
-            yield from _parts(getattr(value, name), (*path, name))
+            yield from parts_of(getattr(value, name), (*path, name))
     elif isinstance(value, Mapping):
         for key, inside in value.items():
-            yield from _parts(inside, (*path, str(key)))
+            yield from parts_of(inside, (*path, str(key)))
     elif isinstance(value, list | tuple):
         for index, inside in enumerate(value):
-            yield from _parts(inside, (*path, str(index)))
+            yield from parts_of(inside, (*path, str(index)))
 
 
 def _code(found: Named, where: str, kind: str, run_code: bool) -> None:
@@ -91,34 +92,34 @@ def _code(found: Named, where: str, kind: str, run_code: bool) -> None:
 def _weights(found: Named, where: str, name: str, value: str, here: bool) -> None:
     """Look up a folder or file that a reward reads."""
     if here and value not in WORLDS:
-        if not _exists(value):
+        if not exists_here(value):
             found.problems.append(Problem(where, f"no file or folder {value} (looked in {Path.cwd()})"))
-    elif name in MAY_BE_ON_THE_HUB and value not in WORLDS and not _exists(value):
+    elif name in MAY_BE_ON_THE_HUB and value not in WORLDS and not exists_here(value):
         local = value.startswith((".", "/", "~")) or ("/" not in value and value.endswith(_WEIGHTS))
         if local or not _HUB.fullmatch(value):
             said = f"no file or folder {value} (looked in {Path.cwd()}), and not an id of the hub such as owner/name"
             found.problems.append(Problem(where, said))
         elif not in_hub_cache(value):
-            found.away.append(f"{where} {value} is not on this machine; the hub was not asked")
+            found.away.append((where, value))
 
 
-def _exists(path: str) -> bool:
+def exists_here(path: str) -> bool:
+    """Whether a path, with ``~`` replaced, is there."""
     try:
         return exists(expanded(path))
     except ValueError:
         return False
 
 
-def in_hub_cache(repository: str) -> bool:
+def in_hub_cache(repository: str, kind: str = "models") -> bool:
     """Whether the hub's cache has files of ``owner/name``."""
     home = os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
     cache = os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))
-    return is_dir(os.path.join(cache, f"models--{'--'.join(repository.split('/')[:2])}"))
+    return is_dir(os.path.join(cache, f"{kind}--{'--'.join(repository.split('/')[:2])}"))
 
 
-def generator_away(generator: GeneratorConfig) -> list[str]:
-    """A line for a pipeline that must be downloaded; empty if it is on this machine."""
+def generator_away(generator: GeneratorConfig) -> list[tuple[str, str]]:
+    """Setting and id of a pipeline that must be downloaded; empty if it is on this machine."""
     path = generator.path
-    if path in WORLDS or _exists(path) or in_hub_cache(path):
-        return []
-    return [f"generator.path {path} is not on this machine; the hub was not asked"]
+    here = path in WORLDS or exists_here(path) or in_hub_cache(path)
+    return [] if here or not _HUB.fullmatch(path) else [("generator.path", path)]

@@ -38,6 +38,7 @@ from align.cli.shared import (
     table,
     trained_of,
     with_out,
+    within_reach,
 )
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
@@ -129,7 +130,7 @@ def train(
     files, overrides = files_and_overrides(config, overrides)
     from align.config.load import load_config
 
-    settings = load_config(files, with_out(overrides, out))
+    settings = within_reach(load_config(files, with_out(overrides, out)))
     from align.training.trainer import train as run
 
     try:
@@ -187,7 +188,7 @@ def search(
     if not source.is_dir():
         from align.search.settings import load_search
 
-        settings = load_search(files, with_out(overrides, out))
+        settings = within_reach(load_search(files, with_out(overrides, out)))
         run_dir = settings.run_dir
         from align.search.run import run_search
 

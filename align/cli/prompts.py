@@ -14,6 +14,7 @@ from align.cli.shared import (
     print_values,
     stoppable,
     with_out,
+    within_reach,
 )
 from align.config.command_line import files_and_overrides
 from alignflow.terminal import echo
@@ -30,7 +31,7 @@ def evolve(
     from align.rewriting.settings import load_evolve
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_evolve(files, with_out(overrides, out))
+    settings = within_reach(load_evolve(files, with_out(overrides, out)))
     from align.rewriting.evolve import evolve as run
 
     with stoppable("prompts evolve", settings.run_dir, files, overrides, out):
@@ -49,7 +50,7 @@ def train(
     from align.rewriting.settings import load_rewriter
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_rewriter(files, with_out(overrides, out))
+    settings = within_reach(load_rewriter(files, with_out(overrides, out)))
     from align.rewriting.train import train_rewriter as run
 
     with stoppable("prompts train", settings.run_dir, files, overrides, out):
@@ -69,7 +70,7 @@ def joint(
     from align.rewriting.joint_settings import load_joint
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_joint(files, with_out(overrides, out))
+    settings = within_reach(load_joint(files, with_out(overrides, out)))
     from align.rewriting.joint import train_joint
 
     with stoppable("prompts joint", settings.run_dir, files, overrides, out):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from align.cli.shared import ConfigArgument, Out, Overrides, Overwrite, Resume, stoppable, with_out
+from align.cli.shared import ConfigArgument, Out, Overrides, Overwrite, Resume, stoppable, with_out, within_reach
 from align.config.command_line import files_and_overrides
 from align.runs.devices import chosen, require
 from alignflow.errors import ConfigError
@@ -181,7 +181,7 @@ def train(
     from align.preference import settings as kinds
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_for("reward train", files, with_out(overrides, out))
+    settings = within_reach(load_for("reward train", files, with_out(overrides, out)))
     if isinstance(settings, kinds.RewardTrainConfig):
         with stoppable("reward train", settings.run_dir, files, overrides, out):
             _train_reward(settings, resume, overwrite)
@@ -204,7 +204,7 @@ def reason(
     from align.reasoning.settings import load_reasoning
 
     files, overrides = files_and_overrides(config, overrides)
-    settings = load_reasoning(files, with_out(overrides, out))
+    settings = within_reach(load_reasoning(files, with_out(overrides, out)))
     from align.reasoning.train import train_reasoner
 
     with stoppable("reward reason", settings.run_dir, files, overrides, out):

@@ -7,13 +7,19 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from align.config.command_line import files_and_overrides
 from alignflow.errors import RunFolderError
+from alignflow.lazy import lazy
 from alignflow.terminal import echo
+
+if TYPE_CHECKING:
+    from align.checking.reachable import within_reach
+else:
+    within_reach = lazy("align.checking.reachable:within_reach")
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 Overrides = Annotated[
@@ -54,10 +60,10 @@ def settings_of(source: Path, words: Sequence[str] | None) -> tuple[Any, Path | 
 
     (_, *others), overrides = files_and_overrides(source, words)
     if not source.is_dir():
-        return load_config([source, *others], overrides), None
+        return within_reach(load_config([source, *others], overrides), "generator"), None
     if not (source / "config.yaml").is_file():
         raise RunFolderError(f"{source} is not a run folder: it has no config.yaml")
-    return load_config([source / "config.yaml", *others], overrides), source
+    return within_reach(load_config([source / "config.yaml", *others], overrides), "generator"), source
 
 
 def best_of(source: Path) -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alignflow import hub
 from alignflow.errors import DataError, Problem
 from alignflow.extras import optional, remedy
 from alignflow.files.rows import RowError, csv_rows, json_rows
@@ -130,14 +132,16 @@ def _dataset_rows(source: str, name: str, split: str, folder: Path = Path(), **o
 
 def _load(source: str, name: str, split: str, **options: Any) -> Any:
     datasets = optional("datasets", source, DataError)
+    silent = hub.silent() if source.startswith(HUB) else ""
     try:
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # save_to_disk
             saved = datasets.load_from_disk(name)
             table = saved[split] if isinstance(saved, dict) else saved
         else:
-            table = datasets.load_dataset(name, split=split, **options)
+            with hub.offline() if silent else nullcontext():  # a copy in the cache is found without a network too
+                table = datasets.load_dataset(name, split=split, **options)
     except Exception as error:  # a hierarchy of its own, and that of the hub client below it
-        said = f"{type(error).__name__}: {first_line(error)}"
+        said = f"{type(error).__name__}: {first_line(error)}" if not silent else hub.unavailable(name, "dataset")
         raise DataError(f"{printable(source, 300)}: split {split!r} cannot be loaded: {said}") from error
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from alignflow import text
+from alignflow import hub, text
 from alignflow.files import weights
 from alignflow.paths import expanded
 from rewards.base import RewardError
@@ -39,16 +39,19 @@ def from_pretrained(cls: Any, path: str, **options: Any) -> Any:
     Raises:
         RewardError: neither has it, or it is damaged.
     """
+    failed = f"{path} does not load as {cls.__name__}: "
     try:
         try:
             return cls.from_pretrained(path, local_files_only=True, **options)
         except OSError:
             if Path(path).is_dir():
                 raise
-            _ask_hub()
-            return cls.from_pretrained(path, **options)
+        _ask_hub(failed, path)
+        return cls.from_pretrained(path, **options)
+    except RewardError:
+        raise
     except Exception as error:  # transformers raises whatever its readers raise
-        raise RewardError(f"{path} does not load as {cls.__name__}: {typed_line(error)}") from error
+        raise RewardError(f"{failed}{typed_line(error)}") from error
 
 
 def find_model(path: str, embedded: str = "clip") -> str:
@@ -96,14 +99,17 @@ def weight_file(reference: str, hint: str = "") -> Path:
     from huggingface_hub import hf_hub_download
 
     owner, name, file = reference.split("/", 2)
+    failed = f"no file {reference} here, and not from the hub: "
     try:
         try:
             return Path(hf_hub_download(f"{owner}/{name}", file, local_files_only=True))
         except OSError:
-            _ask_hub()
-            return Path(hf_hub_download(f"{owner}/{name}", file))
+            _ask_hub(failed, reference, hint)
+        return Path(hf_hub_download(f"{owner}/{name}", file))
+    except RewardError:
+        raise
     except Exception as error:  # the hub's client raises errors of several packages
-        said = f"no file {reference} here, and not from the hub: {typed_line(error)}"
+        said = f"{failed}{typed_line(error)}"
         raise RewardError(f"{said}; download it and give its path{hint and '; ' + hint}") from error
 
 
@@ -116,10 +122,7 @@ def _on_hub(reference: str) -> bool:
     return reference.count("/") >= 2 and not reference.startswith((".", "/", "~"))
 
 
-def _ask_hub() -> None:
-    """One request that raises when the hub does not answer, because its client retries for 20 s a file."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        raise RewardError("not in the local hub cache, and HF_HUB_OFFLINE is set")
-    get_session().head(constants.ENDPOINT, timeout=2.0)
+def _ask_hub(failed: str, name: str, hint: str = "") -> None:
+    """Raise RewardError, which begins with ``failed``, where the hub does not answer."""
+    if said := hub.unavailable(name):
+        raise RewardError(f"{failed}{said}" + (f"\n  {hint}" if hint else ""))
