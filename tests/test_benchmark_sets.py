@@ -10,7 +10,10 @@ import pytest
 import torch
 from tiny_run import settings
 
-from align.data.media import write_media
+from align.cli.benchmark import FORMATS as LISTED
+from align.data.media import read_media, write_media
+from align.evaluation.against import lines_of as against_lines
+from align.evaluation.against import table
 from align.evaluation.benchmark import benchmark, lines_of, summary
 from align.evaluation.sets import FORMATS, read_set
 from alignflow.errors import ConfigError, DataError, RunFolderError
@@ -223,3 +226,67 @@ def test_a_benchmark_resumes_and_refuses_another_set(model: Path, tmp_path: Path
     without = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rewards": {}})})
     with pytest.raises(ConfigError, match=r"evaluate.rewards is empty"):
         benchmark(without, prompts, tmp_path / "new", name="table")
+
+
+def test_shares_are_won_tied_and_lost() -> None:
+    values = [("a", 1.0), ("a", 0.5), ("a", None), ("b", 0.2), ("b", 0.9)]
+    found = table([{"category": category, "against": {"r": value}} for category, value in values])["r"]
+    assert found["a"] == {"samples": 2, "missing": 1, "won": 0.5, "tied": 0.5, "lost": 0.0, "net": 0.5}
+    assert found["b"] == {"samples": 2, "missing": 0, "won": 0.5, "tied": 0.0, "lost": 0.5, "net": 0.0}
+    assert found["all"] == {"samples": 4, "missing": 1, "won": 0.5, "tied": 0.25, "lost": 0.25, "net": 0.25}
+    lines = against_lines({"r": found}, "old")
+    assert lines[1] == "r, against old:"
+    assert "| all | 4 | 0.500 | 0.250 | 0.250 | 0.250 |" in lines
+
+
+JUDGE = """
+import torch
+
+def redder(media, prompts, group):
+    red = media[:, 0].mean(dim=(1, 2))
+    return torch.stack([(red[i] > red[(group == group[i]) & (torch.arange(len(red)) != i)]).float().mean()
+                        for i in range(len(red))])
+"""
+
+
+def test_two_benchmarks_of_a_set_are_compared_sample_by_sample(model: Path, tmp_path: Path) -> None:
+    written(tmp_path, {"judge.py": JUDGE, "p.jsonl": "\n".join(json.dumps({"prompt": f"cat {n}"}) for n in range(2))})
+    red = {"red": {"kind": "tiny_run:redness"}}
+    better = {"better": {"kind": f"{tmp_path / 'judge.py'}:redder"}}
+    prompts = read_set("table", str(tmp_path / "p.jsonl"))
+
+    def run(out: str, rewards: dict[str, Any], seed: int = 0, **more: Any) -> dict[str, Any]:
+        evaluate = {"chunk": 2, "sampler": {"steps": 2}, "rewards": rewards, "seed": seed}
+        config = settings(tmp_path, model, evaluate=evaluate)
+        return benchmark(config, prompts, tmp_path / out, name="table", count=2, say=lambda line: None, **more)
+
+    first = run("old", red)
+    found = run("new", {**red, **better}, seed=1, against=tmp_path / "old")
+    assert set(found["rewards"]) == {"red"}
+    reds = [
+        [float(read_media(tmp_path / out / f"0000{n}-{copy}.png")[0].mean()) for n in (0, 1) for copy in (0, 1)]
+        for out in ("new", "old")
+    ]
+    wins = sum(new > old for new, old in zip(*reds, strict=True)) / 4
+    shares = found["against"]["rewards"]["better"]["all"]
+    assert (shares["won"], shares["samples"]) == (wins, 4)
+    back = run("back", better, against=tmp_path / "new")
+    assert back["against"]["rewards"]["better"]["all"]["net"] == -shares["net"]
+    assert back["rewards"] == {}
+    assert run("new", {**red, **better}, seed=1, against=tmp_path / "old") == found  # all samples are there
+    assert "against" not in first
+    with pytest.raises(ConfigError, match=r"evaluate\.rewards\.better compares samples; --against names"):
+        run("alone", better)
+    assert not any((tmp_path / "alone").glob("*.json"))
+    with pytest.raises(ConfigError, match="--against needs a reward that compares"):
+        run("plain", red, against=tmp_path / "old")
+    with pytest.raises(RunFolderError, match="is not the folder of a finished benchmark"):
+        run("none", better, against=tmp_path / "nowhere")
+    written(tmp_path, {"other.jsonl": json.dumps({"prompt": "dog"}) + "\n" + json.dumps({"prompt": "cat 1"})})
+    prompts = read_set("table", str(tmp_path / "other.jsonl"))
+    with pytest.raises(RunFolderError, match=r"prompt 0, sample 0: .*old has it of 'cat 0'"):
+        run("other", better, against=tmp_path / "old")
+
+
+def test_the_command_lists_all_formats() -> None:
+    assert LISTED.split(", ") == list(FORMATS)

@@ -12,7 +12,10 @@ from alignflow.errors import ConfigError
 from alignflow.terminal import echo
 from alignflow.words import listing
 
-FORMATS = "geneval, t2i-compbench, dpg-bench, tiif, tiif-long, imgedit, gedit, gedit-cn, dreambench, table"
+FORMATS = (
+    "geneval, t2i-compbench, dpg-bench, tiif, tiif-long, t2i-reasonbench, densealignbench, imgedit, gedit, gedit-cn, "
+    "dreambench, table"
+)
 
 
 def benchmark(
@@ -30,6 +33,9 @@ def benchmark(
     ),
     media: Annotated[Path | None, typer.Option(help="folder of the set's images")] = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 4,
+    against: Annotated[
+        Path | None, typer.Option(help="folder of another benchmark of the set, to compare with sample by sample")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts per category; default: all")] = None,
 ) -> None:
     """Generate and score a published prompt set; the table has a row per category."""
@@ -43,7 +49,7 @@ def benchmark(
     from align.evaluation.benchmark import lines_of
 
     policy = None if run_dir is None else trained_of(source).folder
-    results = run(settings, found, out, name=kind, count=count, policy=policy, say=echo)
+    results = run(settings, found, out, name=kind, count=count, policy=policy, against=against, say=echo)
     for line in lines_of(results):
         echo(line)
     echo(f"{out / 'results.md'}")

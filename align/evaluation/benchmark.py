@@ -13,6 +13,8 @@ from align.data.files import write_json, write_text
 from align.data.inputs import check_needs
 from align.data.media import write_media
 from align.data.prompts import Prompt
+from align.evaluation.against import Rival, compared, comparing, table
+from align.evaluation.against import lines_of as against_lines
 from align.evaluation.evaluate import generate, score_rows
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards
@@ -39,6 +41,7 @@ def benchmark(
     name: str,
     count: int = 4,
     policy: Path | None = None,
+    against: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Generate ``count`` samples per prompt with the evaluation sampler, score them, and write samples and results.
@@ -48,44 +51,60 @@ def benchmark(
 
     Args:
         policy: a trained policy put onto the base, see :func:`align.policy.trained.load_policy`.
+        against: folder of another benchmark of the same prompts, with whose samples rewards compare.
 
     Returns:
         the content of ``results.json``: means by category and reward, over prompts and over categories.
 
     Raises:
-        ConfigError: the config has no rewards under ``evaluate.rewards``.
-        RunFolderError: ``out`` holds another benchmark.
+        ConfigError: the config has no rewards under ``evaluate.rewards``, or one that compares and ``against`` is None.
+        RunFolderError: ``out`` holds another benchmark, or ``against`` does not hold one of these prompts.
     """
     if not config.evaluate.rewards:
         raise ConfigError("evaluate.rewards is empty: name the rewards that score the benchmark")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        rows = _taken_up(out, _identity(config, prompts, name, count, policy))
         device = devices.chosen(config.generator.device)
-        rewards = build_rewards(dict(config.evaluate.rewards), device)
+        built = build_rewards(dict(config.evaluate.rewards), device)
+        rival, beside = None if against is None else Rival(against), comparing(built, against)
+        rewards = {key: reward for key, reward in built.items() if key not in beside}
+        rows = _taken_up(out, _identity(config, prompts, name, count, policy, against))
         generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
         if policy is not None:
             load_policy(generator, policy)
-        check_needs(list(prompts), generator, rewards)
+        check_needs(list(prompts), generator, built)
         asked = [(number, copy) for number in range(len(prompts)) for copy in range(count)]
         while len(rows) < len(asked):
             some = asked[len(rows) : len(rows) + config.evaluate.chunk]
             chosen = [prompts[number] for number, _ in some]
             seeds = [derive(config.evaluate.seed, "benchmark", number, copy) for number, copy in some]
-            media, inputs = generate(generator, chosen, seeds, wanted(rewards), config.evaluate)
+            media, inputs = generate(generator, chosen, seeds, wanted(built), config.evaluate)
             scored = score_rows(media, chosen, inputs, rewards)
-            for (number, copy), one, scores in zip(some, media, scored, strict=True):
+            others = [rival.media(*key, prompts[key[0]].text) for key in some] if rival else []
+            fought = compared(media, others, [prompt.text for prompt in chosen], inputs, beside) if rival else None
+            for row, ((number, copy), one) in enumerate(zip(some, media, strict=True)):
+                scores = [scored[row], *([fought[row]] if fought else [])]
                 rows.append(_saved(out, prompts[number], number, copy, one, scores))
             say(f"{len(rows)} of {len(asked)} samples")
-        return _written(out, name, rows, count)
+        return _written(out, name, rows, count, against)
 
 
-def _identity(config: Config, prompts: Sequence[Prompt], name: str, count: int, policy: Path | None) -> Row:
+def _identity(
+    config: Config, prompts: Sequence[Prompt], name: str, count: int, policy: Path | None, against: Path | None
+) -> Row:
     settings = config.model_dump(mode="json")
     told = {"generator": settings["generator"], "evaluate": settings["evaluate"]}
     told["evaluate"].pop("chunk")
     policy_of = None if policy is None else str(policy.resolve())
-    return {"set": name, "prompts": data_digest(prompts), "count": count, "policy": policy_of, **absolute(told)}
+    other = {} if against is None else {"against": str(against.resolve())}
+    return {
+        **other,
+        "set": name,
+        "prompts": data_digest(prompts),
+        "count": count,
+        "policy": policy_of,
+        **absolute(told),
+    }
 
 
 def _taken_up(out: Path, identity: Row) -> list[Row]:
@@ -110,9 +129,12 @@ def _taken_up(out: Path, identity: Row) -> list[Row]:
 
 
 def _saved(
-    out: Path, prompt: Prompt, number: int, copy: int, media: Any, found: tuple[dict[str, float], dict[str, str]]
-) -> Row:
-    scores, reasons = found
+    out: Path, prompt: Prompt, number: int, copy: int, media: Any,
+    found: Sequence[tuple[dict[str, float], dict[str, str]]],
+) -> Row:  # fmt: skip
+    """The row of a sample, which is written. ``found`` are scores and reasons, then those of comparisons if any."""
+    columns = [{name: value if math.isfinite(value) else None for name, value in scores.items()} for scores, _ in found]
+    reasons = {name: why for _, reason in found for name, why in reason.items()}
     file = f"{number:05d}-{copy}{'.png' if media.ndim == 3 else '.webp'}"
     write_media(out / file, media.cpu())
     row = {
@@ -120,7 +142,8 @@ def _saved(
         "prompt": prompt.text,
         "category": prompt.metadata["category"],
         "number": number,
-        "scores": {name: value if math.isfinite(value) else None for name, value in scores.items()},
+        "scores": columns[0],
+        **({"against": columns[1]} if columns[1:] else {}),
         **({"reasons": reasons} if reasons else {}),
     }
     append(out / SAMPLES, row)
@@ -166,8 +189,10 @@ def _mean(values: Sequence[float]) -> Row:
     return {"mean": mean, "stderr": spread, "prompts": count}
 
 
-def _written(out: Path, name: str, rows: Sequence[Row], count: int) -> dict[str, Any]:
+def _written(out: Path, name: str, rows: Sequence[Row], count: int, against: Path | None) -> dict[str, Any]:
     results = {"set": name, "samples_per_prompt": count, "rewards": summary(rows)}
+    if against is not None:
+        results["against"] = {"folder": str(against), "rewards": table(rows)}
     write_json(out / RESULTS, results)
     write_text(out / "results.md", "\n".join(lines_of(results)) + "\n")
     return results
@@ -176,9 +201,14 @@ def _written(out: Path, name: str, rows: Sequence[Row], count: int) -> dict[str,
 def lines_of(results: dict[str, Any]) -> list[str]:
     """The results as a table in Markdown, one row per category."""
     rewards = results["rewards"]
-    categories = list(next(iter(rewards.values()))["categories"]) if rewards else []
+    title = f"# {results['set']}, {results['samples_per_prompt']} samples per prompt"
+    other = results.get("against", {"rewards": {}, "folder": ""})
+    fought = against_lines(other["rewards"], other["folder"])
+    if not rewards:
+        return [title, *fought]
+    categories = list(next(iter(rewards.values()))["categories"])
     lines = [
-        f"# {results['set']}, {results['samples_per_prompt']} samples per prompt",
+        title,
         "",
         f"| category | prompts | {' | '.join(rewards)} |",
         f"|---|---|{'---|' * len(rewards)}",
@@ -187,10 +217,10 @@ def lines_of(results: dict[str, Any]) -> list[str]:
         cells = [one["categories"][category] for one in rewards.values()]
         lines.append(f"| {category} | {cells[0]['prompts']} | {' | '.join(map(_cell, cells))} |")
     every = [one["prompts"] for one in rewards.values()]
-    lines.append(f"| all prompts | {every[0]['prompts'] if every else 0} | {' | '.join(map(_cell, every))} |")
+    lines.append(f"| all prompts | {every[0]['prompts']} | {' | '.join(map(_cell, every))} |")
     means = [{"mean": one["mean_of_categories"], "stderr": None} for one in rewards.values()]
     lines.append(f"| mean of categories | | {' | '.join(map(_cell, means))} |")
-    return [*lines, "", "Mean and standard error over prompts."]
+    return [*lines, "", "Mean and standard error over prompts.", *fought]
 
 
 def _cell(one: Row) -> str:
