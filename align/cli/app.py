@@ -20,6 +20,7 @@ from align.cli import pairs as pairs_cli
 from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
 from align.cli.benchmark import benchmark
+from align.cli.doctor import doctor
 from align.cli.label import label
 from align.cli.shared import (
     AsJson,
@@ -363,6 +364,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
 
 
 app.command(epilog="Example: alignflow recipes --json")(about.recipes)
+app.command(epilog="Example: alignflow doctor --json")(doctor)
 app.command(epilog="Example: alignflow env --torch")(about.env)
 app.command(epilog="Example: alignflow schema > alignflow.schema.json")(about.schema)
 
