@@ -1,7 +1,7 @@
 """Writes the pages of docs/ that follow from the code: ``python -m benchmarks.pages``.
 
 ``docs/catalogue.md`` lists every generator, recipe, reward, sampler and search method; ``docs/rooms.md`` lists every
-module with the first line of its docstring.
+module with the first line of its docstring. ``docs/reference/`` has every setting, command and public function.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.config.registry import reward_columns, summary
+from benchmarks import python_reference, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("alignflow", "generators", "rewards", "align")
@@ -71,7 +72,17 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-PAGES = {"catalogue.md": catalogue, "rooms.md": rooms}
+PAGES = {
+    "catalogue.md": catalogue,
+    "rooms.md": rooms,
+    "reference/training.md": reference.training,
+    "reference/recipes.md": reference.recipes,
+    "reference/rewards.md": reference.rewards,
+    "reference/search.md": reference.search,
+    "reference/other.md": reference.others,
+    "reference/commands.md": reference.commands,
+    "reference/python.md": python_reference.page,
+}
 
 
 def main() -> None:

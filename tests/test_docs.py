@@ -11,13 +11,23 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import alignflow
+from align.checking.commands import examine
 from align.cli.app import app
 from align.config.registry import summary
+from alignflow.errors import ConfigError
 from benchmarks.pages import PAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [
+    str(page.relative_to(ROOT)) for page in WRITTEN if re.search(r"^```(sh|yaml|python)", page.read_text(), re.M)
+]
+
+ELSEWHERE = re.compile("does not exist|no folder|no file|is not installed|needs the package|cannot import")
+"""Problems of configs that name files and packages of the reader."""
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -56,25 +66,111 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, link
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [
-        line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("alignflow")
-    ]
+def commands(text: str) -> list[list[str]]:
+    """Words of every alignflow command in the sh blocks of a page, without what stands before ``alignflow``."""
+    shell = "".join(part for language, _, part in blocks(text) if language == "sh").replace("\\\n", " ")
+    starts = re.split(r"^(?=(?:[A-Z_2]+=\S+ )*(?:\.venv/bin/)?alignflow )", shell, flags=re.MULTILINE)[1:]
+    split = [shlex.split(line.replace(".venv/bin/", ""), comments=True) for line in map(whole_line, starts)]
+    return [words[words.index("alignflow") + 1 :] for words in split]
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_of_the_readme_exist_with_their_options_and_configs(line):
-    _, name, *words = shlex.split(line)
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= options
-    assert all((ROOT / word).is_file() for word in words if word.startswith("configs/"))
+def whole_line(text: str) -> str:
+    """The first line, and those after it until its quotes are closed."""
+    lines = text.splitlines()
+    return next("\n".join(lines[:n]) for n in range(1, len(lines) + 1) if "\n".join(lines[:n]).count("'") % 2 == 0)
+
+
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """(language, file name or "", text) of every block of code of a page."""
+    found = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    return [(language, name or file_name(part), part) for language, name, part in found]
+
+
+def file_name(text: str) -> str:
+    found = re.match(r"# (\w+\.(?:py|yaml)): ", text)
+    return found[1] if found else ""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder that has the repository's configs."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def write_files(page: Path, folder: Path) -> str:
+    """Write the blocks of a page that have a file name; return its text."""
+    text = page.read_text()
+    for _, name, part in blocks(text):
+        if name:
+            (folder / name).write_text(part)
+    return text
+
+
+def wrong_with(files: list[str], overrides: list[str]) -> list[str]:
+    """Problems of a config other than files of the reader's that are not here."""
+    try:
+        list(examine([Path(file) for file in files], overrides, False, None, False))
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems if not ELSEWHERE.search(str(problem))]
+    return []
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=str)
+def test_commands_exist_with_their_options_and_their_configs_pass_check(page, folder):
+    for words in commands(write_files(ROOT / page, folder)):
+        given = words
+        if words[0] == "launch":
+            options = {option for parameter in COMMANDS["launch"].params for option in parameter.opts}
+            assert {word for word in words[:7] if word.startswith("--") and word in options}
+            words = words[next(n for n, word in enumerate(words) if word in COMMANDS and n) :]
+        name, *rest = words
+        if name.startswith("--"):
+            continue
+        command = COMMANDS[name]
+        if hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= options, given
+        configs = [word for word in rest if word.endswith(".yaml") and (folder / word).is_file()]
+        missing = [word for word in rest if word.startswith("configs/") and word.endswith(".yaml")]
+        assert all((folder / word).is_file() for word in missing), given
+        if configs and rest[0] in configs and name not in ("schema", "reward"):
+            overrides = [word for word in rest if re.match(r"[a-z_.]+=", word)]
+            assert wrong_with(configs, overrides) == [], given
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=str)
+def test_configs_in_pages_pass_check(page, folder):
+    for language, name, part in blocks(write_files(ROOT / page, folder)):
+        if language != "yaml" or page == "docs/nodes.md":
+            continue
+        if not name:
+            name = "part.yaml"
+            base = "extends: configs/quickstart.yaml\n" if "extends:" not in part else ""
+            (folder / name).write_text(base + part)
+        assert wrong_with([name], []) == [], part
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_CODE if page != "CONTRIBUTING.md"], ids=str)
+def test_python_in_pages_runs(page, folder, monkeypatch):
+    text = write_files(ROOT / page, folder)
+    if page != "docs/tutorials/first.md":  # which trains in seconds
+        monkeypatch.setattr(alignflow, "train", lambda config: {"steps": config.train.steps}, raising=False)
+    names: dict = {"__name__": page}
+    for language, _, part in blocks(text):
+        if language == "python":
+            imports = re.findall(r"^(?:import|from) .*$", part, re.MULTILINE)
+            weights = "from_pretrained" in part
+            exec(compile("\n".join(imports) if weights else part, page, "exec"), names)
+            compile(part, page, "exec")
 
 
 def test_the_daily_commands_are_five():
-    assert len(commands()) == 6  # and the quickstart
+    assert len(commands(README)) == 6  # and the quickstart
 
 
 def test_scripts_for_clusters_can_be_parsed(tmp_path):

@@ -28,7 +28,7 @@ else:
 
 POLICY = (
     "best_worst, all, rank_then_sift, agree, threshold_gap, dominance, pass_fail or best_of_n_reference; "
-    "docs/configs.md says what each pairs"
+    "docs/howto/tables.md says what each pairs"
 )
 
 
