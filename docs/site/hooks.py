@@ -1,4 +1,4 @@
-"""Hooks of the site: the page ``contributing.md``, and links to files outside ``docs/``, which the site does not have."""
+"""Hooks of the site: the page ``contributing.md``; links to files outside ``docs/`` become text."""
 
 from __future__ import annotations
 
