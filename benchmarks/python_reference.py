@@ -17,6 +17,7 @@ PARTS: dict[str, list[str]] = {
     "Recipes": ["align.recipes.base:Recipe", "align.recipes.base:Bench"],
 }
 MATHS = ("losses", "samplers", "advantages", "weights", "pairs", "matching", "seeds")
+STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes):$")
 
 
@@ -29,8 +30,8 @@ def page() -> str:
     for title, places in PARTS.items():
         lines += ["", f"## {title}"]
         for place in places:
-            module, name = place.split(":")
-            lines += _entry(f"{module}.{name}", getattr(importlib.import_module(module), name))
+            where, name = place.split(":")
+            lines += _entry(f"{where}.{name}", getattr(importlib.import_module(where), name))
     for name in MATHS:
         module = importlib.import_module(f"align.maths.{name}")
         lines += ["", f"## align.maths.{name}", "", *_prose(inspect.getdoc(module) or "")]
@@ -62,7 +63,7 @@ def _signature(name: str, value: Any) -> str:
         if one.kind is one.KEYWORD_ONLY and not any(part.startswith("*") for part in parts):
             parts.append("*")
         if key not in ("self", "cls"):
-            stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+            stars = STARS.get(one.kind.name, "")
             parts.append(f"{stars}{key}{_annotation(one.annotation, ': ')}")
             parts[-1] += "" if one.default is one.empty else f" = {one.default!r}"
     result = _annotation(called.return_annotation, " -> ")

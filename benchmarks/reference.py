@@ -38,6 +38,7 @@ NAMES: dict[Any, str] = {
     type(None): "null", Any: "any value", Path: "path",
     bool: "true or false", int: "integer", float: "number", str: "text", dict: "mapping",
 }  # fmt: skip
+NESTED: dict[Any, str] = {list: "[].", dict: ".NAME."}
 LINKS = {"reward": "rewards.md", "recipe": "recipes.md", "search": "search.md"}
 OTHERS: dict[str, type[BaseModel]] = {
     "Training a reward": RewardTrainConfig,
@@ -149,7 +150,7 @@ def _rows(cls: type[BaseModel], path: str, skip: Any = ()) -> Iterator[str]:
         yield f"| {' | '.join(map(_cell, cells))} |"
         nested = [] if said else [one for one in _models(field.annotation) if not issubclass(one, RewardSettings)]
         if len(nested) == 1 and path.count(".") < 2:
-            inner = {list: "[].", dict: ".NAME."}.get(get_origin(field.annotation) or type, ".")
+            inner = NESTED.get(get_origin(field.annotation), ".")
             yield from _rows(nested[0], f"{path}{name}{inner}")
 
 
@@ -225,7 +226,7 @@ def _plain(value: Any) -> str:
 
 def _registered(of: typer.Typer) -> Iterator[tuple[str, typer.models.CommandInfo]]:
     """(name, command) of an app and its groups, sorted."""
-    found = [(info.name or getattr(info.callback, "__name__", ""), info) for info in of.registered_commands]
+    found = [(str(info.name or getattr(info.callback, "__name__", "")), info) for info in of.registered_commands]
     for group in of.registered_groups:
         assert group.typer_instance is not None
         prefix = group.name or group.typer_instance.info.name
