@@ -39,7 +39,7 @@ def comparing(rewards: Mapping[str, Reward], other: Path | None) -> dict[str, Re
     return found
 
 
-class Rival:
+class OtherSamples:
     """The samples in the folder of another benchmark.
 
     Raises:

@@ -13,7 +13,7 @@ from align.data.files import write_json, write_text
 from align.data.inputs import check_needs
 from align.data.media import write_media
 from align.data.prompts import Prompt
-from align.evaluation.against import Rival, compared, comparing, table
+from align.evaluation.against import OtherSamples, compared, comparing, table
 from align.evaluation.against import lines_of as against_lines
 from align.evaluation.evaluate import generate, score_rows
 from align.maths.seeds import derive
@@ -66,7 +66,7 @@ def benchmark(
     with locked(out):
         device = devices.chosen(config.generator.device)
         built = build_rewards(dict(config.evaluate.rewards), device)
-        rival, beside = None if against is None else Rival(against), comparing(built, against)
+        other, beside = None if against is None else OtherSamples(against), comparing(built, against)
         rewards = {key: reward for key, reward in built.items() if key not in beside}
         rows = _taken_up(out, _identity(config, prompts, name, count, policy, against))
         generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
@@ -80,10 +80,11 @@ def benchmark(
             seeds = [derive(config.evaluate.seed, "benchmark", number, copy) for number, copy in some]
             media, inputs = generate(generator, chosen, seeds, wanted(built), config.evaluate)
             scored = score_rows(media, chosen, inputs, rewards)
-            others = [rival.media(*key, prompts[key[0]].text) for key in some] if rival else []
-            fought = compared(media, others, [prompt.text for prompt in chosen], inputs, beside) if rival else None
+            others = [other.media(*key, prompts[key[0]].text) for key in some] if other else []
+            texts = [prompt.text for prompt in chosen]
+            both = compared(media, others, texts, inputs, beside) if other else None
             for row, ((number, copy), one) in enumerate(zip(some, media, strict=True)):
-                scores = [scored[row], *([fought[row]] if fought else [])]
+                scores = [scored[row], *([both[row]] if both else [])]
                 rows.append(_saved(out, prompts[number], number, copy, one, scores))
             say(f"{len(rows)} of {len(asked)} samples")
         return _written(out, name, rows, count, against)
@@ -203,9 +204,9 @@ def lines_of(results: dict[str, Any]) -> list[str]:
     rewards = results["rewards"]
     title = f"# {results['set']}, {results['samples_per_prompt']} samples per prompt"
     other = results.get("against", {"rewards": {}, "folder": ""})
-    fought = against_lines(other["rewards"], other["folder"])
+    comparisons = against_lines(other["rewards"], other["folder"])
     if not rewards:
-        return [title, *fought]
+        return [title, *comparisons]
     categories = list(next(iter(rewards.values()))["categories"])
     lines = [
         title,
@@ -220,7 +221,7 @@ def lines_of(results: dict[str, Any]) -> list[str]:
     lines.append(f"| all prompts | {every[0]['prompts']} | {' | '.join(map(_cell, every))} |")
     means = [{"mean": one["mean_of_categories"], "stderr": None} for one in rewards.values()]
     lines.append(f"| mean of categories | | {' | '.join(map(_cell, means))} |")
-    return [*lines, "", "Mean and standard error over prompts.", *fought]
+    return [*lines, "", "Mean and standard error over prompts.", *comparisons]
 
 
 def _cell(one: Row) -> str:
