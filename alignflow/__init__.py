@@ -5,6 +5,9 @@ The public functions load on first use, so ``import alignflow`` imports neither 
 >>> import alignflow
 >>> config = alignflow.load_config("configs/quickstart.yaml", ["train.steps=10"])
 >>> summary = alignflow.train(config)
+
+For notebooks there is one call each: ``load_generator``, ``load_reward``, ``sample``, ``grid``, ``animation``,
+``search``, and ``training`` for steps by hand (:mod:`align.by_hand`).
 """
 
 from __future__ import annotations
@@ -14,8 +17,12 @@ from typing import Any
 
 _PLACES = {
     "load_config": "align.config.load",
-    "load_reward": "align.config.load",
-    "load_generator": "align.policy.build",
+    "load_generator": "align.by_hand",
+    "load_reward": "align.by_hand",
+    "sample": "align.by_hand",
+    "grid": "align.by_hand",
+    "animation": "align.by_hand",
+    "training": "align.by_hand",
     "train": "align.training.trainer",
     "search": "align.search",
     "run_search": "align.search.run",
@@ -32,7 +39,7 @@ _PLACES = {
     "RewardError": "rewards.base",
 }
 
-_CALLED = {"load_generator": "build_generator", "score": "score_files"}
+_CALLED = {"score": "score_files"}
 """Names that differ where they are defined."""
 
 __all__ = [*_PLACES]

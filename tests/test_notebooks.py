@@ -26,4 +26,4 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     text = "".join(output.get("text", "") + str(output.get("data", {})) for output in outputs)
-    assert "gold_after" in text
+    assert "gold" in text

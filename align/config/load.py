@@ -142,6 +142,18 @@ def load_reward(text: str) -> RewardSettings:
         raise ConfigError(explain(error, RewardOnly, {"reward": data}, places)) from None
 
 
+def validated(model: type[Tree], data: dict[str, Any]) -> Tree:
+    """Settings from plain values.
+
+    Raises:
+        ConfigError: a setting is unknown or malformed.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, data, {})) from None
+
+
 def settings_of(config: BaseModel) -> dict[str, Any]:
     """The whole config with its defaults, as plain values for YAML and JSON."""
     return config.model_dump(mode="json")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,13 +53,26 @@ if TYPE_CHECKING:
     from align.config.settings import Config
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+OnStep = Callable[["Trainer", dict[str, Any]], None]
+"""Called after every step with the trainer and the step's row of ``metrics.jsonl``, in every process."""
+
+
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, on_step: OnStep | None = None
+) -> dict[str, Any]:
     """Run a config from start, or from its newest checkpoint, to its end. Returns the summary.
 
     Raises:
         AlignflowError: says what was wrong and what to do; a run folder keeps its last checkpoint.
         KeyboardInterrupt: after a checkpoint, when the user stopped the run.
     """
+    with entered(config, resume=resume, overwrite=overwrite) as trainer:
+        return trainer.fit(on_step)
+
+
+@contextmanager
+def entered(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Trainer]:
+    """The trainer of a config, whose run folder is created or entered and belongs to the block."""
     from align.config.load import dump_config
     from align.runs.environment import environment
 
@@ -73,7 +88,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             with phase_named("load"):
                 trainer = Trainer(config, run, accelerator)
             run.id = processes.settled(lambda: run.create(resolved, environment(torch_too=True)))
-            return trainer.fit()
+            yield trainer
     finally:
         run.leave()
 
@@ -134,7 +149,7 @@ class Trainer:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, on_step: OnStep | None = None) -> dict[str, Any]:
         """From the newest checkpoint, if there is one, to the last step."""
         config = self.config
         progress = Progress(config.train.steps, 0, quiet=not self.run.writes)
@@ -172,6 +187,8 @@ class Trainer:
                 self.log({"event": "train", "step": step + 1, "seconds": self.seconds, **row})
                 self.rescue.mark(step + 1)
                 progress.update(step + 1, shown(row, self.reward))
+                if on_step is not None:
+                    on_step(self, {"step": step + 1, **row})
                 better = self.held_out.look(step + 1, progress)
                 for news in self._news(row):
                     progress.say(f"step {step + 1}: {news}")
