@@ -16,7 +16,7 @@ def expanded(path: str | Path, error: type[Exception] = ValueError) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise error(f"{Path(path).parts[0]} is the home folder of nobody on this machine") from None
+        raise error(f"{Path(path).parts[0]} is not the home folder of a user of this machine") from None
 
 
 def exists(path: str | Path) -> bool:

@@ -135,7 +135,7 @@ def _tree(cls: type[BaseModel], path: str, level: int) -> Iterator[str]:
 
 def _table(cls: type[BaseModel], skip: Any = ()) -> Iterator[str]:
     rows = list(_rows(cls, "", skip))
-    yield from ("| setting | value | default | |", "|---|---|---|---|", *rows) if rows else ()
+    yield from ("| setting | value | default | meaning |", "|---|---|---|---|", *rows) if rows else ()
 
 
 def _rows(cls: type[BaseModel], path: str, skip: Any = ()) -> Iterator[str]:
@@ -242,7 +242,7 @@ def _command(name: str, info: typer.models.CommandInfo) -> Iterator[str]:
         yield from ("```sh", info.epilog.strip().removeprefix("Example: "), "```", "")
     signature = inspect.signature(info.callback, eval_str=True)
     rows = [_parameter(one) for one in signature.parameters.values() if get_origin(one.annotation) is Annotated]
-    yield from ("| argument or option | value | default | |", "|---|---|---|---|", *rows) if rows else ()
+    yield from ("| argument or option | value | default | meaning |", "|---|---|---|---|", *rows) if rows else ()
 
 
 def _parameter(one: inspect.Parameter) -> str:

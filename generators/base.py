@@ -37,7 +37,7 @@ class Generator(ABC):
     A subclass supplies the abstract methods and the class attributes; everything else exists once, here.
 
     Attributes:
-        backbone: what is trained (``pipeline.transformer``, or the experts as one), always the bare module.
+        backbone: the trained module (``pipeline.transformer``, or the experts as one), never wrapped.
         network: what :meth:`velocity` calls; the trainer replaces it by the wrapped (DDP, compiled) backbone.
         network_calls: single-sample network evaluations so far (a batch of N counts N).
         lora_targets: default LoRA target module names.
@@ -45,10 +45,10 @@ class Generator(ABC):
         text_targets: default LoRA target module names in them.
         user_attention: ends of the names of attention layers to which attention to a user can be added.
         pipeline_class: name of the diffusers class this adapter reads.
-        optional: components the pipeline draws without; a folder may leave them out.
+        optional: components that a folder may leave out, because the pipeline samples without them.
         accepts: names of the :class:`Options` this model knows.
         inputs: names of the media every prompt comes with: ``image``, ``mask``.
-        guidance_default: what a guidance-distilled network is told unless the user says otherwise.
+        guidance_default: guidance input of a guidance-distilled network unless the config sets another.
         needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
         schedulers: classes that step as we do, of an adapter that does not take its times from ``spaced``.
         resting: accelerate hooks of text encoders that leave the device when they have read.
@@ -157,7 +157,7 @@ class Generator(ABC):
         return None
 
     def check_size(self) -> None:
-        """Raise GeneratorError when the model cannot draw :attr:`size`; a subclass may know more limits."""
+        """Raise GeneratorError if the model cannot sample at :attr:`size`; a subclass may add limits."""
         unit, largest = self.size_multiple(), self.largest_side()
         if any(side < unit or side % unit or (largest and side > largest) for side in self.size):
             limit = f", at most {largest}" if largest else ""
@@ -175,9 +175,9 @@ class Generator(ABC):
                 raise GeneratorError(f"prompt {index} ({start!r} ...) has {count} tokens, the model reads {limit}")
 
     def too_long(self, prompts: Sequence[str]) -> dict[int, str]:
-        """Index -> why of the prompts that :meth:`encode` would refuse for their length; asks tokenizers alone.
+        """Index -> reason of the prompts that are too long for :meth:`encode`; runs only the tokenizers.
 
-        Empty where the adapter has no limit of its own, or needs an image to know it.
+        Empty if the adapter has no limit, or if the limit depends on an image.
         """
 
         def measure(texts: Sequence[str], tokenizer: Any, limit: int) -> None:
@@ -241,7 +241,7 @@ class Generator(ABC):
         return any(value.requires_grad for encoder in encoders for value in encoder.parameters())
 
     def text_changed(self) -> None:
-        """Forget what the text encoders computed: they have other weights now."""
+        """Drop the cached outputs of the text encoders after their weights have changed."""
         self._negative = None
 
     def _text(self, prompts: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -291,7 +291,7 @@ class Generator(ABC):
         return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
 
     def guidance_input(self, t: Tensor) -> Tensor | None:
-        """The scale a guidance-distilled network is told, ``[N]``; None for one that is not."""
+        """Guidance input ``[N]`` of a guidance-distilled network; None for other networks."""
         scale = self.options.embedded_guidance
         return torch.full_like(t, self.guidance_default if scale is None else scale) if self.distilled else None
 
@@ -372,7 +372,7 @@ class Generator(ABC):
         """Draw at the evaluation's ``size``, (height, width) in pixels, inside the block; None = at the same.
 
         Raises:
-            GeneratorError: the model cannot draw at that size.
+            GeneratorError: the model cannot sample at that size.
         """
         before, self.size = self.size, size or self.size
         try:

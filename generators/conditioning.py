@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told besides ``x_t`` and ``t``: tensors whose first dimension is the prompt.
+    """Inputs of the network besides ``x_t`` and ``t``: tensors whose first dimension is the prompt.
 
     Args:
         tensors: name -> ``[B, ...]``; the names belong to the generator that made them.

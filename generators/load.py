@@ -66,7 +66,7 @@ def load(
         path: an embedded world of :data:`alignflow.worlds.shapes.WORLDS`, a folder written by ``save_pretrained``, or
             a hub id ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
-        options: what the user chose about the pipeline.
+        options: settings of the pipeline.
         device: where the networks go.
         memory: how they are kept there.
 

@@ -66,7 +66,7 @@ def image_reward_reward(
 
 
 def _loaded(package: str, load: Callable[[], Judge]) -> Judge:
-    remedy = f"it wants an environment of its own (extra {package}; docs/rewards.md says how), or backend: native"
+    remedy = f"it needs its own environment (extra {package}; docs/rewards.md says how), or backend: native"
     try:
         return load()
     except RewardError:

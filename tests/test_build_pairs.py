@@ -210,7 +210,7 @@ def test_a_finished_search_brings_its_scores(run, config, model):
     assert pairs_of("light") != pairs_of()
     code, _, err = run("pairs", "found", "more")
     assert code == 2
-    assert "stands alone" in err
+    assert "give it alone" in err
 
 
 def test_pairs_train_flow_dpo(run, config, model):

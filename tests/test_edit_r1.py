@@ -59,7 +59,7 @@ def test_solved_groups_are_left_out_and_banned(model: Path, tmp_path: Path) -> N
             "edit_r1 trains an editor, and sd3 takes no source image; use nft",
         ),
         ({"rollout": {"filter": None}}, "is missing; write {} for Edit-R1's bounds, or use nft"),
-        ({"rollout": {"kind": "pairs", "file": "x.jsonl"}}, "edit_r1 leaves solved groups of its own samples out"),
+        ({"rollout": {"kind": "pairs", "file": "x.jsonl"}}, "edit_r1 samples in training, to leave out solved groups"),
     ],
 )
 def test_it_needs_an_editor_and_the_filter(sections: Any, says: str, model: Path, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_a_run_out_of_memory_ends_with_three_settings_and_goes_on(
     assert "See documentation" not in text
     tries = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
     assert tries == ["train.chunk=2", "train.gradient_checkpointing=true", "memory.cache_prompts=memory"]
-    assert "keeps the checkpoint of step 1: --resume goes on from it, with these too" in text
+    assert "keeps the checkpoint of step 1: --resume continues from it, with these too" in text
     assert caught.value.exit_code == 1
     monkeypatch.undo()
     smaller = overridden(config, tries[0])

@@ -205,7 +205,7 @@ def test_goal_baseline_ends():
 
 def test_goal_that_is_the_baseline_has_no_score(folder, media):
     scores = built(folder, "goal_baseline", baseline="a photo")(media, ["a photo", *PROMPTS[1:]])
-    assert scores.reasons == {0: "the goal is the baseline: nothing tells them apart"}
+    assert scores.reasons == {0: "the goal equals the baseline, so no direction separates them"}
     assert scores.values[1:].isfinite().all()
 
 

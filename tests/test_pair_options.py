@@ -91,7 +91,7 @@ def test_the_masked_loss_sees_the_hole_alone(tmp_path: Path) -> None:
         ({"region": "mask"}, {}, "recipe.region: generator sd3 has no masks"),
         ({"choose": "all"}, {"rollout": {"kind": "pairs", "file": "pairs.jsonl"}}, "recipe.choose: all pairs samples"),
         ({"kind": "srum"}, {"reward": {"kind": "compressibility"}}, "srum needs scores of regions, .* shapes does"),
-        ({"kind": "srum"}, {"rollout": {"kind": "samples", "file": "x.jsonl"}}, "srum learns from scored samples"),
+        ({"kind": "srum"}, {"rollout": {"kind": "samples", "file": "x.jsonl"}}, "srum scores regions of samples"),
     ],
 )
 def test_options_that_do_not_fit_are_named(recipe, sections, says, model, tmp_path):

@@ -98,7 +98,7 @@ def test_paths_begin_at_home_where_they_say_so(here, monkeypatch):
     assert read_prompts("~/set/p.jsonl")[0].media["image"] == here / "set/a.png"
     write("set/p.txt", "a")
     assert read_prompts("~/set/p.txt")[0].text == "a"
-    with pytest.raises(DataError, match=r"~nobody-here/p.txt: ~nobody-here is the home folder of nobody"):
+    with pytest.raises(DataError, match=r"~nobody-here/p.txt: ~nobody-here is not the home folder of a user"):
         read_prompts("~nobody-here/p.txt")
 
 
@@ -228,7 +228,7 @@ def test_sources_of_a_config(here):
         ("p.jsonl", '{"prompt": "a", "image": "' + "x" * 5000 + '.png"}', "line 1: no image set/xxx"),
         ("p.jsonl", '{"prompt": "a", "image": "' + "x/" * 3000 + '.png"}', "line 1: no image set/x/x"),
         ("p.jsonl", '{"prompt": "a", "image": "a\\u0000.png"}', "line 1: no image set/a?.png"),
-        ("p.jsonl", '{"prompt": "a", "image": "~nobody-here/a.png"}', "~nobody-here is the home folder of nobody"),
+        ("p.jsonl", '{"prompt": "a", "image": "~nobody-here/a.png"}', "~nobody-here is not the home folder of a user"),
         ("p.jsonl", '{"\\u001b[31mcaption": "a"}', "it has caption: call"),
         ("p.csv", "prompt,image\na\n", "p.csv line 2: 1 cells, and the header has 2 columns"),
         ("p.csv", "prompt, tag,tag \na,b,c\n", 'p.csv line 1: the header has "tag" 2 times'),

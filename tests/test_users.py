@@ -247,7 +247,7 @@ def test_users_without_embeddings_are_found_by_check(model: Path, tmp_path: Path
 
     check_files(settings(tmp_path, model, "ppd"))
     plain = str(tmp_path / "prompts.txt")
-    assert "has no user, so nothing would be learnt" in problems(prompts={"train": plain})
+    assert "has no user, so it would teach nothing" in problems(prompts={"train": plain})
     with pytest.raises(TrainingError, match=r"ppd: prompt 'a .*' has no user: give its row a column user"):
         train(settings(tmp_path, model, "ppd", prompts={"train": plain}))
     check_files(settings(tmp_path, model, "ppd", prompts={"train": plain}, policy={"user": "user0"}))

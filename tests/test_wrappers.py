@@ -155,7 +155,7 @@ def test_alike_samples_score_alike(judge):
     assert torch.equal(scores.values[2:], plain[2:])
     assert torch.equal(scores.parts["unsmoothed"], plain)
     assert smooth.scope == "group"
-    with pytest.raises(RewardError, match="embeds nothing"):
+    with pytest.raises(RewardError, match="has no embedding"):
         rewards.parse({"kind": "consistent", "reward": settings}).build()
 
 

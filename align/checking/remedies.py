@@ -190,7 +190,7 @@ def _afterwards(config: Config, tried: list[Remedy]) -> str:
         return f"{config.run_dir} has no checkpoint yet: start it again with --overwrite"
     free = (*FREE_ON_RESUME, *MEMORY_ALONE)
     new = [one.path for one in tried if not any(one.path == name or one.path.startswith(f"{name}.") for name in free)]
-    kept = f"{config.run_dir} keeps the checkpoint of step {int(steps[-1][5:])}: --resume goes on from it"
+    kept = f"{config.run_dir} keeps the checkpoint of step {int(steps[-1][5:])}: --resume continues from it"
     if not new:
         return f"{kept}, with these too"
     rest = f"{' and '.join(new)} need{'s' if len(new) == 1 else ''} a new run"

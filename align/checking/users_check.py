@@ -48,7 +48,7 @@ def _rows(place: str, rows: Iterable[Prompt], known: Sequence[str], needed: bool
         user = prompt.metadata.get("user")
         if user in (None, ""):
             if needed:
-                said = "has no user, so nothing would be learnt from it: give a column user, or set policy.user"
+                said = "has no user, so it would teach nothing: add a column user, or set policy.user"
                 return [Problem(place, f"{prompt.where} {said}")]
             continue
         names = user if isinstance(user, dict) else [str(user)]

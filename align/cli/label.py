@@ -24,9 +24,9 @@ def label(
     out: Annotated[Path, typer.Option(help="table of votes (.jsonl); an existing one is continued")] = Path(
         "votes.jsonl"
     ),
-    user: Annotated[str, typer.Option(help="name written into every vote, for rewards that tell users apart")] = "",
+    user: Annotated[str, typer.Option(help="name written into every vote, for rewards with a part per user")] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0 = any free port")] = 8400,
-    seed: Annotated[int, typer.Option(min=0, help="random seed of the side on which a sample stands")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the side on which a sample is shown")] = 0,
 ) -> None:
     """Compare samples on a local page, with the keyboard; the votes train a reward or a Flow-DPO run."""
     for package in ("fastapi", "uvicorn"):

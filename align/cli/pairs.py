@@ -119,7 +119,7 @@ def _source(
     first = Path(words[0])
     if (first / "candidates").is_dir():
         if len(words) > 1 or prompts:
-            raise ConfigError(f"{first} is the folder of a search, which brings its prompts and stands alone")
+            raise ConfigError(f"{first} is the folder of a search, which has its own prompts: give it alone")
         return pair_sources.Searched(first), {}
     if first.suffix.lower() not in (".yaml", ".yml") and not (first / "config.yaml").is_file():
         return pair_sources.Files(list(items_of([Path(word) for word in words], prompts, _say()))), {}

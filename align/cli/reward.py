@@ -53,7 +53,7 @@ def serve(
         int, typer.Option(min=1, help="maximum number of pixels per request, over all images and frames")
     ] = 1 << 26,
     waiting: Annotated[
-        int, typer.Option(min=1, help="maximum number of waiting requests; further ones are told to retry")
+        int, typer.Option(min=1, help="maximum number of waiting requests; the server tells others to retry")
     ] = 256,
     arrival: Annotated[float, typer.Option(min=0.1, help="seconds within which a request must have arrived")] = 60.0,
     grace: Annotated[float, typer.Option(min=0, help="seconds to finish work in progress after SIGTERM")] = 10.0,

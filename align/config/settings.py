@@ -254,7 +254,7 @@ def _check_evaluation(config: Config) -> Problems:
         said = f"no score of held-out prompts has this name{nearest(best, scored)}; there are {names}"
         problems.append(("checkpoint.best", f"{said} (prompts.heldout is needed)"))
     if evaluate.patience is not None and best is None:
-        problems.append(("evaluate.patience", "waits for a better score, and checkpoint.best names none"))
+        problems.append(("evaluate.patience", "needs checkpoint.best, the name of the score to watch"))
     return problems
 
 

@@ -105,7 +105,7 @@ def _measure(text: str, place: Callable[[int], str], limits: Limits) -> None:
                 sizes[anchor] = count - before
         elif isinstance(event, AliasEvent):
             if event.anchor in (anchor for anchor, _ in inside):
-                said = f"an alias (*{event.anchor}) stands inside what it names"
+                said = f"an alias (*{event.anchor}) is inside the value that it names"
                 raise ConfigError([Problem("", said, place(line))])
             count += sizes.get(event.anchor, 1)
         elif isinstance(event, NodeEvent):

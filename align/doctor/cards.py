@@ -120,7 +120,7 @@ def backends(seen: Mapping[str, Any]) -> Iterator[Finding]:
         return
     wanted = {"gloo": "GLOO_SOCKET_IFNAME=lo, and the host's own name in /etc/hosts, are the usual remedies"}
     if seen["cards"]:
-        wanted["nccl"] = "NCCL_DEBUG=INFO tells why; one process trains without it"
+        wanted["nccl"] = "NCCL_DEBUG=INFO shows the reason; one process trains without NCCL"
     for name, advice in wanted.items():
         if seen.get(name):
             yield Finding(name, "ok", "one process reduces a tensor")

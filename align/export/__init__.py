@@ -92,9 +92,9 @@ def export(
 
     Raises:
         RunFolderError: ``out`` exists.
-        CheckpointError: a file of the checkpoint is not what was written.
-        ExportError: this policy cannot be written so, or does not read back as what was trained.
-        LoraError, GeneratorError: what was trained, or what it was trained on, does not load.
+        CheckpointError: a file of the checkpoint was changed after it was written.
+        ExportError: the layout cannot express this policy, or the file that was read back differs from it.
+        LoraError, GeneratorError: the policy or its base model does not load.
     """
     out = out or trained.run / "export" / to
     check_unwritten(out)

@@ -2,7 +2,7 @@
 
 A term's number is a mean over all its dimensions but the first, in float32 at least (float64 stays float64), so image
 ``[M, C, H, W]`` and video ``[M, C, F, H, W]`` latents are the same to it. No loss is ever reduced over its terms: that
-is the trainer's, once. Which argument carries gradient is said in each docstring; all others are detached here.
+is done once, by the trainer. Each docstring says which arguments carry gradient; all others are detached here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Guard:
 
 
 def precise(x: Tensor) -> Tensor:
-    """``x`` in float32 at least: half precision is no place for a sum."""
+    """``x`` in float32 at least, because sums in half precision lose digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -60,15 +60,15 @@ def build_generator(
     Args:
         generator: section ``generator`` of any config.
         memory: section ``memory`` of any config.
-        training: whether gradients will be wanted.
+        training: whether gradients will be computed.
         optimizer: ``train.optimizer``, whose package is required before anything is loaded.
         kinds: of the sampling steps that will be taken.
 
-    A scheduler that steps otherwise is said in one line on stderr.
+    If the pipeline's scheduler takes other steps than ours, a line on stderr says so.
 
     Raises:
         GeneratorError: it cannot be loaded.
-        ConfigError: this machine lacks what ``memory`` or ``train.optimizer`` asks for.
+        ConfigError: this machine lacks something that ``memory`` or ``train.optimizer`` needs.
     """
     hush()
     device = torch.device(device)

@@ -48,7 +48,7 @@ def train_reward(
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
     if resume and overwrite:
-        raise RunFolderError("--resume goes on with a training and --overwrite deletes it: give one of the two")
+        raise RunFolderError("--resume continues a training and --overwrite deletes it: give one of the two")
     _check_out(config.run_dir, resume, overwrite)
     with locked(config.run_dir):
         _check_out(config.run_dir, resume, overwrite)

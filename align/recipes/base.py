@@ -236,14 +236,14 @@ class Recipe(Objective):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``, or
-        ``[N, S]`` for a recipe with credit of its own for each of S steps.
+        ``[N, S]`` for a recipe with a separate credit for each of S steps.
 
         The scores themselves, unless a recipe computes something of them.
         """
         return scores.values
 
     def seeded_credit(self, scores: Scores, group: Tensor, seed: int) -> Tensor:
-        """The same with the rollout's seed, equal in all processes with samples, for a recipe that draws something."""
+        """The same with the rollout's seed, which is equal in all processes, for a recipe with random choices."""
         return self.credit(scores, group)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:

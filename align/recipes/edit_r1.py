@@ -30,7 +30,7 @@ class EditR1(NFT):
         if ":" not in kind and kind != "generic" and "image" not in registry.inputs(kind):
             found.append(("generator.kind", f"edit_r1 trains an editor, and {kind} takes no source image; use nft"))
         if config.rollout.kind != "online":
-            found.append(("rollout.kind", "edit_r1 leaves solved groups of its own samples out: use kind 'online'"))
+            found.append(("rollout.kind", "edit_r1 samples in training, to leave out solved groups: use kind 'online'"))
         elif config.rollout.filter is None:
             found.append(("rollout.filter", "is missing; write {} for Edit-R1's bounds, or use nft"))
         return found

@@ -50,5 +50,5 @@ class SRUM(ForwardRecipe):
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs scored samples of its own."""
-        problem = ("rollout.kind", "srum learns from scored samples of its own: use kind 'online'")
+        problem = ("rollout.kind", "srum scores regions of samples made in training: use kind 'online'")
         return [] if config.rollout.kind == "online" else [problem]

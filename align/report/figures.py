@@ -167,7 +167,7 @@ def _parts(run: Run) -> list[Figure]:
     ]
     note = "Other values that the reward reports for each sample, as means."
     if run.kind_of("reward") == "mixture":
-        note = "Means of the mixture's members and of what they report, before they are normalised and weighted."
+        note = "Means of the mixture's members and of their parts, before normalisation and weighting."
     return _figure(Chart("Parts of the reward", note, series, unit="score")) if len(series) > 1 else []
 
 

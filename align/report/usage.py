@@ -184,7 +184,9 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
     if (_guidance(config) or 1.0) < 1:
         found.append("diffusers applies no guidance below 1.")
     if generator.get("kind") == "generic" or ":" in str(generator.get("kind")):
-        found.append("What this adapter tells the pipeline beyond size, steps and guidance is not known here.")
+        found.append(
+            "This adapter may pass more to the pipeline than size, steps and guidance, which the code above leaves out."
+        )
     if generator.get("kind") == "cogvideox":
         found.append("This pipeline lays out its noise by frames first, so that equal seeds give other noise.")
     if "mask" in registry.inputs(str(generator.get("kind"))):

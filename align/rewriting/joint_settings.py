@@ -28,14 +28,14 @@ class JointConfig(RunSettings):
 
     command = "prompts joint"
 
-    rewriter: Stage = Field(description="config of alignflow prompts train; its generator is the one that is trained")
+    rewriter: Stage = Field(description="config of alignflow prompts train; its generator is trained")
     renderer: Stage = Field(description="config of alignflow train; its prompts are the rewriter's captions")
     rounds: int = Field(1, ge=1, description="rounds; in each the rewriter learns first, then the generator (VANS: 1)")
     anchor: float = Field(
         0.6,
         ge=0,
         le=1,
-        description="least ROUGE-L between a caption and the wanted text with which the generator is trained on it "
+        description="minimum ROUGE-L between a caption and the reference text for the generator to be trained on it "
         "(VANS: 0.6)",
     )
 
@@ -44,9 +44,9 @@ class JointConfig(RunSettings):
         rewriter, renderer = self.rewriter_config(), self.renderer_config()
         problems = []
         if rewriter.caption is None:
-            problems.append(("rewriter.config", "has no caption: captions are compared with the wanted text"))
+            problems.append(("rewriter.config", "is missing caption: captions are compared with the reference text"))
         if rewriter.generator != renderer.generator:
-            problems.append(("renderer.config", "trains another generator than the one that renders rewrites"))
+            problems.append(("renderer.config", "trains a generator other than the one that renders rewrites"))
         if renderer.policy.kind != "lora":
             problems.append(("renderer.config", "trains all weights; the next round takes the generator up as a LoRA"))
         if problems:

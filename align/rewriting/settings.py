@@ -104,8 +104,8 @@ class Rendering(Settings):
 class Caption(Settings):
     """A term of the score on the rewrite's own words, as in VANS' Joint-GRPO."""
 
-    column: str = Field("caption", description="column of the prompt table with the wanted text")
-    rouge: float = Field(1.0, ge=0, description="weight of ROUGE-L between rewrite and wanted text")
+    column: str = Field("caption", description="column of the prompt table with the reference text")
+    rouge: float = Field(1.0, ge=0, description="weight of ROUGE-L between rewrite and reference text")
     media: float = Field(1.0, ge=0, description="weight of the reward of the rendered rewrite")
 
 
@@ -152,7 +152,7 @@ class RewritingSettings(RunSettings):
         {}, description="rewards by name that are reported beside the reward, but not optimised"
     )
     caption: Caption | None = Field(
-        None, description="wanted text of every prompt, with which rewrites are compared too; null = none"
+        None, description="reference text of every prompt, with which rewrites are also compared; null = none"
     )
     rendering: Rendering = Field(Rendering(), description="samples of a rewrite")
 
@@ -220,9 +220,7 @@ class PolicyGradient(Method):
     clip: float = Field(0.2, gt=0, lt=1, description="half width of the trusted range of a token's ratio")
     kl: float = Field(0.001, ge=0, description="weight of the KL to the reference")
     updates: int = Field(1, ge=1, description="optimizer steps per round of replies")
-    normalise_by: Literal["group", "global", "centred", "none"] = Field(
-        "group", description="what divides an advantage"
-    )
+    normalise_by: Literal["group", "global", "centred", "none"] = Field("group", description="divisor of the advantage")
 
 
 class Grpo(PolicyGradient):

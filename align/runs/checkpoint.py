@@ -221,10 +221,10 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, An
                 f"checkpoint {path} is of another run, or was made with other settings ({then}); {_remedy(path)}"
             )
     what = {
-        "data": "was made with other prompts: what the training prompts hold has changed since; give the run its "
-        "prompts back, or start another with --out",
-        "model": "was made with another model: the files of generator.path have changed since; give the run its model "
-        "back, or start another with --out",
+        "data": "was made with other prompts: the training prompts have changed since; restore them, or start "
+        "another run with --out",
+        "model": "was made with another model: the files of generator.path have changed since; restore them, or start "
+        "another run with --out",
         "run": f"belongs to another run; {_remedy(path)}",
     }
     for name in known:

@@ -38,11 +38,11 @@ BY_CONTENT = {"prompts.train": "data", "prompts.source": "data", "rollout.file":
 
 _REASONS = {
     "seed": "all samples follow from it",
-    "generator": "what was learned belongs to this model",
+    "generator": "the weights learned so far belong to this model",
     "policy": "the checkpoint's weights have its shape",
     "prompts": "which prompts a step uses follows from them",
     "rollout": "earlier steps were sampled this way, and the samples of a step follow from it",
-    "reward": "what was learned so far was for the other reward",
+    "reward": "the weights learned so far are for the other reward",
     "recipe": "the state of the roles follows from it",
     "train": "the optimizer's state follows from it",
     "memory": "it changes the weights themselves",

@@ -109,7 +109,7 @@ class RunFolder:
         """
         before, changed = None, dict[str, list[Any]]()
         if resume and overwrite:
-            raise RunFolderError("--resume goes on with a run and --overwrite deletes it: give one of the two")
+            raise RunFolderError("--resume continues a run and --overwrite deletes it: give one of the two")
         with writing(self.path):
             self._check(resume, overwrite)
             self._made = [place for place in (self.path, *self.path.parents) if not place.exists()]
@@ -212,7 +212,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was made with other settings, so it cannot go on exactly:\n  "
                 + "\n  ".join(wrong)
-                + "\n  give what it had, or start another run with --out"
+                + "\n  give the same value as before, or start another run with --out"
             )
         return before, changed
 

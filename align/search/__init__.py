@@ -46,9 +46,9 @@ def search(
     """Search the best sample of every prompt.
 
     Args:
-        reward: what is raised; its scores must stand alone, so a mixture may not normalise by group or batch.
+        reward: reward to optimise; it scores samples one by one, so a mixture may not normalise by group or batch.
         method: settings, their kind alone, or a mapping ``{"kind": ..., ...}``.
-        budget: what each prompt may cost, or a mapping such as ``{"network_calls": 400}``.
+        budget: maximum cost per prompt, or a mapping such as ``{"network_calls": 400}``.
         seed: of everything random; a prompt's result depends on it and the prompt's place, not on the sizes below.
         batch: prompts searched together; ``chunk`` samples per network call, ``decode_chunk`` per decode, reward call
             and gradient: memory and speed, not results.
@@ -56,7 +56,7 @@ def search(
         latent_reward: judges unfinished samples, ``(x_t [n, ...], t [n], prompts) -> [n]``, instead of the reward of a
             decoded ``x0_hat``.
         done: numbers of prompts to leave out, as an earlier part of the search found them.
-        on_found: told each result as it comes, so that an interrupt loses only the batch under way.
+        on_found: called with each result as it comes, so that an interrupt loses only the batch in progress.
 
     Returns:
         one result per prompt that is not ``done``, in order; without ``best`` where no sample has a score.
@@ -65,7 +65,7 @@ def search(
         SearchError: a reward without gradients for a method that needs them, a budget below one sample, or not one
             score for any prompt.
         ConfigError: settings that cannot be.
-        DataError: a prompt that lacks what generator or reward needs.
+        DataError: a prompt lacks an input that the generator or the reward needs.
     """
     return drive(
         generator, reward, prompts, parse(method, budget), seed=seed, batch=batch, chunk=chunk,

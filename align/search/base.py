@@ -67,7 +67,7 @@ class Method(Strict):
         return self
 
     def without_gradient(self, reward: str) -> str:
-        """Why a method with :attr:`gradients` refuses a reward without, and what to take instead."""
+        """Message for a method with :attr:`gradients` and a reward without: the reason, and what to use instead."""
         return (
             f"{self.kind} follows the gradient of the reward, and {reward!r} has none; take a reward that has one "
             "(clip, pick_score, yes_probability; alignflow recipes lists them), or a method without gradients: "

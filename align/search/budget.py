@@ -44,7 +44,7 @@ class Budget(Settings):
     @model_validator(mode="after")
     def _limited(self) -> Self:
         if all(getattr(self, name) is None for name in LIMITS):
-            raise problem_at("", f"needs at least one of {', '.join(LIMITS)}: a search goes on until one is spent")
+            raise problem_at("", f"needs at least one of {', '.join(LIMITS)}: a search ends when one is spent")
         return self
 
     def __str__(self) -> str:

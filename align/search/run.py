@@ -55,7 +55,7 @@ PLAIN = "plain sample"
 
 
 def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Search every prompt of a config; returns what ``results.json`` holds, without its rows.
+    """Search every prompt of a config; returns the contents of ``results.json`` without its rows.
 
     Raises:
         AlignflowError: says what was wrong and what to do.

@@ -111,7 +111,7 @@ class SearchConfig(RunSettings):
         if self.latent_reward is not None and ":" not in self.latent_reward and not Path(self.latent_reward).is_dir():
             problems.append(("latent_reward", f"no folder {self.latent_reward}, and not package.module:name"))
         if "reward" in self.gold:
-            problems.append(("gold.reward", "is the name of the reward that is raised; take another"))
+            problems.append(("gold.reward", "is the name of the optimised reward; choose another"))
         problems += conflicts(self.generator, self.memory)
         if problems:
             raise problems_at(problems)

@@ -30,13 +30,13 @@ LatentReward = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 
 
 class Task(PromptBatch):
-    """B prompts with their budget and what may be done to their particles.
+    """B prompts with their budget, and the operations on their particles.
 
     Nothing here depends on the sizes of chunks, nor on which prompts are searched together.
 
     Args:
         cond: B rows.
-        texts: B prompts; ``numbers`` their places among all prompts; ``inputs`` what they came with.
+        texts: B prompts; ``numbers`` are their places among all prompts, ``inputs`` their media and metadata.
         chunk: samples per network call; ``decode_chunk`` per decode, per reward call and per gradient.
         keep: best candidates kept of each prompt.
         latent_reward: judges unfinished samples instead of the reward, without a decode.
@@ -87,7 +87,7 @@ class Task(PromptBatch):
             number += 1
 
     def check(self, cost: Cost) -> None:
-        """Raise SearchError where not even one particle of ``cost`` fits and there is no sample yet."""
+        """Raise SearchError if the budget does not even pay for one particle of ``cost`` and there is no sample yet."""
         if not self.meter.affordable(cost, 1) and not self.found[0].rewards:
             raise SearchError(
                 f"a budget of {self.meter.budget} is less than one sample, which takes {cost} by this method; raise "

@@ -63,7 +63,7 @@ def train(
     """Run a config from start, or from its newest checkpoint, to its end. Returns the summary.
 
     Raises:
-        AlignflowError: says what was wrong and what to do; a run folder keeps its last checkpoint.
+        AlignflowError: the run failed; its last checkpoint is kept. The message says what was wrong and what to do.
         KeyboardInterrupt: after a checkpoint, when the user stopped the run.
     """
     with entered(config, resume=resume, overwrite=overwrite) as trainer:

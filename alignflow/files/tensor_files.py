@@ -87,7 +87,7 @@ def _entries(found: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
         entries[key] = Entry(dtype, shape)
         ends.append(end)
     if max(ends, default=0) != size:
-        raise TensorFileError(f"it holds {size} bytes of tensors, its header tells of {max(ends, default=0)}")
+        raise TensorFileError(f"it holds {size} bytes of tensors, and its header describes {max(ends, default=0)}")
     return entries, about
 
 

@@ -73,7 +73,7 @@ class GoalBaseline(ModelRewardSettings):
             same = ((goal - baseline).norm(dim=-1) < 1e-3).cpu()
             same |= torch.tensor([text == self.baseline for text in (prompts if fixed is None else [])] or [False])
             values = values.masked_fill(same.to(values.device), torch.nan)
-            why = "the goal is the baseline: nothing tells them apart"
+            why = "the goal equals the baseline, so no direction separates them"
             return Scores(values, dict.fromkeys(same.nonzero().flatten().tolist(), why))
 
         return Reward("goal_baseline", function, range=(-1.0, 1.0), differentiable=True)

@@ -57,7 +57,7 @@ class TrainedReward(ModelRewardSettings):
         """Load backbone and head."""
         manifest, scorer = load(self.path, device, self.dtype, self.chunk)
         if self.user is not None and self.user not in manifest.users:
-            known = ", ".join(manifest.users[:8]) or "nobody: this head knows no users"
+            known = ", ".join(manifest.users[:8]) or "null: this head has no users"
             raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
         user: int | Tensor | None = None if self.user is None else manifest.users.index(self.user)
         if self.pairs is not None:

@@ -147,7 +147,7 @@ def _contents(name: str, items: Sequence[str | list[str]], allowance: Allowance)
             said = [" and ".join(map(str, one[1:])) + (f", {one[0]} frames" if one[0] != 1 else "") for one in sizes]
             raise WireError(
                 f"{name} of one request should be of one size: number 0 is {said[0]}, number {index} is {said[index]}; "
-                "send each size in a request of its own"
+                "send each size in a separate request"
             )
     return found
 

@@ -38,7 +38,7 @@ class Thought(Settings):
     writer: AnyJudge = Field(
         Local(), description="judge that writes; its lora may be the run folder of alignflow reward reason"
     )
-    template: str = Field(SAY, description="question to the writer, with {prompt}; the one that it was trained on")
+    template: str = Field(SAY, description="question to the writer, with {prompt}; use the one from its training")
     longest: int = Field(1024, ge=1, description="maximum number of tokens per thought")
     dropout: float = Field(
         0.5, ge=0, lt=1, description="share of training samples that are read without their thought (published: 0.5)"
@@ -50,7 +50,7 @@ class Backbone(Settings):
 
     apart: ClassVar[bool] = True
     """Whether image and prompt have features of their own."""
-    kind: Literal["clip"] = Field("clip", description="CLIPModel: image and prompt are read apart")
+    kind: Literal["clip"] = Field("clip", description="CLIPModel: image and prompt are encoded separately")
     model: str = Field("shapes", description="shapes, a CLIPModel folder, a hub id, or a file in open_clip's layout")
     processor: str | None = Field(
         None, description="folder or hub id of the tokenizer and image settings; null = those of model"
@@ -257,7 +257,7 @@ class IdealPointSettings(HeadSettings):
 
     users: ClassVar[bool] = True
     kind: Literal["ideal_point"] = Field("ideal_point", description="PAL's ideal point")
-    prototypes: int = Field(2, ge=1, description="number of prototypes; every user lies in their convex hull")
+    prototypes: int = Field(2, ge=1, description="number of prototypes; every user is a convex combination of them")
     dim: int = Field(32, ge=1, description="dimension of the space shared by images and users")
     form: Literal["distance", "angle"] = Field(
         "distance",

@@ -43,7 +43,7 @@ class Consistent(WrapperSettings):
         inner = self.reward.build(device)
         space = self.embed.build(device) if self.embed is not None else inner
         if space.embed is None:
-            raise RewardError(f"reward {space.name!r} embeds nothing; name one that does: embed: {{kind: clip}}")
+            raise RewardError(f"reward {space.name!r} has no embedding; name one that has: embed: {{kind: clip}}")
         embed = space.embed
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:

@@ -25,13 +25,13 @@ class SRPO(Recipe):
 
     needs = ("reward_gradient",)
     kind: Literal["srpo"] = "srpo"
-    positive: tuple[str, ...] = Field((), description="wanted words, one per rollout; empty = the prompt alone")
-    negative: tuple[str, ...] = Field((), description="unwanted words, one per rollout; empty = the prompt alone")
+    positive: tuple[str, ...] = Field((), description="desired words, one per rollout; empty = the prompt alone")
+    negative: tuple[str, ...] = Field((), description="undesired words, one per rollout; empty = the prompt alone")
     template: str = Field("{word}. {prompt}", description="prompt of the reward, with {word} and {prompt}")
     timesteps: int = Field(1, ge=1, description="noise levels per sample, one in each of this many equal slices")
     t_range: tuple[Fraction, Fraction] = Field((0.667, 0.964), description="interval of times t of the steps")
     stride: float = Field(0.1, gt=0, le=1, description="share of t_range that a step covers")
-    extra: Ends = Field((0.1, 0.25), description="k of (1 + k) r(wanted) - r(unwanted) at both ends of t_range")
+    extra: Ends = Field((0.1, 0.25), description="k of (1 + k) r(desired) - r(undesired) at both ends of t_range")
     extra_inverted: Ends | None = Field((0.3, 0.01), description="k of the inverting step; null = no such step")
     margin: float | None = Field(0.7, description="relative reward from which there is no gradient; null = no limit")
 

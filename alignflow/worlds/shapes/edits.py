@@ -342,7 +342,7 @@ def fill(scene: Scene, hole: Box, want: Want) -> tuple[Obj | None, Scene]:
     Raises ValueError where `want` leaves the colour open or asks for several.
     """
     if want.colour is None or want.count != 1:
-        raise ValueError("a fill wants one object of a named colour, such as 'a red circle'")
+        raise ValueError("a fill needs one object of a named colour, such as 'a red circle'")
     box = grow(hole, -HOLE_MARGIN)
     hidden = [o for o in scene.objects if not apart(o.box, box)]
     kept = tuple(o for o in scene.objects if o not in hidden)
