@@ -21,16 +21,16 @@ from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
 from align.cli.benchmark import benchmark
 from align.cli.doctor import doctor
+from align.cli.export import export
 from align.cli.label import label
 from align.cli.shared import (
     AsJson,
-    Average,
+    Best,
     ConfigArgument,
     Overrides,
     Prompt,
     PromptsFile,
     SourceArgument,
-    WrittenDtype,
     best_of,
     cell,
     print_values,
@@ -61,8 +61,6 @@ app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluat
 )
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
 app.add_typer(prompts_cli.app)
-
-Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
 
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
@@ -325,31 +323,7 @@ def evaluate(
     echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
-@app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")
-def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint", show_default=False)],
-    to: Annotated[
-        str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)", show_default=False)
-    ],
-    out: Annotated[Path | None, typer.Option(help="new folder; default: export/<to> in the run folder")] = None,
-    dtype: WrittenDtype = None,
-    average: Average = False,
-    best: Best = False,
-    as_json: AsJson = False,
-) -> None:
-    """Export a trained policy for other programs, then reload it and compare."""
-    trained = trained_of(best_of(source) if best else source)
-    from align.export import export as write
-    from align.export import sentence
-
-    found = write(trained, to, out, dtype, average)
-    if as_json:
-        echo(json.dumps(found, indent=2))
-        return
-    print_values({name: found[name] for name in ("folder", "from", "step")} | {"files": len(found["files"])})
-    echo(sentence(found))
-    if found["warning"]:
-        echo(f"warning: {found['warning']}", err=True)
+app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")(export)
 
 
 @app.command(epilog="Example: alignflow report runs/shapes-nft")

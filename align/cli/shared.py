@@ -32,12 +32,7 @@ Overrides = Annotated[
 SourceArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
 ]
-WrittenDtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
-]
-Average = Annotated[
-    bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
-]
+Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
 Out = Annotated[Path | None, typer.Option(help="run folder")]

@@ -166,12 +166,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def dump_config(config: BaseModel) -> str:
     """The whole config as YAML with absolute paths; loading it gives an equivalent config."""
+    return dump_yaml(resolved_settings(config))
+
+
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Plain values as YAML in the order in which they stand."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 120
-    yaml.dump(resolved_settings(config), stream)
+    yaml.dump(dict(settings), stream)
     return stream.getvalue()
 
 

@@ -75,11 +75,14 @@ def _shown(path: Path, folder: Path) -> str:
 
 
 def _size(path: Path) -> str:
-    size = float(
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-    )
+    inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return bytes_text(sum(p.stat().st_size for p in inside))
+
+
+def bytes_text(count: float) -> str:
+    """``1234567`` -> ``1.2 MB``."""
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

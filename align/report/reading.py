@@ -220,6 +220,12 @@ def read_yaml(text: str) -> Row:
     return value if isinstance(value, dict) else {}
 
 
+def front_matter(text: str) -> str:
+    """The YAML at the beginning of a model card, between two lines of dashes; empty where there is none."""
+    first, *rest = text.split("\n---", 1)
+    return first.removeprefix("---") if rest and text.startswith("---\n") else ""
+
+
 def _read_samples(folder: Path) -> list[Samples]:
     found = []
     for path in sorted(folder.glob("step-*")):

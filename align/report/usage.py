@@ -198,22 +198,27 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
 
 def scheduler_of(path: Any, kind: Any = None) -> str | None:
     """Class of the scheduler of a pipeline's folder, or of a hub id that was downloaded; None where it is not known."""
+    try:
+        text = model_file(path, "scheduler/scheduler_config.json", kind).read_text(encoding="utf-8")
+        return str(json.loads(text)["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_file(path: Any, name: str, kind: Any = None) -> Path:
+    """Where a file of a base model lies on this machine, or would lie: of a folder, an embedded world or a hub id."""
     if path in WORLDS:
         import alignflow.worlds.shapes
 
         folder = Path(alignflow.worlds.shapes.__file__).parent / "weights" / str(kind)
     else:
         folder = Path(str(path))
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file() and str(path).count("/") == 1:
+    if not (folder / name).is_file() and str(path).count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(str(path), "scheduler/scheduler_config.json")
-        file = Path(found) if isinstance(found, str) else file
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = try_to_load_from_cache(str(path), name)
+        return Path(found) if isinstance(found, str) else folder / name
+    return folder / name
 
 
 def _left_out(generator: Tree) -> list[str]:
