@@ -8,13 +8,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import IO, NamedTuple
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 PATIENCE = 30.0
 """Seconds that the other processes have to end by themselves after one failed."""
 _START = "import sys; sys.argv[0] = 'alignflow'; from align.cli.app import main; main()"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A command to start, and the environment variables that it has beside those of this process."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Ended(NamedTuple):
+    """How processes ended: one exit code, and the signal that was passed on to them, if one was."""
+
+    code: int
+    signal: int | None = None
 
 
 def launch(
@@ -32,6 +49,14 @@ def launch(
     Returns:
         0 where every process ended with 0, else the code of the first that did not; 128 + N for signal N.
     """
+    started = ranks(words, processes, port=port, host=host, nodes=nodes, node=node)
+    return supervise(started, first=node * processes).code
+
+
+def ranks(
+    words: Sequence[str], processes: int, *, port: int = 0, host: str = "127.0.0.1", nodes: int = 1, node: int = 0
+) -> list[Process]:
+    """The processes of :func:`launch`."""
     shared = {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port or _free_port()),
@@ -39,10 +64,28 @@ def launch(
         "LOCAL_WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1" if processes > 1 else ""),
     }
-    environment = {**os.environ, **{name: value for name, value in shared.items() if value}}
+    environment = {name: value for name, value in shared.items() if value}
+    numbers = [{"RANK": str(node * processes + rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [Process(command_of(words), {**environment, **number}) for number in numbers]
+
+
+def command_of(words: Sequence[str]) -> list[str]:
+    """The command that runs ``alignflow WORDS`` with this Python."""
+    return [sys.executable, "-P", "-c", _START, *words]
+
+
+def supervise(processes: Sequence[Process], *, first: int = 0, output: IO[bytes] | None = None) -> Ended:
+    """Start processes, pass signals on to them, and wait until all have ended.
+
+    Args:
+        first: rank of the first one.
+        output: file that takes what they print; None = where this process prints.
+    """
     children: list[subprocess.Popen[bytes]] = []
+    passed: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
+        passed.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
@@ -50,11 +93,14 @@ def launch(
     known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {number: signal.signal(number, forward) for number in known}
     try:
-        for rank in range(processes):
-            ranks = {"RANK": str(node * processes + rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-P", "-c", _START, *words]
-            children.append(subprocess.Popen(command, env={**environment, **ranks}, start_new_session=True))
-        return _wait(children, node * processes)
+        for process in processes:
+            environment = {**os.environ, **process.environment}
+            children.append(
+                subprocess.Popen(
+                    list(process.command), env=environment, start_new_session=True, stdout=output, stderr=output
+                )
+            )
+        return Ended(_wait(children, first), next(iter(passed), None))
     finally:
         for child in children:
             if child.poll() is None:

@@ -1,10 +1,11 @@
-"""A run folder as a finished training leaves it, drawn from formulas: nothing is trained."""
+"""A run folder as a finished training leaves it, drawn from formulas: nothing is trained. And a parser of pages."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,33 @@ def build_run(folder: Path, kind: str = "honest", steps: int = 60, side: int = 6
         scores = {"gold": [*golds[:-1], float("nan")], "reward": [0.4 + 0.3 * p] * len(PROMPTS)}
         save_samples(folder / "samples" / f"step-{round(p * steps):06d}", images, PROMPTS, list(range(6)), scores)
     return folder
+
+
+class Page(HTMLParser):
+    """Tags, their attributes and all text of a page; checks that every tag is closed."""
+
+    VOID = frozenset({"meta", "img", "link", "br", "input", "hr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.open and self.open[-1] not in ("script", "style") else ""
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]

@@ -14,7 +14,7 @@ import typer
 from align.config.command_line import files_and_overrides
 from alignflow.errors import RunFolderError
 from alignflow.lazy import lazy
-from alignflow.terminal import echo
+from alignflow.terminal import echo, table
 
 if TYPE_CHECKING:
     from align.checking.reachable import within_reach
@@ -102,15 +102,6 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Aligned columns."""
-    lines = [head, *rows] if head else rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,13 @@ class Change:
     steps: tuple[float, float] | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)
     freedom: float | None = None
+
+    @classmethod
+    def of_pairs(cls, role: str, name: str, pairs: Sequence[tuple[float, float]], **about: Any) -> Change:
+        """From (before, after) of at least one prompt or run; ``error`` is that of the mean of the differences."""
+        before, after = (mean([pair[side] for pair in pairs]) for side in (0, 1))
+        error = standard_error([end - start for start, end in pairs])
+        return cls(role, name, before, after, error, len(pairs), freedom=len(pairs) - 1, **about)
 
     @property
     def delta(self) -> float:
@@ -167,9 +174,7 @@ def between(run: Run, name: str, first: int, last: int, role: str = "other") -> 
     """A held-out score at two steps: prompt by prompt where the run kept that, else from the two means."""
     limits, pairs = run.limits(name), run.paired(name, first, last)
     if pairs:
-        starts, ends = [before for before, _ in pairs], [after for _, after in pairs]
-        error = standard_error([after - before for before, after in pairs])
-        return Change(role, name, mean(starts), mean(ends), error, len(pairs), (first, last), limits, len(pairs) - 1)
+        return Change.of_pairs(role, name, pairs, steps=(first, last), limits=limits)
     rows = {row["step"]: row for row in run.evals}
     ends_of = [
         {part: number((rows[step].get(part) or {}).get(name)) for part in ("scores", "stderr")}

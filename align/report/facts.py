@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,46 @@ MAX_FILES = 40
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """Label and value of what can be said in a number."""
-    seconds = number(run.summary.get("seconds") or (run.train[-1].get("seconds") if run.train else None))
+    took = costs(run)
     online = run.section("rollout").get("kind", "online") == "online"
-    counted = [count for count in run.curve("samples")[1] if count is not None]
-    held_out = [count for row in run.evals if (count := number(row.get("prompts"))) is not None]
-    memory = [size for size in run.curve("memory_gb")[1] if size is not None]
+    held_out = _known(row.get("prompts") for row in run.evals)
     gpus = (run.environment.get("torch") or {}).get("gpus") if isinstance(run.environment.get("torch"), dict) else None
+    memory = took.get("memory_gb")
     found = [
-        ("time", duration(seconds) if seconds is not None else None),
+        ("time", duration(took["seconds"]) if "seconds" in took else None),
         ("training steps", f"{run.steps:,}"),
-        ("training samples generated" if online else "samples trained on", _count(sum(counted)) if counted else None),
+        ("training samples generated" if online else "samples trained on", _count(took.get("samples"))),
         ("held-out samples generated", _count(sum(held_out)) if held_out else None),
         ("network calls", _count(run.summary.get("network_calls"))),
         ("held-out prompts", _count(held_out[-1]) if held_out else None),
-        ("peak GPU memory", f"{max(memory):.1f} GB" if memory else None),
-        ("GPU", ", ".join(dict.fromkeys(map(str, gpus))) if gpus and memory else None),
+        ("peak GPU memory", None if memory is None else f"{memory:.1f} GB"),
+        ("GPU", ", ".join(dict.fromkeys(map(str, gpus))) if gpus and memory is not None else None),
         ("seed", str(run.summary["seed"]) if "seed" in run.summary else None),
     ]
     return [(label, value) for label, value in found if value is not None]
+
+
+def costs(run: Run) -> dict[str, float]:
+    """Cost of a training run: seconds, steps, samples, training_calls, network_calls, memory_gb.
+
+    ``training_calls`` are the network calls of the training steps, ``network_calls`` those of the whole run with its
+    evaluations. What is not known is left out.
+    """
+    seconds = number(run.summary.get("seconds") or (run.train[-1].get("seconds") if run.train else None))
+    columns = {name: _known(run.curve(name)[1]) for name in ("samples", "network_calls", "memory_gb")}
+    found = {
+        "seconds": seconds,
+        "steps": run.steps,
+        "samples": sum(columns["samples"]) if columns["samples"] else None,
+        "training_calls": sum(columns["network_calls"]) if columns["network_calls"] else None,
+        "network_calls": number(run.summary.get("network_calls")),
+        "memory_gb": max(columns["memory_gb"], default=None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _known(values: Iterable[Any]) -> list[float]:
+    return [found for value in values if (found := number(value)) is not None]
 
 
 def duration(seconds: float) -> str:

@@ -148,9 +148,14 @@ def thumbnail(visit: Samples, key: tuple[str, int], side: int) -> InlineImage | 
 
 def _playing(visit: Samples, key: tuple[str, int]) -> InlineImage | None:
     """The image of a pair, or its video."""
-    row, image = _row(visit, key), thumbnail(visit, key, PAIR_SIDE)
-    video = visit.video_file(row) if row is not None else None
-    return image if image is None or video is None else embed_video(video, image, visit.fps)
+    row = _row(visit, key)
+    return None if row is None else playing(visit.images[row], visit.video_file(row), visit.fps)
+
+
+def playing(image: Path, video: Path | None, fps: float, side: int = PAIR_SIDE) -> InlineImage | None:
+    """An embedded image, or the video that it is the middle frame of."""
+    middle = embed(image, side)
+    return middle if middle is None or video is None else embed_video(video, middle, fps)
 
 
 def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:

@@ -36,3 +36,16 @@ def standard_error(values: Sequence[float]) -> float | None:
     centre = mean(values)
     variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
     return math.sqrt(variance / len(values))
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """Standard error of ``mean(second) - mean(first)`` of independent values, and its degrees of freedom (Welch).
+
+    Both are None where one side has fewer than two values; the freedom also where nothing varies.
+    """
+    errors = standard_error(first), standard_error(second)
+    if errors[0] is None or errors[1] is None:
+        return None, None
+    a, b = errors[0] ** 2, errors[1] ** 2
+    parts = a**2 / (len(first) - 1) + b**2 / (len(second) - 1)
+    return math.sqrt(a + b), (a + b) ** 2 / parts if parts else None

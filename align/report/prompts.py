@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from align.evaluation.per_prompt import PromptScores
 from align.report.changes import Change
 from align.report.images import STRIP_SIDE, InlineImage, thumbnail
-from align.report.intervals import mean, standard_error
 from align.report.reading import Run
 
 MOST = 6
@@ -104,7 +103,5 @@ def _kinds(both: Sequence[Both], change: Change) -> list[Kind]:
 
 
 def _change(both: Sequence[Both], change: Change) -> Change:
-    before, after = (mean([_known(pair[side], change) for pair in both]) for side in (0, 1))
-    error = standard_error([_delta(pair, change) for pair in both])
-    count = len(both)
-    return Change(change.role, change.name, before, after, error, count, change.steps, change.limits, count - 1)
+    pairs = [(_known(before, change), _known(after, change)) for before, after in both]
+    return Change.of_pairs(change.role, change.name, pairs, steps=change.steps, limits=change.limits)

@@ -14,8 +14,7 @@ from align.report.changes import Change
 from align.report.charts import Chart, Series, short
 from align.report.facts import duration, listing
 from align.report.figures import Figure
-from align.report.images import PAIR_SIDE, STRIP_SIDE, InlineImage, embed, embed_video
-from align.report.intervals import mean, standard_error
+from align.report.images import PAIR_SIDE, STRIP_SIDE, InlineImage, playing
 from align.report.page import fill
 from align.report.reading import read_yaml
 from alignflow.errors import RunFolderError
@@ -84,11 +83,7 @@ def changes(summary: Row, rows: Sequence[Row]) -> list[Change]:
 
 def _change(role: str, name: str, pairs: Sequence[tuple[float | None, float | None]]) -> Change | None:
     known = [(before, after) for before, after in pairs if before is not None and after is not None]
-    if not known:
-        return None
-    before, after = (mean([pair[side] for pair in known]) for side in (0, 1))
-    error = standard_error([b - a for a, b in known])
-    return Change(role, name, before, after, error, len(known), freedom=len(known) - 1)
+    return Change.of_pairs(role, name, known) if known else None
 
 
 def verdict(compared: Sequence[Change]) -> tuple[str, str]:
@@ -202,8 +197,7 @@ def show(run_dir: Path, row: Row) -> Shown:
 
 
 def _image(file: Path, side: int) -> InlineImage | None:
-    middle = embed(file.with_suffix(".png"), side)
-    return middle if middle is None or file.suffix == ".png" else embed_video(file, middle, 16)
+    return playing(file.with_suffix(".png"), None if file.suffix == ".png" else file, 16, side)
 
 
 def _said(value: float | None) -> str:
