@@ -72,6 +72,8 @@ LIGHT = {
     "env": ["env"],
     "schema": ["schema"],
     "report": ["report", "nowhere"],
+    "compare": ["compare", "nowhere", "elsewhere"],
+    "sweep help": ["sweep", "--help"],
 }
 
 
@@ -114,7 +116,10 @@ def test_version_env_and_schema(run):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "check", "sample", "score", "pairs", "evaluate", "export", "report", "recipes", "env", "schema"],
+    [
+        *("train", "check", "sample", "score", "pairs", "evaluate", "export", "report", "compare", "sweep", "recipes"),
+        *("env", "schema"),
+    ],
 )
 def test_every_command_shows_an_example(run, command):
     code, out, _ = run(command, "--help")

@@ -15,6 +15,8 @@ import alignflow
 from align.checking.commands import examine
 from align.cli.app import app
 from align.config.registry import summary
+from align.sweeps.members import members_of
+from align.sweeps.words import axes_of
 from alignflow.errors import ConfigError
 from benchmarks.pages import PAGES
 
@@ -135,6 +137,10 @@ def test_commands_exist_with_their_options_and_their_configs_pass_check(page, fo
             command, rest = command.commands[rest[0]], rest[1:]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= options, given
+        if name == "sweep":
+            axes = axes_of(rest[0], [word for word in rest[1:] if "=" in word])
+            assert all(wrong_with(list(one.files), list(one.overrides)) == [] for one in members_of(axes)), given
+            continue
         configs = [word for word in rest if word.endswith(".yaml") and (folder / word).is_file()]
         missing = [word for word in rest if word.startswith("configs/") and word.endswith(".yaml")]
         assert all((folder / word).is_file() for word in missing), given
@@ -169,8 +175,8 @@ def test_python_in_pages_runs(page, folder, monkeypatch):
             compile(part, page, "exec")
 
 
-def test_the_daily_commands_are_five():
-    assert len(commands(README)) == 6  # and the quickstart
+def test_the_daily_commands_are_seven():
+    assert len(commands(README)) == 8  # and the quickstart
 
 
 def test_scripts_for_clusters_can_be_parsed(tmp_path):

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from align.cli import about
+from align.cli import about, pages
 from align.cli import pairs as pairs_cli
 from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
@@ -41,6 +41,7 @@ from align.cli.shared import (
     with_out,
     within_reach,
 )
+from align.cli.sweep import sweep
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
@@ -326,15 +327,11 @@ def evaluate(
 app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")(export)
 
 
-@app.command(epilog="Example: alignflow report runs/shapes-nft")
-def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
-    """Write the report of a run folder, a single HTML page."""
-    from align.report import write_report
-    from align.report.search import write_search_report
-
-    if not run_dir.is_dir():
-        raise RunFolderError(f"no run folder {run_dir} (looked in {Path.cwd()})")
-    echo(write_search_report(run_dir) if (run_dir / "candidates").is_dir() else write_report(run_dir))
+app.command(epilog="Example: alignflow report runs/shapes-nft")(pages.report)
+app.command(epilog="Example: alignflow compare runs/shapes-nft runs/shapes-awm --out compare.html")(pages.compare)
+app.command(epilog="Example: alignflow sweep configs/shapes/nft.yaml train.lr=1e-3,2e-3 seed=0,1,2 --out runs/lr")(
+    sweep
+)
 
 
 app.command(epilog="Example: alignflow recipes --json")(about.recipes)

@@ -18,7 +18,7 @@ def fill(template: str, **values: Any) -> str:
 
     Args:
         template: a file beside this one that extends ``frame.html``.
-        values: what it shows; ``name`` and ``what`` (run, search) are the frame's.
+        values: what it shows; ``name`` and ``what`` (run, search, comparison) are the frame's.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),

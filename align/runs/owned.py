@@ -23,6 +23,7 @@ PAIRS = "preference pairs"
 EVOLUTION, REWRITER, JOINT = "evolution of prompts", "rewriter", "joint training"
 REWARD, LATENT, JUDGE = "trained reward", "latent reward", "judge's LoRA"
 REASONER = "judge that reasons"
+SWEEP = "sweep"
 
 _RUN = ("config.yaml", "environment.json", "report.html", "samples", MARK, LOCK)
 _TRACKERS = ("wandb", "mlruns", "mlflow", ".aim", "trackio", "dvclive", "swanlog", "tensorboard", "runs")
