@@ -18,6 +18,7 @@ from torch import Tensor
 from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.config.settings import Config
+from align.data.media import from_bytes
 from align.policy.build import build_generator, build_rewards, trainable
 from align.policy.roles import Roles
 from align.rollout.bench import Bench
@@ -43,7 +44,9 @@ def half_gradients(config: Config, rollouts: int) -> dict[int, list[Tensor]]:
     for step in range(rollouts):
         with torch.no_grad():
             drawn = source(step)
-            rollout = drawn.become(Scored, scores=reward(drawn.media, drawn.prompts, drawn.group, drawn.inputs))
+            rollout = drawn.become(
+                Scored, scores=reward(from_bytes(drawn.media), drawn.prompts, drawn.group, drawn.inputs)
+            )
             rollout = rollout.become(Scored, seen=recipe.look(torch.arange(len(rollout.seeds)), rollout, bench))
         terms = recipe.terms(rollout, recipe.credit(rollout.scores, rollout.group))
         for half in (0, 1):
