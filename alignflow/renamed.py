@@ -15,7 +15,12 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("reward", "judge"): ("reward", "train"),
 }
 """Old command -> new command."""
-OPTIONS = {("score",): {"--batch": "--chunk"}, ("reward", "serve"): {"--batch": "--chunk"}}
+OPTIONS = {
+    ("score",): {"--batch": "--chunk"},
+    ("reward", "serve"): {"--batch": "--chunk"},
+    ("evaluate",): {"--best": "--checkpoint best"},
+    ("export",): {"--best": "--checkpoint best"},
+}
 """Command -> old option -> new option."""
 VARIABLES = {
     "ALIGNFLOW_PICTURE_PIXELS": "ALIGNFLOW_IMAGE_PIXELS",

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import final_tensors, policy_gap, settings
 
+from align.cli.app import main
 from align.config.load import load_config
 from align.config.settings import Config, Train
 from align.policy.roles import Roles
 from align.runs import checkpoint, manifest, owned
-from align.runs.best import Best, best_of
+from align.runs.best import Best, best_of, checkpoint_of
 from align.training.lr import lr_at, new_course
 from align.training.trainer import train
 from alignflow.errors import CheckpointError, ConfigError, RunFolderError
@@ -253,9 +254,38 @@ def test_the_best_checkpoint_stays_beside_the_newest(
     train(config)
     folder = config.run_dir / "checkpoints"
     assert checkpoint.list_steps(folder) == [2, 4]
-    assert best_of(config.run_dir) == folder / "step-000002"
+    assert best_of(config.run_dir) == checkpoint_of(config.run_dir, "best") == folder / "step-000002"
     with pytest.raises(ConfigError, match=r"checkpoint\.best .*no score of held-out prompts has this name"):
         load_config(config.run_dir / "config.yaml", ["checkpoint.best=silver"])
+
+
+def test_commands_take_a_checkpoint_by_name(run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run.run_dir / "checkpoints"
+    for name in ("1", str(folder / "step-000001")):
+        assert checkpoint_of(run.run_dir, name) == folder / "step-000001"
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 7; there are 1, 2"):
+        checkpoint_of(run.run_dir, "7")
+    with pytest.raises(ConfigError, match=r"keeps no best checkpoint: set checkpoint\.best"):
+        checkpoint_of(run.run_dir, "best")
+
+    def command(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        said = capsys.readouterr()
+        return said.out if not caught.value.code else said.err
+
+    assert json.loads(command("export", str(run.run_dir), "--checkpoint", "1", "--out", f"{tmp_path}/e", "--json"))[
+        "from"
+    ] == str(folder / "step-000001")
+    images = []
+    for step in ("1", "2"):
+        command("sample", str(run.run_dir), "--checkpoint", step, "--prompt", "a", "--out", f"{tmp_path}/{step}")
+        images.append((tmp_path / step / "000.png").read_bytes())
+    assert images[0] != images[1]
+    assert "goes with neither a config nor --lora" in command(
+        "sample", str(run.run_dir / "config.yaml"), "--checkpoint", "1"
+    )
 
 
 def test_what_counts_as_best() -> None:

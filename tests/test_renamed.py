@@ -59,7 +59,7 @@ def test_an_old_option_gives_the_new_one(command, run):
             code, out, err = run(*command, *words)
             assert (code, out) == (2, "")
             assert f"the option {old} of alignflow {' '.join(command)} is now {new}" in err
-        assert new in run(*command, "--help")[1]
+        assert new.split()[0] in run(*command, "--help")[1]
 
 
 @pytest.mark.parametrize("words", [("--set", "seed=3"), ("--set=seed=3",)])

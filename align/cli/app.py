@@ -25,14 +25,14 @@ from align.cli.export import export
 from align.cli.label import label
 from align.cli.shared import (
     AsJson,
-    Best,
+    Checkpoint,
     ConfigArgument,
     Overrides,
     Prompt,
     PromptsFile,
     SourceArgument,
-    best_of,
     cell,
+    checkpoint_of,
     print_values,
     prompts_of,
     settings_of,
@@ -246,14 +246,17 @@ def sample(
     lora: Annotated[
         Path | None, typer.Option(help="LoRA file, or folder of one or of transformer/; default: the run's")
     ] = None,
+    checkpoint: Checkpoint = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the noise")] = 0,
     out: Annotated[Path, typer.Option(help="folder for the samples")] = Path("samples"),
 ) -> None:
     """Sample from a config's generator or a run's policy into a folder."""
     settings, run_dir = settings_of(source, overrides)
+    if checkpoint is not None and (run_dir is None or lora is not None):
+        raise ConfigError("--checkpoint names a checkpoint of a run folder; it goes with neither a config nor --lora")
     if run_dir is not None and lora is None:
-        lora = trained_of(run_dir).folder
+        lora = trained_of(checkpoint_of(run_dir, checkpoint) or run_dir).folder
     from align.evaluation.evaluate import sample_to_folder
 
     prompts = prompts_of(prompt, prompts_file, {"image": image, "mask": mask}) or None
@@ -300,8 +303,7 @@ app.command(epilog="Example: alignflow pairs configs/shapes/nft.yaml prompts.lim
 def evaluate(
     source: SourceArgument,
     overrides: Overrides = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder; default: the run's newest")] = None,
-    best: Best = False,
+    checkpoint: Checkpoint = None,
     lora: Annotated[
         Path | None, typer.Option(help="LoRA file or folder to evaluate on the base, instead of a run's policy")
     ] = None,
@@ -311,8 +313,8 @@ def evaluate(
     settings, run_dir = settings_of(source, overrides)
     from align.evaluation.evaluate import evaluate_run
 
-    checkpoint = best_of(source) if best else checkpoint
-    row = evaluate_run(settings, run_dir=run_dir, checkpoint=checkpoint, lora=lora)
+    folder = checkpoint_of(source, checkpoint)
+    row = evaluate_run(settings, run_dir=run_dir, checkpoint=folder, lora=lora)
     if as_json:
         echo(json.dumps(without_nan(row), indent=2))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from align.cli.shared import AsJson, Best, best_of, print_values, trained_of
+from align.cli.shared import AsJson, Checkpoint, checkpoint_of, print_values, trained_of
 from alignflow.errors import ConfigError
 from alignflow.terminal import echo
 
@@ -32,7 +32,7 @@ def export(
     average: Annotated[
         bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
     ] = False,
-    best: Best = False,
+    checkpoint: Checkpoint = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="upload to this model repository of the Hugging Face hub")
     ] = None,
@@ -51,7 +51,7 @@ def export(
     if push is None:
         if given := [word for word, value in words.items() if value]:
             raise ConfigError(f"{' and '.join(given)} belongs to --push OWNER/NAME")
-        _told(_written(source, to, out, dtype, average, best), as_json)
+        _told(_written(source, to, out, dtype, average, checkpoint), as_json)
         return
     from alignflow import upload
     from alignflow.hub import offline
@@ -68,7 +68,7 @@ def export(
                 "with --out"
             )
         with offline() if dry_run else nullcontext():
-            found = _written(source, to, out, dtype, average, best)
+            found = _written(source, to, out, dtype, average, checkpoint)
         folder = Path(found["folder"])
     if api is not None:
         found |= {"url": upload.push(folder, target, api)}
@@ -91,8 +91,10 @@ def is_export(folder: Path) -> bool:
     return known and next(folder.rglob("*.safetensors"), None) is not None
 
 
-def _written(source: Path, to: str, out: Path | None, dtype: str | None, average: bool, best: bool) -> dict[str, Any]:
-    trained = trained_of(best_of(source) if best else source)
+def _written(
+    source: Path, to: str, out: Path | None, dtype: str | None, average: bool, checkpoint: str | None
+) -> dict[str, Any]:
+    trained = trained_of(checkpoint_of(source, checkpoint) or source)
     from align.export import export as write
 
     return write(trained, to, out, dtype, average)

@@ -32,7 +32,13 @@ Overrides = Annotated[
 SourceArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
 ]
-Best = Annotated[bool, typer.Option("--best", help="use the checkpoint kept by checkpoint.best")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="best|STEP|FOLDER",
+        help="checkpoint of the run: best (kept by checkpoint.best), a step or a folder; default: the newest weights",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="delete the contents of the run folder first")]
 Out = Annotated[Path | None, typer.Option(help="run folder")]
@@ -61,11 +67,11 @@ def settings_of(source: Path, words: Sequence[str] | None) -> tuple[Any, Path | 
     return within_reach(load_config([source / "config.yaml", *others], overrides), "generator"), source
 
 
-def best_of(source: Path) -> Path:
-    """The checkpoint that ``checkpoint.best`` kept."""
+def checkpoint_of(source: Path, name: str | None) -> Path | None:
+    """The checkpoint of a run that ``--checkpoint`` names; None where it names none."""
     from align.runs import best
 
-    return best.best_of(source)
+    return None if name is None else best.checkpoint_of(source, name)
 
 
 def trained_of(source: Path) -> Any:

@@ -63,3 +63,23 @@ def best_of(run: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{run} was best after step {state['step']}, but {path} has gone")
     return path
+
+
+def checkpoint_of(run: Path, name: str) -> Path:
+    """A checkpoint of a run by name.
+
+    Args:
+        name: ``best``, the number of a step, or a folder.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`best_of`; the run has no checkpoint of this step.
+    """
+    if name == "best":
+        return best_of(run)
+    if not name.isdecimal():
+        return Path(name)
+    path = run / "checkpoints" / f"step-{int(name):06d}"
+    if not path.is_dir():
+        steps = ", ".join(map(str, manifest.list_steps(run / "checkpoints"))) or "none"
+        raise CheckpointError(f"{run} has no checkpoint of step {name}; there are {steps}")
+    return path
