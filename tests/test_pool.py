@@ -76,3 +76,28 @@ def test_samples_of_a_worker_that_keeps_dying_are_reported(flaky):  # noqa: F811
     assert scores.values.isnan().tolist() == [False] * 2 + [True] * 2 + [False] * 6
     assert set(scores.reasons) == {2, 3}
     assert scores.reasons[2].startswith("a worker of the pool died: ")
+
+
+def test_rollouts_of_a_pool_outlive_a_killed_worker(model, tmp_path, monkeypatch):  # noqa: F811
+    from align.rollout import pool_engine
+
+    draw, killed = pool_engine.RayPool.draw, []
+
+    def killing(self, order, policy):
+        if not killed:
+            worker = self.crew.idle.get()
+            ray.kill(worker.actor)
+            killed.append(worker)
+            self.crew.idle.put(worker)
+        return draw(self, order, policy)
+
+    monkeypatch.setattr(pool_engine.RayPool, "draw", killing)
+    reward = {"kind": "tiny_run:redness"}
+    here = config(tmp_path / "here", model, "none", reward=reward, rollout={"chunk": 8})
+    train(here)
+    engine = {"kind": "pool", "workers": 1, "cpus": 0.5, "backoff": 0.05}
+    there = config(tmp_path / "there", model, "none", reward=reward, rollout={"chunk": 8, "engine": engine})
+    train(there)
+    assert killed
+    assert [row["engine/lost"] for row in rows(there)] == [0, 0, 0]
+    assert policy_gap(final_tensors(here), final_tensors(there)) == 0

@@ -44,7 +44,7 @@ def test_float_pixels_live_for_one_chunk(generator: Any) -> None:
             media, broken = decode_to_cpu(generator, latents, chunk)
         peaks[chunk] = live.peak
         assert torch.equal(media, to_bytes(decode(generator, latents, chunk)))
-    assert (media.dtype, tuple(media.shape), broken) == (torch.uint8, (8, 3, 32, 32), [])
+    assert (media.dtype, tuple(media.shape), broken) == (torch.uint8, (8, 3, 32, 32), {})
     assert peaks[1] < peaks[8] / 4
 
 

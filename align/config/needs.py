@@ -25,7 +25,7 @@ def problems(config: Config) -> Problems:
     found = _declarations(config)
     for need in config.recipe.needs:
         found += CHECKS[need](config) if need in CHECKS else []
-    return found + _learners(config) + _added(config) + _recomputed(config) + _kept(config)
+    return found + _learners(config) + _added(config) + _recomputed(config) + _kept(config) + _engine(config)
 
 
 def _recomputed(config: Config) -> Problems:
@@ -43,6 +43,33 @@ def _kept(config: Config) -> Problems:
     if keep > config.rollout.group:
         return [("rollout.keep", f"is larger than the group of {config.rollout.group}")]
     return []
+
+
+def _engine(config: Config) -> Problems:
+    """What an engine elsewhere cannot do: it returns clean samples of text prompts, made by a LoRA of the network."""
+    if getattr(config.rollout, "engine", None) is None:
+        return []
+    kind, found = config.recipe.kind, []
+    if needs := [need for need in config.recipe.needs if need in ELSEWHERE]:
+        said = f"{kind} needs {ELSEWHERE[needs[0]]}, and an engine returns finished samples: use nft, awm, flow_rwr"
+        found.append(("rollout.engine", f"{said}, flow_dpo or another recipe of finished samples, or leave this out"))
+    if config.policy.kind != "lora":
+        found.append(("policy.kind", f"an engine is sent a LoRA, not a policy of kind {config.policy.kind}: use lora"))
+    if "text" in config.recipe.learners()["policy"].trains:
+        found.append(("rollout.engine", f"{kind} trains text encoders, whose LoRA no engine is sent: leave this out"))
+    if inputs := registry.inputs(config.generator.kind):
+        said = f"{config.generator.kind} reads {' and '.join(inputs)} with every prompt, and an engine is sent texts"
+        found.append(("rollout.engine", f"{said}: leave this out"))
+    return found
+
+
+ELSEWHERE = {
+    "trajectory": "the steps of the sampler and their log-probabilities",
+    "predictions": "the steps of the sampler",
+    "step_scores": "the steps of the sampler",
+    "reward_gradient": "samples that it generates in its loss",
+}
+"""Need of a recipe that an engine cannot meet -> in words."""
 
 
 def _declarations(config: Config) -> Problems:

@@ -40,6 +40,9 @@ def problems(config: Config) -> list[Problem]:
     if config.memory.quantise != "none":
         kept = f"{config.memory.quantise} weights cannot be sharded (FSDP2): use none, or launch without FSDP"
         found.append(Problem("memory.quantise", kept))
+    if getattr(config.rollout, "engine", None) is not None:
+        said = "an engine is sent whole weights, and those of a sharded network (FSDP2) are not: leave this out"
+        found.append(Problem("rollout.engine", said))
     if config.memory.swap_blocks:
         found.append(Problem("memory.swap_blocks", "blocks of a sharded network (FSDP2) are not swapped: use 0"))
     if config.memory.roles != "device":

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from align.config.engines import ENGINES, PoolEngine
 from align.config.sampling import Sampler
 from align.maths.schedules import Points, unordered, value_at
-from alignflow.kinds import problems_at
+from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import Settings
 
 
@@ -103,6 +104,10 @@ class OnlineRollout(Settings):
         description="when samples are scored: none = after all samples are generated | chunks = while the next "
         "chunk is sampled, with the same result | next = also while the next rollout is sampled, "
         "which therefore uses the policy of the previous step",
+    )
+
+    engine: Annotated[PoolEngine, OneOf("engine", lambda: ENGINES)] | None = Field(
+        None, description="where the samples are generated: {kind: pool}; null = in this process"
     )
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from align.config.sampling import Sampler
     from align.rollout.unroll import StepFunction
 
+_REMEDY = "try generator.dtype bfloat16 or float32"
+OVERFLOW = f"the sample holds NaN or infinity: the network or its VAE overflowed; {_REMEDY}"
 Stage = TypeVar("Stage", bound="Asked")
 
 
@@ -270,18 +272,19 @@ def decode(generator: Generator, latents: Tensor, chunk: int) -> Tensor:
 
 
 @torch.no_grad()
-def decode_to_cpu(generator: Generator, latents: Tensor, chunk: int) -> tuple[Tensor, list[int]]:
+def decode_to_cpu(generator: Generator, latents: Tensor, chunk: int) -> tuple[Tensor, dict[int, str]]:
     """Latents ``[N, ...]`` -> uint8 media on the CPU; the card holds the float pixels of ``chunk`` samples at a time.
 
     Returns:
-        media, and the samples that hold NaN or infinity.
+        media, and the samples that hold NaN or infinity, each with that reason.
     """
-    parts, broken = [], []
+    parts: list[Tensor] = []
+    lost: dict[int, str] = {}
     for first in range(0, len(latents), chunk):
         media = generator.decode(latents[first : first + chunk])
-        broken += [first + n for n, sample in enumerate(media) if not bool(sample.isfinite().all())]
+        lost |= {first + n: OVERFLOW for n, sample in enumerate(media) if not bool(sample.isfinite().all())}
         parts.append(to_bytes(media.nan_to_num()).cpu())
-    return torch.cat(parts).contiguous(), broken
+    return torch.cat(parts).contiguous(), lost
 
 
 def spreads(media: Tensor, group: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Scoring:
         self.futures: list[Future[Scores]] = []
         self.waiting: list[Part] = []
         self.count = 0
-        self.broken: list[int] = []
+        self.lost: dict[int, str] = {}
 
     def add(
         self,
@@ -54,15 +54,15 @@ class Scoring:
         prompts: Sequence[str],
         group: Tensor,
         inputs: Mapping[str, Any],
-        broken: Sequence[int] = (),
+        lost: Mapping[int, str] | None = None,
     ) -> None:
         """The next samples, uint8 media; a prompt's samples follow one another.
 
         Args:
-            broken: which of them hold NaN or infinity.
+            lost: which of them have no score, and why.
         """
         rows = list(range(self.count, self.count + len(prompts)))
-        self.broken += [self.count + number for number in broken]
+        self.lost |= {self.count + number: why for number, why in (lost or {}).items()}
         self.count += len(prompts)
         self.waiting.append(Part(rows, media, list(prompts), group, dict(inputs)))
         if self.reward.scope == "sample":
@@ -76,13 +76,13 @@ class Scoring:
             self.waiting = [_slice(whole, slice(open_, None))]
 
     def scores(self) -> Scores:
-        """Scores of all samples, when they are there; raises what the reward raised. Broken samples have none."""
+        """Scores of all samples, when they are there; raises what the reward raised. Lost samples have none."""
         if self.processes is not None:
-            return without(self._among(self.processes), self.broken)
+            return without(self._among(self.processes), self.lost)
         self._start(self.waiting)
         self.waiting = []
         found = [future.result() for future in self.futures] or [self._score(part) for part in self.parts]
-        return without(joined(self.parts, found), self.broken)
+        return without(joined(self.parts, found), self.lost)
 
     def wait(self) -> None:
         """Until nothing is being scored."""
@@ -140,15 +140,14 @@ def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: in
     return torch.stack(columns, 1)
 
 
-def without(scores: Scores, rows: Sequence[int]) -> Scores:
-    """The scores, missing for the samples ``rows``, which hold NaN or infinity."""
-    if not rows:
+def without(scores: Scores, lost: Mapping[int, str]) -> Scores:
+    """The scores, missing for the samples of ``lost``, for the reasons there."""
+    if not lost:
         return scores
     values, parts = scores.values.clone(), {name: value.clone() for name, value in scores.parts.items()}
     for column in (values, *parts.values()):
-        column[list(rows)] = torch.nan
-    why = "the sample holds NaN or infinity: the network or its VAE overflowed; try generator.dtype bfloat16 or float32"
-    return replace(scores, values=values, reasons={**scores.reasons, **dict.fromkeys(rows, why)}, parts=parts)
+        column[list(lost)] = torch.nan
+    return replace(scores, values=values, reasons={**scores.reasons, **lost}, parts=parts)
 
 
 def _merge(parts: Sequence[Part]) -> Part:

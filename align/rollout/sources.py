@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from align.data.media import to_bytes
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
 from align.data.tables import is_tie
+from align.maths.samplers import Trajectory
 from align.maths.seeds import derive
 from align.preference.table import stored_rewards
+from align.rollout.elsewhere import remote_of
+from align.rollout.engine import Order
 from align.rollout.rollout import Asked, Drawn, Scored, decode_to_cpu, draw, join, nothing_asked, stochastic_steps
 from align.rollout.staging import on_cpu
 from align.training.processes import Share
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from align.config.settings import Config, OnlineRollout, PairsRollout, SamplesRollout
 
 Acting = Callable[[], AbstractContextManager[None]]
+Piece = tuple[Tensor, Trajectory | None, Tensor, Mapping[int, str]]
+"""Latents, trajectory, media, and sample -> why it cannot be scored."""
 
 
 class OnlineSource:
@@ -59,12 +64,16 @@ class OnlineSource:
         self.drawn, self.kept = "reward_gradient" not in needs, "trajectory" in needs
         self.predictions = bool({"predictions", "step_scores"} & set(needs))
         self.staged = config.memory.trajectories == "cpu"
-        self.wants = wants
+        self.wants, self.remote = wants, remote_of(config, generator)
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
             asked = config.recipe.wants()
             check_media(self.prompts, [name for name in wants if name not in asked], "the reward")
             check_media(self.prompts, asked, f"recipe {config.recipe.kind}")
+
+    def counted(self) -> dict[str, int]:
+        """Samples of an engine since the last call that were not used, by why; empty without an engine."""
+        return {f"engine/{kind}": number for kind, number in self.remote.take().items()} if self.remote else {}
 
     @property
     def needs(self) -> Needs:
@@ -110,7 +119,7 @@ class OnlineSource:
         step: int,
         acting: Acting = nullcontext,
         phases: Phases | None = None,
-        ready: Callable[[Tensor, list[str], Tensor, Inputs, list[int]], None] | None = None,
+        ready: Callable[[Tensor, list[str], Tensor, Inputs, Mapping[int, str]], None] | None = None,
     ) -> Drawn:
         """The rollout of step ``step`` (from 0): this process's share of the prompts with ``group`` samples each.
 
@@ -120,7 +129,7 @@ class OnlineSource:
             acting: makes the context in which samples are drawn (the role, the precision).
             phases: what the time is counted in.
             ready: gets uint8 media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there,
-                and which of them hold NaN or infinity.
+                and which of them cannot be scored, with the reason.
         """
         phases, settings = phases or Phases(), self.settings
         if not self.share.of(settings.prompts):
@@ -131,8 +140,26 @@ class OnlineSource:
                 start = start or [derive(seed, "start") for seed in asked.seeds]
                 return asked.become(Drawn, latents=self.generator.noise(start), media=torch.empty(0))
         latents, media, paths = [], [], []
-        for rows in torch.arange(len(asked.seeds)).split(settings.chunk):
-            some = slice(int(rows[0]), int(rows[-1]) + 1)
+        count = len(asked.seeds)
+        pieces = [slice(first, min(first + settings.chunk, count)) for first in range(0, count, settings.chunk)]
+        made = self._here if self.remote is None else self._elsewhere
+        for some, (part, path, seen, lost) in zip(pieces, made(asked, start, pieces, acting, phases), strict=True):
+            if ready is not None:
+                rows = torch.arange(count)[some]
+                ready(seen, asked.prompts[some], asked.group[some], take(asked.inputs, rows), lost)
+            latents.append(part)
+            media.append(seen)
+            if path is not None:
+                paths.append(on_cpu(path) if self.staged else path)
+        trajectory = join(paths) if paths else None
+        return asked.become(Drawn, latents=torch.cat(latents), media=torch.cat(media), trajectory=trajectory)
+
+    def _here(
+        self, asked: Asked, start: list[int] | None, pieces: Sequence[slice], acting: Acting, phases: Phases
+    ) -> Iterator[Piece]:
+        """Latents, trajectory, media and lost samples of each piece, sampled by this process."""
+        settings = self.settings
+        for some in pieces:
             with phases.phase("rollout"), acting():
                 part, path = draw(
                     self.generator, asked.cond, asked.seeds[some], settings.sampler, row=asked.row[some],
@@ -140,15 +167,22 @@ class OnlineSource:
                     predictions=self.predictions, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):
-                seen, broken = decode_to_cpu(self.generator, part, settings.decode_chunk)
-            if ready is not None:
-                ready(seen, asked.prompts[some], asked.group[some], take(asked.inputs, rows), broken)
-            latents.append(part)
-            media.append(seen)
-            if path is not None:
-                paths.append(on_cpu(path) if self.staged else path)
-        trajectory = join(paths) if paths else None
-        return asked.become(Drawn, latents=torch.cat(latents), media=torch.cat(media), trajectory=trajectory)
+                seen, lost = decode_to_cpu(self.generator, part, settings.decode_chunk)
+            yield part, path, seen, lost
+
+    def _elsewhere(
+        self, asked: Asked, start: list[int] | None, pieces: Sequence[slice], acting: Acting, phases: Phases
+    ) -> Iterator[Piece]:
+        """The same by an engine, to which the role in place is sent first."""
+        assert self.remote is not None
+        starts = start or [derive(seed, "start") for seed in asked.seeds]
+        orders = [Order(asked.prompts[some], asked.seeds[some], starts[some], asked.steps) for some in pieces]
+        with phases.phase("rollout"):
+            with acting():
+                weights = self.remote.weights()
+            replies = self.remote(orders, weights)
+        for reply in replies:
+            yield reply.latents.float().to(self.generator.device), None, reply.media, reply.lost
 
     def _asked(self, step: int) -> tuple[Asked, list[int] | None]:
         """The prompts of a step, and the seeds of the initial noise where a group shares it."""

@@ -232,11 +232,13 @@ class Trainer:
         time_spent = self.phases.take()
         made = {"samples": len(rollout.seeds), "calls": self.generator.network_calls - calls}
         total = self.processes.sums(made)
+        counted = self.source.counted() if isinstance(self.source, OnlineSource) else {}
         return row | {
             "samples": int(total["samples"]),
             **({"memory_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}),
             "images_per_second": total["samples"] / sum(time_spent.values()),
             "network_calls": total["calls"],
+            **self.processes.sums(counted),
             "time": time_spent,
         }
 

@@ -1,0 +1,30 @@
+"""The engine that a config names, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from align.policy.build import parameters_of
+from align.rollout.engine import Engine, Remote
+from align.rollout.pool_engine import RayPool
+from generators.base import Generator
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+BUILDERS: dict[str, Callable[[Any, Config], Engine]] = {"pool": RayPool}
+"""Kind of the settings -> makes the engine from them and the config."""
+
+
+def remote_of(config: Config, generator: Generator) -> Remote | None:
+    """The engine of ``rollout.engine``, which has answered once; None where this process samples.
+
+    Raises:
+        AlignflowError: its package is not installed, or it does not start.
+    """
+    settings = getattr(config.rollout, "engine", None)
+    if settings is None:
+        return None
+    engine = BUILDERS[settings.kind](settings, config)
+    return Remote(engine, generator, dict(parameters_of(config, generator)), settings.retries, settings.backoff)
