@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +44,34 @@ def in_thread(settings: Any, port: int | None = None, **options: Any) -> Iterato
     while not server.started:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@contextlib.contextmanager
+def page(make: Callable[[int], Any], token: str) -> Iterator[Any]:
+    """A page of this machine in a thread; yields ``ask(path, body, **headers) -> (status, JSON or bytes)``."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(make(port), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+
+    def ask(path: str, body: Any = None, token: str | None = token, **more: str) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json", **{name.capitalize(): value for name, value in more.items()}}
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request) as reply:
+                content, ask.headers = reply.read(), reply.headers  # type: ignore[attr-defined]
+                return reply.status, json.loads(content) if "json" in reply.headers["Content-Type"] else content
+        except urllib.error.HTTPError as error:
+            content = error.read()
+            return error.code, json.loads(content) if "json" in error.headers["Content-Type"] else content
+
+    yield ask
     server.should_exit = True
     thread.join(10)
 

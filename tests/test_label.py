@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import uvicorn
-from served import free_port
+from served import page
 from tiny_run import settings
 
 from align.data.media import write_media
@@ -45,31 +41,10 @@ def table(folder: Path, prompts: int = 4, each: int = 2) -> Path:
 @contextlib.contextmanager
 def served(source: Path, votes: Path, user: str = "") -> Iterator[Any]:
     """A server in a thread; yields a function that asks it."""
-    port = free_port()
     with Votes(votes, user, lambda line: None) as kept:
-        app = create_app(read_candidates(source), kept, TOKEN, port)
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-
-        def ask(path: str, body: Any = None, token: str | None = TOKEN, host: str | None = None) -> tuple[int, Any]:
-            headers = {"Content-Type": "application/json"}
-            headers |= {"Authorization": f"Bearer {token}"} if token else {}
-            headers |= {"Host": host} if host else {}
-            data = None if body is None else json.dumps(body).encode()
-            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
-            try:
-                with urllib.request.urlopen(request) as reply:
-                    content = reply.read()
-                    return reply.status, json.loads(content) if "json" in reply.headers["Content-Type"] else content
-            except urllib.error.HTTPError as error:
-                return error.code, json.loads(error.read())
-
-        yield ask
-        server.should_exit = True
-        thread.join(10)
+        pairs = read_candidates(source)
+        with page(lambda port: create_app(pairs, kept, TOKEN, port), TOKEN) as ask:
+            yield ask
 
 
 def test_votes_are_a_table_that_both_trainings_read(tmp_path: Path) -> None:

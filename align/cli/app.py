@@ -42,6 +42,7 @@ from align.cli.shared import (
     within_reach,
 )
 from align.cli.sweep import sweep
+from align.cli.ui import ui
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
@@ -61,6 +62,7 @@ app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluat
     benchmark
 )
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
+app.command(epilog="Example: alignflow ui runs")(ui)
 app.add_typer(prompts_cli.app)
 
 

@@ -1,36 +1,24 @@
-"""The page that compares two samples, on this machine alone: a token in every request, and no other host's pages."""
+"""The page that compares two samples, on this machine alone."""
 
 from __future__ import annotations
 
-import hmac
-import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
 from align.data.media import suffix_of
 from align.data.tables import Cell
 from align.labelling.votes import Candidates, Media, Votes
-from alignflow.errors import AlignflowError, ConfigError
+from align.ui.guarded import PROTECTION, protected, run
 from alignflow.text import printable
 
 PAGE = Path(__file__).with_name("page.html")
-HOSTS = ("127.0.0.1", "localhost")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
          ".webp": "image/webp", ".mp4": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime"}  # fmt: skip
-
-PROTECTION = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self'; media-src 'self'; connect-src 'self'",
-    "Referrer-Policy": "no-referrer",
-}
-"""Headers of the page: it loads nothing from elsewhere and tells nobody its address, which holds the token."""
 
 
 class Vote(BaseModel):
@@ -41,38 +29,13 @@ class Vote(BaseModel):
     seconds: float = Field(ge=0, le=1e6, allow_inf_nan=False)
 
 
-def guard(token: str, port: int) -> Callable[[Request], None]:
-    """Refuses requests without the token, and those of pages of other hosts, which a browser may send to this one."""
-    known = {f"{name}:{port}" for name in HOSTS}
-
-    def allowed(request: Request) -> None:
-        header = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        given = header or request.query_params.get("token", "")
-        if request.headers.get("Host", "") not in known:
-            raise HTTPException(403, f"only pages of {' or '.join(sorted(known))} are answered")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "the token is missing or wrong: open the address that alignflow label printed")
-
-    return allowed
-
-
-async def explained(request: Request, error: Exception) -> JSONResponse:
-    """An error as the page shows it."""
-    if isinstance(error, HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code)
-    return JSONResponse({"error": str(error)}, 500)
-
-
 def create_app(pairs: list[Candidates], votes: Votes, token: str, port: int) -> FastAPI:
     """The application.
 
     Args:
-        token: what every request must carry, as a header ``Authorization: Bearer`` or in the query.
-        port: of the server, for the check of the header ``Host``.
+        token, port: as :func:`align.ui.guarded.protected` reads them.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(guard(token, port))])
-    app.exception_handler(HTTPException)(explained)
-    app.exception_handler(AlignflowError)(explained)
+    app = protected(token, port, "alignflow label")
     by_key = {pair.key: pair for pair in pairs}
 
     @app.get("/")
@@ -146,18 +109,6 @@ def serve(pairs: list[Candidates], votes: Votes, port: int, say: Callable[[str],
     Raises:
         ConfigError: the port is taken.
     """
-    token = secrets.token_urlsafe(16)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOSTS[0], port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {HOSTS[0]}:{port}: {error.strerror}; try --port 0") from None
-        listener.listen()
-        port = listener.getsockname()[1]
-        app = create_app(pairs, votes, token, port)
-        done = len(votes.voted & {pair.key for pair in pairs})
-        say(f"{len(pairs)} pairs, {done} of them with a vote; votes go into {printable(str(votes.path))}. Ctrl-C ends.")
-        say(f"open http://{HOSTS[0]}:{port}/?token={token}")
-        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listener])
+    done = len(votes.voted & {pair.key for pair in pairs})
+    about = f"{len(pairs)} pairs, {done} of them with a vote; votes go into {printable(str(votes.path))}."
+    run(lambda token, chosen: create_app(pairs, votes, token, chosen), port, about, say)

@@ -234,7 +234,7 @@ def _read_samples(folder: Path) -> list[Samples]:
         prompts = index.get("prompts")
         if not match or not isinstance(prompts, list):
             continue
-        scores = index.get("scores") or {}
+        scores = index["scores"] if isinstance(index.get("scores"), dict) else {}
         found.append(
             Samples(
                 step=int(match[1]),

@@ -133,6 +133,13 @@ class Lock:
                 os.utime(self.path)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds the lock of a run folder."""
+    lock = Lock(folder / LOCK, folder)
+    found = lock._read()
+    return found is not None and lock._living(found) is not None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold, for the length of a block, the lock beside a folder that is written as a whole at the block's end.
