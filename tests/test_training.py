@@ -270,10 +270,13 @@ def test_trackers_by_name(model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, trackers=["tensorboard"])
     train(config)
     folders = {file.parent for file in config.run_dir.rglob("events.out.tfevents*")}
-    scalars = {}
+    scalars, images = {}, {}
     for folder in folders:
-        events = EventAccumulator(str(folder))
+        events = EventAccumulator(str(folder), size_guidance={"images": 0})
         events.Reload()
         scalars |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        images |= {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert set(images) == {f"samples/{row:03d}" for row in range(config.samples.count)}
+    assert images["samples/000"] == [int(path.name[5:]) for path in sorted(config.run_dir.glob("samples/step-*"))]
     assert scalars["train/reward"] == [1, 2, 3]
     assert scalars["eval/scores.reward"] == [0, 2, 3]

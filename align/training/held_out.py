@@ -21,6 +21,7 @@ from align.runs.best import Best
 from align.runs.ending import EarlyEnd
 from align.runs.progress import Progress, said
 from align.training.lr import due
+from align.training.tracking import log_samples
 from rewards.base import Reward, wanted
 
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ class HeldOut:
                 progress.say(f"reward hacking at step {step}: {hacked}")
             self.ending.see(step, better, hacked)
         if run.writes and config.samples.count:
-            save_grid(run.path / "samples" / f"step-{step:06d}", result, config.samples)
+            folder = run.path / "samples" / f"step-{step:06d}"
+            save_grid(folder, result, config.samples)
+            for failed in log_samples(trainer.accelerator.trackers if config.trackers else (), folder, step):
+                progress.say(failed)
         if run.writes:
             write_report(run.path)
         trainer.phases.take()
