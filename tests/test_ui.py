@@ -186,6 +186,20 @@ def test_reports_are_made_from_what_is_there_now(folder):
         report_of(run)
 
 
+def test_chosen_runs_are_compared(folder):
+    build_run(folder / "other", visits=1)
+    with served(folder) as ask:
+        status, content = ask("/compare?run=honest&run=sweep/hacked")
+        assert status == 200
+        assert b"Made by alignflow from the files of these runs alone." in content
+        assert ask("/compare?run=honest")[0] == 422
+        assert ask("/compare?run=honest&run=../other")[0] == 404
+        (folder / "other" / "config.yaml").write_text("reward: {kind: ocr}\n")
+        (folder / "other" / "metrics.jsonl").write_text("")
+        status, said = ask("/compare?run=honest&run=other")
+        assert (status, bool(said["error"])) == (500, True)
+
+
 def test_pictures_are_those_of_the_runs_alone(folder, tmp_path):
     (tmp_path / "outside" / "samples" / "step-000000").mkdir(parents=True)
     shutil.copytree(folder / "honest", tmp_path / "elsewhere")

@@ -12,6 +12,8 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import HTMLResponse
 
 import align.report
+from align.comparison import compare
+from align.comparison.page import render as render_comparison
 from align.report import render
 from align.report.images import embed
 from align.report.reading import read_run
@@ -26,6 +28,8 @@ PAGE = Path(__file__).with_name("page.html")
 STYLE = Path(align.report.__file__).with_name("report.css")
 SIDE = 256
 """Largest side of a picture in the list."""
+MOST = 32
+"""Runs that are compared at most."""
 AGAIN = 20
 """Seconds after which the report of a run in training is shown again."""
 
@@ -63,6 +67,10 @@ def create_app(folder: Path, token: str, port: int) -> FastAPI:
         again = {"Refresh": str(AGAIN)} if in_use(path) else {}
         return HTMLResponse(report_of(path), headers=INLINED | again)
 
+    @app.get("/compare")
+    def comparison(keys: Annotated[list[str], Query(alias="run", min_length=2, max_length=MOST)]) -> HTMLResponse:
+        return HTMLResponse(compared([folder_of(key) for key in keys]), headers=INLINED)
+
     @app.get("/picture")
     def picture(key: Annotated[str, Query(alias="run", max_length=4096)], step: int, row: int) -> Response:
         image = embed(folder_of(key) / "samples" / f"step-{step:06d}" / f"{row:03d}.png", SIDE)
@@ -72,6 +80,20 @@ def create_app(folder: Path, token: str, port: int) -> FastAPI:
         return Response(base64.b64decode(content), media_type=kind, headers=PROTECTION)
 
     return app
+
+
+def compared(folders: list[Path]) -> str:
+    """The page that compares runs.
+
+    Raises:
+        RunFolderError: nothing in them can be compared, or one of them is damaged.
+    """
+    try:
+        return render_comparison(compare(folders))
+    except RunFolderError:
+        raise
+    except Exception as error:  # files of any kind of damage, written by any program
+        raise RunFolderError(f"these runs cannot be compared: {unreadable(error)}") from error
 
 
 def report_of(path: Path) -> str:
