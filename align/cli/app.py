@@ -20,6 +20,7 @@ from align.cli import pairs as pairs_cli
 from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
 from align.cli.benchmark import benchmark
+from align.cli.bundle import bundle, repeat
 from align.cli.doctor import doctor
 from align.cli.export import export
 from align.cli.label import label
@@ -328,6 +329,8 @@ def evaluate(
     echo(f"{row['prompts']} held-out prompts, {row['seconds']:.1f} s")
 
 
+app.command(epilog="Example: alignflow bundle runs/shapes-nft shapes-nft.tar")(bundle)
+app.command(epilog="Example: alignflow repeat shapes-nft.tar --out again")(repeat)
 app.command(epilog="Example: alignflow export runs/shapes-nft --to comfyui --out nft-comfyui")(export)
 
 
