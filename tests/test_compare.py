@@ -113,7 +113,7 @@ def test_other_noise_is_paired_by_prompt_and_other_prompts_by_the_means(tmp_path
     noise = training(tmp_path / "noise", [0.2, 0.3, 0.4], seeds=[7, 8, 9], evaluate__seed=1)
     found = compare([a, noise])
     assert found.scores[0].differences[0].pairing == "prompt"
-    assert "Other noise: a and noise share neither" in told(found)
+    assert "Other noise: a and noise: no prompt has the same noise in both" in told(found)
     others = training(tmp_path / "others", [0.2, 0.3, 0.4], prompts=["x", "y", "z"], seeds=[7, 8, 9], evaluate__seed=1)
     (one,) = compare([a, others]).scores[0].differences
     assert (one.pairing, one.prompts.pairs) == ("none", None)
@@ -211,6 +211,7 @@ def test_searches_are_paired_by_noise_and_with_a_training_run_by_prompt(tmp_path
     (one,) = found.scores[0].differences
     assert (found.judged, one.pairing, one.prompts.pairs) == ("gold", "noise", 3)
     assert one.prompts.delta == pytest.approx(0.2)
+    assert [one.name for one in found.scores] == ["gold"]  # the reward has the same numbers
     assert found.scores[0].results[0].change.delta == pytest.approx(0.3)
     text = Page(write_page(found, tmp_path / "page.html")).text
     assert "Reward against network calls" in text

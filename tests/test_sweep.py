@@ -146,6 +146,11 @@ def test_other_commands_are_refused(folder, run):
     assert "a sweep runs training and searches" in err
 
 
+def test_a_sweep_is_not_launched_in_several_processes(sweep, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "alignflow sweep --processes N, without launch" in sweep()[2]
+
+
 def test_two_ways_to_start_a_run_are_one_too_many(sweep):
     code, _, err = sweep("--processes", "2")
     assert code == 2
@@ -187,6 +192,7 @@ def test_a_failed_member_is_reported_and_the_others_go_on(sweep):
     assert code == 1
     assert calls() == ["seed-0", "seed-1", "seed-2"]
     assert "[2/3] seed-1: failed after" in out
+    assert "Not started: Left out of the sweep s, without results yet: seed-1." in err
     assert "error: seed-1 failed: the judge is not there" in err
     assert "1 of 3 runs failed; run them again with\n  alignflow sweep nft.yaml seed=0,1,2 --out s" in err
     Path("seed-1").unlink()

@@ -15,6 +15,7 @@ from align.report.reading import Run, Samples, number, read_run, read_yaml
 from align.runs import owned
 from align.sweeps.folder import is_sweep, read_plan, state_of
 from alignflow.errors import RunFolderError
+from alignflow.words import listing
 
 Key = tuple[str, str]
 """A prompt, and what its noise comes from."""
@@ -137,18 +138,17 @@ def entries_of(folders: Sequence[Path]) -> tuple[list[Entry], Notes]:
 
 
 def _members(folder: Path) -> tuple[list[Entry], Notes]:
-    found, notes = list[Entry](), Notes()
+    found, notes, new = list[Entry](), Notes(), list[str]()
     for member in read_plan(folder):
-        state = state_of(folder, member)
-        if state.kind == "new":
-            notes.append(
-                ("Not started", f"{member.name} of the sweep {folder.name} has not started, so it is left out.")
-            )
+        if state_of(folder, member).kind == "new":
+            new.append(member.name)
             continue
         try:
             found.append(replace(_read(folder / member.name), name=member.name, shared=member.label))
         except RunFolderError as error:
             notes.append(("Left out", f"{error}."))
+    if new:
+        notes.append(("Not started", f"Left out of the sweep {folder.name}, without results yet: {listing(new)}."))
     return found, notes
 
 

@@ -178,9 +178,11 @@ def sampler_of(entry: Entry) -> Any:
 
 
 def shared_scores(arms: Sequence[Arm]) -> list[str]:
-    """Scores that two settings or more can be compared by, the judging one first."""
+    """Scores that two settings or more can be compared by, the judging one first; of equal numbers the first."""
     names = list(dict.fromkeys(name for arm in arms for name in arm.first.names()))
     judged = next((arm.first.judged for arm in arms if arm.first.judged), None)
     names.sort(key=lambda name: name != judged)
     pairs = [(a, b) for place, a in enumerate(arms) for b in arms[place + 1 :]]
-    return [name for name in names if any(not isinstance(difference(a, b, name), str) for a, b in pairs)]
+    found = [name for name in names if any(not isinstance(difference(a, b, name), str) for a, b in pairs)]
+    numbers = [[(arm.known(name), arm.first.mean(name)) for arm in arms] for name in found]
+    return [name for place, name in enumerate(found) if numbers[place] not in numbers[:place]]

@@ -141,8 +141,8 @@ def _noise(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:
         if not same_noise(first.first, arm.first):
             yield "Other generator", f"{told} have different generators or sizes, so equal seeds are not equal noise."
         elif first.first.after and arm.first.after and not (first.first.after.keys() & arm.first.after.keys()):
-            text = "share neither prompts and noise together: other evaluation seeds, prompts or kinds of run"
-            yield "Other noise", f"{told} {text}."
+            why = "other evaluation seeds, other prompts or another kind of run"
+            yield "Other noise", f"{told}: no prompt has the same noise in both ({why})."
 
 
 def _bases(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:

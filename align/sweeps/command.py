@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def sweep(
     Raises:
         AlignflowError: the words, a member or the folder is wrong; nothing was started.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a sweep starts the processes of its runs: alignflow sweep --processes N, without launch")
     planned = members_of(axes_of(words[0], words[1:]))
     folder = out or Path("runs") / f"{_name(planned)}-sweep"
     members, notes = checked(planned, folder)
