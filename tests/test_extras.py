@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,45 @@ def test_a_package_that_fails_to_import_is_not_called_missing(monkeypatch, tmp_p
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match=r"which does not import \(needs peft>=0\.22\.0\)"):
         optional("broken_here", "the judge", DataError)
+
+
+CORE = {
+    "PIL", "accelerate", "diffusers", "ftfy", "huggingface_hub", "imageio", "imageio_ffmpeg", "jinja2", "markupsafe",
+    "numpy", "packaging", "peft", "pydantic", "pydantic_core", "requests", "ruamel", "safetensors", "scipy",
+    "tokenizers", "torch", "transformers", "typer", "urllib3",
+}  # fmt: skip
+"""Modules of pyproject's dependencies and of what those require."""
+ASKED_FOR = {"align/labelling/server.py", "align/ui/guarded.py", "align/ui/server.py", "rewards/serving/server.py",
+             "rewards/serving/doors.py", "rewards/serving/intake.py"}  # fmt: skip
+"""Files that import fastapi or uvicorn at the top: their commands call ``optional`` before they import them."""
+
+
+def test_every_optional_import_has_a_message():
+    """A module outside the dependencies is imported where ImportError or find_spec leads to a message."""
+    found = {}
+    for package in ("alignflow", "generators", "rewards", "align"):
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            for module in {name.split(".")[0] for name in imported(text)} - CORE - sys.stdlib_module_names:
+                if module not in ("alignflow", "generators", "rewards", "align"):
+                    found.setdefault(file.relative_to(ROOT).as_posix(), set()).add(module)
+    bare = {
+        name: modules
+        for name, modules in found.items()
+        if name not in ASKED_FOR
+        and not any(word in (ROOT / name).read_text() for word in ("except ImportError", "find_spec", "optional("))
+    }
+    assert bare == {"align/training/tracking.py": {"tensorboard"}}  # checked before a run as a tracker
+    unknown = set.union(*found.values()) - EXTRAS.keys()
+    assert unknown <= {"av", "hpsv2", "ImageReward", "starlette"}  # each with a message of its own, or with fastapi
+
+
+def imported(text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
 
 
 def test_an_installed_package_is_returned(monkeypatch):

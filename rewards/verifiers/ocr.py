@@ -54,7 +54,7 @@ class Ocr(RewardSettings):
 
     def _reader(self) -> Any:
         """``uint8 [H, W, 3] -> text``, tested on a rendered word."""
-        rapidocr = optional("rapidocr", "reward 'ocr'", RewardError)
+        rapidocr, _ = (optional(name, "reward 'ocr'", RewardError) for name in ("rapidocr", "onnxruntime"))
         try:
             engine = rapidocr.RapidOCR(params={"Global.log_level": "error"})
 
