@@ -75,6 +75,10 @@ def network(part: Part, device: torch.device | str, dtype: torch.dtype, seed: in
             found: nn.Module = cls.from_config(values)
     finally:
         torch.set_default_dtype(before)
+    stored = found.state_dict(keep_vars=True)
+    for name, value in found.named_buffers():
+        if name in stored and value.is_floating_point():  # as from_pretrained does; classes make tables in float32
+            value.data = value.data.to(dtype)
     kept = getattr(cls, "_keep_in_fp32_modules", None) or []
     for name, value in found.named_parameters():
         if any(word in name.split(".") for word in kept):

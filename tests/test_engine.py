@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from launched import launch
 from safetensors.torch import load
 from tiny import sd3_pipeline
 from tiny_run import final_tensors, policy_gap, settings
@@ -192,6 +193,33 @@ def test_samples_of_a_stale_policy_are_not_trained_on(
     assert [row["engine/lost"] for row in found] == [0, 0, 8]
     assert [row["missing"] for row in found] == [0, 0, 8]
     assert "the engine sampled with weights" in found[2]["reasons"][0]
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.pop(0)  # this script's folder, where it is called launched
+from test_engine import InProcess
+from align.config.load import load_config
+from align.rollout import elsewhere
+from align.training.trainer import train
+elsewhere.BUILDERS["pool"] = lambda settings, config: InProcess(config)
+train(load_config(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_each_process_asks_for_its_own_share(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run(tmp_path / "alone", model, monkeypatch)
+    (tmp_path / "both").mkdir()
+    file = tmp_path / "both.yaml"
+    file.write_text(json.dumps({**alone.model_dump(mode="json"), "out": str(tmp_path / "both" / "run")}))
+    launch(2, tmp_path, PROCESSES, str(file))
+    one, two = rows(alone), rows(load_config(file))
+    assert [row["samples"] for row in two] == [row["samples"] for row in one] == [8, 8, 8]
+    assert [row["network_calls"] for row in two] == [row["network_calls"] for row in one]
+    assert [row["engine/stale"] + row["engine/lost"] for row in two] == [0, 0, 0]
+    assert two[0]["reward"] == pytest.approx(one[0]["reward"], abs=1e-6)
 
 
 def test_a_worker_refuses_damaged_and_foreign_weights(model: Path, tmp_path: Path) -> None:

@@ -96,6 +96,15 @@ def count(part: Part) -> int:
     return part.count if part.count is not None else _count(on_meta(part))
 
 
+def stored_buffers(part: Part) -> int:
+    """Numbers of a network that are neither trained nor computed, such as SD3's table of positions."""
+    if part.count is not None:
+        return 0
+    network = on_meta(part)
+    stored = network.state_dict(keep_vars=True)
+    return sum(value.numel() for name, value in network.named_buffers() if name in stored)
+
+
 @lru_cache(maxsize=32)
 def _count(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.checking.architectures import Part, arguments, count, on_meta, parts_of
+from align.checking.architectures import Part, arguments, count, on_meta, parts_of, stored_buffers
 from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
 from align.policy import held
@@ -110,7 +110,7 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
     memory, dtype, items = config.memory, config.generator.dtype, []
     size = SIZES[dtype]
     for name, part in parts.items():
-        number = count(part)
+        number, tables = count(part), stored_buffers(part)
         bytes_, how = float(number * size), f"{_count(number)} weights, {dtype}"
         if name.startswith("transformer") and memory.quantise != "none":
             linear = sum(module.weight.numel() for module in linears(on_meta(part)).values())
@@ -123,6 +123,8 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
             bytes_, how = 0.0, "dropped once every prompt is encoded"
         elif name.startswith("text_encoder") and memory.offload != "none":
             bytes_, how = 0.0, f"stored on the CPU ({memory.offload})"
+        elif tables:
+            bytes_, how = bytes_ + tables * size, f"{how}, and {_count(tables)} numbers of stored tables"
         items.append(Item(name, bytes_, f"{part.name}: {how}"))
     return items
 
