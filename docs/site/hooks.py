@@ -10,6 +10,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
+LABEL = re.compile(r"(?<=\S)\s+(?=\*\*[A-Z][a-z ]+\.\*\* )")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 PAGES = {"../README.md": "index.md", "../CONTRIBUTING.md": "contributing.md"}
 
@@ -23,7 +24,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to files outside ``docs/`` become their paths; those inside code blocks stay as they are."""
+    """Links to files outside ``docs/`` become their paths; labels such as **Source.** begin a paragraph."""
+    if page.file.src_uri.startswith("methods/"):
+        markdown = LABEL.sub("\n\n", markdown)
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
     folder = posixpath.dirname(page.file.src_uri)
 
