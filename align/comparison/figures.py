@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -101,9 +102,10 @@ def _training(arms: Sequence[Arm]) -> list[Figure]:
     note = "Mean of each batch." if len(rewarded) == len(arms) else "Mean of each batch, of the runs with this reward."
     found = _figure("Training reward", note, [_column(arm, "reward") for arm in rewarded], unit="score")
     found += _figure("Groups without contrast", "Groups in which no two samples scored differently, as a share.",
-                     [joined(arm, lambda run: run.flat_groups()) for arm in arms], unit="share")  # fmt: skip
+                     [replace(joined(arm, lambda run: run.flat_groups()), within=(0.0, 1.0)) for arm in arms],
+                     unit="share")  # fmt: skip
     for key, (title, told, unit) in BY_STEP.items():
-        series = [_column(arm, key) for arm in arms]
+        series = [replace(_column(arm, key), within=(0.0, math.inf)) for arm in arms]  # none of them is below 0
         if key == "missing" and not any(value for one in series for value in one.y):
             continue
         found += _figure(title, told, series, unit=unit)
