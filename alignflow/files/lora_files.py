@@ -63,6 +63,7 @@ LAYOUTS = (
     ("text_encoder", "diffusers"),
 )
 """Start of the keys -> layout; the first that fits."""
+READ = "layouts read here: diffusers, peft, kohya, ComfyUI"
 ELSEWHERE = {
     "lora_te": "a text encoder",
     "text_model": "a text encoder",
@@ -228,11 +229,11 @@ def _pairs(path: Path, entries: Mapping[str, Entry]) -> dict[str, Pair]:
     if twice:
         raise LoraFileError(f"{path} holds {len(twice)} halves twice, first {printable(twice[0])}; export it again")
     if unknown and not any(pair.a or pair.b for pair in pairs.values()):
-        raise LoraFileError(f"{path} is not a LoRA: {len(unknown)} tensors, first {printable(first(unknown))}")
+        raise LoraFileError(f"{path} is not a LoRA: {len(unknown)} tensors, first {printable(first(unknown))}; {READ}")
     if unknown:
         raise LoraFileError(
             f"{path} holds {len(unknown)} tensors that are no part of a pair, first {printable(first(unknown))}; "
-            "reading the rest would leave them out"
+            f"reading the rest would leave them out; {READ}"
         )
     return pairs
 
