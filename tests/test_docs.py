@@ -187,7 +187,7 @@ def test_scripts_for_clusters_can_be_parsed(tmp_path):
     ]
     scripts += manifests[1]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert [part["kind"] for part in manifests] == ["Service", "Job"]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     for script in scripts:
         subprocess.run(["bash", "-n", "-c", script], check=True)
         assert re.search(r"alignflow launch .*--node |torchrun .*--nnodes", script, re.DOTALL)
