@@ -24,13 +24,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate import Accelerator
 
 from align.checking.estimate import CONTEXT, GB, estimate
 from align.config.load import load_config
 from align.config.settings import Config
 from align.data.files import write_json
 from align.runs.run_folder import RunFolder
+from align.training.accelerating import accelerator_of
 from align.training.trainer import Trainer
 from benchmarks import random_weights, roofline
 from benchmarks.card_page import table
@@ -112,7 +112,7 @@ def step(model: str, recipe: str, tiny: bool, words: Sequence[str] = ()) -> dict
     scored = {"kind": "clip", "model": "shapes" if tiny else "yuvalkirstain/PickScore_v1", "dtype": "bfloat16"}
     expected = estimate(config_of(model, recipe, tiny, fewer, reward=scored)).bytes
     with tempfile.TemporaryDirectory() as folder, mock.patch("align.policy.build.load", _load):
-        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.generator.device == "cpu")
+        accelerator = accelerator_of(config)
         trainer = Trainer(config, RunFolder(Path(folder)), accelerator)
         first = trainer.step(0)
         memory = used()

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from align.config.command_line import files_and_overrides
 from align.config.load import load_config, settings_of
 from align.config.settings import Config
 from align.runs.run_folder import RunFolder
+from align.training.accelerating import accelerator_of
 from align.training.trainer import Trainer
 
 
@@ -46,7 +46,7 @@ def trainer_of(path: Path, overrides: list[str], overlap: str, seconds: float, f
     tree = settings_of(load_config(path, [f"rollout.overlap={overlap}", *overrides]))
     tree["prompts"]["heldout"], tree["evaluate"] = None, {}
     config = Config.model_validate({**tree, "reward": kind})
-    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.generator.device == "cpu")
+    accelerator = accelerator_of(config)
     return Trainer(config, RunFolder(folder), accelerator)
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.config.settings import Config
 from align.runs.run_folder import RunFolder
+from align.training.accelerating import accelerator_of
 from align.training.trainer import Trainer
 
 Call = Callable[[], None]
@@ -101,7 +101,7 @@ def _wait() -> None:
 def measure(config: Config, steps: int) -> dict[str, Any]:
     """Benchmark one config: seconds, overhead, images per second and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.generator.device == "cpu")
+        accelerator = accelerator_of(config)
         trainer = Trainer(config, RunFolder(Path(folder)), accelerator)
         recorder = Recorder(trainer)
         recorder.record()

@@ -170,7 +170,9 @@ def test_broken_yaml_names_the_line(write, text, line, says):
 
 
 def test_alias_inside_itself(write):
-    assert "an alias (*train) stands inside" in refused(write(BASE + "train: &train {lr: *train}\n"))
+    assert "an alias (*train) is inside the value that it names" in refused(
+        write(BASE + "train: &train {lr: *train}\n")
+    )
 
 
 def test_merge_keys_and_anchors_work(write):

@@ -126,7 +126,7 @@ def test_captions_below_the_threshold_are_dropped_and_no_others(tmp_path, rewrit
     ("override", "why"),
     [
         ("rewriter.overrides=[caption=null]", "rewriter.config"),
-        ("renderer.overrides=[generator.text_length=8]", "trains another generator"),
+        ("renderer.overrides=[generator.text_length=8]", "trains a generator other than the one that renders"),
         ("renderer.overrides=[policy.kind=full]", "trains all weights"),
     ],
 )

@@ -286,7 +286,7 @@ BYTES = {
     "empty": (lambda data: b"", "no header of a safetensors file"),
     "cut in the header": (lambda data: data[:40], "no header of a safetensors file"),
     "cut in the tensors": (lambda data: data[:-8], "it is cut short"),
-    "more at the end": (lambda data: data + b"\0" * 8, "its header tells of"),
+    "more at the end": (lambda data: data + b"\0" * 8, "its header describes"),
     "not JSON": (lambda data: data[:8] + b"[" + data[9:], "is not JSON"),
     "not UTF-8": (lambda data: data[:9] + b"\xff\xff" + data[11:], "is not JSON"),
     "a length beyond all": (lambda data: struct.pack("<Q", 2**63) + data[8:], "no header"),

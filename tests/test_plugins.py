@@ -54,7 +54,7 @@ def test_find_runs_nothing(write, place):
         ("a:", "should read package.module:name"),
         ("a" * 3000 + ":y", "cannot import"),
         ("a" * 3000 + ".py:y", "no file"),
-        ("~no_such_user_here/x.py:y", "nobody on this machine"),
+        ("~no_such_user_here/x.py:y", "not the home folder of a user of this machine"),
     ],
 )
 def test_what_is_not_there_is_told_by_both(write, kind, says):

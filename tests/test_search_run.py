@@ -295,3 +295,20 @@ def test_videos_are_searched_written_and_read_back(folder, run):
 def test_memory_settings_that_a_generator_cannot_have_are_found_before_it_loads(folder):
     with pytest.raises(ConfigError, match=r"memory\.offload.*group needs a CUDA card, and generator\.device is cpu"):
         load_search(Path("search.yaml"), ["memory.offload=group"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("pairs", "one"), "that is the run folder of the search"),
+        (("tables", "set"), "results are written as pairs or finetune"),
+        (("pairs", "full"), "not empty"),
+    ],
+)
+def test_a_folder_for_the_data_that_cannot_be_used_is_refused_before_the_search(given, says, folder, run):
+    Path("full").mkdir()
+    Path("full/a.txt").write_text("kept")
+    code, _, err = run("search", "search.yaml", "--out", "one", "--as", *given)
+    assert code == 2
+    assert says in err
+    assert not Path("one").exists()

@@ -186,6 +186,9 @@ def search(
     ] = None,
 ) -> None:
     """Search for better samples within a counted budget, without training; or export a finished search as data."""
+    from align.search.export import check_target
+    from align.search.export import write_as as write
+
     files, overrides = files_and_overrides(source, overrides)
     run_dir = source
     if not source.is_dir():
@@ -193,6 +196,8 @@ def search(
 
         settings = within_reach(load_search(files, with_out(overrides, out)))
         run_dir = settings.run_dir
+        if write_as is not None:
+            check_target(run_dir, *write_as)
         from align.search.run import run_search
 
         try:
@@ -212,8 +217,6 @@ def search(
     elif write_as is None:
         raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
     if write_as is not None:
-        from align.search.export import write_as as write
-
         kind, folder = write_as
         echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
 

@@ -69,9 +69,11 @@ def settings_of(source: Path, words: Sequence[str] | None) -> tuple[Any, Path | 
 
 def checkpoint_of(source: Path, name: str | None) -> Path | None:
     """The checkpoint of a run that ``--checkpoint`` names; None where it names none."""
+    if name is None:
+        return None
     from align.runs import best
 
-    return None if name is None else best.checkpoint_of(source, name)
+    return best.checkpoint_of(source, name)
 
 
 def trained_of(source: Path) -> Any:

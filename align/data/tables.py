@@ -132,7 +132,7 @@ def _dataset_rows(source: str, name: str, split: str, folder: Path = Path(), **o
 
 def _load(source: str, name: str, split: str, **options: Any) -> Any:
     datasets = optional("datasets", source, DataError)
-    silent = hub.silent() if source.startswith(HUB) else ""
+    silent = hub.silent() if source.startswith(HUB) and not name.startswith((".", "/", "~")) else ""
     try:
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):  # save_to_disk
             saved = datasets.load_from_disk(name)

@@ -78,10 +78,27 @@ def write_finetune(run_dir: Path, folder: Path) -> int:
 WRITERS = {"pairs": write_pairs, "finetune": write_finetune}
 
 
-def write_as(run_dir: Path, kind: str, folder: Path) -> int:
-    """Write the results of ``run_dir`` as ``pairs`` or ``finetune`` into ``folder``."""
+def check_target(run_dir: Path, kind: str, folder: Path) -> None:
+    """Whether results can be written, before a search that may take hours.
+
+    Raises:
+        ConfigError: no such kind, or ``folder`` is the search's own run folder.
+        RunFolderError: ``folder`` holds something.
+    """
     if kind not in WRITERS:
         raise ConfigError(f"--as {kind}: results are written as {' or '.join(WRITERS)}")
+    if folder.resolve() == run_dir.resolve():
+        raise ConfigError(f"--as {kind} {folder}: that is the run folder of the search; choose another folder")
+    check_unwritten(folder, "--as")
+
+
+def write_as(run_dir: Path, kind: str, folder: Path) -> int:
+    """Write the results of ``run_dir`` as ``pairs`` or ``finetune`` into ``folder``.
+
+    Raises:
+        ConfigError, RunFolderError, DataError: as :func:`check_target` and :func:`write_pairs`.
+    """
+    check_target(run_dir, kind, folder)
     return WRITERS[kind](run_dir, folder)
 
 
