@@ -126,7 +126,7 @@ def test_what_lives_in_a_pass_without_gradient(name: str) -> None:
     assert 0.6 * expected < live.peak < 1.3 * expected
 
 
-@pytest.mark.parametrize("frames", [1, 5, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frames", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (5, 9))])
 def test_what_lives_while_decoding_videos(frames: int) -> None:
     vae = AutoencoderKLWan(base_dim=16).to(HALF)
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, 8, 8, dtype=HALF)
