@@ -68,8 +68,11 @@ def test_it_needs_terms_of_single_samples_and_a_group(
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_samples_of_one(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["lora", "full"])
+def test_two_processes_keep_the_samples_of_one(policy: str, model: Path, tmp_path: Path) -> None:
     sections = {**SECTIONS, "rollout": {"prompts": 3, "group": 4, "keep": 2}}
+    if policy == "full":
+        sections |= {"policy": {"kind": "full"}, "train": {**SECTIONS["train"], "lr": 1e-4}}
     (tmp_path / "1").mkdir()
     alone = settings(tmp_path / "1", model, "nft", **sections)
     train(alone)

@@ -75,7 +75,7 @@ class Learning:
         count = len(rollout.seeds)
         before = sum(self.processes.objects([count])[: self.processes.share.rank])
         mine = slice(before, before + count)
-        credit, kept = self._credit(rollout)[mine], self._kept(rollout)[mine]
+        credit, kept = self._credit(rollout)[mine], self._kept(rollout)
         if seen := self._look(rollout, credit):
             rollout = rollout.become(Scored, seen=seen)
         row: dict[str, Any] = {}
@@ -85,8 +85,8 @@ class Learning:
                 continue
             learner = replace(one, objective=objectives[name])
             terms = learner.objective.terms(rollout, credit) if rollout.seeds else None
-            if self.keep and name == "policy" and terms is not None:
-                terms = terms[kept[terms.sample]]
+            if kept is not None and name == "policy" and terms is not None:
+                terms = terms[kept[mine][terms.sample]]
             spare = self._spare(learner, terms, rollout, credit)
             if name == "policy" and self.recompute:
                 parts = [_part(terms, before, number, learner.updates) for number in range(learner.updates)]
@@ -110,11 +110,11 @@ class Learning:
             scores = Scores(values, scores.reasons, scores.parts, scores.steps)
         return self.recipe.seeded_credit(scores, gather(rollout.group), rollout.seed)
 
-    def _kept(self, rollout: Scored) -> Tensor:
-        """Which samples of all processes the policy is trained on, in the order of the processes."""
+    def _kept(self, rollout: Scored) -> Tensor | None:
+        """Which samples of all processes the policy is trained on, in the order of the processes; None for all."""
+        if self.keep is None:
+            return None
         gather = self.processes.gather
-        if not self.keep:
-            return gather(rollout.group) >= 0
         values = gather(rollout.scores.values)
         values = values if rollout.void is None else values.masked_fill(gather(rollout.void), math.nan)
         return most_spread(values, gather(rollout.group), self.keep)
