@@ -153,6 +153,9 @@ def test_pairs_come_from_tables_and_from_folders_of_samples(tmp_path: Path) -> N
     assert [pair.key for pair in read_candidates(source)] == [pair.key for pair in pairs]
     sides = [read_candidates(source, seed)[0].sides[0].name for seed in range(8)]
     assert set(sides) == {"0-0.png", "0-1.png"}
+    (tmp_path / "moved").mkdir()
+    moved = table(tmp_path / "moved", prompts=2, each=3)
+    assert [pair.key for pair in read_candidates(moved)] == [pair.key for pair in pairs]  # its votes stay valid
     made = tmp_path / "made.jsonl"
     made.write_text('{"prompt": "a cat", "chosen": "0-0.png", "rejected": "0-1.png"}\n')
     assert len(read_candidates(made)) == 1

@@ -60,7 +60,8 @@ def read_candidates(source: Path, seed: int = 0) -> list[Candidates]:
             pairs += [(a, a.media["sample"], b.media["sample"]) for a, b in zip(rows[::2], rows[1::2], strict=False)]
     if not pairs:
         raise DataError(f"{source}: no prompt has two samples, so there is nothing to compare")
-    return [_sided(prompt, a, b, seed) for prompt, a, b in pairs]
+    folder = (source if source.is_dir() else source.parent).resolve()
+    return [_sided(prompt, a, b, folder, seed) for prompt, a, b in pairs]
 
 
 def _paired(source: Path) -> bool:
@@ -91,11 +92,17 @@ def _samples(source: Path) -> list[Prompt]:
     return found
 
 
-def _sided(prompt: Prompt, a: Media, b: Media, seed: int) -> Candidates:
-    names = [f"{one.name} {one.row}" if isinstance(one, Cell) else str(one.resolve()) for one in (a, b)]
+def _sided(prompt: Prompt, a: Media, b: Media, folder: Path, seed: int) -> Candidates:
+    # names relative to the source, so that votes stay valid when its folder is moved
+    names = [f"{one.name} {one.row}" if isinstance(one, Cell) else _relative(one, folder) for one in (a, b)]
     key = blake2b("\x1f".join([prompt.text, *names]).encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
     sides = (b, a) if derive(seed, "side", key) % 2 else (a, b)
     return Candidates(prompt, sides, key)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    path = path.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 class Votes:
