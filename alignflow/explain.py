@@ -104,7 +104,7 @@ def _unknown(path: Sequence[str | int], options: Sequence[Any], siblings: Any) -
         known = list(cls.model_fields)
         if key in known:  # of a union another member was meant
             continue
-        return f"no such setting{nearest(key, known)}; known here: {listing(known)}"
+        return f"no such setting{nearest(key, known, f'known here: {listing(known)}')}"
     return "no such setting"
 
 

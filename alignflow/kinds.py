@@ -72,7 +72,7 @@ class OneOf:
         if kind is None:
             return f"is missing; {self.what} kinds: {self._kinds()}"
         also = ", or package.module:name" if self.outside is not None else ""
-        return f"no such {self.what}{nearest(kind, self.choices())}; there are {self._kinds(kind)}{also}"
+        return f"no such {self.what}{nearest(kind, self.choices(), f'there are {self._kinds(kind)}{also}')}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -200,9 +200,15 @@ ALSO_CALLED = {
 """What other tools call a setting -> what it is called here."""
 
 
-def nearest(given: Any, known: Iterable[str]) -> str:
-    """`` 'lrr'; did you mean 'lr'?``, or only the word when nothing is near."""
+def nearest(given: Any, known: Iterable[str], others: str) -> str:
+    """`` 'lrr'; did you mean 'lr'? There are ...``, or `` 'lrr'; there are ...`` when nothing is near.
+
+    Args:
+        others: lists the names that are known, "there are ...".
+    """
     known = list(known)
     alias = ALSO_CALLED.get(str(given))
     near = [alias] if alias in known else close(given, known)
-    return f" {given!r:.80}; did you mean {near[0]!r}?" if near else f" {given!r:.80}"
+    if near:
+        return f" {given!r:.80}; did you mean {near[0]!r}? {others[:1].upper()}{others[1:]}"
+    return f" {given!r:.80}; {others}"

@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alignflow.folders import classes_in
-from alignflow.words import KINDS, close, listing
+from alignflow.kinds import nearest
+from alignflow.words import KINDS, listing
 from rewards.base import Reward, RewardError, RewardSettings, Scores
 
 __all__ = ["AnyReward", "Reward", "RewardError", "RewardSettings", "Scores", "kinds", "parse"]
@@ -57,11 +58,9 @@ def parse(data: Any) -> RewardSettings:
 
         return CallableReward.model_validate(dict(data))
     if not isinstance(kind, str) or kind not in kinds():
-        near = close(kind, kinds())
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        said = "is missing" if kind is None else f"no such reward {kind!r:.80}{hint}"
-        there = listing(kinds(), kind, KINDS)
-        raise _problem(("kind",), f"{said}; there are {there}, or package.module:name", kind)
+        others = f"there are {listing(kinds(), kind, KINDS)}, or package.module:name"
+        said = f"is missing; {others}" if kind is None else f"no such reward{nearest(kind, kinds(), others)}"
+        raise _problem(("kind",), said, kind)
     return kinds()[kind].model_validate(dict(data))
 
 

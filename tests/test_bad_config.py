@@ -63,7 +63,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("recipe.kind=ntf", "recipe.kind (override 'recipe.kind=ntf'): no such recipe 'ntf'; did you mean 'nft'?"),
         ("recipe.kind=no.such.module:Mine", "cannot import 'no.such.module'"),
         ("recipe.kind=align.maths.seeds:derive", "is not a class derived from align.recipes.base.Recipe"),
-        ("policy.kind=lroa", "no such policy 'lroa'; did you mean 'lora'?; there are lora, full"),
+        ("policy.kind=lroa", "no such policy 'lroa'; did you mean 'lora'? There are lora, full"),
         ("rollout.kind=3", "no such rollout 3; there are online, pairs, samples"),
         ("rollout.group=4", "only valid for kind=online; here kind is pairs"),
         ("rollout={kind: samples, file: x.jsonl}", "rollout.by_reward"),

@@ -84,7 +84,7 @@ def test_wrong_settings_made_in_python_read_as_those_of_a_config():
     assert {problem.path: problem.message for problem in caught.value.problems} == {
         "size.0": "should be a multiple of 8, given 7",
         "frame_rate": "is now fps",
-        "sise": "no such setting 'sise'; did you mean 'size'?; known here: " + ", ".join(Options.model_fields),
+        "sise": "no such setting 'sise'; did you mean 'size'? Known here: " + ", ".join(Options.model_fields),
     }
     assert str(caught.value).startswith("3 problems in Options\n  size.0 (Options): should be")
     with pytest.raises(ConfigError, match=r"^window\.size \(Sampler\): is needed for strategy random"):

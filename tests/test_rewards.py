@@ -152,7 +152,7 @@ def test_parse():
 def test_parse_says_where_and_what():
     ((path, said),) = where({"kind": "clipp"})
     assert path == "kind"
-    assert said.startswith("no such reward 'clipp'; did you mean 'clip'?; there are clip, ")
+    assert said.startswith("no such reward 'clipp'; did you mean 'clip'? There are clip, ")
     assert said.endswith(" more, which alignflow recipes lists, or package.module:name")
     assert len(said) < 300
     assert where({"path": "x"})[0][1].startswith("is missing; there are ")

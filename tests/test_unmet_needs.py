@@ -137,8 +137,8 @@ def test_declarations_of_a_recipe_that_no_run_has(write, run):
     code, _, err = run("check", config, "recipe={kind: mine.py:Misspelt}", "--import")
     assert code == 2
     place = "recipe.kind (override 'recipe={kind: mine.py:Misspelt}'): mine.py:Misspelt declares the"
-    assert f"{place} need 'trajectories'; did you mean 'trajectory'?; there are trajectory, predictions, " in err
-    assert f"{place} role 'behavior'; did you mean 'behaviour'?; there are behaviour, reference, anchor" in err
+    assert f"{place} need 'trajectories'; did you mean 'trajectory'? There are trajectory, predictions, " in err
+    assert f"{place} role 'behavior'; did you mean 'behaviour'? There are behaviour, reference, anchor" in err
 
 
 def test_a_role_that_a_recipe_of_your_own_does_not_declare(write, run):

@@ -58,4 +58,4 @@ def _rows(place: str, rows: Iterable[Prompt], known: Sequence[str], needed: bool
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    return f"no embedding of user{nearest(name, known)}; there are {listing(known, name)}"
+    return f"no embedding of user{nearest(name, known, f'there are {listing(known, name)}')}"

@@ -274,7 +274,7 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
         near = [] if is_dir(path) else names(path.parent, ".yaml")
         meant = close(path.name, near)
         hint = f"; did you mean {meant[0]}?" if meant else ""
-        hint += f"; {path.parent} has {listing(near, path.name)}" if near else ""
+        hint += f"{'' if meant else ';'} {path.parent} has {listing(near, path.name)}" if near else ""
         raise ConfigError(f"no config file {path!s:.300}{because} (looked in {Path.cwd()}){hint}")
     limits = Limits.of_environment()
     try:

@@ -43,7 +43,8 @@ def preset(name: str, place: str = "") -> dict[str, Any]:
     """Settings of a preset; raises ConfigError, which lists the presets, if there is none of that name."""
     if name in PRESETS:
         return PRESETS[name]
-    message = f"no such preset{nearest(name, PRESETS)}; there are {listing(PRESETS)}, or a mapping of settings"
+    others = f"there are {listing(PRESETS)}, or a mapping of settings"
+    message = f"no such preset{nearest(name, PRESETS, others)}"
     raise ConfigError([Problem("memory", f"{message}, given {name!r}", place)])
 
 

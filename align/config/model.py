@@ -35,10 +35,8 @@ class GeneratorConfig(Options, Pipeline):
     def _known(cls, kind: str) -> str:
         known = generators.kinds()
         if kind not in known and ":" not in kind:
-            message = (
-                f"no such generator{nearest(kind, known)}; there are {listing(known, kind)}, or package.module:Class"
-            )
-            raise problems_at([("", message)], kind)
+            others = f"there are {listing(known, kind)}, or package.module:Class"
+            raise problems_at([("", f"no such generator{nearest(kind, known, others)}")], kind)
         return kind
 
     @field_validator("device")

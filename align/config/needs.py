@@ -80,7 +80,7 @@ def _declarations(config: Config) -> Problems:
         ("role", recipe.largest.roles(config), ROLES),
     ]
     return [
-        ("recipe.kind", f"{recipe.kind} declares the {what}{nearest(name, known)}; there are {listing(known)}")
+        ("recipe.kind", f"{recipe.kind} declares the {what}{nearest(name, known, f'there are {listing(known)}')}")
         for what, names, known in declared
         for name in names
         if name not in known

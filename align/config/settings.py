@@ -246,13 +246,13 @@ def _check_evaluation(config: Config) -> Problems:
         problems.append(("prompts.heldout", "is missing, and evaluate.rewards needs it: name held-out prompts"))
     if evaluate.gold is not None and evaluate.gold not in evaluate.rewards:
         names = listing(evaluate.rewards) or "none"
-        wrong = nearest(evaluate.gold, evaluate.rewards)
-        problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}; there are {names}"))
+        wrong = nearest(evaluate.gold, evaluate.rewards, f"there are {names}")
+        problems.append(("evaluate.gold", f"no such reward in evaluate.rewards{wrong}"))
     best, scored = config.checkpoint.best, [*evaluate.rewards, *(["reward"] if config.reward else [])]
     if best is not None and (best not in scored or config.prompts.heldout is None):
         names = listing(scored) or "none"
-        said = f"no score of held-out prompts has this name{nearest(best, scored)}; there are {names}"
-        problems.append(("checkpoint.best", f"{said} (prompts.heldout is needed)"))
+        wrong = nearest(best, scored, f"there are {names} (prompts.heldout is needed)")
+        problems.append(("checkpoint.best", f"no score of held-out prompts has this name{wrong}"))
     if evaluate.patience is not None and best is None:
         problems.append(("evaluate.patience", "needs checkpoint.best, the name of the score to watch"))
     return problems
