@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ class PoolEngine(Workers):
     Workers on other machines need the same packages and the files that the config names.
     """
 
+    returns_steps: ClassVar[bool] = True
     kind: Literal["pool"] = Field("pool", description="copies of the generator in Ray actors")
 
 

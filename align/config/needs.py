@@ -46,13 +46,23 @@ def _kept(config: Config) -> Problems:
 
 
 def _engine(config: Config) -> Problems:
-    """What an engine elsewhere cannot do: it returns clean samples of text prompts, made by a LoRA of the network."""
-    if getattr(config.rollout, "engine", None) is None:
+    """What an engine elsewhere cannot do: it returns samples of text prompts, made by a LoRA of the network."""
+    engine = getattr(config.rollout, "engine", None)
+    if engine is None:
         return []
     kind, found = config.recipe.kind, []
+    instead = "use nft, awm, flow_rwr, flow_dpo or another recipe of finished samples, or leave this out"
     if needs := [need for need in config.recipe.needs if need in ELSEWHERE]:
-        said = f"{kind} needs {ELSEWHERE[needs[0]]}, and an engine returns finished samples: use nft, awm, flow_rwr"
-        found.append(("rollout.engine", f"{said}, flow_dpo or another recipe of finished samples, or leave this out"))
+        found.append(("rollout.engine", f"{kind} needs {ELSEWHERE[needs[0]]}, which no engine returns: {instead}"))
+    elif "trajectory" in config.recipe.needs and not engine.returns_steps:
+        said = f"{kind} needs the latents of the sampler's steps, and {engine.kind} returns finished samples"
+        found.append(("rollout.engine", f"{said}: {instead}"))
+    elif "trajectory" in config.recipe.needs and not hasattr(config.recipe, "surrogate"):
+        said = f"{kind} reads log-probabilities of the rollout, and those of an engine are not used"
+        found.append(("rollout.engine", f"{said}: {instead}"))
+    elif "trajectory" in config.recipe.needs and not config.rollout.recompute:  # type: ignore[union-attr]
+        said = f"{kind} compares log-probabilities with those of the rollout, and an engine's are not used: set true"
+        found.append(("rollout.recompute", said))
     if config.policy.kind != "lora":
         found.append(("policy.kind", f"an engine is sent a LoRA, not a policy of kind {config.policy.kind}: use lora"))
     if "text" in config.recipe.learners()["policy"].trains:
@@ -64,9 +74,8 @@ def _engine(config: Config) -> Problems:
 
 
 ELSEWHERE = {
-    "trajectory": "the steps of the sampler and their log-probabilities",
-    "predictions": "the steps of the sampler",
-    "step_scores": "the steps of the sampler",
+    "predictions": "the clean samples that the sampler's steps predict",
+    "step_scores": "the clean samples that the sampler's steps predict",
     "reward_gradient": "samples that it generates in its loss",
 }
 """Need of a recipe that an engine cannot meet -> in words."""

@@ -13,8 +13,8 @@ from generators.base import Generator
 if TYPE_CHECKING:
     from align.config.settings import Config
 
-BUILDERS: dict[str, Callable[[Any, Config], Engine]] = {"pool": RayPool}
-"""Kind of the settings -> makes the engine from them and the config."""
+BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {"pool": RayPool}
+"""Kind of the settings -> makes the engine from them, the config and the generator."""
 
 
 def remote_of(config: Config, generator: Generator) -> Remote | None:
@@ -26,5 +26,5 @@ def remote_of(config: Config, generator: Generator) -> Remote | None:
     settings = getattr(config.rollout, "engine", None)
     if settings is None:
         return None
-    engine = BUILDERS[settings.kind](settings, config)
+    engine = BUILDERS[settings.kind](settings, config, generator)
     return Remote(engine, generator, dict(parameters_of(config, generator)), settings.retries, settings.backoff)

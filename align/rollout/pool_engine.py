@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from align.policy.build import add_trained, build_generator, parameters_of
 from align.rollout.engine import Order, Reply, digest
+from align.rollout.paths import states_of
 from align.rollout.rollout import decode_to_cpu, draw
 from alignflow.errors import TrainingError
+from generators.base import Generator
 from rewards.serving.crew import Crew, Worker
 
 if TYPE_CHECKING:
@@ -65,12 +69,14 @@ class RolloutWorker:
         calls = generator.network_calls
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.precision)
         with torch.autocast(generator.device.type, precision, enabled=precision is not None):
-            latents, _ = draw(
+            latents, path = draw(
                 generator, generator.encode(texts), order.seeds, rollout.sampler,  # type: ignore[union-attr]
-                row=row, start=order.starts, steps=order.steps, chunk=len(order.seeds),
+                row=row, start=order.starts, steps=order.steps, keep=order.keep, chunk=len(order.seeds),
             )  # fmt: skip
         media, lost = decode_to_cpu(generator, latents, rollout.decode_chunk)  # type: ignore[union-attr]
         tensors = {"latents": latents.float().cpu().contiguous(), "media": media}
+        if path is not None:
+            tensors["states"] = states_of(path).cpu()
         plain = {"seeds": order.seeds, "policy": self.policy, "calls": generator.network_calls - calls, "lost": lost}
         return {"tensors": save(tensors), **plain}
 
@@ -78,7 +84,9 @@ class RolloutWorker:
 class RayPool:
     """Actors that each hold the generator; a new one is given the newest weights before its first order."""
 
-    def __init__(self, settings: PoolEngine, config: Config) -> None:
+    chunk: int | None = None
+
+    def __init__(self, settings: PoolEngine, config: Config, generator: Generator) -> None:
         from align.config.load import resolved_settings
 
         self.parallel = settings.workers
@@ -86,6 +94,10 @@ class RayPool:
         self.crew.describe()
         self._newest: tuple[Any, str] = (None, "")
         self._lock = threading.Lock()
+
+    def pack(self, trained: Mapping[str, Tensor]) -> bytes:
+        """The parameters by their names here, as a safetensors file."""
+        return save({name: value.detach().cpu().contiguous() for name, value in trained.items()})
 
     def push(self, weights: bytes, policy: str) -> None:
         """Keep the weights for the actors, which take them with their next order."""
@@ -106,4 +118,7 @@ class RayPool:
 
         found = self.crew.ask(call)
         tensors = load(found.pop("tensors"))
-        return Reply(tensors["latents"], tensors["media"], **found)
+        return Reply(tensors["latents"], tensors["media"], states=tensors.get("states"), **found)
+
+    def verify(self, policy: str) -> None:
+        """Nothing to ask: every reply names its weights."""

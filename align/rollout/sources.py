@@ -21,6 +21,7 @@ from align.maths.seeds import derive
 from align.preference.table import stored_rewards
 from align.rollout.elsewhere import remote_of
 from align.rollout.engine import Order
+from align.rollout.paths import trajectory
 from align.rollout.rollout import Asked, Drawn, Scored, decode_to_cpu, draw, join, nothing_asked, stochastic_steps
 from align.rollout.staging import on_cpu
 from align.training.processes import Share
@@ -176,13 +177,20 @@ class OnlineSource:
         """The same by an engine, to which the role in place is sent first."""
         assert self.remote is not None
         starts = start or [derive(seed, "start") for seed in asked.seeds]
-        orders = [Order(asked.prompts[some], asked.seeds[some], starts[some], asked.steps) for some in pieces]
+        orders = [
+            Order(asked.prompts[some], asked.seeds[some], starts[some], asked.steps, self.kept) for some in pieces
+        ]
         with phases.phase("rollout"):
             with acting():
                 weights = self.remote.weights()
             replies = self.remote(orders, weights)
+        device, sampler = self.generator.device, self.settings.sampler
         for reply in replies:
-            yield reply.latents.float().to(self.generator.device), None, reply.media, reply.lost
+            path = None
+            if reply.states is not None and asked.steps is not None:
+                times = self.generator.times(sampler.steps).to(device)
+                path = trajectory(reply.states.float().to(device), asked.steps, times, sampler)
+            yield reply.latents.float().to(device), path, reply.media, reply.lost
 
     def _asked(self, step: int) -> tuple[Asked, list[int] | None]:
         """The prompts of a step, and the seeds of the initial noise where a group shares it."""

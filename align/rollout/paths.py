@@ -1,0 +1,46 @@
+"""Paths of samples that an engine took: the latents around the stochastic steps, as they travel and as a trajectory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from align.maths import samplers
+from align.maths.samplers import Trajectory
+from align.rollout.engine import boundaries
+
+if TYPE_CHECKING:
+    from align.config.sampling import Sampler
+
+
+def states_of(path: Trajectory) -> Tensor:
+    """Latents ``[N, K, ...]`` at the K boundaries of the steps of a trajectory, each once."""
+    before = {step: path.x[:, slot] for slot, step in enumerate(path.steps)}
+    after = {step + 1: path.x_next[:, slot] for slot, step in enumerate(path.steps)}
+    found = after | before
+    return torch.stack([found[index] for index in boundaries(path.steps)], 1)
+
+
+def trajectory(states: Tensor, steps: tuple[int, ...], times: Tensor, sampler: Sampler) -> Trajectory:
+    """The trajectory of samples that an engine made. Log-probabilities and means are NaN until they are computed.
+
+    Args:
+        states: ``[N, K, ...]`` latents at the boundaries of ``steps``, as :func:`states_of` gives them.
+        steps: indices of the S stochastic steps.
+        times: ``[T + 1]`` of the sampler's grid.
+    """
+    place = {index: row for row, index in enumerate(boundaries(steps))}
+    x = states[:, [place[step] for step in steps]]
+    x_next = states[:, [place[step + 1] for step in steps]]
+    index = torch.tensor(steps, device=times.device)
+    t, t_next, second = times[index], times[index + 1], float(times[1])
+    nothing = torch.zeros(len(steps), 1, device=times.device)
+    std = samplers.step(
+        sampler.kind, nothing, nothing, t, t_next,
+        noise_level=sampler.noise_level or 0.0, t_second=second, x_next=nothing,
+    ).std.expand(len(states), -1)  # fmt: skip
+    logp = torch.full_like(std, torch.nan)
+    mean = torch.full_like(x, torch.nan)
+    return Trajectory(x, x_next, mean, logp, std, t, t_next, second, steps)
