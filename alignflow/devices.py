@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 NAMES = "cpu, cuda, cuda:1, mps"
+FP8 = (8, 9)
+"""Least compute capability of a card with products in fp8."""
 _FORM = re.compile(r"cpu|mps|cuda(:\d{1,3})?", re.ASCII)
 
 
@@ -50,6 +53,20 @@ def unusable(name: str) -> str | None:
     if wrong is None and name == "mps" and not torch.backends.mps.is_available():
         wrong = _lacks(name, "torch cannot use mps here")
     return wrong
+
+
+def capabilities(command: str = "nvidia-smi") -> dict[str, tuple[int, int]]:
+    """Name -> compute capability of this machine's NVIDIA cards, as the driver's tool says; empty where it says none.
+
+    Cards that CUDA_VISIBLE_DEVICES hides are among them.
+    """
+    asked = [command, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = re.findall(r"^(.+), (\d+)\.(\d+)$", done.stdout, re.MULTILINE) if not done.returncode else []
+    return {name.strip(): (int(major), int(minor)) for name, major, minor in rows}
 
 
 def _lacks(name: str, reason: str) -> str:

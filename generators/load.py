@@ -19,6 +19,7 @@ from alignflow.paths import expanded
 from alignflow.text import first_line
 from alignflow.words import listing
 from alignflow.worlds.shapes import pipelines
+from generators import fp8
 from generators.base import Generator, GeneratorError, Options
 from generators.folder import check_parts, components, read_index, single_file
 from generators.memory import place, quantisation, set_attention, thrifty_vae
@@ -83,6 +84,8 @@ def load(
     optional = index if cls.pipeline_class == ANY else cls.optional
     absent: dict[str, Any] = {name: None for name in optional if _absent(index.get(name, [None]))}
     memory = memory or Memory()
+    if memory.compute == "fp8":
+        fp8.require(torch.device(device))  # before weights are loaded
     parts = components(index)
     trained = [name for name in TRAINED if name in parts]
     stored = quantisation(memory.quantise, trained, DTYPES[dtype])
@@ -93,6 +96,8 @@ def load(
             check_finite(folder / name, name, part)
     pipeline.set_progress_bar_config(disable=True)
     resting = place(pipeline, device, memory, trained)
+    for name in trained if memory.compute == "fp8" else ():
+        fp8.use_products(pipeline.components[name])
     generator = cls(pipeline, options)
     generator.resting = resting
     set_attention(generator.backbones().values(), memory.attention, DTYPES[dtype], generator.device)

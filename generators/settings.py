@@ -75,6 +75,11 @@ class Memory(Settings):
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
         "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
     )
+    compute: Literal["dtype", "fp8"] = Field(
+        "dtype",
+        description="products of the frozen layers in the network's blocks, with quantise: fp8: dtype = dequantised "
+        "weights, in train.precision or generator.dtype | fp8 = inputs are rounded to float8 e4m3 too",
+    )
     attention: Literal[
         "auto", "native", "xformers", "flash", "flash3", "sage", "flash_hub", "flash3_hub", "flash4_hub", "sage_hub"
     ] = Field(

@@ -243,7 +243,10 @@ def test_every_setting_saves_what_it_says(large: Any) -> None:
     plain = large()
     network = kept(plain, "transformer")
     assert kept(overridden(plain, "memory.quantise=nf4"), "transformer") == pytest.approx(network * 0.53 / 2, rel=0.01)
-    assert kept(overridden(plain, "memory.quantise=fp8"), "transformer") == pytest.approx(network / 2, rel=0.01)
+    fp8 = overridden(plain, "memory.quantise=fp8")
+    assert kept(fp8, "transformer") == pytest.approx(network / 2, rel=0.01)
+    assert kept(fp8, "transformer") > network / 2  # a scale for every row
+    assert kept(overridden(fp8, "memory.compute=fp8"), "transformer") == kept(fp8, "transformer")
     assert kept(overridden(plain, "generator.dtype=float32"), "transformer") == 2 * network
     assert kept(overridden(plain, "memory.cache_prompts=disk"), "text_encoder_2") == 0
     assert kept(overridden(plain, "memory.offload=model"), "text_encoder_2") == 0

@@ -55,3 +55,14 @@ def test_work_follows_the_settings(config: Any) -> None:
     )
     roles = len(config.recipe.roles(config))
     assert kept.updating / plain.updating == pytest.approx((2 + roles) / (3 + roles))
+
+
+def test_fp8_halves_the_forward_products(config: Any) -> None:
+    """A forward pass and, per term, the policy's, the recomputed and the roles' passes; backward and attention stay."""
+    fast = load_config("configs/flux-dev/nft.yaml", ["memory=80gb", "memory.quantise=fp8", "memory.compute=fp8"])
+    plain, found = roofline.work(config), roofline.work(fast)
+    saved, steps = plain.call - found.call, config.rollout.sampler.steps
+    assert 0.4 < saved / plain.call < 0.5
+    assert plain.sampling - found.sampling == pytest.approx(steps * saved)
+    passes = (2 + len(config.recipe.roles(config))) * config.recipe.timesteps
+    assert plain.updating - found.updating == pytest.approx(passes * saved)

@@ -124,7 +124,7 @@ def check_files(config: Config) -> None:
     """Raise ConfigError, which lists every file and package that the config needs and this machine does not have."""
     parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems, evaluation_problems)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
-    problems += memory.missing(config.memory, config.train.optimizer)
+    problems += memory.missing(config.memory, config.train.optimizer, device=config.generator.device)
     if problems:
         raise ConfigError(problems, config.name)
 

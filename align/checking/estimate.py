@@ -113,9 +113,13 @@ def _weights(config: Config, parts: dict[str, Part]) -> list[Item]:
         number, tables = count(part), stored_buffers(part)
         bytes_, how = float(number * size), f"{_count(number)} weights, {dtype}"
         if name.startswith("transformer") and memory.quantise != "none":
-            linear = sum(module.weight.numel() for module in linears(on_meta(part)).values())
+            layers = linears(on_meta(part)).values()
+            linear = sum(layer.weight.numel() for layer in layers)
             bytes_ = linear * (STORED[memory.quantise] or size) + (number - linear) * size
             how = f"{_count(number)} weights, {_count(linear)} of them {memory.quantise}"
+            if memory.quantise == "fp8":
+                bytes_ += 4 * sum(layer.out_features for layer in layers)
+                how += " with a scale a row" + (", products in fp8" if memory.compute == "fp8" else "")
         if name.startswith("transformer") and memory.swap_blocks:
             bytes_ = float(swapped(on_meta(part), memory.swap_blocks) * size)
             how = f"{_count(number)} weights, {dtype}, {memory.swap_blocks} blocks swapped, two of them on the card"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from alignflow.devices import FP8, capabilities
 from alignflow.errors import ConfigError, Problem
 from alignflow.extras import remedy
 from alignflow.kinds import listing, nearest
@@ -61,7 +62,19 @@ def problems(config: Config) -> list[tuple[str, str]]:
     if memory.swap_blocks and not train.gradient_checkpointing:
         backward = "backward copies a block's weights once more where its forward pass is repeated"
         found.append(("memory.swap_blocks", f"{backward}; use train.gradient_checkpointing=true, or 0"))
+    if memory.compute == "fp8" and config.recipe.compares_logp and not getattr(config.rollout, "recompute", False):
+        found.append(("memory.compute", _rounded_apart(config)))
     return found + conflicts(config.generator, memory, train.optimizer, train.precision)
+
+
+def _rounded_apart(config: Config) -> str:
+    """Why a policy gradient does not go with fp8 products."""
+    kind, able = config.recipe.kind, hasattr(config.recipe, "surrogate")
+    return (
+        f"{kind} compares log-probabilities with those of the rollout, and fp8 products turn differences in the last "
+        "digit, which other batch sizes make on a card, into steps of up to 1/8; "
+        f"use {'rollout.recompute=true, or ' if able else ''}memory.compute=dtype"
+    )
 
 
 def conflicts(
@@ -72,6 +85,8 @@ def conflicts(
     cpu = "needs a CUDA card, and generator.device is cpu"
     if generator.kind == "generic" and memory.cache_prompts != "none":
         found.append(("memory.cache_prompts", "a pipeline without an adapter runs whole, with its encoders; use none"))
+    if memory.compute == "fp8" and memory.quantise != "fp8":
+        found.append(("memory.compute", "fp8 needs weights that are stored in fp8; use memory.quantise=fp8, or dtype"))
     if memory.swap_blocks:
         for path, value in (("quantise", memory.quantise), ("compile", memory.compile)):
             if value != "none":
@@ -85,8 +100,12 @@ def conflicts(
     return found
 
 
-def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) -> list[Problem]:
-    """Settings whose package is not installed or, if ``training``, that have no gradient."""
+def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True, device: str = "auto") -> list[Problem]:
+    """Settings whose package is not installed, that this machine's cards lack or, if ``training``, without gradient.
+
+    Args:
+        device: ``generator.device``.
+    """
     found = [
         Problem(path, f"{value} needs the package {package}: {INSTALL[package]}")
         for path, value, package, _ in _needs(memory, optimizer)
@@ -95,7 +114,7 @@ def missing(memory: Memory, optimizer: str = "adamw", *, training: bool = True) 
     if training and memory.attention.startswith("sage"):
         remedy = "train with native, xformers or flash"
         found.append(Problem("memory.attention", f"{memory.attention} has no gradient, it only samples; {remedy}"))
-    return found
+    return found + _card_problems(memory, device)
 
 
 def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: bool = True) -> None:
@@ -106,7 +125,7 @@ def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: 
         device: type of the device the run is on, ``cuda``.
         training: whether gradients are wanted.
     """
-    found = missing(memory, optimizer, training=training)
+    found = missing(memory, optimizer, training=training, device=device)
     if device != "cuda":
         found += [
             Problem(path, f"{value} needs a CUDA card ({CARDS.get(value, 'any')}), and this run is on {device}")
@@ -115,6 +134,16 @@ def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: 
         ]
     if found:
         raise ConfigError(found)
+
+
+def _card_problems(memory: Memory, device: str) -> list[Problem]:
+    """A problem of fp8 products where this machine has cards, as nvidia-smi says, and none of them has fp8."""
+    cards = capabilities() if memory.compute == "fp8" and device != "cpu" else {}
+    if not cards or max(cards.values()) >= FP8:
+        return []
+    said = ", ".join(f"{name} {major}.{minor}" for name, (major, minor) in cards.items())
+    needs = f"fp8 products need compute capability {FP8[0]}.{FP8[1]} (Ada, Hopper or newer), and this machine has"
+    return [Problem("memory.compute", f"{needs} {said}; use dtype")]
 
 
 INSTALL = {

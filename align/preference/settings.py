@@ -241,7 +241,10 @@ def check_files(config: RunSettings) -> None:
     read: Callable[[str], object]
     problems: list[Problem] = []
     if isinstance(config, LatentTrainConfig):
-        problems += [*generator_problems(config.generator), *missing(config.memory, training=False)]
+        problems += [
+            *generator_problems(config.generator),
+            *missing(config.memory, training=False, device=config.generator.device),
+        ]
         part, read = "prompts", partial(read_prompts, count=1)
     else:
         problems += devices.problems("device", getattr(config, "device", "cpu"))

@@ -226,6 +226,11 @@ class Recipe(Objective):
         most = {name: max(value for _, value in points) for name, points in self.schedule.items()}
         return self.model_copy(update=most)
 
+    @property
+    def compares_logp(self) -> bool:
+        """Whether the loss compares log-probabilities of steps with those that the rollout stored."""
+        return False
+
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Problems with the rest of the config as (dotted path, message)."""
         return []
@@ -236,10 +241,7 @@ class Recipe(Objective):
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Scores of all processes' N samples (NaN = missing or void) and their groups ``[N]`` -> credit ``[N]``, or
-        ``[N, S]`` for a recipe with a separate credit for each of S steps.
-
-        The scores themselves, unless a recipe computes something of them.
-        """
+        ``[N, S]`` for a recipe with a separate credit for each of S steps. By default the scores themselves."""
         return scores.values
 
     def seeded_credit(self, scores: Scores, group: Tensor, seed: int) -> Tensor:
@@ -260,10 +262,7 @@ class Recipe(Objective):
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """Roles of the policy that loss or rollout use with these settings: see :mod:`align.policy.roles`. A run holds
-        no others for it.
-
-        Of a recipe with a setting ``kl``, a pull to the base, the reference where that has a weight.
-        """
+        no others for it. By default the sampling role, and the reference where a setting ``kl`` has a weight."""
         sampled = ("behaviour",) if self.behaviour == "behaviour" else ()
         return (*sampled, "reference") if getattr(self, "kl", 0) else sampled
 

@@ -52,6 +52,11 @@ class GRPO(GroupRecipe):
     kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
 
+    @property
+    def compares_logp(self) -> bool:
+        """Its ratio does."""
+        return True
+
     def terms_per_sample(self, config: Any) -> float:
         """One term per stochastic step."""
         return config.rollout.sampler.stochastic_count

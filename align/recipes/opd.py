@@ -39,6 +39,11 @@ class OPD(GRPO):
         """Role or learner of every teacher."""
         return ["reference" if one.lora is None else f"teacher_{n}" for n, one in enumerate(self.teachers, 1)]
 
+    @property
+    def compares_logp(self) -> bool:
+        """Only the loss of grpo does."""
+        return self.policy_gradient > 0
+
     def check(self, config: Any) -> list[tuple[str, str]]:
         """A policy gradient compares the samples of a prompt."""
         found = super().check(config)

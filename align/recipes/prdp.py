@@ -39,6 +39,11 @@ class PRDP(GroupRecipe):
     pairs: int | None = Field(4, ge=1, description="pairs per group, best with worst first; null = every two samples")
     passes: int = Field(1, ge=1, description="updates of a rollout that use each pair; at most train.updates")
 
+    @property
+    def compares_logp(self) -> bool:
+        """The trust region does."""
+        return self.ratio_clip is not None
+
     def check(self, config: Any) -> list[tuple[str, str]]:
         """More passes than updates would repeat a pair within an update."""
         most = config.train.updates

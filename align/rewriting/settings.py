@@ -313,7 +313,10 @@ def _writer_problems(writer: AnyWriter) -> list[Problem]:
 
 def check_files(config: RewritingSettings) -> None:
     """Raise ConfigError for a rewriter, a generator or prompts that are not there; the hub is not asked."""
-    problems: list[Problem] = [*generator_problems(config.generator), *missing(config.memory, training=False)]
+    problems: list[Problem] = [
+        *generator_problems(config.generator),
+        *missing(config.memory, training=False, device=config.generator.device),
+    ]
     problems += _writer_problems(config.writer)
     if config.generator_lora is not None:
         problems += lora_problems(config.generator_lora, "generator_lora", policy=True)

@@ -145,7 +145,7 @@ def check_files(config: SearchConfig) -> None:
         *generator_problems(config.generator),
         *table_problems("prompts.source", config.prompts.source, partial(read_prompts, count=1, skipped=skipped)),
     ]
-    problems += missing(config.memory, training=False)
+    problems += missing(config.memory, training=False, device=config.generator.device)
     if config.lora is not None:
         problems += lora_problems(config.lora, "lora", policy=True)
     if problems:

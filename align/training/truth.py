@@ -44,6 +44,7 @@ def warning(config: Config, row: dict[str, float]) -> str | None:
     causes = [
         *([f"train.precision {config.train.precision}"] if config.train.precision != "no" else []),
         *([f"generator.dtype {config.generator.dtype}"] if config.generator.dtype != "float32" else []),
+        *([f"memory.quantise {config.memory.quantise}"] if config.memory.quantise != "none" else []),
         *([f"memory.compile {config.memory.compile}"] if config.memory.compile != "none" else []),
         *_sizes(config),
         *([f"guidance {config.rollout.sampler.guidance:g}"] if config.rollout.sampler.guidance != 1 else []),  # type: ignore[union-attr]
