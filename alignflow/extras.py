@@ -8,6 +8,7 @@ from types import ModuleType
 EXTRAS = {
     "datasets": ("data", "datasets==5.2.0"),
     "ray": ("ray", "ray==2.60.0"),
+    "msgpack": ("sglang", "msgpack==1.2.4"),
     "fastapi": ("serve", "fastapi==0.165.0"),
     "uvicorn": ("serve", "uvicorn==0.54.0"),
     "tensorboard": ("tensorboard", "tensorboard==2.21.0"),

@@ -24,6 +24,7 @@ from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unr
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.tables import is_tie, table_problems
 from align.preference.table import stored_rewards
+from align.rollout import servers
 from align.runs import devices
 from alignflow.errors import ConfigError, Problem
 from alignflow.extras import remedy
@@ -104,6 +105,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
             + ("" if config.prompts.bad == "stop" else ", unusable rows left out"),
         ),
         ("rollout", source),
+        *servers.found_out(config)[0],
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
         (
@@ -124,6 +126,7 @@ def check_files(config: Config) -> None:
     """Raise ConfigError, which lists every file and package that the config needs and this machine does not have."""
     parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems, evaluation_problems)
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
+    problems += servers.found_out(config)[1]
     problems += memory.missing(config.memory, config.train.optimizer, device=config.generator.device)
     if problems:
         raise ConfigError(problems, config.name)

@@ -70,7 +70,7 @@ def _engine(config: Config) -> Problems:
     if inputs := registry.inputs(config.generator.kind):
         said = f"{config.generator.kind} reads {' and '.join(inputs)} with every prompt, and an engine is sent texts"
         found.append(("rollout.engine", f"{said}: leave this out"))
-    return found
+    return found + engine.problems(config)  # type: ignore[no-any-return]
 
 
 ELSEWHERE = {

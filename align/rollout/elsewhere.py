@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from align.policy.build import parameters_of
 from align.rollout.engine import Engine, Remote
 from align.rollout.pool_engine import RayPool
+from align.rollout.sglang_engine import Sglang
 from generators.base import Generator
 
 if TYPE_CHECKING:
     from align.config.settings import Config
 
-BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {"pool": RayPool}
+BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {"pool": RayPool, "sglang": Sglang}
 """Kind of the settings -> makes the engine from them, the config and the generator."""
 
 

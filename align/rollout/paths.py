@@ -44,3 +44,19 @@ def trajectory(states: Tensor, steps: tuple[int, ...], times: Tensor, sampler: S
     logp = torch.full_like(std, torch.nan)
     mean = torch.full_like(x, torch.nan)
     return Trajectory(x, x_next, mean, logp, std, t, t_next, second, steps)
+
+
+def arranged(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Latents of one sample as the generator holds them, in ``shape``; unchanged where no rule fits.
+
+    Args:
+        latents: in that shape, ``[C, 1, H, W]`` for ``[C, H, W]``, or the patches ``[H/2 W/2, 4 C]`` into which FLUX
+            and Qwen-Image pack ``[C, H, W]``: row by row, each the C channels of 2 x 2 latents.
+    """
+    if len(shape) == 3 and tuple(latents.shape) == (shape[0], 1, *shape[1:]):
+        return latents[:, 0]
+    if len(shape) == 3 and tuple(latents.shape) == (shape[1] // 2 * (shape[2] // 2), 4 * shape[0]):
+        channels, height, width = shape
+        patches = latents.reshape(height // 2, width // 2, channels, 2, 2)
+        return patches.permute(2, 0, 3, 1, 4).reshape(shape)
+    return latents

@@ -27,6 +27,7 @@ from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored, spreads
 from align.rollout.schedule import Drawing
 from align.rollout.scoring import Scoring, check_gradient, scores_by_step
+from align.rollout.servers import greet
 from align.rollout.sources import OnlineSource, StoredSource
 from align.runs.phases import phase_named
 from align.runs.progress import Progress, shown
@@ -82,6 +83,7 @@ def entered(config: Config, *, resume: bool = False, overwrite: bool = False) ->
     run, processes = RunFolder(config.run_dir, accelerator.is_main_process), Processes(accelerator)
     resolved = dump_config(config)
     agreement.check(config, processes)
+    greet(config)
     try:
         run.take(processes.settled(lambda: run.enter(resolved, resume=resume, overwrite=overwrite)))
         with explained(config):

@@ -59,15 +59,17 @@ def readable(session: requests.Session, text: object) -> str:
     return printable(shown(said.replace(token, HIDDEN) if token else said), 500)
 
 
-def fetch(session: requests.Session, method: str, url: str, timeout: float, **options: Any) -> tuple[Any, bytes]:
+def fetch(
+    session: requests.Session, method: str, url: str, timeout: float, largest: int = LARGEST_REPLY, **options: Any
+) -> tuple[Any, bytes]:
     """(response, its whole body). The ``timeout`` in seconds holds for the exchange from name look-up to last byte.
 
     Raises:
-        UnansweredError: no reply in time, no connection, or a reply of more than :data:`LARGEST_REPLY` bytes.
+        UnansweredError: no reply in time, no connection, or a reply of more than ``largest`` bytes.
     """
     parts = urlsplit(url)
     server = f"{parts.scheme}://" + parts.netloc.rpartition("@")[2]
-    exchange = _Exchange()
+    exchange = _Exchange(largest)
     arguments = (session, method, url, timeout, options)
     threading.Thread(target=exchange.run, args=arguments, daemon=True, name="fetch").start()
     try:
@@ -80,8 +82,8 @@ def fetch(session: requests.Session, method: str, url: str, timeout: float, **op
         raise UnansweredError(f"{server} cannot be reached: {readable(session, _innermost(exchange.error))}")
     if exchange.error is not None:
         raise exchange.error
-    if len(exchange.content) > LARGEST_REPLY:
-        raise UnansweredError(f"{server} sent a reply of more than {LARGEST_REPLY >> 20} MB", again=False)
+    if len(exchange.content) > largest:
+        raise UnansweredError(f"{server} sent a reply of more than {largest >> 20} MB", again=False)
     return exchange.reply, bytes(exchange.content)
 
 
@@ -91,7 +93,8 @@ _running = threading.local()
 class _Exchange:
     """One request in a thread of its own. Its connection can be cut from outside, whatever it waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
         self.done = threading.Event()
         self.over = False
         self.connection: Any = None
@@ -105,7 +108,7 @@ class _Exchange:
             with session.request(method, url, timeout=timeout, stream=True, **options) as self.reply:
                 for chunk in self.reply.iter_content(1 << 16):
                     self.content += chunk
-                    if self.over or len(self.content) > LARGEST_REPLY:
+                    if self.over or len(self.content) > self.largest:
                         break
         except BaseException as error:
             self.error = error
