@@ -5,6 +5,11 @@
 One step is recorded: every network call with its arguments and whether it carried a gradient, every decode, every
 reward call. Then whole steps and replays of the recorded calls (forward, backward, nothing else) take turns, so that a
 busy neighbour slows both. Overhead is the median of step / replay, less one.
+
+    python -m benchmarks.step --operations configs/quickstart.yaml configs/shapes/nft.yaml
+
+counts the floating-point operations of a step, of a held-out evaluation and of the whole run, as torch counts those of
+matrix products, convolutions and attention. One step and one evaluation are run.
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.command_line import files_and_overrides
 from align.config.load import load_config
 from align.config.settings import Config
 from align.runs.run_folder import RunFolder
 from align.training.accelerating import accelerator_of
+from align.training.lr import due
 from align.training.trainer import Trainer
 
 Call = Callable[[], None]
@@ -129,6 +136,23 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     }
 
 
+def operations(config: Config) -> dict[str, float]:
+    """Floating-point operations in units of 1e12: of a step, of an evaluation, and of the run with all of both."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, RunFolder(Path(folder)), accelerator_of(config))
+        held_out = trainer.held_out
+        held_out.screen(print)
+        counted = []
+        for work in (lambda: held_out._evaluate(held_out.prompts), lambda: trainer.step(0)):
+            with FlopCounterMode(display=False) as counter:
+                work()
+            counted.append(counter.get_total_flops() / 1e12)
+    evaluation, step = counted
+    looks = sum(due(n, config.evaluate.every, config.train.steps) for n in range(config.train.steps + 1))
+    looks -= not config.evaluate.at_start
+    return {"step": step, "evaluation": evaluation, "run": config.train.steps * step + looks * evaluation}
+
+
 def peak_memory() -> float:
     """MiB: the accelerator's peak where there is one, else the process's."""
     if torch.cuda.is_available():
@@ -141,10 +165,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="configs, then overrides of all of them")
     parser.add_argument("--steps", type=int, default=5, help="measured steps per config")
+    parser.add_argument("--operations", action="store_true", help="count floating-point operations instead")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     options = parser.parse_args()
     configs, overrides = files_and_overrides(options.words[0], options.words[1:])
-    results = {}
+    results: dict[str, Any] = {}
+    if options.operations:
+        print("config".ljust(28), *(f"TFLOP of a {name}".rjust(22) for name in ("step", "evaluation", "run")))
+        for path in configs:
+            results[str(path)] = found = operations(load_config(path, overrides))
+            print(str(path).ljust(28), *(f"{value:22.3f}" for value in found.values()), flush=True)
+        return _write(options.json, results)
     columns = ("step_seconds", "network_seconds", "decode_seconds", "reward_seconds", "overhead", "images_per_second")
     print("config".ljust(28), *(column.rjust(17) for column in columns), "peak MiB".rjust(9))
     for path in configs:
@@ -152,8 +183,12 @@ def main() -> None:
         results[str(path)] = result
         cells = [f"{result[column]:17.3f}" for column in columns]
         print(str(path).ljust(28), *cells, f"{result['peak_memory_mib']:9.0f}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    _write(options.json, results)
+
+
+def _write(file: Path | None, results: dict[str, Any]) -> None:
+    if file:
+        file.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def _at_a_time(config: Config) -> list[Remedy]:
     drawn = min(getattr(rollout, "chunk", 1), samples)
     decoded = min(getattr(rollout, "decode_chunk", 1), drawn)
     judged = min(config.evaluate.chunk, math.ceil(config.evaluate.prompts / world)) if config.prompts.heldout else 1
-    scored, text = getattr(config.reward, "chunk", None), "text_gradient" in config.recipe.needs
+    scored, text = getattr(config.reward, "chunk", None), "text_gradient" in config.recipe.required
     learning, tiled = frozenset({"update"}), config.generator.size is None or max(config.generator.size) > TILE
     steps = [
         (min(train.chunk, terms), "train.chunk", "the same gradient in more passes", learning),

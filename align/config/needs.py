@@ -23,7 +23,7 @@ ROLES = ("behaviour", "reference", "anchor")
 def problems(config: Config) -> Problems:
     """(path, message) of every need of the recipe and its learners that the config does not meet."""
     found = _declarations(config)
-    for need in config.recipe.needs:
+    for need in config.recipe.required:
         found += CHECKS[need](config) if need in CHECKS else []
     return found + _learners(config) + _added(config) + _recomputed(config) + _kept(config) + _engine(config)
 
@@ -85,7 +85,7 @@ def _declarations(config: Config) -> Problems:
     """Unknown needs and roles in a recipe's declarations. A run would ignore them."""
     recipe = config.recipe
     declared: list[tuple[str, Iterable[str], Iterable[str]]] = [
-        ("need", recipe.needs, CHECKS),
+        ("need", recipe.required, CHECKS),
         ("role", recipe.largest.roles(config), ROLES),
     ]
     return [

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from align.maths import losses, matching
-from align.recipes.base import AnchorRecipe, Bench, GroupRecipe, NoisedTerms, Scored, Scores, Tensor, noised, torch
+from align.recipes.base import AnchorRecipe, Bench, GroupRecipe, NoisedTerms, Scored, Scores, Tensor, torch
 
 
 class AWM(GroupRecipe, AnchorRecipe):
@@ -62,7 +62,7 @@ class AWM(GroupRecipe, AnchorRecipe):
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> losses.Loss:  # type: ignore[override]
         """Clipped surrogate plus the pulls to base and anchor."""
-        x0, eps, point = noised(_copies(terms), rollout)
+        x0, eps, point = self.noised(_copies(terms), rollout)
         v, v_old = bench.velocity("policy", point), bench.velocity("behaviour", point)
 
         def of_terms(value: Tensor) -> Tensor:

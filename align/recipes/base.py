@@ -5,8 +5,8 @@ The formulas are in :mod:`align.maths`. A recipe imports its names from here; to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,11 @@ from align.maths.schedules import OldPolicy as OldPolicy
 from align.maths.schedules import Points, unordered, value_at
 from align.maths.schedules import old_policy_decay as old_policy_decay
 from align.maths.schedules import stratified_times as stratified_times
+from align.rollout.terms import GroupTerms as GroupTerms
+from align.rollout.terms import Noised as Noised
+from align.rollout.terms import NoisedTerms as NoisedTerms
+from align.rollout.terms import ScoredLoss as ScoredLoss
+from align.rollout.terms import Terms as Terms
 from alignflow.kinds import problems_at
 from alignflow.lazy import lazy
 from alignflow.strict import Strict
@@ -52,86 +57,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["network", "text"]
 """What of a generator can be trained: its network (or networks), its text encoders."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """The M summands of one rollout's loss. A recipe with more fields derives a class; all of them are ``[M, ...]``.
-
-    Args:
-        sample: ``[M]`` row of the rollout to which a term belongs.
-        slot: ``[M]`` which of its sample's terms it is; with ``sample`` it names the term's noise.
-        weight: ``[M]`` weight in the mean; 0 for a sample that is not trained on.
-    """
-
-    sample: Tensor
-    slot: Tensor
-    weight: Tensor
-
-    def __len__(self) -> int:
-        return self.sample.shape[0]
-
-    def __getitem__(self, rows: Tensor | slice) -> Self:
-        return type(self)(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisedTerms(Terms):
-    """Terms that add noise to a sample again.
-
-    Args:
-        t: ``[M]`` time of the noised copy.
-        credit: ``[M]`` of its sample.
-    """
-
-    t: Tensor
-    credit: Tensor
-
-    @classmethod
-    def of(cls, rollout: Scored, credit: Tensor, weight: Tensor, slots: range, span: tuple[float, float]) -> Self:
-        """Every sample at a stratified time of ``span`` per slot, with the credit and weight ``[N]`` of its sample."""
-        count = len(credit)
-        sample, slot = torch.arange(count).repeat_interleave(len(slots)), torch.tensor([*slots]).repeat(count)
-        t = stratified_times(rollout.seeds, len(slots), span).flatten()
-        return cls(sample=sample, slot=slot, weight=weight[sample], t=t, credit=credit[sample])
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupTerms(Terms):
-    """Terms that are a whole group of G samples, noised to one time.
-
-    Args:
-        t: ``[M]`` time of the noised copies.
-        members: ``[M, G]`` rows of the rollout.
-        credit: ``[M, G]`` of the members.
-        valid: ``[M, G]`` bool, whether a member is trained on.
-    """
-
-    t: Tensor
-    members: Tensor
-    credit: Tensor
-    valid: Tensor
-
-
-class Noised(NamedTuple):
-    """M noised copies: the samples ``x0``, the noise ``eps``, and the point ``x_t`` between them."""
-
-    x0: Tensor
-    eps: Tensor
-    point: Point
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredLoss(losses.Loss):
-    """Loss of a recipe that samples and scores in its loss, with one term per sample.
-
-    Args:
-        scores: of the terms' samples ``[M]``, without graph. The mean leaves out a term without a score; its value is
-            finite.
-        media: ``[M, ...]`` in [0, 1], what was scored, on the CPU.
-    """
-
-    scores: Scores
-    media: Tensor
+PARTS: dict[str, tuple[Part, ...]] = {"network": ("network",), "text": ("text",), "both": ("network", "text")}
+"""Setting ``trains`` -> parts."""
 
 
 class Objective(Strict):
@@ -260,6 +187,12 @@ class Recipe(Objective):
         """Learner -> how it is trained, in the order of their updates; ``policy`` generates the samples."""
         return {"policy": Learns(self)}
 
+    @property
+    def required(self) -> tuple[Need, ...]:
+        """:attr:`needs`, and the gradient through text encoders where a learner trains them."""
+        text = any("text" in one.trains for one in self.learners().values())
+        return (*self.needs, "text_gradient") if text else self.needs
+
     def roles(self, config: Any) -> tuple[str, ...]:
         """Roles of the policy that loss or rollout use with these settings: see :mod:`align.policy.roles`. A run holds
         no others for it. By default the sampling role, and the reference where a setting ``kl`` has a weight."""
@@ -298,6 +231,13 @@ class ForwardRecipe(Recipe):
         (0.0, 1.0), description="interval of times t to draw the re-noised copies from"
     )
     kl: float = Field(0.0, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    trains: Literal["network", "text", "both"] = Field(
+        "network", description="parts with a LoRA: network | text = the text encoders | both"
+    )
+
+    def learners(self) -> dict[str, Learns]:
+        """One learner, with one optimizer for the LoRAs of all parts."""
+        return {"policy": Learns(self, trains=PARTS[self.trains])}
 
     @property
     def compares(self) -> bool:
@@ -318,6 +258,18 @@ class ForwardRecipe(Recipe):
     def terms(self, rollout: Scored, credit: Tensor) -> Terms:
         """Every sample at :attr:`timesteps` stratified times."""
         return NoisedTerms.of(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
+
+    def point(self, x: Tensor, t: Tensor, sample: Tensor, rollout: Scored) -> Point:
+        """Where velocities of the samples ``[M]`` are taken; every role encodes their text if encoders are trained."""
+        prompts = None if self.trains == "network" else [rollout.prompts[n] for n in sample.tolist()]
+        return Point(x, t, rollout.cond_of(sample), prompts=prompts)
+
+    def noised(self, terms: Any, rollout: Scored) -> Noised:
+        """The terms' samples with the terms' noise at the terms' times."""
+        x0 = rollout.latents[terms.sample]
+        eps = rollout.noise(terms.sample, terms.slot)
+        t = terms.t.to(x0.device)
+        return Noised(x0, eps, self.point(losses.x_at(x0, eps, t), t, terms.sample, rollout))
 
     def anchored(self, loss: Loss, point: Point, bench: Bench) -> Loss:
         """Add ``kl * mean (v - v_ref)^2`` at the point, where ``kl`` has a weight."""
@@ -387,12 +339,4 @@ class WholeGroupRecipe(GroupRecipe, AnchorRecipe):
         else:
             eps = rollout.noise(rows, terms.slot.repeat_interleave(size))
         t = terms.t.to(x0.device).repeat_interleave(size)
-        return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(rows)))
-
-
-def noised(terms: NoisedTerms, rollout: Scored) -> Noised:
-    """The terms' samples with the terms' noise at the terms' times."""
-    x0 = rollout.latents[terms.sample]
-    eps = rollout.noise(terms.sample, terms.slot)
-    t = terms.t.to(x0.device)
-    return Noised(x0, eps, Point(losses.x_at(x0, eps, t), t, rollout.cond_of(terms.sample)))
+        return Noised(x0, eps, self.point(losses.x_at(x0, eps, t), t, rows, rollout))

@@ -10,7 +10,7 @@ from pydantic import Field
 from align.config import registry
 from align.maths import losses, regions
 from align.maths.pairs import Pairs, all_pairs, dominance, top_k_pairs
-from align.recipes.base import Bench, ForwardRecipe, Loss, Point, Scored, Tensor, Terms, stratified_times, torch
+from align.recipes.base import Bench, ForwardRecipe, Loss, Scored, Tensor, Terms, stratified_times, torch
 from alignflow.errors import TrainingError
 
 
@@ -113,7 +113,7 @@ class FlowDPO(ForwardRecipe):
         both = torch.cat([terms.sample, terms.loser])
         eps = rollout.noise(terms.sample, terms.slot).repeat(2, *[1] * (x0.ndim - 1))
         t = terms.t.to(x0.device).repeat(2)
-        point = Point(losses.x_at(x0[both], eps, t), t, rollout.cond_of(both))
+        point = self.point(losses.x_at(x0[both], eps, t), t, both, rollout)
         before = "anchor" if self.reference_every else "reference"
         v, v_ref = bench.velocity("policy", point), bench.velocity(before, point)
         area = regions.at_latents(rollout.inputs["mask"][both], x0) if self.region == "mask" else None

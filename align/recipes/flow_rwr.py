@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from align.maths import losses, weights
-from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Scores, Tensor, noised
+from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Scores, Tensor
 
 
 class FlowRWR(ForwardRecipe):
@@ -56,7 +56,7 @@ class FlowRWR(ForwardRecipe):
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """Weighted flow matching plus the pull to the base."""
-        x0, eps, point = noised(terms, rollout)
+        x0, eps, point = self.noised(terms, rollout)
         v = bench.velocity("policy", point)
         v_old = bench.velocity("behaviour", point) if self.control_variate else None
         loss = losses.weighted_fm(v, x0, eps, terms.credit.to(x0.device), v_old)

@@ -17,7 +17,6 @@ from align.recipes.base import (
     Scored,
     Scores,
     Tensor,
-    noised,
     old_policy_decay,
 )
 
@@ -58,7 +57,7 @@ class NFT(GroupRecipe, ForwardRecipe):
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """The contrast of both velocities plus the pull to the base."""
-        x0, _, point = noised(terms, rollout)
+        x0, _, point = self.noised(terms, rollout)
         v, v_old = bench.velocity("policy", point), bench.velocity("behaviour", point)
         loss = losses.nft(x0, point.x, point.t, v, v_old, terms.credit.to(x0.device), self.beta)
         return self.anchored(loss, point, bench)

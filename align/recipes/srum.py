@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.data.media import from_bytes
 from align.maths import regions
-from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Tensor, noised
+from align.recipes.base import Bench, ForwardRecipe, Loss, NoisedTerms, Scored, Tensor
 from alignflow.errors import TrainingError
 
 
@@ -44,7 +44,7 @@ class SRUM(ForwardRecipe):
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         """The weighted error of every place."""
-        x0, eps, point = noised(terms, rollout)
+        x0, eps, point = self.noised(terms, rollout)
         v, weight = bench.velocity("policy", point), rollout.seen["regions"][terms.sample]
         return self.anchored(regions.region_fm(v, x0, eps, weight, self.constraint), point, bench)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.maths import advantages
-from align.recipes.base import Bench, Learns, Scored
+from align.recipes.base import PARTS, Bench, Learns, Scored
 from align.recipes.grpo import GRPO, StepTerms
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ class TexForce(GRPO):
     A rollout keeps prompts. Each chunk of the loss encodes them, and the negative prompt, with gradient.
     """
 
-    needs = ("trajectory", "text_gradient")
     kind: Literal["texforce"] = "texforce"  # type: ignore[assignment]
     trains: Literal["text", "both"] = Field(
         "text", description="parts with a LoRA: text = the text encoders | both = the network too"
@@ -31,7 +30,7 @@ class TexForce(GRPO):
 
     def learners(self) -> dict[str, Learns]:
         """One learner, with one optimizer for the LoRAs of both parts."""
-        return {"policy": Learns(self, trains=("text",) if self.trains == "text" else ("network", "text"))}
+        return {"policy": Learns(self, trains=PARTS[self.trains])}
 
     def steps(self, terms: StepTerms, rollout: Scored, bench: Bench) -> Callable[[str], Step]:
         """With text by the weights of the role."""
