@@ -175,7 +175,8 @@ def main() -> None:
         for path in configs:
             results[str(path)] = found = operations(load_config(path, overrides))
             print(str(path).ljust(28), *(f"{value:22.3f}" for value in found.values()), flush=True)
-        return _write(options.json, results)
+        _write(options.json, results)
+        return
     columns = ("step_seconds", "network_seconds", "decode_seconds", "reward_seconds", "overhead", "images_per_second")
     print("config".ljust(28), *(column.rjust(17) for column in columns), "peak MiB".rjust(9))
     for path in configs:
