@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, NamedTuple
 
+from alignflow.cores import threads_each
+
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 PATIENCE = 30.0
 """Seconds that the other processes have to end by themselves after one failed."""
@@ -62,7 +64,7 @@ def ranks(
         "MASTER_PORT": str(port or _free_port()),
         "WORLD_SIZE": str(processes * nodes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1" if processes > 1 else ""),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each(processes)) if processes > 1 else ""),
     }
     environment = {name: value for name, value in shared.items() if value}
     numbers = [{"RANK": str(node * processes + rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

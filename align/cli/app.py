@@ -46,6 +46,7 @@ from align.cli.sweep import sweep
 from align.cli.ui import ui
 from align.config.command_line import files_and_overrides
 from align.data.files import without_nan
+from alignflow.cores import set_up
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
 from alignflow.renamed import check_words
 from alignflow.terminal import echo
@@ -67,14 +68,15 @@ app.command(epilog="Example: alignflow ui runs")(ui)
 app.add_typer(prompts_cli.app)
 
 
-ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
-"""Read when a library is first imported. Threads that spin while they wait are three times slower on a busy machine."""
+ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+"""Read when a library is first imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. User mistakes become ``error: ...`` and an exit code, never a traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    set_up(os.environ)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]

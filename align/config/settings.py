@@ -71,7 +71,7 @@ class Train(Settings):
         description="stop after more than this many consecutive rollouts without any score (only once the reward "
         "has worked)",
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = torch's default")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; null = the fastest, measured")
 
     @field_validator("betas")
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.doctor.findings import Finding
+from alignflow.cores import cores
 
 GB = 1e9
 ENOUGH_MEMORY, LITTLE_MEMORY = 8.0, 2.0
@@ -102,12 +103,8 @@ def shared_memory(free: float | None) -> Finding:
 
 def read_load(group: Path = Path("/sys/fs/cgroup")) -> Load:
     """Cores by affinity and the container's quota, load average and OMP_NUM_THREADS."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota = _text(group / "cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]):
-        cores = min(cores, int(quota[0]) / int(quota[1]))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return Load(cores, load, os.environ.get("OMP_NUM_THREADS", ""))
+    return Load(cores(group), load, os.environ.get("OMP_NUM_THREADS", ""))
 
 
 def load(found: Load, seen: Mapping[str, Any]) -> Finding:

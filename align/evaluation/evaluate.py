@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from align.rollout.rollout import decode, draw
 from align.runs import checkpoint as checkpoints
 from align.runs import devices
 from align.runs.lock import check_unwritten, locked
+from align.runs.threads import settle
 from alignflow.errors import CheckpointError, ConfigError
 from generators.base import Conditioning, Generator
 from rewards.base import Reward, wanted
@@ -322,6 +324,9 @@ def sample_to_folder(
     seeds = [derive(seed, "sample", index) for index in range(len(repeated))]
     texts, how = [prompt.text for prompt in repeated], config.samples
     with generator.sized(config.evaluate.size):
+        said = settle(generator, asked, min(config.evaluate.chunk, len(repeated))).said
+        if said:
+            print(said, file=sys.stderr)
         media = sample_media(generator, repeated, seeds, config.evaluate.sampler, config.evaluate.chunk)
         inputs = read_inputs(repeated, generator.inputs, generator.size)
     sources = to_pixels(source_of(inputs)) if "image" in inputs else None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.runs.forecast import Forecast, Kind
     from rewards.base import Reward
 
 PHASES = {
@@ -34,16 +35,34 @@ class Progress:
         self.started = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.line = f"{unit} {done}/{total}"
+        self.forecast: Forecast | None = None
+        self._mark = self.started
+
+    def foresee(self, forecast: Forecast) -> None:
+        """Say the time that is left by a forecast, whose first unit begins now."""
+        self.forecast, self._mark = forecast, time.monotonic()
 
     def update(self, done: int, values: Mapping[str, str]) -> None:
         """Report ``done`` finished units with a few named values, ready to print."""
-        elapsed = time.monotonic() - self.started
-        left = elapsed / max(done - self.first, 1) * (self.total - done)
+        self.finished("step", done)
         shown = "  ".join(f"{name} {value}".strip() for name, value in values.items())
         self.line = "  ".join(
-            part for part in (f"{self.unit} {done}/{self.total}", shown, f"{clock(left)} left") if part
+            part for part in (f"{self.unit} {done}/{self.total}", shown, f"{clock(self._left(done))} left") if part
         )
         self._write(self.line, end="\r" if self.terminal else "\n")
+
+    def finished(self, kind: Kind, at: int) -> None:
+        """Time a unit of the forecast, the one of this kind that ends at step ``at``."""
+        now = time.monotonic()
+        if self.forecast is not None:
+            self.forecast.finished(kind, at, now - self._mark)
+        self._mark = now
+
+    def _left(self, done: int) -> float:
+        """Seconds ahead: those of the forecast, else in proportion to the units done."""
+        left = self.forecast.left if self.forecast is not None else None
+        elapsed = time.monotonic() - self.started
+        return elapsed / max(done - self.first, 1) * (self.total - done) if left is None else left
 
     def doing(self, what: str) -> None:
         """What is going on inside the unit under way; only a terminal's line, which renews itself, shows it."""

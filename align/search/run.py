@@ -28,9 +28,10 @@ from align.policy.trained import load_policy
 from align.runs import devices
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import SEARCH
-from align.runs.progress import Progress, said
+from align.runs.progress import Progress, clock, said
 from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
+from align.runs.threads import settle
 from align.search.budget import Budget
 from align.search.driver import check_alone, check_reward, make, spend
 from align.search.methods.best_of_n import BestOfN
@@ -88,6 +89,8 @@ def _search(
     progress.say(f"run folder {config.run_dir}" + (f", going on after {len(done)} prompts" if done else ""))
     if run.asked and run.before is None:
         progress.say(f"nothing to resume in {run.path}: the search starts anew")
+    for line in _foreseen(config, generator, [prompts[number] for number in todo]):
+        progress.say(line)
     with GracefulStop(lambda _: progress.say("stopping after the prompts under way; again to stop at once")) as stop:
         for first in range(0, len(todo), config.batch):
             search_batch(config, generator, rewards, store, todo[first : first + config.batch])
@@ -97,6 +100,17 @@ def _search(
                 store.close("interrupted")
                 raise KeyboardInterrupt
     return store.close("finished")
+
+
+def _foreseen(config: SearchConfig, generator: Generator, prompts: list[Prompt]) -> list[str]:
+    """Lines on the number of threads, which is chosen here, and on the most time that network calls may take."""
+    speed, sampler = settle(generator, prompts, config.chunk), config.search.sampler
+    lines, each = [speed.said] if speed.said else [], config.budget.network_calls
+    if prompts and each is not None:
+        calls = len(prompts) * (each + sampler.steps * (1 if sampler.guidance == 1.0 else 2))
+        took = f", {clock(calls * speed.seconds)} here, decoding and scoring not included" if speed.seconds else ""
+        lines.append(f"forecast: at most {calls:,} network calls{took}")
+    return lines
 
 
 def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, dict[str, Reward]]:

@@ -114,6 +114,7 @@ class HeldOut:
         if run.writes:
             write_report(run.path)
         trainer.phases.take()
+        progress.finished("evaluate", step)
         return better
 
     def _evaluate(self, prompts: list[Prompt]) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import ValidationError
 
 from align.rollout.sources import OnlineSource
@@ -46,6 +47,7 @@ def counters(trainer: Trainer) -> dict[str, Any]:
         "drawn": trainer.drawing.in_hand is not None,
         "best": trainer.held_out.best.state(),
         "ending": trainer.held_out.ending.state(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -94,6 +96,7 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
     counters = checkpoint.load(path, *_state(trainer), trainer.refreshed, trainer.identity)
     if isinstance(trainer.source, OnlineSource):
         trainer.source.ban_places(counters.get("banned", []))
+    trainer.threads_before = counters.get("threads")
     trainer.seconds, trainer.drawing.counted = counters["seconds"], counters.get("drawn", False)
     each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
     trainer.calls_before = counters.get("all_network_calls", each * trainer.share.world)

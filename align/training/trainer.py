@@ -36,6 +36,7 @@ from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
 from align.training import agreement, keeping, truth
 from align.training.accelerating import accelerator_of
+from align.training.foreseen import foresee
 from align.training.held_out import HeldOut
 from align.training.learner import build_learners
 from align.training.learning import Learning
@@ -78,7 +79,7 @@ def entered(config: Config, *, resume: bool = False, overwrite: bool = False) ->
     from align.runs.environment import environment
 
     if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+        torch.set_num_threads(config.train.threads)  # of loading; the run's own number is chosen before its first step
     accelerator = accelerator_of(config)
     run, processes = RunFolder(config.run_dir, accelerator.is_main_process), Processes(accelerator)
     resolved = dump_config(config)
@@ -146,6 +147,7 @@ class Trainer:
         self.phases = Phases()
         self.drawing = Drawing(config, self.source, self.reward, self.bench, self.phases, self.processes)
         self.seconds, self.calls_before = 0.0, 0
+        self.threads_before: int | None = None
         self.held_out = HeldOut(self)
         self.rescue = Rescue(self, 0, print)  # of fit; steps that benchmarks take leave no checkpoint
 
@@ -166,12 +168,9 @@ class Trainer:
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
         progress.say(f"run folder {self.run.path}" + (f", going on after step {done}" if done else ""))
-        for note in notes:
+        for note in [*notes, *self._notes()]:
             progress.say(note)
-        if idle := self._idle_targets():
-            progress.say(f"{len(idle)} LoRA targets left out, the network drops their result: {', '.join(idle)}")
-        if self.held_out.prompts and self.reward and (said := alone.note("reward", self.reward)):
-            progress.say(said)
+        foresee(self, done, progress)
         clock = time.perf_counter()
         self.phases.entered = progress.doing
         self.phases.take()
@@ -204,13 +203,16 @@ class Trainer:
                     raise self.missing.too_many or KeyboardInterrupt
         return self._finish("finished")
 
-    def _idle_targets(self) -> list[str]:
+    def _notes(self) -> Iterator[str]:
+        """Sentences about the run before its first step."""
         from align.policy.lora import idle_layers
 
-        policy = self.config.policy
-        if policy.kind != "lora":
-            return []
-        return idle_layers(self.generator, policy.targets or self.generator.lora_targets)
+        policy, generator = self.config.policy, self.generator
+        idle = idle_layers(generator, policy.targets or generator.lora_targets) if policy.kind == "lora" else []
+        if idle:
+            yield f"{len(idle)} LoRA targets left out, the network drops their result: {', '.join(idle)}"
+        if self.held_out.prompts and self.reward and (said := alone.note("reward", self.reward)):
+            yield said
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""

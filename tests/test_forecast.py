@@ -1,0 +1,174 @@
+"""Number of threads, and the forecast of a run: the choice, the counted calls, the time that is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from tiny_run import some_slow
+
+from align.data.prompts import Prompt
+from align.policy.build import build_generator
+from align.runs import threads
+from align.runs.forecast import Forecast, Unit
+from align.runs.progress import Progress
+from align.training.foreseen import counted, units
+from align.training.trainer import train
+from alignflow import cores
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """No variable says a number of threads; torch's own comes back."""
+    for name in (*cores.COUNTS, "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    yield monkeypatch
+    torch.set_num_threads(before)
+
+
+def test_candidates_are_halves_of_the_cores():
+    assert threads.candidates(6) == [6, 3, 1]
+    assert threads.candidates(1) == [1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: [10.0, 11.0, 30.0], 2: [6.0, 7.0, 8.0]}, 2),
+        ({1: [10.0, 10.0, 10.0], 2: [9.9, 9.9, 9.9]}, 1),  # within 3 %: fewer threads disturb nobody
+        ({1: [10.0, 10.0, 10.0], 2: [5.0, 16.0, 15.0]}, 1),  # one lucky call does not choose
+        ({4: [3.0], 2: [2.0], 1: [4.0]}, 2),
+    ],
+)
+def test_the_fastest_median_wins(seconds, best):
+    assert threads.fastest(seconds) == best
+
+
+def test_settings_and_variables_of_the_user_come_first(free):
+    assert threads.fixed(3) == (3, "train.threads")
+    assert threads.fixed(None) == (None, "")
+    assert threads.fixed(None, before=2) == (2, "as in the run's first part")
+    free.setenv("WORLD_SIZE", "4")
+    free.setattr(cores, "cores", lambda: 9.0)
+    assert threads.fixed(None) == (2, "9 cores for 4 processes")
+    free.setenv("OMP_NUM_THREADS", "1")
+    assert threads.fixed(None, before=2) == (None, "OMP_NUM_THREADS")
+
+
+def test_libraries_are_set_up_unless_the_user_says_otherwise():
+    mine: dict[str, str] = {}
+    cores.set_up(mine)
+    assert mine == {"OMP_WAIT_POLICY": "passive", "MKL_CBWR": "AUTO,STRICT"}
+    given = {"OMP_WAIT_POLICY": "active", "MKL_CBWR": "COMPATIBLE"}
+    now = dict(given)
+    cores.set_up(now)
+    assert now == given
+
+
+BITS = """
+import sys
+from alignflow.cores import set_up
+import os
+set_up(os.environ)
+import torch
+torch.manual_seed(0)
+a, b = torch.randn(3000, 96), torch.randn(3000, 64)
+found = []
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    found.append(a.T @ b)
+print([torch.equal(found[0], other) for other in found])
+"""
+
+
+def test_gradients_of_weights_do_not_depend_on_the_number_of_threads():
+    """Sums over many rows are what threads divide; without MKL's variable their bits differ on some machines."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MKL_CBWR", *cores.COUNTS)}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    said = subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[True, True, True]"
+
+
+def test_cores_of_a_container_with_a_quota(tmp_path):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert cores.cores(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores.cores(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_measuring_chooses_and_changes_nothing_else(free, model: Path, tmp_path: Path):
+    config = tiny_run.settings(tmp_path, model)
+    generator = build_generator(config.generator, config.memory, torch.device("cpu"))
+    free.setattr(cores, "cores", lambda: 2.0)
+    free.setattr(threads, "ROUNDS", 1)
+    state = torch.random.get_rng_state()
+    speed = threads.settle(generator, [Prompt("a red cube")], 8)
+    assert speed.threads == torch.get_num_threads()
+    assert speed.threads in (1, 2)
+    assert speed.said.startswith(f"threads: {speed.threads} of 2 cores (")
+    assert speed.seconds
+    assert generator.network_calls == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    free.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    assert threads.settle(generator, [Prompt("a red cube")], 8).said == "threads: 1 (OMP_NUM_THREADS)"
+    free.setattr(threads, "SECONDS", 0.0)
+    free.delenv("OMP_NUM_THREADS")
+    assert "too long to compare" in threads.settle(generator, [Prompt("a red cube")], 8).said
+
+
+EXACT = ("nft", "grpo", "flow_dpo", "awm", "dgpo", "vgpo")
+
+
+@pytest.mark.parametrize("recipe", some_slow(EXACT))
+def test_the_forecast_counts_the_calls_of_a_run(model: Path, tmp_path: Path, capsys, recipe):
+    config = tiny_run.settings(
+        tmp_path, model, recipe, train={"steps": 2, "updates": 2}, evaluate={"every": 1, "sampler": {"guidance": 2.0}}
+    )
+    assert counted(config)
+    calls = train(config)["network_calls"]
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(("step 1/", "held-out")))
+    said = next(number for number, line in enumerate(lines) if line.startswith("forecast: "))
+    assert said < first
+    assert lines[said].startswith(f"forecast: {calls:,} network calls (48 to sample, ")
+    assert round(sum(unit.calls for unit in units(config, 4))) == calls
+
+
+def test_a_resumed_run_forecasts_the_rest(model: Path, tmp_path: Path):
+    config = tiny_run.settings(tmp_path, model, train={"steps": 3})
+    whole, rest = units(config, 4), units(config, 4, done=2)
+    assert whole[-len(rest) :] == rest
+    assert [(unit.kind, unit.at) for unit in rest] == [("step", 3), ("evaluate", 3)]
+
+
+def test_finished_units_replace_the_measured_time():
+    ahead = [Unit("evaluate", 0, 10, 0, 5, 10), *(Unit("step", at, 20, 10, 8, 40) for at in (1, 2))]
+    forecast = Forecast(ahead, 0.1)
+    assert forecast.calls == 70
+    assert forecast.left == pytest.approx(0.1 * 90)
+    assert forecast.said() == "forecast: 70 network calls (40 to sample, 20 to learn, 10 held-out), 0:09 here, " + (
+        "scoring not included"
+    )
+    forecast.finished("evaluate", 0, 2.0)  # a second of it for 5 samples beside network calls
+    assert forecast.left == pytest.approx(2 * (4 + 8 * 0.2))
+    forecast.finished("step", 1, 7.0)
+    assert forecast.left == pytest.approx(7.0)
+    forecast.finished("evaluate", 1, 9.0)  # none is due there
+    assert forecast.left == pytest.approx(7.0)
+    assert Forecast(ahead, None).left is None
+
+
+def test_the_progress_line_counts_down_by_the_forecast(capsys, monkeypatch):
+    progress = Progress(2)
+    now = iter([0.0, 5.0, 8.0])
+    monkeypatch.setattr("align.runs.progress.time.monotonic", lambda: next(now, 8.0))
+    progress.foresee(Forecast([Unit("step", at, 1, 0, 0, work) for at, work in ((1, 1), (2, 60))], 100.0))
+    progress.update(1, {})
+    assert capsys.readouterr().out == "step 1/2  5:00 left\n"
