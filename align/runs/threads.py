@@ -114,7 +114,7 @@ def settle(
                 return Speed(torch.get_num_threads(), "", call(rows, warm=True))
             if said:
                 some = _affordable(call, rows, 2)
-                return Speed(torch.get_num_threads(), said, call(min(rows, max(some, MANY))) if some else call(1))
+                return Speed(torch.get_num_threads(), said, _timed(call, rows, some))
             return _chosen(call, rows)
     finally:
         generator.network_calls = calls
@@ -146,7 +146,7 @@ def _synchronise(x: torch.Tensor) -> None:
 
 
 def _affordable(call: _Call, rows: int, calls: int) -> int:
-    """Rows with which ``calls`` calls take about :data:`SECONDS`: ``rows`` or fewer; 0 where one of a few takes more."""
+    """Rows with which ``calls`` calls take about :data:`SECONDS`, at most ``rows``; 0 where one of a few takes more."""
     few = min(rows, FEW)
     one = call(few)
     if one * few > SECONDS:
@@ -154,14 +154,19 @@ def _affordable(call: _Call, rows: int, calls: int) -> int:
     return max(few, min(rows, int(SECONDS / calls / min(one, call(few)))))
 
 
+def _timed(call: _Call, rows: int, affordable: int) -> float:
+    """Seconds per row, of many rows where they are affordable."""
+    return call(min(rows, max(affordable, MANY))) if affordable else call(1)
+
+
 def _chosen(call: _Call, rows: int) -> Speed:
     """The fastest number of threads on this machine as it is now."""
     numbers = candidates(int(cores.cores()))
     torch.set_num_threads(numbers[0])
-    some = _affordable(call, rows, len(numbers) * ROUNDS) if len(numbers) > 1 else 0
-    if not some:
+    some = _affordable(call, rows, len(numbers) * ROUNDS)
+    if not some or len(numbers) == 1:
         why = "one core" if len(numbers) == 1 else "all cores; a network call takes too long to compare numbers"
-        return Speed(numbers[0], f"threads: {numbers[0]} ({why})", call(1))
+        return Speed(numbers[0], f"threads: {numbers[0]} ({why})", _timed(call, rows, some))
     seconds: dict[int, list[float]] = {number: [] for number in numbers}
     for _ in range(ROUNDS):
         for number in numbers:
@@ -173,4 +178,4 @@ def _chosen(call: _Call, rows: int) -> Speed:
     times = {number: statistics.median(some) for number, some in seconds.items()}
     others = ", ".join(f"{1000 * times[number]:.3g} with {number}" for number in numbers if number != best)
     said = f"threads: {best} of {count(numbers[0], 'core')} ({1000 * times[best]:.3g} ms a network call, {others})"
-    return Speed(best, said, call(min(rows, max(some, MANY))))
+    return Speed(best, said, _timed(call, rows, some))
