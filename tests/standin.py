@@ -1,4 +1,4 @@
-"""A stand-in for SGLang-diffusion's server: the routes that our client uses, over a real generator, and faults."""
+"""Stand-ins for engines over HTTP: the routes that our clients use, over a real generator, and faults."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from align.config.sampling import Sampler
 from align.rollout.engine import boundaries
 from align.rollout.paths import states_of
 from align.rollout.rollout import decode_to_cpu, draw
-from align.rollout.servers import SGLANG
+from align.rollout.servers import SGLANG, Protocol
 from generators.base import Generator
 
 
-def description(**changes: Any) -> dict[str, Any]:
+def description(protocol: Protocol = SGLANG, **changes: Any) -> dict[str, Any]:
     """``/openapi.json`` as FastAPI writes it.
 
     Args:
-        changes: ``without`` names a field or route that is not there, ``replies`` the content type of samples.
+        changes: ``without`` names a field or route that is not there, ``replies`` the content type of samples,
+            ``words`` what the descriptions of fields hold.
     """
-    without = changes.get("without")
-    fields = {name: {"title": name} for name in SGLANG.fields if name != without}
+    without, words = changes.get("without"), changes.get("words", "name or path")
+    fields = {name: {"title": name, "description": words} for name in protocol.fields if name != without}
     reference = {"$ref": "#/components/schemas/RolloutRequest"}
     route = {
         "requestBody": {"content": {"application/json": {"schema": reference}}},
-        "responses": {"200": {"content": {changes.get("replies", SGLANG.replies): {}}}},
+        "responses": {"200": {"content": {changes.get("replies", protocol.replies): {}}}},
     }
-    paths = {SGLANG.path: {"post": route}, **{path: {} for path in SGLANG.others}}
+    paths = {protocol.path: {"post": route}, **{path: {} for path in protocol.others}}
     return {
         "paths": {path: value for path, value in paths.items() if path != without},
         "components": {"schemas": {"RolloutRequest": {"properties": fields}}},
@@ -51,25 +52,58 @@ def wire(value: torch.Tensor) -> dict[str, Any]:
     return {"__tensor__": True, "data": raw, "shape": [*value.shape], "dtype": str(value.dtype)}
 
 
-class StandIn:
-    """The server's state.
+class Fake:
+    """A server that answers requests by :meth:`routes`.
 
     Args:
-        generator: samples, without a LoRA; None = samples are zeros of ``latents`` and ``media``.
         token: that requests must carry.
     """
 
+    protocol = SGLANG
+
+    def __init__(self, token: str | None = None) -> None:
+        self.token, self.closed = token, False
+        self.spec: Any = description(self.protocol)
+        self.asked: list[tuple[str, Any]] = []
+        self.faults: list[str] = []
+        """Of the next samples; "" for none."""
+        self.lock = threading.Lock()
+
+    def routes(self, body: Any) -> dict[str, Callable[[], Any]]:
+        """``METHOD path`` -> what makes the reply."""
+        return {"GET /openapi.json": lambda: self.spec}
+
+    def sent(self, found: Any, fault: str) -> tuple[str, bytes]:
+        """(content type, body) of a sample."""
+        raise NotImplementedError
+
+
+class StandIn(Fake):
+    """SGLang-diffusion's server.
+
+    Args:
+        generator: samples, without a LoRA; None = samples are constant.
+    """
+
     def __init__(self, generator: Generator | None = None, token: str | None = None) -> None:
-        self.generator, self.token = generator, token
-        self.spec: Any = description()
+        super().__init__(token)
+        self.generator = generator
         self.latents, self.media = (4, 2, 2), (3, 16, 16)
         self.loaded: dict[str, str] = {}  # network -> path
         self.weights = "base"
-        self.asked: list[tuple[str, Any]] = []
-        self.faults: list[str] = []
-        """Of the next samples: a method of :class:`Faults`, or "" for none."""
-        self.deaf = self.closed = False
-        self.lock = threading.Lock()
+        self.deaf = False
+
+    def routes(self, body: Any) -> dict[str, Callable[[], Any]]:
+        return {
+            **super().routes(body),
+            "GET /v1/list_loras": self.list_loras,
+            "POST /v1/set_lora": lambda: self.set_lora(body),
+            "POST /get_weights_checksum": lambda: self.checksum(body),
+            f"POST {SGLANG.path}": lambda: self.sample(body),
+        }
+
+    def sent(self, found: Any, fault: str) -> tuple[str, bytes]:
+        return getattr(Faults, fault)(self, found) if fault else (SGLANG.replies, msgpack.packb([found]))
 
     def set_lora(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.deaf:
@@ -204,48 +238,36 @@ class Faults:
         return SGLANG.replies, msgpack.packb([row])
 
 
-def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
+def _handler(server: Fake) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._answer(lambda body: {"/openapi.json": lambda: server.spec, "/v1/list_loras": server.list_loras})
-
-        def do_POST(self) -> None:
-            self._answer(
-                lambda body: {
-                    "/v1/set_lora": lambda: server.set_lora(body),
-                    "/get_weights_checksum": lambda: server.checksum(body),
-                    SGLANG.path: lambda: server.sample(body),
-                }
-            )
-
-        def _answer(self, routes: Callable[[Any], dict[str, Callable[[], Any]]]) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             server.asked.append((self.path, body))
-            if server.closed:
-                return self.connection.shutdown(socket.SHUT_RDWR)
-            if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
-                return self._send(401, "application/json", b'{"error": "Unauthorized"}')
-            route = routes(body).get(self.path)
-            if route is None:
-                return self._send(404, "application/json", b'{"detail": "Not Found"}')
+            sample = self.path == server.protocol.path
+            fault = server.faults.pop(0) if sample and server.faults else ""
+            if server.closed or fault == "dead":
+                self.connection.shutdown(socket.SHUT_RDWR)
+            elif server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
+                self._send(401, "application/json", b'{"error": "Unauthorized"}')
+            elif (route := server.routes(body).get(f"{self.command} {self.path}")) is None:
+                self._send(404, "application/json", b'{"detail": "Not Found"}')
+            elif fault == "refused":
+                self._send(400, "application/json", b'{"detail": "Invalid sampling params: width"}')
+            else:
+                self._reply(route, sample, fault)
+
+        do_POST = do_GET  # noqa: N815
+
+        def _reply(self, route: Callable[[], Any], sample: bool, fault: str) -> None:
             try:
                 found = route()
             except LookupError as error:
                 return self._send(500, "application/json", json.dumps({"detail": str(error)}).encode())
-            if self.path != SGLANG.path:
-                return self._send(200, "application/json", json.dumps(found).encode())
-            fault = server.faults.pop(0) if server.faults else ""
-            if fault == "dead":
-                return self.connection.shutdown(socket.SHUT_RDWR)
-            if fault == "refused":
-                return self._send(400, "application/json", b'{"detail": "Invalid sampling params: width"}')
-            kind, content = SGLANG.replies, msgpack.packb([found])
-            if fault:
-                kind, content = getattr(Faults, fault)(server, found)
-            return self._send(200, kind, content)
+            plain = "application/json", json.dumps(found).encode() if not sample else b""
+            return self._send(200, *(server.sent(found, fault) if sample else plain))
 
         def _send(self, status: int, kind: str, content: bytes) -> None:
             with contextlib.suppress(OSError):
@@ -262,7 +284,7 @@ def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def serving(server: StandIn) -> Iterator[str]:
+def serving(server: Fake) -> Iterator[str]:
     """The server in a thread; yields its address."""
     listener = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
     listener.daemon_threads = True

@@ -110,6 +110,7 @@ def test_samples_are_those_of_the_policy(model: Path, tmp_path: Path, kind: str,
         torch.testing.assert_close(reply.states[:, 1:], path.x_next, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["nft", "grpo"])
 def test_a_run_trains_on_the_engine(model: Path, tmp_path: Path, recipe: str) -> None:
     plain = build_generator(settings(tmp_path, model).generator, settings(tmp_path, model).memory, "cpu")

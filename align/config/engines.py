@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.config import registry
 from alignflow.settings import Problems, Settings
 from alignflow.strict import Address, Seconds, Word
 from alignflow.words import listing
@@ -90,5 +91,31 @@ class SglangEngine(HttpEngine):
     )
 
 
-ENGINES = {"pool": PoolEngine, "sglang": SglangEngine}
+class VllmOmniEngine(HttpEngine):
+    """vLLM-Omni servers, ``vllm serve MODEL --omni``, which return images alone.
+
+    An image becomes x_0 by the VAE's encoder here: the latents of the sampler are lost, and with them what 8 bits and
+    the VAE cannot carry. The LoRA is named in every request.
+    """
+
+    returns_steps: ClassVar[bool] = False
+    samplers: ClassVar = {"ode": "ode"}
+    kind: Literal["vllm_omni"] = Field("vllm_omni", description="vLLM-Omni servers, which return images alone")
+
+    def problems(self, config: Config) -> Problems:
+        """Settings of the run that this engine cannot follow."""
+        found, sampler = super().problems(config), config.rollout.sampler  # type: ignore[union-attr]
+        if registry.makes_videos(config.generator.kind):
+            said = f"{config.generator.kind} makes videos, and {self.kind} is asked for images"
+            found.append(("rollout.engine.kind", f"{said}: use pool or sglang"))
+        if sampler.steps > MOST_STEPS:
+            found.append(("rollout.sampler.steps", f"{self.kind} takes at most {MOST_STEPS}"))
+        if not 0 <= sampler.guidance <= MOST_GUIDANCE:
+            found.append(("rollout.sampler.guidance", f"{self.kind} takes 0 to {MOST_GUIDANCE}"))
+        return found
+
+
+MOST_STEPS, MOST_GUIDANCE = 200, 20
+"""Bounds of vLLM-Omni's requests."""
+ENGINES = {"pool": PoolEngine, "sglang": SglangEngine, "vllm_omni": VllmOmniEngine}
 """Kind -> settings."""

@@ -89,6 +89,18 @@ def declared(kind: str, attribute: str) -> Any:
     return next((value for value in found if value is not None), None)
 
 
+def makes_videos(kind: str) -> bool:
+    """Whether an adapter's class or one of its base classes is the one of videos; False outside the repository."""
+    file = ADAPTERS / f"{kind}.py"
+    body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
+    bases = {ast.unparse(base) for node in body if isinstance(node, ast.ClassDef) for base in node.bases}
+    parents = [
+        node.module or "" for node in body if isinstance(node, ast.ImportFrom) and bases & {a.name for a in node.names}
+    ]
+    others = (name.rpartition(".")[2] for name in parents if name.startswith("generators.adapters."))
+    return "VideoGenerator" in bases or any(map(makes_videos, others))
+
+
 def summary() -> dict[str, dict[str, str]]:
     """All registered kinds: room -> kind -> first docstring line."""
     return {

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config.engines import ENGINES, PoolEngine, SglangEngine
+from align.config.engines import ENGINES, PoolEngine, SglangEngine, VllmOmniEngine
 from align.config.sampling import Sampler
 from align.maths.schedules import Points, unordered, value_at
 from alignflow.kinds import OneOf, problems_at
@@ -106,8 +106,10 @@ class OnlineRollout(Settings):
         "which therefore uses the policy of the previous step",
     )
 
-    engine: Annotated[PoolEngine | SglangEngine, OneOf("engine", lambda: ENGINES)] | None = Field(
-        None, description="where the samples are generated: {kind: pool} or {kind: sglang}; null = in this process"
+    engine: Annotated[PoolEngine | SglangEngine | VllmOmniEngine, OneOf("engine", lambda: ENGINES)] | None = Field(
+        None,
+        description="where the samples are generated: {kind: pool}, {kind: sglang} or {kind: vllm_omni}; null = in "
+        "this process",
     )
 
     @model_validator(mode="after")

@@ -9,12 +9,17 @@ from align.policy.build import parameters_of
 from align.rollout.engine import Engine, Remote
 from align.rollout.pool_engine import RayPool
 from align.rollout.sglang_engine import Sglang
+from align.rollout.vllm_omni_engine import VllmOmni
 from generators.base import Generator
 
 if TYPE_CHECKING:
     from align.config.settings import Config
 
-BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {"pool": RayPool, "sglang": Sglang}
+BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {
+    "pool": RayPool,
+    "sglang": Sglang,
+    "vllm_omni": VllmOmni,
+}
 """Kind of the settings -> makes the engine from them, the config and the generator."""
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LARGEST = 2 << 30
 """Bytes of a reply: a video and the latents of its steps, as float32."""
+SEEDS = 2**31
+"""Seeds of a request are below it, as those of the engines' other clients."""
 
 
 class OtherProtocolError(AlignflowError):
@@ -66,7 +68,18 @@ SGLANG = Protocol(
     others=("/v1/set_lora", "/v1/list_loras", "/get_weights_checksum"),
     start="sglang serve --model-path MODEL --port 30000",
 )  # fmt: skip
-PROTOCOLS = {"sglang": SGLANG}
+VLLM_OMNI = Protocol(
+    path="/v1/images/generations",
+    fields=(
+        "prompt", "n", "size", "response_format", "negative_prompt", "num_inference_steps", "guidance_scale", "seed",
+        "lora",
+    ),
+    replies="application/json",
+    others=(),
+    start="vllm serve MODEL --omni --port 8000",
+    words={"lora": "path"},
+)  # fmt: skip
+PROTOCOLS = {"sglang": SGLANG, "vllm_omni": VLLM_OMNI}
 """Kind of engine -> protocol."""
 
 

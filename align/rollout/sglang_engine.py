@@ -36,7 +36,7 @@ from align.rollout.engine import Order, RejectedError, Reply
 from align.rollout.lora_folder import LoraFolder, pack
 from align.rollout.paths import arranged
 from align.rollout.rollout import OVERFLOW
-from align.rollout.servers import SGLANG, Server, Servers, greet
+from align.rollout.servers import SEEDS, SGLANG, Server, Servers, greet
 from alignflow.errors import TrainingError
 from alignflow.extras import optional
 from generators.base import Generator
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from align.config.engines import SglangEngine
     from align.config.settings import Config
 
-SEEDS = 2**31
-"""Seeds of a request are below it, as those of the engine's other clients."""
 GRID = 2e-3
 """Largest difference of two times that are called the same; the engine computes them in its own precision."""
 
