@@ -174,22 +174,3 @@ def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
 def attend(q: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
     """Attention ``[N, L, heads, width]`` through the backend ``name``."""
     return dispatch_attention_fn(q, k, v, backend=AttentionBackendName(BACKENDS[name]))
-
-
-def compile_networks(networks: Iterable[Any], how: str) -> None:
-    """``torch.compile`` of ``none``, the repeated ``blocks``, or the ``full`` network, in place: names stay.
-
-    Raises:
-        GeneratorError: the class does not say which of its blocks repeat.
-    """
-    for network in networks if how != "none" else ():
-        if how == "full":
-            network.compile()
-            continue
-        if not network._repeated_blocks:  # some classes, SD3's among them, name them for another purpose alone
-            network._repeated_blocks = list(network._no_split_modules or ())
-        try:
-            network.compile_repeated_blocks()
-        except ValueError:
-            known = f"memory.compile blocks: {type(network).__name__} names no repeated blocks"
-            raise GeneratorError(f"{known}; use memory.compile: full or none") from None

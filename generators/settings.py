@@ -87,7 +87,11 @@ class Memory(Settings):
         description="attention backend of the trained network; those ending in _hub are compiled kernels that the "
         "package kernels downloads; sage works for sampling only, because it has no gradient",
     )
-    compile: Literal["none", "blocks", "full"] = Field("none", description="torch.compile of the trained network")
+    compile: Literal["none", "blocks", "full"] = Field(
+        "none",
+        description="torch.compile of the trained network: blocks = each repeated block, with the same graph in "
+        "rollouts and updates | full = as a whole",
+    )
     vae_tiling: bool = Field(
         False, description="encode and decode large images tile by tile; tiles are blended, so results differ slightly"
     )

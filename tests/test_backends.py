@@ -24,7 +24,7 @@ from align.policy import build
 from align.policy.lora import add_lora
 from align.policy.roles import Roles
 from align.training.trainer import train
-from generators import memory
+from generators import compiled, memory
 from generators.base import GeneratorError
 from generators.load import load
 from generators.settings import Memory
@@ -202,23 +202,23 @@ def test_the_right_optimizer_is_made(name: str, made: str, model: Path, tmp_path
 
 @pytest.mark.parametrize("how", ["blocks", "full"])
 def test_what_is_compiled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
-    memory.compile_networks([tiny_image.flux().transformer, tiny.sd3_pipeline().transformer], how)
+    seen: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: seen.append(type(self).__name__))
+    compiled.compile_networks([tiny_image.flux().transformer, tiny.sd3_pipeline().transformer], how)
     blocks = {"FluxTransformerBlock", "FluxSingleTransformerBlock", "JointTransformerBlock"}
-    assert set(compiled) == (blocks if how == "blocks" else {"FluxTransformer2DModel", "SD3Transformer2DModel"})
+    assert set(seen) == (blocks if how == "blocks" else {"FluxTransformer2DModel", "SD3Transformer2DModel"})
 
 
 def test_blocks_that_nobody_named() -> None:
     with pytest.raises(GeneratorError, match=r"compile blocks: AutoencoderTiny names no repeated blocks; use"):
-        memory.compile_networks([AutoencoderTiny(encoder_block_out_channels=(8,) * 4)], "blocks")
+        compiled.compile_networks([AutoencoderTiny(encoder_block_out_channels=(8,) * 4)], "blocks")
 
 
 @pytest.mark.slow
 def test_compiled_blocks_draw_learn_and_change_roles_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and differentiated as torch.compile does; its code generator alone is left out, which takes minutes."""
-    compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="aot_eager"))
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
     generator = generator_of(SD3)
     parameters = add_lora(generator, 4, 4)
     roles = Roles(parameters, ["ref"])
@@ -235,6 +235,6 @@ def test_compiled_blocks_draw_learn_and_change_roles_as_before(monkeypatch: pyte
         return reference, policy.detach(), *(gradient for gradient in gradients if gradient is not None)
 
     expected = found()
-    memory.compile_networks([generator.backbone], "blocks")
+    compiled.compile_networks([generator.backbone], "blocks")
     torch.testing.assert_close(found(), expected, rtol=1e-4, atol=1e-5)
     assert float((expected[0] - expected[1]).abs().max()) > 1e-3

@@ -223,7 +223,9 @@ def _phases(
     factor = SAVED[_way(config)]
     one = max(blocks) * factor * size  # of one sample
     rows, text = shapes.sampled_rows, ""
-    sampling = Item("forward pass", rows * max(blocks) * size * FORWARD, f"{rows} samples at a time")
+    compiled = config.memory.compile == "blocks"  # as generators.compiled runs them
+    how = f"{rows} samples at a time" + (", with what one compiled block saves for backward" if compiled else "")
+    sampling = Item("forward pass", rows * (one if compiled else max(blocks) * size * FORWARD), how)
     decoding = Item("decoding", *_decoding(config, parts, shapes))
     rows = shapes.trained_rows
     if config.train.gradient_checkpointing:

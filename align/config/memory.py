@@ -62,19 +62,23 @@ def problems(config: Config) -> list[tuple[str, str]]:
     if memory.swap_blocks and not train.gradient_checkpointing:
         backward = "backward copies a block's weights once more where its forward pass is repeated"
         found.append(("memory.swap_blocks", f"{backward}; use train.gradient_checkpointing=true, or 0"))
-    if memory.compute == "fp8" and config.recipe.compares_logp and not getattr(config.rollout, "recompute", False):
-        found.append(("memory.compute", _rounded_apart(config)))
+    if config.recipe.compares_logp and not getattr(config.rollout, "recompute", False):
+        found += _rounded_apart(config)
     return found + conflicts(config.generator, memory, train.optimizer, train.precision)
 
 
-def _rounded_apart(config: Config) -> str:
-    """Why a policy gradient does not go with fp8 products."""
-    kind, able = config.recipe.kind, hasattr(config.recipe, "surrogate")
-    return (
-        f"{kind} compares log-probabilities with those of the rollout, and fp8 products turn differences in the last "
-        "digit, which other batch sizes make on a card, into steps of up to 1/8; "
-        f"use {'rollout.recompute=true, or ' if able else ''}memory.compute=dtype"
-    )
+def _rounded_apart(config: Config) -> list[tuple[str, str]]:
+    """Settings with which a rollout and its update round differently, which a ratio of the two does not allow."""
+    said = f"{config.recipe.kind} compares log-probabilities with those of the rollout, and"
+    remedy = "rollout.recompute=true, or " if hasattr(config.recipe, "surrogate") else ""
+    found = []
+    if config.memory.compute == "fp8":
+        steps = "fp8 products turn differences in the last digit, which other batch sizes make on a card, into steps of"
+        found.append(("memory.compute", f"{said} {steps} up to 1/8; use {remedy}memory.compute=dtype"))
+    if config.memory.compile == "full":
+        graphs = "a whole compiled network has one graph with gradient and another without"
+        found.append(("memory.compile", f"{said} {graphs}; use {remedy}memory.compile=blocks, which runs one"))
+    return found
 
 
 def conflicts(

@@ -47,7 +47,7 @@ from align.training.rescue import Rescue
 from align.training.sharding import shard
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
-from generators.memory import compile_networks
+from generators.compiled import compile_networks
 from rewards.base import Scores, wanted
 from rewards.scopes import known_scope
 
