@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import registry
 from alignflow.errors import Problem
 from alignflow.files import lora_files, tensor_files
+from alignflow.files.foreign_loras import foreign
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.policies import OTHERS, other_than_lora
 from alignflow.files.tensor_files import TensorFileError
@@ -182,6 +183,8 @@ def lora_problems(path: str, setting: str, parts: Sequence[str] = (), policy: bo
         return [] if policy else [Problem(setting, f"{other} holds {OTHERS[other.name]}, and a LoRA is needed")]
     try:
         file = lora_files.find(place)
+        if foreign(file):
+            return []  # diffusers' converters read it, or loading says what they leave out
         lora_files.inspect(file)
         wrong = lora_files.other_parts(file, parts) if parts else ""
     except LoraFileError as error:

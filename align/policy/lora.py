@@ -19,6 +19,7 @@ from align.policy.shards import whole
 from align.policy.switching import PARTS, use_all
 from alignflow.errors import AlignflowError
 from alignflow.files import lora_files, tensor_files
+from alignflow.files.foreign_loras import foreign
 from alignflow.files.lora_files import ABOUT, LoraFileError
 from alignflow.files.lora_files import FILE as FILE
 from alignflow.files.lora_files import file_of as file_of
@@ -26,8 +27,10 @@ from alignflow.lazy import lazy
 from generators.base import Generator
 
 if TYPE_CHECKING:
+    from align.policy import lora_foreign
     from align.policy.lora_layouts import read_lora
 else:
+    lora_foreign = lazy("align.policy.lora_foreign")
     read_lora = lazy("align.policy.lora_layouts:read_lora")
 
 
@@ -99,12 +102,13 @@ def continue_lora(
         LoraError: also where the file changes other parts than those that are trained.
     """
     try:
-        wrong = lora_files.other_parts(lora_files.find(Path(path)), parts)
+        file = lora_files.find(Path(path))
+        wrong = "" if foreign(file) else lora_files.other_parts(file, parts)
     except LoraFileError as error:
         raise LoraError(str(error)) from None
     if wrong:
         raise LoraError(wrong)
-    load_lora(generator, path, name)
+    load_lora(generator, path, name, trains=parts)
     return _trainable(generator, name, parts)
 
 
@@ -227,34 +231,67 @@ def as_diffusers(lora: Lora, prefix: str = PREFIX) -> tuple[dict[str, Tensor], d
     return tensors, {"format": "pt", ABOUT: json.dumps({prefix + key: about[key] for key in about})}
 
 
-def load_lora(generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER) -> None:
-    """Load a LoRA file in any layout of :mod:`align.policy.lora_layouts` onto the generator; nothing is trained then.
+def load_lora(
+    generator: Generator, path: str | os.PathLike[str], name: str = ADAPTER, *, trains: Collection[str] | None = None
+) -> None:
+    """Load a LoRA file onto the generator; nothing is trained then.
+
+    Layouts of :mod:`align.policy.lora_layouts` are read exactly, others by diffusers' converters
+    (:mod:`align.policy.lora_foreign`).
 
     Args:
         path: the file, or the folder that holds it; a second expert's is read where it lies beside.
         name: of the LoRA; others that are there keep their part in what the network computes.
+        trains: parts that are trained further; a converted file's text encoders are left out where they are not.
 
     Raises:
-        LoraError: no such file, damaged, or made for another model.
+        LoraError: no such file, damaged, or made for another model; changed biases of a LoRA that is trained.
     """
-    encoders = generator.part_networks(("text",))
     try:
         file = lora_files.find(Path(path))
-        strange = sorted(lora_files.encoders(file) - {"", *encoders})
+    except LoraFileError as error:
+        raise LoraError(str(error)) from None
+    try:
+        read, biases, notes = _read(generator, file), dict[str, Tensor](), tuple[str, ...]()
+    except LoraError as own:
+        with lora_foreign.converted(generator.pipeline, file, own) as other:
+            try:
+                read, biases, notes = _read(generator, file, other.path), dict(other.biases), other.notes
+            except LoraError:
+                raise own from None
+    encoders = [*generator.part_networks(("text",)).values()]
+    if trains is not None and "text" not in trains:
+        dropped = [network for network, lora in read if lora and network in encoders]
+        notes += (f"{file}: left out the LoRA of {len(dropped)} text encoders, which are not trained",) * bool(dropped)
+        read = [(network, lora) for network, lora in read if network not in dropped]
+    if biases and trains:
+        raise LoraError(f"{file} changes {len(biases)} biases, which a LoRA that is trained does not have")
+    lora_foreign.say(notes)
+    for network, lora in read:
+        if lora:
+            put_lora(network, lora, name, biases)
+    generator.text_changed()
+
+
+def _read(generator: Generator, file: Path, converted: Path | None = None) -> list[tuple[nn.Module, Lora]]:
+    """Network -> its LoRA of a file and, where it lies beside, of a second expert's; nothing is changed.
+
+    Args:
+        converted: the same file in diffusers' layout.
+    """
+    encoders, here = generator.part_networks(("text",)), converted or file
+    try:
+        strange = sorted(lora_files.encoders(here) - {"", *encoders})
     except LoraFileError as error:
         raise LoraError(str(error)) from None
     if strange:
         pipeline, known = type(generator.pipeline).__name__, " and ".join(encoders) or "no text encoder"
         raise LoraError(f"{file} changes {' and '.join(strange)}; of a {pipeline}, a LoRA may change {known}")
-    read: list[tuple[nn.Module, Lora]] = []  # all of it before anything is changed
+    read: list[tuple[nn.Module, Lora]] = []
     for component, network in generator.backbones().items():
-        own = file if component == "transformer" else lora_files.second(file, component)
+        own = here if component == "transformer" else lora_files.second(file, component)
         read += [(network, read_lora(own, network))] if own.is_file() else []
-    read += [(encoder, read_lora(file, encoder, component)) for component, encoder in encoders.items()]
-    for network, lora in read:
-        if lora:
-            put_lora(network, lora, name)
-    generator.text_changed()
+    return read + [(encoder, read_lora(here, encoder, component)) for component, encoder in encoders.items()]
 
 
 def _on_device(network: nn.Module, adapter: str) -> None:
@@ -265,8 +302,14 @@ def _on_device(network: nn.Module, adapter: str) -> None:
             value.data = value.data.to(device)
 
 
-def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
-    """Put a LoRA onto exactly its layers, in float32 whatever the base is stored in."""
+def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER, biases: Mapping[str, Tensor] | None = None) -> None:
+    """Put a LoRA onto exactly its layers, in float32 whatever the base is stored in.
+
+    Args:
+        biases: layer with diffusers' prefix -> change ``[out]`` of its bias.
+    """
+    changed = {key.removeprefix(PREFIX): value for key, value in (biases or {}).items() if key.startswith(PREFIX)}
+    changed = {key: value for key, value in changed.items() if key in lora}
     ranks = {name: len(pair[0]) for name, pair in lora.items()}
     most = max(ranks.values())
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
@@ -277,6 +320,7 @@ def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
         alpha_pattern=others,
         target_modules=f"({'|'.join(re.escape(name) for name in lora)})",
         init_lora_weights=False,
+        lora_bias=bool(changed),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
@@ -286,6 +330,9 @@ def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER) -> None:
             for part, value in ((layer.lora_A, a), (layer.lora_B, b)):
                 weight = part[adapter].weight
                 weight.data = value.to(weight.device, torch.float32)
+            if changed:
+                bias = layer.lora_B[adapter].bias
+                bias.data = changed.get(name, torch.zeros(len(b))).to(bias.device, torch.float32)
     _on_device(network, adapter)
     use_all(network)
     network.requires_grad_(False)
