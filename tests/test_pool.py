@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="the pool needs: pip install 'alignflow[ray]'"
 
 import ray
 from test_overlap import config, flaky, folder_of_flaws, model, rows  # noqa: F401
-from tiny_run import final_tensors, policy_gap
+from tiny_run import final_tensors, policy_gap, settings
 
 import rewards
 from align.training.trainer import train
@@ -101,3 +101,15 @@ def test_rollouts_of_a_pool_outlive_a_killed_worker(model, tmp_path, monkeypatch
     assert killed
     assert [row["engine/lost"] for row in rows(there)] == [0, 0, 0]
     assert policy_gap(final_tensors(here), final_tensors(there)) == 0
+
+
+@pytest.mark.slow
+def test_grpo_trains_on_the_steps_of_a_pool(model, tmp_path):  # noqa: F811
+    engine = {"kind": "pool", "workers": 1, "cpus": 0.5, "backoff": 0.05}
+    found = []
+    for name, more in (("here", {}), ("there", {"engine": engine})):
+        (tmp_path / name).mkdir()
+        run = settings(tmp_path / name, model, "grpo", rollout={"chunk": 8, "recompute": True, **more})
+        train(run)
+        found.append(final_tensors(run))
+    assert policy_gap(*found) == 0

@@ -61,7 +61,7 @@ def stub(sampler: Sampler | None = None) -> tuple[Any, Any]:
 
 
 def remote(url: Any, folder: Path, sampler: Sampler | None = None, **changes: Any) -> tuple[Remote, Sglang]:
-    quick = {"retries": 0, "backoff": 0.0, "timeout": 5.0, "hello": 2.0}
+    quick = {"retries": 0, "backoff": 0.0, "timeout": 5.0, "start_timeout": 2.0}
     engine = SglangEngine(url=url, folder=str(folder), **{**quick, **changes})
     generator, config = stub(sampler)
     config.rollout.engine = engine
@@ -128,7 +128,11 @@ def test_fields_of_ones_own_and_the_mounted_folder(server: StandIn, url: str, tm
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.symlink_to(here)
-    made, _ = remote(url, here, folder_there=str(there), request={"true_cfg_scale": 4, "guidance_scale": 3.5})
+    changes = {"folder_there": str(there), "request": {"true_cfg_scale": 4, "guidance_scale": 3.5}}
+    with pytest.raises(TrainingError, match="a request to /rollout/generate has no field true_cfg_scale"):
+        remote(url, here, **changes)
+    server.spec["components"]["schemas"]["RolloutRequest"]["properties"]["true_cfg_scale"] = {}
+    made, _ = remote(url, here, **changes)
     assert made([ORDER], weights())[0].lost == {}
     assert asked(server, "/v1/set_lora")[0]["lora_path"].startswith(str(there))
     body = asked(server, "/rollout/generate")[0]
@@ -165,7 +169,7 @@ WRONG = {
     "truncated": "incomplete input",
     "damaged": "the reply is not usable",
     "pickled": "the reply is not usable",
-    "json": "it is application/json and not application/msgpack, so the engine is another version",
+    "json": "it is application/json and not application/msgpack, so the server is another version",
     "none": "it does not hold one sample",
     "shape": r"the engine replied with latents \[1, 4, 3, 3\], not \[1, 4, 2, 2\]",
     "pixels": r"pixels are in \[-1.00, -1.00\], not in \[0, 1\]",
@@ -250,7 +254,7 @@ def test_loras_that_the_server_does_not_take(server: StandIn, url: str, tmp_path
     assert "Failed to set LoRA adapter: no file /nowhere/" in made([ORDER], weights())[0].lost[0]
     server.deaf = True
     made, _ = remote(url, tmp_path)
-    assert "accepted the policy's LoRA and does not use it" in made([ORDER], weights())[0].lost[0]
+    assert "accepted the policy's LoRA, but does not list it as active" in made([ORDER], weights())[0].lost[0]
 
 
 def test_a_lora_without_effect_is_found(server: StandIn, url: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -264,7 +268,7 @@ def test_a_lora_without_effect_is_found(server: StandIn, url: str, tmp_path: Pat
         return found
 
     monkeypatch.setattr(server, "set_lora", unmatched)
-    assert "it knows the layers by other names" in made([ORDER], weights())[0].lost[0]
+    assert "its layers have other names" in made([ORDER], weights())[0].lost[0]
 
 
 def test_networks_that_the_server_does_not_know(server: StandIn, url: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -289,19 +293,19 @@ def test_networks_that_the_server_does_not_know(server: StandIn, url: str, tmp_p
 )
 def test_another_version_is_an_error(server: StandIn, url: str, tmp_path: Path, spec: Any, says: str) -> None:
     server.spec = spec
-    with pytest.raises(TrainingError, match=f"does not speak this version's protocol: .*{says}"):
+    with pytest.raises(TrainingError, match=f"does not have the API that this version uses: .*{says}"):
         remote(url, tmp_path)
     words = [f"rollout.engine={{kind: sglang, url: '{url}', folder: '{tmp_path}'}}"]
-    with pytest.raises(ConfigError, match=rf"rollout.engine.url: http\S+ does not speak .*{says}"):
+    with pytest.raises(ConfigError, match=rf"rollout.engine.url: http\S+ does not have the API .*{says}"):
         list(examine(Path("configs/shapes/nft.yaml"), words))
 
 
 def test_check_says_whether_the_server_answers(server: StandIn, url: str, tmp_path: Path) -> None:
     words = f"rollout.engine={{kind: sglang, url: '{url}', folder: '{tmp_path}'}}"
     lines = "\n".join(examine(Path("configs/shapes/nft.yaml"), [words]))
-    assert f"{url} speaks the protocol of sglang" in lines
+    assert f"{url} has the API of sglang" in lines
     lines = "\n".join(examine(Path("configs/shapes/nft.yaml"), [words.replace(url, "http://127.0.0.1:9")]))
-    assert "http://127.0.0.1:9 cannot be reached: Connection refused; the run needs it" in lines
+    assert "http://127.0.0.1:9 cannot be reached: Connection refused; it has to answer when the run starts" in lines
 
 
 def test_a_run_ends_before_it_loads_weights(tmp_path: Path) -> None:
@@ -317,7 +321,7 @@ def test_a_silent_server_costs_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         begun = time.monotonic()
         with pytest.raises(TrainingError, match=r"took more than 0.2 s"):
-            remote(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path, hello=0.2)
+            remote(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path, start_timeout=0.2)
     assert time.monotonic() - begun < 2
 
 
@@ -351,8 +355,11 @@ def test_without_msgpack_the_command_that_installs_it(tmp_path: Path, url: str, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["rollout.sampler.kind=dpm2"], "sglang does not have the steps of dpm2: use one of ode, flow_sde, cps"),
-        (["rollout.sampler={kind: flow_sde}", "rollout.same_noise=true"], "samples cannot share the first alone"),
+        (["rollout.sampler.kind=dpm2"], "sglang has no sampler dpm2: use one of ode, flow_sde, cps"),
+        (
+            ["rollout.sampler={kind: flow_sde}", "rollout.same_noise=true"],
+            "samples cannot share the initial noise alone",
+        ),
         (["rollout.engine.url=127.0.0.1"], "is not an address of a server"),
         (["rollout.engine.url=[]"], "url"),
         (["rollout.engine.checksums=false"], "checksum"),

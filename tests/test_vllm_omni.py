@@ -88,7 +88,7 @@ def weights(b: float = 0.5) -> bytes:
 
 
 def remote(url: str, folder: Path, **changes: Any) -> Remote:
-    quick = {"retries": 0, "backoff": 0.0, "timeout": 5.0, "hello": 2.0}
+    quick = {"retries": 0, "backoff": 0.0, "timeout": 5.0, "start_timeout": 2.0}
     engine = VllmOmniEngine(url=url, folder=str(folder), **{**quick, **changes})
     generator: Any = SimpleNamespace(
         network_calls=0, size=(16, 24), options=SimpleNamespace(negative_prompt="blurry"), device="cpu",
@@ -152,7 +152,7 @@ def test_a_server_that_ignores_loras(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"without": "lora"}, "has no field lora"),
-        ({"words": "a registered name"}, "the field lora of /v1/images/generations takes no path"),
+        ({"words": "a registered name"}, "the field lora of /v1/images/generations has no path"),
         ({"without": "/v1/images/generations"}, "it has no /v1/images/generations"),
     ],
 )
@@ -167,10 +167,10 @@ def test_another_version_is_an_error(tmp_path: Path, changes: dict[str, str], sa
     ("file", "words", "says"),
     [
         ("grpo", ["rollout.recompute=true"], "grpo needs the latents of the sampler's steps, and vllm_omni returns"),
-        ("nft", ["rollout.sampler.kind=flow_sde"], "vllm_omni does not have the steps of flow_sde: use one of ode"),
-        ("nft", ["rollout.sampler.steps=201"], "takes at most 200"),
-        ("nft", ["rollout.sampler.guidance=21"], "takes 0 to 20"),
-        ("nft", ["generator.kind=wan"], "wan makes videos, and vllm_omni is asked for images: use pool or sglang"),
+        ("nft", ["rollout.sampler.kind=flow_sde"], "vllm_omni has no sampler flow_sde: use one of ode"),
+        ("nft", ["rollout.sampler.steps=201"], "is at most 200 with vllm_omni"),
+        ("nft", ["rollout.sampler.guidance=21"], "is 0 to 20 with vllm_omni"),
+        ("nft", ["generator.kind=wan"], "wan makes videos, and vllm_omni is used for images alone: use pool or sglang"),
     ],
 )
 def test_settings_that_are_refused(file: str, words: list[str], says: str) -> None:

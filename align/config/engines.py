@@ -47,7 +47,9 @@ class HttpEngine(Settings):
     )
     parallel: int = Field(1, ge=1, le=256, description="concurrent requests per server")
     timeout: Seconds = Field(600.0, description="seconds per sample or update of the weights, including the reply")
-    hello: Seconds = Field(5.0, description="seconds in which a server has to describe its protocol")
+    start_timeout: Seconds = Field(
+        5.0, description="seconds for a server to describe its API, at check and at the start of a run"
+    )
     retries: int = Field(5, ge=0, le=1000, description="further attempts for samples that got no usable reply")
     backoff: float = Field(
         1.0, ge=0, le=3600, description="seconds before the second attempt, doubled after each, at most 30"
@@ -66,11 +68,11 @@ class HttpEngine(Settings):
         rollout: Any = config.rollout
         found: Problems = []
         if rollout.sampler.kind not in self.samplers:
-            said = f"{self.kind} does not have the steps of {rollout.sampler.kind}"  # type: ignore[attr-defined]
+            said = f"{self.kind} has no sampler {rollout.sampler.kind}"  # type: ignore[attr-defined]
             found.append(("rollout.sampler.kind", f"{said}: use one of {listing(self.samplers)}"))
         if rollout.same_noise:
-            said = "one seed of the engine gives both the initial noise and that of the steps"
-            found.append(("rollout.same_noise", f"{said}, so samples cannot share the first alone: use false"))
+            said = "the engine derives the initial noise and that of the steps from one seed"
+            found.append(("rollout.same_noise", f"{said}, so samples cannot share the initial noise alone: use false"))
         return found
 
 
@@ -106,12 +108,12 @@ class VllmOmniEngine(HttpEngine):
         """Settings of the run that this engine cannot follow."""
         found, sampler = super().problems(config), config.rollout.sampler  # type: ignore[union-attr]
         if registry.makes_videos(config.generator.kind):
-            said = f"{config.generator.kind} makes videos, and {self.kind} is asked for images"
+            said = f"{config.generator.kind} makes videos, and {self.kind} is used for images alone"
             found.append(("rollout.engine.kind", f"{said}: use pool or sglang"))
         if sampler.steps > MOST_STEPS:
-            found.append(("rollout.sampler.steps", f"{self.kind} takes at most {MOST_STEPS}"))
+            found.append(("rollout.sampler.steps", f"is at most {MOST_STEPS} with {self.kind}"))
         if not 0 <= sampler.guidance <= MOST_GUIDANCE:
-            found.append(("rollout.sampler.guidance", f"{self.kind} takes 0 to {MOST_GUIDANCE}"))
+            found.append(("rollout.sampler.guidance", f"is 0 to {MOST_GUIDANCE} with {self.kind}"))
         return found
 
 

@@ -1,4 +1,4 @@
-"""Servers of an HTTP engine: requests to them, what their refusals mean, and the protocol that they speak. No torch.
+"""Servers of an HTTP engine: requests to them, what their refusals mean, and the API that they have. No torch.
 
 Servers made with FastAPI describe their routes in ``/openapi.json``. It is read before any weights are loaded, so that
 a server of another kind or version is an error in seconds.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ SEEDS = 2**31
 
 
 class OtherProtocolError(AlignflowError):
-    """A server that speaks another protocol than the engine's, or another version of it."""
+    """A server with another API than the engine's, or another version of it."""
 
     exit_code = 1
 
@@ -96,9 +97,9 @@ class Server:
             self.url = fetch.address(self.base)
             self.session = fetch.open_session(self.url, settings.parallel + 1, settings.token_env)
         except RewardError as error:
-            raise TrainingError(f"rollout.engine: {error}") from None
+            raise TrainingError(str(error)) from None
         self.policy, self.checksum, self.plain = "", "", ""
-        """Digest of the policy that it has, SHA-256 of its weights with it, and without any LoRA."""
+        """Digest of its policy, SHA-256 of its weights with that policy, and without any LoRA."""
         self.lock = threading.Lock()
 
     def call(self, method: str, path: str, timeout: float, body: Any = None) -> tuple[str, bytes]:
@@ -138,22 +139,23 @@ class Server:
 
 
 class Servers:
-    """The servers of an engine, of which whoever has room gets the next request."""
+    """The servers of an engine; each request goes to one that has fewer than ``parallel``."""
 
     def __init__(self, settings: HttpEngine) -> None:
         self.all = [Server(url, settings) for url in settings.urls]
         self.idle: queue.Queue[Server] = queue.Queue()
+        self.room = settings.parallel * len(self.all)
         for _ in range(settings.parallel):
             for server in self.all:
                 self.idle.put(server)
 
     def __len__(self) -> int:
-        """Requests that they take at a time."""
-        return self.idle.maxsize or self.idle.qsize()
+        """Concurrent requests."""
+        return self.room
 
     @contextmanager
     def one(self) -> Iterator[Server]:
-        """A server with room for a request."""
+        """The next server that is free."""
         server = self.idle.get()
         try:
             yield server
@@ -181,46 +183,53 @@ def _detail(found: Any) -> Any:
 
 
 def greet(config: Config) -> None:
-    """Ask every HTTP server of ``rollout.engine`` for its protocol.
+    """Compare the API of every HTTP server of ``rollout.engine`` with the one that its client was written for.
 
     Raises:
-        TrainingError: one does not answer in time, or speaks another protocol.
+        TrainingError: a server does not answer in time, or its API differs.
     """
-    settings = getattr(config.rollout, "engine", None)
-    if settings is None or settings.kind not in PROTOCOLS:
-        return
-    for url in settings.urls:
-        server = Server(url, settings)
-        try:
-            ask_protocol(server, PROTOCOLS[settings.kind], settings.hello)
-        except UnansweredError as error:
-            said = f"start it with: {PROTOCOLS[settings.kind].start}" if error.again else "see rollout.engine.url"
-            raise TrainingError(f"rollout.engine '{settings.kind}': {error}; {said}") from None
-        except OtherProtocolError as error:
-            raise TrainingError(f"rollout.engine '{settings.kind}': {error}") from None
+    for settings, _, error in _answers(config):
+        if error is not None:
+            start = f"; start it with: {PROTOCOLS[settings.kind].start}"
+            hint = start if isinstance(error, UnansweredError) and error.again else ""
+            raise TrainingError(f"rollout.engine '{settings.kind}': {error}{hint}")
 
 
 def found_out(config: Config) -> tuple[list[tuple[str, str]], list[Problem]]:
-    """Lines for the report of ``check``, one a server, and problems. A server may start after the check."""
-    settings = getattr(config.rollout, "engine", None)
-    if settings is None or settings.kind not in PROTOCOLS:
-        return [], []
+    """Lines for the report of ``check``, and problems. A server that is not there yet may start after the check."""
     lines, problems = [], []
-    for url in settings.urls:
-        try:
-            server = Server(url, settings)
-            ask_protocol(server, PROTOCOLS[settings.kind], settings.hello)
-        except OtherProtocolError as error:
+    for settings, url, error in _answers(config):
+        if isinstance(error, OtherProtocolError):
             problems.append(Problem("rollout.engine.url", str(error)))
-        except (UnansweredError, TrainingError) as error:
-            lines.append(("engine", f"{str(error).removeprefix('rollout.engine: ')}; the run needs it"))
+        elif error is not None:
+            lines.append(("engine", f"{error}; it has to answer when the run starts"))
         else:
-            lines.append(("engine", f"{server.url} speaks the protocol of {settings.kind}"))
+            lines.append(("engine", f"{url} has the API of {settings.kind}"))
     return lines, problems
 
 
-def ask_protocol(server: Server, protocol: Protocol, timeout: float) -> None:
+def _answers(config: Config) -> list[tuple[Any, str, AlignflowError | None]]:
+    """Settings, address and fault of every server, all of which are asked at once."""
+    settings: Any = getattr(config.rollout, "engine", None)
+    if settings is None or settings.kind not in PROTOCOLS:
+        return []
+
+    def answer(url: str) -> tuple[Any, str, AlignflowError | None]:
+        try:
+            ask_protocol(Server(url, settings), PROTOCOLS[settings.kind], settings.start_timeout, settings.request)
+        except (UnansweredError, OtherProtocolError, TrainingError) as error:
+            return settings, fetch.address(url), error
+        return settings, fetch.address(url), None
+
+    with ThreadPoolExecutor(min(len(settings.urls), 64)) as pool:
+        return list(pool.map(answer, settings.urls))
+
+
+def ask_protocol(server: Server, protocol: Protocol, timeout: float, more: Iterable[str] = ()) -> None:
     """Compare the server's description with what the engine needs.
+
+    Args:
+        more: fields that requests have besides.
 
     Raises:
         UnansweredError: no answer.
@@ -232,13 +241,13 @@ def ask_protocol(server: Server, protocol: Protocol, timeout: float) -> None:
         if error.again or "there is no /openapi.json" not in str(error):
             raise
         content = b""
-    differences = list(_differences(_json(content), protocol))
-    if differences:
-        said = f"{server.url} does not speak this version's protocol: {differences[0]}"
+    difference = next(_differences(_json(content), protocol, (*protocol.fields, *more)), None)
+    if difference:
+        said = f"{server.url} does not have the API that this version uses: {difference}"
         raise OtherProtocolError(f"{said}; it should be started with: {protocol.start}")
 
 
-def _differences(spec: Any, protocol: Protocol) -> Iterator[str]:
+def _differences(spec: Any, protocol: Protocol, fields: Sequence[str]) -> Iterator[str]:
     paths = spec.get("paths") if isinstance(spec, dict) else None
     if not isinstance(paths, dict):
         yield "it publishes no /openapi.json"
@@ -251,11 +260,11 @@ def _differences(spec: Any, protocol: Protocol) -> Iterator[str]:
     schema = _at(route, "requestBody", "content", "application/json", "schema")
     known = _at(spec, "components", "schemas", str(_at(schema, "$ref")).rpartition("/")[2], "properties")
     known = known if isinstance(known, dict) else {}
-    if lacking := [name for name in protocol.fields if name not in known]:
+    if lacking := [name for name in fields if name not in known]:
         yield f"a request to {protocol.path} has no field {', '.join(lacking[:3])}"
     for name, word in (protocol.words or {}).items():
         if word not in str(_at(known, name)):
-            yield f"the field {name} of {protocol.path} takes no {word}"
+            yield f"the field {name} of {protocol.path} has no {word}"
     content = _at(route, "responses", "200", "content")
     if not isinstance(content, dict) or protocol.replies not in content:
         yield f"{protocol.path} does not reply in {protocol.replies}"

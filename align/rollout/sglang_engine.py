@@ -62,7 +62,7 @@ class Sglang:
         self.parallel = len(self.servers)
         self.folder = LoraFolder(settings.folder, settings.folder_there)
         self.modules = list(generator.backbones())
-        self.times = generator.times(self.sampler.steps).double().cpu()
+        self.times = generator.times(self.sampler.steps).cpu().double()
         greet(config)
 
     def pack(self, trained: Mapping[str, Tensor]) -> bytes:
@@ -113,7 +113,7 @@ class Sglang:
                 body |= {name: body[name][0] for name in ("lora_nickname", "lora_path", "target")}  # type: ignore[index]
             server.call("POST", "/v1/set_lora", self.settings.timeout, body)
             if self._used(server) != policy:
-                raise UnansweredError(f"{server.url} accepted the policy's LoRA and does not use it")
+                raise UnansweredError(f"{server.url} accepted the policy's LoRA, but does not list it as active")
             if self.settings.checksum:
                 self._compare(server)
             server.policy = policy
@@ -124,7 +124,7 @@ class Sglang:
         if not self.folder.changes:
             server.plain = server.checksum
         elif server.checksum == server.plain:
-            said = "its weights are the same with the policy's LoRA as without: it knows the layers by other names"
+            said = "the policy's LoRA does not change its weights: its layers have other names, or LoRAs are disabled"
             raise UnansweredError(f"{server.url}: {said}", again=False)
 
     def _used(self, server: Server) -> str:
@@ -207,7 +207,7 @@ class Sglang:
     def _row(self, kind: str, content: bytes) -> dict[str, Any]:
         """The one sample of the body."""
         if not kind.startswith(SGLANG.replies):
-            raise ValueError(f"it is {kind or 'of no type'} and not {SGLANG.replies}, so the engine is another version")
+            raise ValueError(f"it is {kind or 'of no type'} and not {SGLANG.replies}, so the server is another version")
         rows = self.msgpack.unpackb(content, raw=False)
         if not isinstance(rows, list) or len(rows) != 1 or not isinstance(rows[0], dict):
             raise ValueError("it does not hold one sample")
