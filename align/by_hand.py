@@ -123,7 +123,7 @@ def animation(video: Tensor, fps: float = 16, width: int | None = None) -> bytes
         width: of the GIF in pixels, to which frames are enlarged without smoothing; the video's by default.
     """
     if video.ndim != 4:
-        raise ValueError(f"one video [F, 3, H, W] makes an animation, given {list(video.shape)}")
+        raise ValueError(f"an animation needs one video [F, 3, H, W], given {list(video.shape)}")
     if width is not None:
         size = (round(video.shape[-2] * width / video.shape[-1]), width)
         video = torch.nn.functional.interpolate(video.float(), size, mode="nearest")

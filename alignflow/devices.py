@@ -19,7 +19,7 @@ _FORM = re.compile(r"cpu|mps|cuda(:\d{1,3})?", re.ASCII)
 
 
 def malformed(name: str, auto: bool = False) -> str | None:
-    """What is wrong with a device's name as text, None where it is well formed.
+    """Problem of a device's name as text, None if it is well formed.
 
     Args:
         auto: whether ``auto`` is one too.
@@ -30,7 +30,7 @@ def malformed(name: str, auto: bool = False) -> str | None:
 
 
 def absent(name: str) -> str | None:
-    """Why this machine certainly lacks a device, as far as that shows without torch; None where it may have it."""
+    """The reason why this machine certainly lacks a device, as far as known without torch; None if it may have it."""
     if name == "mps" and sys.platform != "darwin":
         return _lacks(name, "mps is Apple's")
     if name.startswith("cuda") and not _built_for_cuda():
@@ -42,7 +42,7 @@ def absent(name: str) -> str | None:
 
 
 def unusable(name: str) -> str | None:
-    """Why a device cannot be used here, malformed or absent; None where it can."""
+    """The reason why a device cannot be used here, malformed or absent; None if it can."""
     import torch
 
     wrong = malformed(name) or (None if name == "cpu" else absent(name))
@@ -74,7 +74,7 @@ def _lacks(name: str, reason: str) -> str:
 
 
 def _built_for_cuda() -> bool:
-    """Whether the installed torch was built for CUDA or ROCm, as its version file says; True where that is unknown."""
+    """Whether the installed torch was built for CUDA or ROCm, as its version file says; True if that is unknown."""
     found = find_spec("torch")
     file = Path(found.origin).with_name("version.py") if found and found.origin else None
     try:

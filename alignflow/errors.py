@@ -1,7 +1,7 @@
 """Hierarchy of user errors. Each message names the place and the remedy.
 
 The command line prints these as ``error: ...`` without a traceback and leaves with ``exit_code``:
-2 where the request was wrong, 1 where the run failed.
+2 where the request was wrong, 1 if the run failed.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class CheckpointError(AlignflowError, ValueError):
 
 
 class TrainingError(AlignflowError, RuntimeError):
-    """A run that cannot go on; its last checkpoint stays."""
+    """A run that cannot continue; its last checkpoint stays."""
 
 
 class SearchError(AlignflowError, RuntimeError):
-    """A search that cannot be made, or that found nothing; says why."""
+    """A search that cannot be made, or that found nothing; the message gives the reason."""

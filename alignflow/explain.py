@@ -13,7 +13,7 @@ from alignflow.kinds import OneOf, Settings, child, class_of, listing, nearest, 
 from alignflow.renamed import new_name
 from alignflow.words import brief
 
-MOST = 50  # problems that are told at once
+MOST = 50  # problems that are shown at once
 
 WORDS = {
     "float_type": "should be a number",
@@ -45,12 +45,12 @@ def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[t
         message = _message(detail, root, data, path) + _set_elsewhere(detail, keys, places)
         problems[Problem(".".join(keys), message, _place(keys, places))] = None
     if len(details) > MOST:
-        problems[Problem("", f"and {len(details) - MOST} problems more")] = None
+        problems[Problem("", f"and {len(details) - MOST} more problems")] = None
     return list(problems)
 
 
 def _set_elsewhere(detail: Any, keys: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
-    """Where the kind without this setting is set, if that is another file than the setting's; empty otherwise."""
+    """The file that sets a kind without this setting, if it is another file than the setting's; empty otherwise."""
     if detail["type"] != "extra_forbidden":
         return ""
     kind = places.get((*keys[:-1], "kind"), "")
@@ -80,13 +80,13 @@ def _message(detail: Any, root: Settings, data: Any, path: tuple[str | int, ...]
 
 
 def _given(value: Any) -> str:
-    """A value as YAML says it, cut where it is long."""
+    """A value as YAML, cut if it is long."""
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else brief(value)
 
 
 def _unknown(path: Sequence[str | int], options: Sequence[Any], siblings: Any) -> str:
-    """What to say of a key that its settings do not have: renamed, another kind's, misspelt, or just not there."""
+    """Message for a key that its settings do not have: renamed, another kind's, misspelt, or unknown."""
     key = str(path[-1])
     rewards = any(isinstance(option, OneOf) and option.what == "reward" for option in options)
     if rewards and ":" in str(child(siblings, "kind")):
@@ -102,7 +102,7 @@ def _unknown(path: Sequence[str | int], options: Sequence[Any], siblings: Any) -
             if others:
                 return f"only valid for kind={' or '.join(others)}; here kind is {option.kind_of(siblings)}"
         known = list(cls.model_fields)
-        if key in known:  # of a union another member was meant
+        if key in known:  # another member of the union was meant
             continue
         return f"no such setting{nearest(key, known, f'known here: {listing(known)}')}"
     return "no such setting"
@@ -115,7 +115,7 @@ def _at(data: Any, path: Sequence[str | int]) -> Any:
 
 
 def _place(keys: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
-    """Where the setting, or the nearest one around it, was written."""
+    """The place where the setting, or the nearest one around it, was written."""
     for length in range(len(keys), 0, -1):
         if keys[:length] in places:
             return places[keys[:length]]

@@ -30,7 +30,7 @@ _said: dict[str, tuple[float, str]] = {}
 
 
 def silent(patience: float = PATIENCE) -> str:
-    """Why nothing can be downloaded: offline mode, or ``https://... : reason``; empty where the hub answers.
+    """The reason why nothing can be downloaded: offline mode, or ``https://... : reason``; empty if the hub answers.
 
     Args:
         patience: seconds. Name servers that do not answer are given no longer either.
@@ -48,7 +48,7 @@ def silent(patience: float = PATIENCE) -> str:
 
 
 def unavailable(name: str, kind: str = "model") -> str:
-    """Sentences for a model or dataset that is not on this machine while the hub is silent; empty where it answers."""
+    """Sentences for a model or dataset that is not on this machine while the hub is silent; empty if it answers."""
     reason = silent()
     if not reason:
         return ""
@@ -92,7 +92,7 @@ def offline() -> Iterator[None]:
 
 
 def _asked(endpoint: str, patience: float) -> str:
-    """Why ``endpoint`` does not answer; asked in a thread, because looking up a name has no timeout."""
+    """The reason why ``endpoint`` does not answer; asked in a thread, because looking up a name has no timeout."""
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(_head(endpoint, patience)), name="hub", daemon=True)
     thread.start()

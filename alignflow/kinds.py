@@ -42,7 +42,7 @@ class OneOf:
         return value.get("kind", self.default) if isinstance(value, Mapping) else None
 
     def pick(self, value: Any) -> Settings | None:
-        """The class that is asked for, or None where that is not known."""
+        """The class that is asked for, or None if that is not known."""
         kind = self.kind_of(value)
         return self.choices().get(kind) if isinstance(kind, str) else None
 
@@ -92,7 +92,7 @@ class OneOf:
 def from_outside(cls: type[Any]) -> type[Any]:
     """``cls`` with a kind that names where it was loaded from, ``package.module:name``.
 
-    So a class that declares a kind of its own, ``Literal["mine"]``, works from a user's file as it does in its room.
+    So a class that declares its own kind, ``Literal["mine"]``, works from a user's file as it does in its room.
     """
     declared = cls.model_fields.get("kind")
     if declared is None or get_origin(declared.annotation) is not Literal:
@@ -134,7 +134,7 @@ def problems_at(problems: Iterable[tuple[str, str]], value: Any = None) -> Valid
 
 
 def options_at(root: Settings, data: Any, path: Sequence[str | int]) -> list[Any]:
-    """What may stand at ``path``: annotations and :class:`OneOf` marks, with ``data`` deciding the kinds on the way."""
+    """Possible types at ``path``: annotations and :class:`OneOf` marks; ``data`` decides the kinds on the way."""
     options: list[Any] = [root]
     for key in path:
         options = child_options(options, data, key)
@@ -143,7 +143,7 @@ def options_at(root: Settings, data: Any, path: Sequence[str | int]) -> list[Any
 
 
 def child_options(options: Iterable[Any], value: Any, key: str | int) -> list[Any]:
-    """What may stand at ``value[key]`` if ``value`` is one of ``options``."""
+    """Possible types at ``value[key]`` if ``value`` is one of ``options``."""
     for option in options:
         cls = class_of(option, value)
         if cls is not None:
@@ -157,7 +157,7 @@ def child_options(options: Iterable[Any], value: Any, key: str | int) -> list[An
 
 
 def child(value: Any, key: str | int) -> Any:
-    """``value[key]``, or None where there is nothing of the kind."""
+    """``value[key]``, or None if there is nothing of the kind."""
     if isinstance(value, Mapping):
         return value.get(key)
     if isinstance(value, list | tuple) and str(key).isdecimal() and int(key) < len(value):
@@ -197,7 +197,7 @@ ALSO_CALLED = {
     "type": "kind",
     "weight": "strength",
 }
-"""What other tools call a setting -> what it is called here."""
+"""Name of a setting in other tools -> its name here."""
 
 
 def nearest(given: Any, known: Iterable[str], others: str) -> str:

@@ -135,7 +135,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], first: int) -> int:
 
 
 def _say(rank: int, code: int, others: int) -> None:
-    """Name the process that a signal ended; one that ended by itself has said why."""
+    """Name the process that a signal ended; one that ended by itself has printed its reason."""
     if code < 0 and -code not in (signal.SIGINT, signal.SIGTERM):
         name = signal.Signals(-code).name
         why = " (out of memory is the usual cause)" if name == "SIGKILL" else ""

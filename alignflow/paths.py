@@ -11,7 +11,7 @@ def expanded(path: str | Path, error: type[Exception] = ValueError) -> Path:
     """``path`` with a leading ``~`` or ``~user`` replaced by the home folder.
 
     Args:
-        error: what is raised where there is no such user.
+        error: class of the error for an unknown user.
     """
     try:
         return Path(path).expanduser()
@@ -43,7 +43,7 @@ def names(folder: str | Path, ending: str = "") -> list[str]:
 
 
 def unwritable(path: str | Path) -> str:
-    """Why nothing can be written under this name, or nothing: ``its name is longer than 255 bytes``."""
+    """The reason why nothing can be written under this name, or nothing: ``its name is longer than 255 bytes``."""
     text = str(path)
     if not text.strip():
         return "it is empty"

@@ -30,7 +30,7 @@ _runs: ContextVar[bool] = ContextVar("runs", default=True)
 
 
 class PluginError(AlignflowError, ValueError):
-    """There is no such module, file or name, or it cannot be imported; says which and why."""
+    """There is no such module, file or name, or it cannot be imported; the message names it and the reason."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def load(kind: str) -> Any:
 
 
 def find(kind: str) -> Path | None:
-    """The file that holds ``kind``, without running anything of it; None where that cannot be told.
+    """The file that holds ``kind``, without running anything of it; None if that is unknown.
 
     Raises:
         PluginError: no such module or file, or its text does not define the name.
@@ -88,7 +88,7 @@ def find(kind: str) -> Path | None:
 
 
 def shadow(module: str) -> str:
-    """What to say of a module that one of this project's own packages hides: nothing, or the remedy."""
+    """Remedy for a module that one of this project's own packages hides, or nothing."""
     top = module.partition(".")[0]
     if top in OURS and is_file(f"{top}.py"):
         return f"{top} is a package of alignflow, so {top}.py in this folder is never imported; write {top}.py:name"
@@ -132,14 +132,14 @@ def _module_file(name: str) -> Path | None:
     except (ValueError, ImportError, OSError, AttributeError) as error:
         if isinstance(error, PluginError):
             raise
-        return None  # loaded in a way of its own
+        return None  # loaded in its own way
     if spec is None:
         raise PluginError(f"cannot import {name!r}: no module of this name; {shadow(name) or REMEDY}")
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
 
 
 def _defined(module: ast.Module) -> set[str] | None:
-    """Names that a module's text binds at its top; None where only running it tells."""
+    """Names that a module's text binds at its top; None if only running it shows them."""
     found: set[str] = set()
     open_blocks: list[ast.AST] = list(module.body)
     while open_blocks:
@@ -183,7 +183,7 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _ran(place: str, run: Any) -> ModuleType:
-    """What ``run`` imports; whatever the user's code raises, ``sys.exit`` too, is told with its line."""
+    """The result of ``run``, which imports; errors of the user's code, ``sys.exit`` too, are raised with their line."""
     try:
         return run()
     except ModuleNotFoundError as error:

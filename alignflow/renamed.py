@@ -45,7 +45,7 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def new_name(settings: type, key: str) -> str | None:
-    """The new name of the setting that a class once called ``key``; None where it never had such a setting."""
+    """The new name of the setting that a class once called ``key``; None if it never had such a setting."""
     tables = (vars(cls).get("renamed", {}) for cls in settings.__mro__)
     return next((table[key] for table in tables if key in table), None)
 

@@ -84,7 +84,7 @@ def shown(text: object) -> str:
 
 
 def find(tree: Any, path: tuple[str, ...] = (), named: bool = False) -> Iterator[tuple[str, ...]]:
-    """Paths of values in nested mappings and lists that hold a secret; ``${NAME}`` is none.
+    """Paths of values in nested mappings and lists that hold a secret; ``${NAME}`` is not one.
 
     Args:
         path: where ``tree`` stands.
@@ -119,7 +119,7 @@ def resolve(value: T) -> T:
 
 
 def _is_secret(variable: str, value: str) -> bool:
-    """Whether an environment variable holds a secret; paths, PWD above all, are none."""
+    """Whether an environment variable holds a secret; paths such as PWD are not."""
     return len(value) >= SHORTEST and not value.startswith("/") and names_secret(variable)
 
 
@@ -148,7 +148,7 @@ def _parameter(match: re.Match[str]) -> str:
 
 
 def _without_named(text: str) -> str:
-    """``text`` with the values hidden that stand behind the name of a secret, as in YAML, JSON or an override."""
+    """``text`` with the values hidden that are behind the name of a secret, as in YAML, JSON or an override."""
     parts, start = [], 0
     for match in _NAMED.finditer(text):
         name, end = match[1].rpartition(".")[2], match.end()

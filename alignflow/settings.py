@@ -37,12 +37,12 @@ class WithoutSecrets(Settings):
 
 
 class RunSettings(WithoutSecrets):
-    """What every config holds that writes a folder of its own."""
+    """Settings of every config that writes its own folder."""
 
     command: ClassVar[str]
-    """What runs it: ``alignflow`` and this."""
+    """Command that runs it: ``alignflow`` and this."""
     trains: ClassVar[str] = ""
-    """What the run trains, where one command has several trees of settings."""
+    """Name of the trained object, if one command has several trees of settings."""
 
     name: str = Field(
         pattern=r"^[\w+-][\w.+-]*$",

@@ -43,7 +43,7 @@ _number_of = {"int": _whole, "float": _number}
 
 
 def _strict(schema: Any) -> Any:
-    """The schema with its numbers and booleans made strict, wherever they stand in it."""
+    """The schema with its numbers and booleans made strict, wherever they are in it."""
     if isinstance(schema, list | tuple):
         return type(schema)(map(_strict, schema))
     if not isinstance(schema, dict):
@@ -93,7 +93,7 @@ class Strict(BaseModel):
 def _address(url: str) -> str:
     """``url`` itself, where it is http(s)://host[:port][/path]; ``${NAME}`` may stand for any part of it."""
     try:
-        parts = urlsplit(_REFERENCE.sub("1", url))  # a number may stand anywhere
+        parts = urlsplit(_REFERENCE.sub("1", url))  # a number may be anywhere
         good = (
             parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and url.isprintable()
         )
@@ -105,14 +105,17 @@ def _address(url: str) -> str:
         message = "holds a name and password, which would be written into every run; use token_env"
         raise PydanticCustomError("setting", message)
     if parts.query or parts.fragment:
-        raise PydanticCustomError("setting", "ends in ? or #; secrets belong into token_env")
+        raise PydanticCustomError("setting", "ends in ? or #; secrets belong in token_env")
     return url
 
 
 def _named(values: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in values:
         if not name or name != name.strip() or len(name) > 80 or not all(c.isprintable() and c != "/" for c in name):
-            message = "{name} is no name: 1 to 80 printable characters without a slash, no space at its ends"
+            message = (
+                "{name} is not a valid name: use 1 to 80 printable characters without a slash, with no "
+                "space at either end"
+            )
             raise PydanticCustomError("setting", message, {"name": f"{name!r:.90}"})  # type: ignore[arg-type]
     return values
 

@@ -24,17 +24,17 @@ TOKENS = "https://huggingface.co/settings/tokens"
 
 
 class PublishError(AlignflowError, RuntimeError):
-    """An upload that cannot be made; says why and what to do."""
+    """An upload that cannot be made; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a folder is uploaded to.
+    """Target of an upload.
 
     Args:
-        repo: ``owner/name`` of a model repository; it is created where there is none.
+        repo: ``owner/name`` of a model repository; it is created if there is none.
         public: whether a new repository is public.
-        revision: branch; it is created where there is none.
+        revision: branch; it is created if there is none.
         message: of the commit; None names the folder.
     """
 
@@ -60,7 +60,7 @@ class Target:
 
 
 def connected() -> HfApi:
-    """The hub with the token of this machine; it answered, and it knows the token.
+    """The hub with the token of this machine; it answered, and the token is valid.
 
     Raises:
         PublishError: no token, no answer within :data:`TIMEOUT` seconds, or another answer than the token's owner.
@@ -125,7 +125,7 @@ def push(folder: Path, target: Target, api: HfApi) -> str:
         )
     except PublishError:
         raise
-    except Exception as error:  # of HTTP, of the file transfer, of the disk: libraries of the hub raise many kinds
+    except Exception as error:  # HTTP, file transfer, disk: the hub's libraries raise many kinds
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise PublishError(

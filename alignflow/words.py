@@ -23,7 +23,7 @@ def listing(names: Iterable[str], given: object = None, more: str = "") -> str:
     """Names with commas between; of many, those nearest to what was ``given`` and the first, and how many more.
 
     Args:
-        more: said behind that number, where the others are listed.
+        more: text after that number, where the others are listed.
     """
     known = list(names)
     if len(known) <= MOST:

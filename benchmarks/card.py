@@ -1,9 +1,9 @@
 """The shipped configs of four models on one card, with random weights of the published shapes: speed and memory.
 
-    python -m benchmarks.card --out card            # at most 12 minutes; the same command goes on where it was stopped
+    python -m benchmarks.card --out card            # at most 12 minutes; the same command continues a stopped run
     python -m benchmarks.card --out card --tiny     # a test's sizes on the CPU
 
-Each part runs in a process of its own and leaves a JSON file. A part whose file is there is not run again, and parts
+Each part runs in its own process and leaves a JSON file. A part whose file is there is not run again, and parts
 for which no time is left are dropped with a message. ``nft`` and ``grpo`` train: a first step, whose memory is
 compared with the estimate of ``alignflow check``, then a step that is timed, then its network, decode and reward calls
 alone (:mod:`benchmarks.step`). ``pipeline`` generates the samples of ``nft`` by diffusers' own pipeline. A prompt has
@@ -183,7 +183,7 @@ def run_all(
     """Run the parts that have no file in ``out`` while time is left; returns a sentence for each that is missing.
 
     Args:
-        run: (model, part, seconds) -> why there is no file; empty where it was written.
+        run: (model, part, seconds) -> why there is no file; empty if it was written.
         total: seconds of all.
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.digests before.json
     python -m benchmarks.digests after.json --compare before.json
 
-Each run goes through the command line in a folder of its own. A digest covers the tensors of every weight file, the
+Each run goes through the command line in its own folder. A digest covers the tensors of every weight file, the
 pixels of every image and the scores of the run; times, paths and versions are left out. Exits with 1 where two
 digests differ.
 """

@@ -127,7 +127,7 @@ def functions(frame: FrameType | None) -> list[str]:
 
 
 def phase_of(stack: Sequence[str]) -> str:
-    """The innermost phase of a stack; ``other`` where there is none."""
+    """The innermost phase of a stack; ``other`` if there is none."""
     for call in reversed(stack):
         found = PHASES.get(call) or PHASES.get(call.partition(" ")[0])
         if found:
@@ -173,7 +173,7 @@ def expected(config: Config, load_only: bool = False) -> float:
 
 
 def bytes_of(found: Estimate) -> float:
-    """What is kept and the largest phase."""
+    """The kept parts and the largest phase."""
     phase = max(sum(item.bytes for item in items) for items in found.phases.values())
     return sum(item.bytes for item in found.kept) + phase
 

@@ -1,7 +1,7 @@
-"""Which flow pipelines of diffusers the generic adapter reads: ``python -m benchmarks.generic_table CHECKOUT``.
+"""Table of diffusers' flow pipelines and the generic adapter: ``python -m benchmarks.generic_table CHECKOUT``.
 
 CHECKOUT is a checkout of the diffusers repository, whose tests say how a tiny pipeline of each class is built (they
-want ``parameterized`` and ``requests-mock``); tokenizers, text encoders and processors they would download are replaced
+need ``parameterized`` and ``requests-mock``); tokenizers, text encoders and processors they would download are replaced
 by the tiny ones of our own tests. Prints Markdown.
 """
 
@@ -27,10 +27,10 @@ from generators.adapters.generic import Generic
 from generators.base import GeneratorError, Options
 
 SECONDS = 120  # for one pipeline
-SCHEDULERS = ("FlowMatch", "UniPC", "DPMSolver")  # those a flow pipeline may come with
+SCHEDULERS = ("FlowMatch", "UniPC", "DPMSolver")  # schedulers of flow pipelines
 
 
-OURS = {  # what the adapter itself tells a pipeline; a dummy's other inputs are told to it besides
+OURS = {  # arguments that the adapter itself passes; a dummy's other inputs are passed too
     *(
         "prompt",
         "negative_prompt",
@@ -103,7 +103,7 @@ def size_of(inputs: dict[str, Any]) -> tuple[int, int] | None:
     if inputs.get("height"):
         return inputs["height"], inputs["width"]
     image = inputs.get("image")
-    while isinstance(image, list):  # of images, or of lists of them
+    while isinstance(image, list):  # a list of images or of lists
         image = image[0]
     if isinstance(image, torch.Tensor):
         return image.shape[-2], image.shape[-1]
@@ -120,7 +120,7 @@ def offline() -> Iterator[None]:
 
 
 def told(pipeline: type, **how: Any) -> type:
-    """A pipeline class whose call is told ``how`` as well, whoever calls it; it has the same name and arguments."""
+    """A pipeline class whose call always gets ``how`` as well; it has the same name and arguments."""
     original: Any = pipeline.__call__
     inner = getattr(original, "__wrapped__", original)
 
@@ -187,7 +187,7 @@ def row(tester: type) -> tuple[str, str, str]:
     try:
         outcome, remark = watch(tester)
     except NameError as error:  # how diffusers fails without torchvision
-        outcome, remark = "not built", f"wants a package that is not installed: {error}"
+        outcome, remark = "not built", f"needs a package that is not installed: {error}"
     except Exception as error:
         outcome, remark = "fails", f"{type(error).__name__}: {error}"
     finally:

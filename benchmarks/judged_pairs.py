@@ -6,7 +6,7 @@ Writes ``train.jsonl`` and ``heldout.jsonl`` with their images. The chosen image
 rejected one shows a caption with one thing changed. Columns: ``prompt``, ``chosen``, ``rejected``; ``chosen_critique``
 and ``rejected_critique``, which say whether an image shows the prompt and what it shows; ``chosen_score.NAME`` and
 ``rejected_score.NAME`` for the criteria objects, count, relation and background and for the aspects content and layout,
-empty where the prompt does not ask.
+empty if the prompt does not ask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ASPECTS = {"content": ["objects", "count"], "layout": ["relation", "background"]
 
 
 def labels(scene: Scene, spec: Spec) -> dict[str, float | None]:
-    """Scores 0 to 1 of a scene by the criteria and aspects of :data:`ASPECTS`, None where the prompt does not ask."""
+    """Scores 0 to 1 of a scene by the criteria and aspects of :data:`ASPECTS`, None if the prompt does not ask."""
     wanted = [want for want in spec.wants for _ in range(want.count)]
     likes = np.array([[likeness(want, one) for one in scene.objects] for want in wanted])
     total, relation = best_match(likes, spec, scene.objects)

@@ -1,4 +1,4 @@
-"""What a kill leaves behind: SIGKILL before every file operation of a command, and at random moments.
+"""Kills of a command: SIGKILL before every file operation, and at random moments.
 
     python -m benchmarks.kill --jobs train search reward export --random 100 --processes 1 2
 
@@ -151,7 +151,7 @@ def _fork(work: Callable[[], object], rank: int, world: int, port: int) -> int:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Name of every file below a folder -> digest of what of it must be equal; litter stands there by its name."""
+    """Name of every file below a folder -> digest of what of it must be equal; litter is there by its name."""
     found = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
@@ -180,7 +180,7 @@ def _timeless(value: Any) -> Any:
 
 @dataclass
 class Result:
-    """What became of a job's kills."""
+    """Outcome of a job's kills."""
 
     job: str
     world: int

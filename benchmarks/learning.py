@@ -1,8 +1,8 @@
-"""What recipes learn: held-out gold before and after, over seeds.
+"""Held-out gold of recipes before and after training, over seeds.
 
     python -m benchmarks.learning configs/shapes/nft.yaml configs/shapes/grpo.yaml --seeds 0 1 2 --json out.json
 
-A seed is that of training and of the held-out noise, so every seed has a base of its own. ``train.lr=0`` is
+A seed is that of training and of the held-out noise, so every seed has its own base. ``train.lr=0`` is
 the control: nothing may rise.
 """
 

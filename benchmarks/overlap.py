@@ -61,7 +61,7 @@ def measure(path: Path, overrides: list[str], seconds: float, steps: int) -> dic
             for name, trainer in trainers.items():
                 started = time.perf_counter()
                 row = trainer.step(step)
-                if step:  # the first draws two rollouts
+                if step:  # the first samples two rollouts
                     times[name].append(time.perf_counter() - started)
                     waits[name].append(row["time"]["reward"])
     seconds_of = {name: statistics.median(values) for name, values in times.items()}
@@ -81,7 +81,7 @@ def main() -> None:
     """Measure a config, print what came out, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG|KEY=VALUE", help="config, then overrides of it")
-    parser.add_argument("--reward-seconds", type=float, default=1.0, help="what a call of the reward takes")
+    parser.add_argument("--reward-seconds", type=float, default=1.0, help="seconds per call of the reward")
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     options = parser.parse_args()

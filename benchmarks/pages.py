@@ -25,7 +25,7 @@ TITLES = {
 
 NOTES = {
     "rewards": [
-        "*Gradient* says whether gradients flow from the scores to the media, *scope* which samples must be scored",
+        "*Gradient* shows whether gradients flow from the scores to the media, *scope* which samples must be scored",
         "together. Both are those of the default settings: a judge behind an endpoint and `backend: package` have no",
         "gradient, for example. *depends* = on the rewards inside, or on the server.",
         "",

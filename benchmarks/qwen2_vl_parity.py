@@ -1,6 +1,6 @@
 """HPSv3 and VideoReward against their authors' own code, on identical tiny random weights in the published layouts.
 
-As in reward_parity.py each side runs in an environment of its own and the two meet in a folder (about 160 MB). Nothing
+As in reward_parity.py each side runs in its own environment and the two meet in a folder (about 160 MB). Nothing
 is downloaded but the code; what it imports and no score passes through is replaced in :func:`stand_in`:
 
     python3 -m venv upstream && upstream/bin/pip install torch==2.13.0 transformers==4.45.2 peft==0.10.0 \
@@ -267,7 +267,7 @@ def native(out: Path) -> bool:
 
 
 def natives(out: Path, i: int) -> Iterator[tuple[str, torch.Tensor, dict[str, Any], dict[str, str]]]:
-    """What medium ``i`` is, itself, the settings of a reward, and which row each of its parts belongs to."""
+    """Kind of medium ``i``, the medium, the settings of a reward, and the row of each of its parts."""
     image = torch.from_numpy(np.array(Image.open(out / f"image_{i}.png"))).permute(2, 0, 1)[None].float() / 255
     settings: dict[str, Any] = {"kind": "hpsv3", "template": str(out / "data_collator_qwen.py")}
     settings |= {"weights": str(out / "HPSv3.safetensors"), "base": str(out / "base-7b")}

@@ -32,7 +32,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 """Adapter -> arguments of its flow-matching scheduler. Those that read a pipeline's size choose the times alone."""
 
 SCALE = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
-"""Of SD3's latents, without which its pipeline and FLUX's do not decode."""
+"""Scaling of SD3's latents, without which its pipeline and FLUX's do not decode."""
 
 _HEADS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 SMALLER: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def pipeline(kind: str, path: str, dtype: str, device: torch.device | str) -> An
 def generator(
     kind: str, path: str, *, dtype: str, options: Options, device: torch.device | str = "cpu", **_: Any
 ) -> Generator:
-    """What ``generators.load.load`` returns, from random weights; memory settings other than the dtype are ignored."""
+    """The result of ``generators.load.load``, from random weights; memory settings other than the dtype are ignored."""
     cls = adapter(kind)
     parts = pipeline(kind, path, dtype, device)
     text = {"encode_text": lambda self, prompts, inputs: embeddings(kind, self.pipeline, prompts, options.text_length)}

@@ -155,7 +155,7 @@ def _rows(cls: type[BaseModel], path: str, skip: Any = ()) -> Iterator[str]:
 
 
 def _is_section(field: FieldInfo) -> bool:
-    """Whether a field is a section of its own rather than a row of a table."""
+    """Whether a field is its own section rather than a row of a table."""
     return _choice(field) is not None or (len(_models(field.annotation)) == 1 and get_origin(field.annotation) is None)
 
 

@@ -1,17 +1,17 @@
 """Native rewards against the authors' packages, on identical random weights in the published layouts.
 
-The packages' pins do not go with this project's, so each side runs in an environment of its own and the two meet in a
+The packages' pins do not go with this project's, so each side runs in its own environment and the two meet in a
 folder (about 7 GB of weights). The upstream side writes weights, images and scores, the native side reads them:
 
     python3 -m venv upstream && upstream/bin/pip install torch==2.13.0 torchvision==0.28.0 transformers==4.55.4 \
         hpsv2==1.2.0 image-reward==1.5 && upstream/bin/pip install --no-deps open_clip_torch==3.3.0 torchmetrics \
         lightning-utilities
     upstream/bin/python benchmarks/reward_parity.py upstream OUT
-    python -m benchmarks.reward_parity native OUT          # prints Markdown; exits 1 where a difference is above 1e-4
+    python -m benchmarks.reward_parity native OUT          # prints Markdown; exits 1 if a difference is above 1e-4
     PYTHONPATH=. upstream/bin/python -m benchmarks.reward_parity package OUT     # with pydantic there: the same by ours
 
 What the upstream side has to mend to run the packages at all is in :func:`mend`; their scores are computed by their own
-functions. Random weights are drawn wide, so that images and prompts differ in score: the spread is in the table.
+functions. Random weights are spread widely, so that images and prompts differ in score: the spread is in the table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PROMPTS = (
 
 
 def mend() -> Any:
-    """What keeps these packages from running in this environment, none of it in the path of a score.
+    """Fixes without which these packages do not run in this environment; none is in the path of a score.
 
     Returns:
         What has to stay alive.

@@ -77,7 +77,7 @@ def work(config: Config) -> Work:
     shapes = shapes_of(config, parts)
     network = on_meta(parts["transformer"])
     image, text = shapes.image_tokens, shapes.text_tokens
-    once = call(network, image, text)  # of a backward pass, too
+    once = call(network, image, text)  # same for a backward pass
     forward = call(network, image, text, 2.0) if config.memory.compute == "fp8" else once
     sampler = config.rollout.sampler  # type: ignore[union-attr]
     guided = 1 if sampler.guidance == 1.0 else 2

@@ -3,8 +3,8 @@
     python -m benchmarks.signal configs/shapes/nft.yaml configs/shapes/grpo.yaml rollout.prompts=48
 
 Every rollout is split in two by prompts. With gradients g_1 .. g_n of the halves, the share of signal is the mean of
-g_i . g_j over pairs divided by the mean of |g_i|^2: 1 where every batch says the same, 0 where a batch says nothing
-about the next. The steps an optimizer wastes on noise go with its inverse.
+g_i . g_j over pairs divided by the mean of |g_i|^2: 1 if all batches agree, 0 if a batch has no information
+about the next. The steps that an optimizer wastes on noise are proportional to its inverse.
 """
 
 from __future__ import annotations

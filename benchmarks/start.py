@@ -1,4 +1,4 @@
-"""What a light command costs before it does anything: CPU time against a bare import of its libraries.
+"""Cost of a light command before it does anything: CPU time relative to a bare import of its libraries.
 
     python -m benchmarks.start
 

@@ -3,7 +3,8 @@
     python -m benchmarks.two_users OUT [--prompts 64] [--steps 40] [--recipes ppd flow_dpo]
 
 Ann prefers the brightest of four samples of a prompt to the darkest, Bob the reverse. The base is sampled once, both
-users' pairs are written to a table, and each recipe learns from it. Held-out prompts are then drawn for each of them.
+users' pairs are written to a table, and each recipe is trained on it. Held-out prompts are then sampled for each of
+them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def overrides(folder: Path, recipe: str, table: Path, steps: int, lr: str) -> li
 
 
 def for_each(run: Path, recipe: str) -> dict[str, float]:
-    """Mean brightness of held-out samples drawn for each user, for a mixture of both, and for nobody."""
+    """Mean brightness of held-out samples for each user, for a mixture of both, and without a user."""
     found = {}
     for who in (*USERS, "{ann: 0.5, bob: 0.5}", "null"):
         config = load_config(run / "config.yaml", [f"policy.user={who}"] if recipe == "ppd" else [])

@@ -46,7 +46,7 @@ class Generator(ABC):
         user_attention: ends of the names of attention layers to which attention to a user can be added.
         pipeline_class: name of the diffusers class this adapter reads.
         optional: components that a folder may leave out, because the pipeline samples without them.
-        accepts: names of the :class:`Options` this model knows.
+        accepts: names of the :class:`Options` that this model supports.
         inputs: names of the media every prompt comes with: ``image``, ``mask``.
         guidance_default: guidance input of a guidance-distilled network unless the config sets another.
         needs_encoders: the text encoders are called for more than prompts and cannot be dropped.
@@ -194,7 +194,7 @@ class Generator(ABC):
             self.encode_text(prompts, {})
         except _LengthsKnown as measured:
             return measured.found
-        except (KeyError, IndexError):  # of an image that the text is read with
+        except (KeyError, IndexError):  # placeholder of an image beside the text
             return {}
         finally:
             del self.check_length
@@ -269,7 +269,7 @@ class Generator(ABC):
         self._rest()
 
     def check_droppable(self) -> None:
-        """Raise GeneratorError where the text encoders are needed for more than prompts."""
+        """Raise GeneratorError if the text encoders are needed for more than prompts."""
         if self.needs_encoders:
             raise GeneratorError(
                 f"memory.cache_prompts: {type(self.pipeline).__name__} has no adapter and runs whole; use none"
@@ -297,7 +297,7 @@ class Generator(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lives."""
+        """Device of the backbone."""
         return next(self.backbone.parameters()).device
 
     @property

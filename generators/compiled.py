@@ -39,7 +39,7 @@ def compile_networks(networks: Iterable[Any], how: str) -> None:
     Call it when the trained parameters are there: they decide which inputs of a block need a gradient.
 
     Raises:
-        GeneratorError: the class does not say which of its blocks repeat.
+        GeneratorError: the class does not name its repeated blocks.
     """
     if how != "none":  # past torch's limit of 8, blocks of another shape or structure would run as eager code
         dynamo.config.recompile_limit = max(GRAPHS, dynamo.config.recompile_limit)

@@ -16,7 +16,7 @@ class Conditioning:
 
     Args:
         tensors: name -> ``[B, ...]``; the names belong to the generator that made them.
-        negative: text of the negative prompt, one row, by the same weights; None where the generator keeps it.
+        negative: text of the negative prompt, one row, by the same weights; None if the generator keeps it.
     """
 
     tensors: dict[str, Tensor]
@@ -42,14 +42,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Call:
-    """What a network call is given beside the latents: times ``t [N]`` in [0, 1] and N rows of conditioning."""
+    """Inputs of a network call beside the latents: times ``t [N]`` in [0, 1] and N rows of conditioning."""
 
     t: Tensor
     cond: Conditioning
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows of all ``tensors``, zeros appended along dimension 1 where it is shorter than the longest."""
+    """Rows of all ``tensors``, zeros appended along dimension 1 if it is shorter than the longest."""
     longest = max((x.shape[1] for x in tensors if x.ndim > 1), default=0)
     return torch.cat(
         [F.pad(x, (0, 0) * (x.ndim - 2) + (0, longest - x.shape[1])) if x.ndim > 1 else x for x in tensors]

@@ -4,4 +4,4 @@ from alignflow.errors import AlignflowError
 
 
 class GeneratorError(AlignflowError, ValueError):
-    """A generator cannot do this. The message says what, where, and what to do instead."""
+    """A generator cannot do this. The message names the problem, the place and the remedy."""

@@ -25,7 +25,7 @@ class Experts(nn.Module):
         self.both = False
 
     def forward(self, t: Tensor, **rows: Tensor | None) -> tuple[Tensor]:
-        """What the experts answer to ``rows``, each ``[N, ...]`` or None, at times ``t [N]``."""
+        """Outputs of the experts for ``rows``, each ``[N, ...]`` or None, at times ``t [N]``."""
         high = t >= self.boundary
         parts: list[Tensor] = []
         places: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""A pipeline folder before loading: its contents, or what is wrong with it. No torch."""
+"""A pipeline folder before loading: its contents, or its problems. No torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """``model_index.json`` of a pipeline folder: ``_class_name`` and component -> ``[library, class]``.
 
     Raises:
-        GeneratorError: there is none, or it is not one; says what the folder holds instead.
+        GeneratorError: there is none, or it is not one; the message names what the folder holds instead.
     """
     if not (folder / INDEX).is_file():
         raise GeneratorError(f"{folder} is not a diffusers pipeline: it has no model_index.json{_instead(folder)}")
@@ -80,10 +80,10 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def check_parts(folder: Path, index: dict[str, Any]) -> None:
-    """Raise GeneratorError where a component has no folder, or its weights are there as a variant only."""
+    """Raise GeneratorError if a component has no folder, or its weights are there as a variant only."""
     missing = [name for name in components(index) if not (folder / name).is_dir()]
     if missing:
-        raise GeneratorError(f"{folder} is incomplete: model_index.json names {', '.join(missing)}, not there")
+        raise GeneratorError(f"{folder} is incomplete: model_index.json names {', '.join(missing)}, which are missing")
     for name in components(index):
         files = [file.name for file in (folder / name).iterdir()]
         variants = sorted({found[2] for file in files if (found := _VARIANT.fullmatch(file)) and found[2] != "index"})
@@ -96,7 +96,7 @@ def check_parts(folder: Path, index: dict[str, Any]) -> None:
 
 
 def single_file(path: Path) -> str:
-    """What to do with a checkpoint that is one file instead of a folder; '' where ``path`` is no such file."""
+    """Advice for a checkpoint that is one file instead of a folder; '' if ``path`` is not such a file."""
     if not (is_file(path) and path.suffix.lower() in SINGLE):
         return ""
     return (
@@ -106,7 +106,7 @@ def single_file(path: Path) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without an index holds, as far as it helps."""
+    """Content of a folder without an index, as far as it helps."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:

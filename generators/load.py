@@ -48,7 +48,7 @@ def adapter(kind: str) -> type[Generator]:
     for value in found:
         if isinstance(value, type) and issubclass(value, Generator):
             return value
-    raise GeneratorError(f"generator {kind!r:.200}: this is no subclass of generators.base.Generator")
+    raise GeneratorError(f"generator {kind!r:.200}: is not a subclass of generators.base.Generator")
 
 
 def load(
@@ -73,14 +73,14 @@ def load(
 
     Raises:
         GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable, or a
-            way of saving memory that this pipeline or machine does not know.
+            way of saving memory that this pipeline or machine does not support.
     """
     if dtype not in DTYPES:
         raise GeneratorError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     cls = adapter(kind)
     folder = find(kind, path)
     index = _check(folder, cls)
-    # a component saved as None is not taken as None by from_pretrained unless it is told again
+    # a component saved as None is not taken as None by from_pretrained unless it is passed again
     optional = index if cls.pipeline_class == ANY else cls.optional
     absent: dict[str, Any] = {name: None for name in optional if _absent(index.get(name, [None]))}
     memory = memory or Memory()
@@ -155,11 +155,11 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(repo))
     except (OSError, ValueError) as error:
-        raise GeneratorError(f"no folder {repo!r}, and the hub says: {_named(error)}") from error
+        raise GeneratorError(f"no folder {repo!r}, and the hub answered: {_named(error)}") from error
 
 
 def _check(folder: Path, cls: type[Generator]) -> dict[str, Any]:
-    """The folder's model_index.json; raises where it says another class, lacks a part, or a weight file is cut."""
+    """The folder's model_index.json; raises if it names another class, lacks a part, or a weight file is cut."""
     index = read_index(folder)
     if cls.pipeline_class not in (index["_class_name"], ANY):
         known = ", ".join(f"{kind} ({adapter(kind).pipeline_class})" for kind in generators.kinds())

@@ -47,7 +47,7 @@ MASKLESS = ("flash", "_flash_3", "sage", "flash_hub", "_flash_3_hub", "flash_4_h
 
 
 def quantisation(kind: str, components: Iterable[str], dtype: torch.dtype) -> PipelineQuantizationConfig | None:
-    """What ``from_pretrained`` is told so that ``components`` are stored as ``kind``; None for ``none``.
+    """Arguments of ``from_pretrained`` that store ``components`` as ``kind``; None for ``none``.
 
     Args:
         dtype: what stored weights are turned into for each product.
@@ -111,7 +111,7 @@ def is_placed(part: nn.Module) -> bool:
 
 
 def thrifty_vae(vae: Any, memory: Memory) -> None:
-    """Tiling and slicing as asked; raises GeneratorError where this VAE knows none."""
+    """Tiling and slicing as asked; raises GeneratorError if this VAE supports none."""
     for name, wanted in (("tiling", memory.vae_tiling), ("slicing", memory.vae_slicing)):
         if wanted:
             try:

@@ -77,7 +77,7 @@ def check(folder: Path, name: str, network: nn.Module, report: Mapping[str, Any]
 
 
 def check_finite(folder: Path, name: str, network: nn.Module) -> None:
-    """Raise GeneratorError where a network holds NaN or infinity; weights stored in fewer bits are passed over."""
+    """Raise GeneratorError if a network holds NaN or infinity; weights stored in fewer bits are passed over."""
     plain = ((key, value) for key, value in _tensors(network) if type(value) in (Tensor, nn.Parameter))
     if broken := weights.not_finite(plain):
         said = f"{weights.counted(len(broken), 'weight')} not finite ({weights.first(broken)})"

@@ -22,8 +22,8 @@ from generators.memory import MASKLESS
 class FoldedJointAttention:
     """Attention processor for ``SD3Transformer2DModel``; the same as diffusers' own unless ``null_tokens > 1``.
 
-    Unlike diffusers' own it hears ``set_attention_backend``. A backend that cannot weigh keys gets the null token's key
-    as often as it stands for: the same output at the full cost.
+    Unlike diffusers' own it respects ``set_attention_backend``. For a backend without key weights the
+    null token's key is repeated: the same output at the full cost.
     """
 
     _attention_backend: AttentionBackendName | None = None

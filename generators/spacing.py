@@ -20,7 +20,7 @@ REMEDY = "use the scheduler/ folder that was published with the model, or a flow
 
 
 def even_sigmas(steps: int) -> Sequence[float]:
-    """1, ..., 1/steps: the grid most pipelines hand to their scheduler, which then shifts it."""
+    """1, ..., 1/steps: the grid that most pipelines pass to their scheduler, which then shifts it."""
     return np.linspace(1.0, 1 / steps, steps).tolist()
 
 
@@ -54,7 +54,7 @@ def spaced(
     Args:
         sigmas: grid given to the scheduler before its shift; None = its own.
         tokens: image tokens, for a scheduler whose shift grows with them.
-        mu: logarithm of that shift, where the pipeline has a rule of its own.
+        mu: logarithm of that shift, where the pipeline has its own rule.
         rising: this pipeline's noise levels count what is not noise, from 0 to 1.
 
     Raises:
@@ -85,7 +85,9 @@ def _times(scheduler: Any, rising: bool) -> Tensor:
     times = 1 - levels if rising else levels
     low, high = float(times.min()), float(times.max())
     if not (low >= -1e-6 and high <= 1 + 1e-3):
-        raise GeneratorError(f"{name} has noise levels from {low:.3g} to {high:.3g}, a flow's lie in [0, 1]: {REMEDY}")
+        raise GeneratorError(
+            f"{name} has noise levels from {low:.3g} to {high:.3g}, but those of a flow are in [0, 1]: {REMEDY}"
+        )
     if len(times) < 2 or bool((times.diff() >= 0).any()):
         way = "rise" if len(times) > 1 and bool((times.diff() > 0).all()) else "do not fall from step to step"
         raise GeneratorError(
@@ -99,10 +101,10 @@ def _times(scheduler: Any, rising: bool) -> Tensor:
 
 
 def told(scheduler: Any, steps: int, **options: Any) -> Any:
-    """A copy of ``scheduler`` that knows its steps: ``set_timesteps`` would change the pipeline's own.
+    """A copy of ``scheduler`` with its steps set: ``set_timesteps`` would change the pipeline's own.
 
     Raises:
-        GeneratorError: no step, or the scheduler refuses what the pipeline tells it.
+        GeneratorError: no step, or the scheduler refuses the pipeline's arguments.
     """
     if steps < 1:
         raise GeneratorError(f"{steps} sampling steps: at least 1 is needed")

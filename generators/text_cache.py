@@ -17,7 +17,7 @@ Rows = dict[str, Tensor]
 
 
 class TextCache:
-    """What ``encode_text`` gave for every known prompt.
+    """Results of ``encode_text`` for every known prompt.
 
     Args:
         folder: keep the rows in files there, read one by one when asked for; None keeps them in memory.
@@ -41,7 +41,7 @@ class TextCache:
         return key in self._memory or key in self._files
 
     def add(self, keys: Sequence[str], encoded: Mapping[str, Tensor]) -> None:
-        """Keep the rows ``[B, ...]`` of ``B = len(keys)`` prompts; raises OSError where a file cannot be written."""
+        """Keep the rows ``[B, ...]`` of ``B = len(keys)`` prompts; raises OSError if a file cannot be written."""
         rows = {name: value.detach().cpu() for name, value in encoded.items()}
         if self.folder is None:
             for index, key in enumerate(keys):
@@ -73,7 +73,7 @@ class TextCache:
 
 
 def key_of(prompt: str, inputs: Mapping[str, Tensor], index: int) -> str:
-    """What a prompt and the media it came with (row ``index`` of ``inputs``) are known by."""
+    """Key of a prompt and the media it came with (row ``index`` of ``inputs``)."""
     digest = hashlib.sha256(prompt.encode("utf-8"))
     for name in sorted(inputs):
         digest.update(name.encode())

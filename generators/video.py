@@ -50,7 +50,7 @@ class VideoGenerator(Generator):
         return self.pipeline.transformer.config.in_channels
 
     def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
-        """Classifier-free guidance, drawn back to the conditional's spread by the share ``guidance_rescale``.
+        """Classifier-free guidance, rescaled to the conditional's spread by the share ``guidance_rescale``.
 
         Source: arXiv 2305.08891, section 3.4; a share of 0 is plain guidance.
         """

@@ -54,7 +54,7 @@ def all_known(answers: Sequence[bool | None]) -> bool | None:
 
 
 class RewardError(AlignflowError, RuntimeError):
-    """A reward cannot work as configured (missing weights, wrong shape); the message says which, and what to do."""
+    """A reward cannot work as configured (missing weights, wrong shape); the message names it and the remedy."""
 
 
 def resolved(value: Any, where: str) -> Any:

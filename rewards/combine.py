@@ -25,7 +25,7 @@ def widest(scopes: Sequence[Scope]) -> Scope:
 
 
 def groups_of(prompts: Sequence[str], group: Tensor | None = None) -> Tensor:
-    """``group`` on the CPU, or, where there is none, numbers by which equal prompts are one group."""
+    """``group`` on the CPU, or, if there is none, numbers by which equal prompts are one group."""
     if group is not None:
         return group.cpu()
     first: dict[str, int] = {}
@@ -63,7 +63,7 @@ def log_tamed(values: Tensor, weights: Tensor) -> Tensor:
 def lower_bound(values: Tensor, weights: Tensor, discount: float) -> Tensor:
     """``mean - discount * std`` over the K rewards, weighted, std of the population: disagreement costs.
 
-    The gradient of the spread is 0 where they all agree.
+    The gradient of the spread is 0 if they all agree.
     """
     share = weights / weights.sum()
     mean = weighted(values, share)

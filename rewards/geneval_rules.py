@@ -33,7 +33,7 @@ class Clause:
 
 
 class Task(NamedTuple):
-    """What a prompt asks for; ``tag`` is GenEval's kind of task."""
+    """Request of a prompt; ``tag`` is GenEval's kind of task."""
 
     include: list[Clause]
     exclude: list[Clause]
@@ -57,7 +57,7 @@ def read_task(include: Sequence[Any], exclude: Sequence[Any], tag: str = "") -> 
     """GenEval's metadata, checked.
 
     Raises:
-        ValueError: an entry is not one of GenEval's; says which.
+        ValueError: an entry is not one of GenEval's; the message names it.
     """
     if not include:
         raise ValueError("include is empty: nothing is asked for")
@@ -80,7 +80,7 @@ def judge(objects: Mapping[str, Sequence[Found]], task: Task, colours: Colours) 
 
 
 def relations(first: Box, second: Box) -> set[str]:
-    """Where ``first`` lies from ``second``: none, one or two of :data:`RELATIONS`.
+    """Position of ``first`` relative to ``second``: none, one or two of :data:`RELATIONS`.
 
     The offset of the centres is shortened on each axis by a tenth of both boxes' extents there, and divided by its
     unshortened length; above 1/2 it is a relation.

@@ -38,7 +38,7 @@ class Loan:
         self.lent: list[tuple[str, Tensor, Tensor, int | None]] = []
 
     def give(self, name: str, value: Any) -> Any:
-        """What the reward is handed in place of ``value``."""
+        """Copy that the reward is given in place of ``value``."""
         if not isinstance(value, Tensor):
             return copy.deepcopy(value) if self.outside else value
         given = value.clone() if self.outside else value
@@ -46,7 +46,7 @@ class Loan:
         return given
 
     def check(self) -> None:
-        """Raise RewardError where the reward wrote into something it was lent."""
+        """Raise RewardError if the reward wrote into something it was lent."""
         for name, value, given, version in self.lent:
             written = not _same_bits(value, given) if self.outside else _version(value) != version
             if written:
@@ -69,8 +69,8 @@ class Guarded:
         return self.inner.instead
 
     def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """One step; RewardError where it writes into the media."""
-        loan = Loan(f"reward {self.name!r}, while it learns,", foreign(type(self.inner)))
+        """One step; RewardError if it writes into the media."""
+        loan = Loan(f"reward {self.name!r}, while it is trained,", foreign(type(self.inner)))
         found = self.inner.fit(loan.give("media", media), list(prompts))
         loan.check()
         return dict(found)

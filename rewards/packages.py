@@ -1,6 +1,6 @@
 """Authors' own packages as rewards, if installed: one 8-bit image at a time, without gradients.
 
-Both packages pin versions that do not go with this project's, so they live in an environment of their own. Nothing here
+Both packages pin versions that do not go with this project's, so they live in their own environment. Nothing here
 imports transformers: this module, and the settings of the rewards, work beside whatever version such a package needs.
 """
 
@@ -66,7 +66,7 @@ def image_reward_reward(
 
 
 def _loaded(package: str, load: Callable[[], Judge]) -> Judge:
-    remedy = f"it needs its own environment (extra {package}; docs/rewards.md says how), or backend: native"
+    remedy = f"it needs its own environment (extra {package}, see docs/rewards.md), or backend: native"
     try:
         return load()
     except RewardError:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 USUAL = 16.0
-"""Where neither a setting nor the file says."""
+"""Rate if neither a setting nor the file gives one."""
 
 _given: ContextVar[float | None] = ContextVar("frames a second", default=None)
 
 
 @contextmanager
 def videos_at(fps: float | None) -> Iterator[None]:
-    """Inside the block, rewards called in this thread know that their videos have ``fps``; None = nobody knows."""
+    """Inside the block, rewards called in this thread use ``fps`` as the rate of their videos; None = unknown."""
     token = _given.set(fps)
     try:
         yield
@@ -23,7 +23,7 @@ def videos_at(fps: float | None) -> Iterator[None]:
 
 
 def fps_of(setting: float | None) -> float:
-    """Frames per second: what the settings say, or the file does, or :data:`USUAL`.
+    """Frames per second: from the settings, from the file, or :data:`USUAL`.
 
     >>> with videos_at(30.0):
     ...     fps_of(None), fps_of(8.0)

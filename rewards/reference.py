@@ -39,7 +39,7 @@ class Reference(Strict):
     def rank(self, values: Tensor) -> Tensor:
         """Share of the reference sample below each value, linear between quantiles, in [0, 1]; NaN stays.
 
-        The gradient is that of the straight piece a value lies on, 0 outside.
+        The gradient is that of the straight piece a value is on, 0 outside.
         """
         import torch
 

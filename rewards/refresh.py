@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Together:
-    """Each takes its step on the same samples; numbers and states lie below their names."""
+    """Each takes its step on the same samples; numbers and states are below their names."""
 
     parts: Mapping[str, Refreshed]
 
@@ -29,16 +29,16 @@ class Together:
         return {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Of each."""
+        """State of each part."""
         return {name: one.state_dict() for name, one in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Each goes on from its own."""
+        """Each continues from its own."""
         for name, one in self.parts.items():
             one.load_state_dict(state[name])
 
 
 def together(parts: Mapping[str, Refreshed | None]) -> Refreshed | None:
-    """Those of ``parts`` that learn, or None where none does."""
+    """Those of ``parts`` that learn, or None if none does."""
     learning = {name: one for name, one in parts.items() if one is not None}
     return Together(learning) if learning else None

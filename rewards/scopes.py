@@ -1,4 +1,4 @@
-"""Which samples must be scored together, and which rewards have no gradient, known without loading anything."""
+"""Samples that must be scored together, and rewards without a gradient, known without loading anything."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rewards.base import RewardSettings, Scope, WrapperSettings
 
 
 def known_scope(settings: RewardSettings) -> Scope:
-    """The scope that a reward's settings imply; ``sample`` also where only building it can tell (code, a server)."""
+    """The scope that a reward's settings imply; ``sample`` also if only the built reward shows it (code, a server)."""
     return settings.compares() or "sample"
 
 
 def declared(kind: type[RewardSettings]) -> tuple[bool | None, Scope | None]:
-    """Gradient and scope of a kind with default settings; None where they depend on a reward inside, or on a server."""
+    """Gradient and scope of a kind with default settings; None if they depend on a reward inside, or on a server."""
     from rewards.call import CallableReward
     from rewards.wrappers.mixture import Member
 

@@ -216,7 +216,9 @@ def test_schedulers_that_are_no_such_diffusion_are_refused():
         adapter("cogvideox")(tiny_video.cogvideox(spacing="leading"), COG).times(4)
     pipeline = tiny_video.cogvideox()
     pipeline.scheduler.register_to_config(prediction_type="epsilon")
-    with pytest.raises(GeneratorError, match="the scheduler says epsilon; this adapter reads v_prediction only"):
+    with pytest.raises(
+        GeneratorError, match="the scheduler's prediction_type is epsilon; this adapter reads only v_prediction"
+    ):
         adapter("cogvideox")(pipeline, COG)
 
 

@@ -182,7 +182,7 @@ def test_references_that_cannot_be_read_are_named(table, text, said):
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(RewardError, match="layers: 9 of a vision tower with 4"):
+    with pytest.raises(RewardError, match="layers: 9 is more than the 4 layers of the vision tower"):
         rewards.parse({**TUNED, "references": "shapes", "layers": 9}).build()
     with pytest.raises(ValueError, match="float32"):
         rewards.parse({**TUNED, "references": "shapes", "dtype": "bfloat16"})

@@ -45,7 +45,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("train=3", "train (override 'train=3'): should be a mapping, given 3"),
         ("train.lr.x=3", "should be a number, given {'x': 3}"),
         ("train.betas=[0.9]", "train.betas.1"),
-        ("train.betas=[0.9, 1.5]", "both should lie in [0, 1)"),
+        ("train.betas=[0.9, 1.5]", "both should be in [0, 1)"),
         ("train.gradient_checkpointing=maybe", "should be true or false, given 'maybe'"),
         ("generator.size=[64]", "generator.size.1"),
         ("generator.kind=sd33", "no such generator 'sd33'; did you mean 'sd3'?"),
@@ -70,7 +70,7 @@ def test_a_far_off_key_lists_what_there_is(write):
         ("recipe.control_variate=true", "only valid for kind=flow_rwr; here kind is nft"),
         ("evaluate.gold=best", "no such reward in evaluate.rewards 'best'; there are none"),
         ("evaluate.sampler.noise_level=0.5", "ode is deterministic"),
-        ("evaluate.sampler={kind: cps, noise_level: 2}", "levels of cps lie in (0, 1]"),
+        ("evaluate.sampler={kind: cps, noise_level: 2}", "levels of cps should be in (0, 1]"),
         ("evaluate.sampler={kind: cps, steps: 1}", "needs at least 2"),
         ("evaluate.sampler={kind: cps, window: {strategy: random}}", "window.size"),
         ("evaluate.sampler={kind: cps, window: {strategy: random, size: 11}}", "do not fit into 10 steps"),
@@ -133,7 +133,7 @@ def test_missing_base_says_who_wants_it(write):
 
 def test_extends_in_a_circle(write):
     write("extends: run.yaml\n", "b.yaml")
-    assert "in a circle: run.yaml -> b.yaml -> run.yaml" in refused(write("extends: b.yaml\n" + BASE))
+    assert "is circular: run.yaml -> b.yaml -> run.yaml" in refused(write("extends: b.yaml\n" + BASE))
 
 
 def test_extends_of_another_type(write):

@@ -275,7 +275,7 @@ def test_two_benchmarks_of_a_set_are_compared_sample_by_sample(model: Path, tmp_
     assert back["rewards"] == {}
     assert run("new", {**red, **better}, seed=1, against=tmp_path / "old") == found  # all samples are there
     assert "against" not in first
-    with pytest.raises(ConfigError, match=r"evaluate\.rewards\.better compares samples; --against names"):
+    with pytest.raises(ConfigError, match=r"evaluate\.rewards\.better compares samples; set --against"):
         run("alone", better)
     assert not any((tmp_path / "alone").glob("*.json"))
     with pytest.raises(ConfigError, match="--against needs a reward that compares"):

@@ -247,7 +247,7 @@ def test_parts_decide_where_they_are_named(run, levels):
     assert sides() == [("1", "0"), ("4", "3")]
     code, _, err = run(*ask, "--by", "MQ")
     assert code == 2
-    assert "no score is called 'MQ'; beside the reward there are VQ, TA" in err
+    assert "no score has the name 'MQ'; besides the reward there are VQ, TA" in err
 
 
 def test_passed_and_failed_are_paired_across_prompts_and_train_a_reward_alone(run, levels, model):

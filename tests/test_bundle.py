@@ -51,7 +51,7 @@ def test_a_run_is_repeated_to_the_bit_in_another_folder(bundle, finished, tmp_pa
         assert run("repeat", str(bundle), "--unpack")[0] == 0
         code, said, err = run("repeat", "tiny")
         assert code == 2
-        assert f"the bundle brings code: {Path('tiny/files')}/" in err
+        assert f"the bundle contains code: {Path('tiny/files')}/" in err
         assert "judge.py. Read it, then add --import to run it" in err
         code, said, err = run("repeat", "tiny", "--import")
         assert (code, "warning" in err) == (0, False)
@@ -188,7 +188,7 @@ def test_nothing_is_written_outside(tmp_path, kind):
 
 def test_damaged_bundles(tmp_path):
     cases = {
-        "is not what was packed": made(tmp_path / "a.tar", plain("good", b"y"), listed={"good": b"x"}),
+        "differs from the packed file": made(tmp_path / "a.tar", plain("good", b"y"), listed={"good": b"x"}),
         "it lacks good": made(tmp_path / "b.tar", listed={"good": b"x"}),
         "which comes twice": made(tmp_path / "c.tar", plain("good"), plain("good"), listed={"good": b"x"}),
         "is not a bundle of alignflow": tmp_path / "d.tar",

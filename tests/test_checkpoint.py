@@ -176,7 +176,7 @@ def test_an_intact_checkpoint_before_a_damaged_one_is_named(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"roles\.safetensors is damaged.*delete step-000003.*step-000001"):
         checkpoint.verify(paths[2])
     shutil.rmtree(paths[0])
-    with pytest.raises(CheckpointError, match="no checkpoint before it is intact"):
+    with pytest.raises(CheckpointError, match="no earlier checkpoint is intact"):
         checkpoint.verify(paths[2])
 
 
@@ -220,7 +220,7 @@ def test_what_a_resumed_run_changes_is_said_and_kept(
     train(part, resume=True)
     said = capsys.readouterr()
     assert "train.lr 0.01 -> 0.002" in said.out + said.err
-    assert "leaves the curve that was planned: the next update has 0.0005 instead of 0.01" in said.out + said.err
+    assert "deviates from the planned curve: the next update has 0.0005 instead of 0.01" in said.out + said.err
     rows = [json.loads(line) for line in (mine / "metrics.jsonl").read_text().splitlines()]
     (changed,) = [row for row in rows if row["event"] == "resumed"]
     assert changed["step"] == 2

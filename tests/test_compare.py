@@ -253,7 +253,7 @@ def test_the_page_stands_alone(tmp_path):
     assert all(image["src"].startswith("data:image/") and image["alt"] for image in page.all("img"))
     assert len(page.all("img")) == 2 * 3  # before, a and b
     for text in ("gold against network calls", "KL in velocity", "recipe.kind", "train.lr", "network calls of training",
-                 "Made by alignflow from the files of these runs alone"):  # fmt: skip
+                 "Made by alignflow, only from the files of these runs"):  # fmt: skip
         assert text in page.text
     assert "Loss" not in page.text  # of different recipes
     assert page.text.count("0.002") >= 1

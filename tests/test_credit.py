@@ -103,7 +103,7 @@ def test_the_terms_of_a_step_have_its_credit(model: Path, tmp_path: Path, monkey
 
 
 def test_vgpo_refuses_rewards_that_compare(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="vgpo scores predictions step by step: pairwise compares"):
+    with pytest.raises(ValidationError, match="vgpo scores predictions step by step, but pairwise compares"):
         settings(tmp_path, model, "vgpo", reward={"kind": "pairwise"})
     with pytest.raises(ValidationError, match="vgpo needs a stochastic sampler"):
         settings(tmp_path, model, "vgpo", rollout={"sampler": {"kind": "ode", "steps": 3}})
@@ -189,12 +189,16 @@ ONE = {"reward": {"kind": "tiny_run:redness"}}
 @pytest.mark.parametrize(
     ("recipe", "parts", "says"),
     [
-        ({"share": "marginal"}, {"a": ONE}, "vpo weighs several rewards against each other, here is one"),
+        ({"share": "marginal"}, {"a": ONE}, "vpo needs several rewards, but there is one"),
         ({"parts": ["a", "c"]}, {"a": ONE, "b": ONE}, "no member 'c' in reward.parts; there are a, b"),
         ({}, {"a": ONE, "b": {**ONE, "gate": 0.1}}, "member 'b' is a gate or a penalty: name the others"),
         ({}, {"a": ONE, "b": {**ONE, "weight": -1}}, "member 'b' is a gate or a penalty: name the others"),
-        ({"share": "set"}, {"a": ONE, "b": ONE}, "4 samples are not two or more sets of 3"),
-        ({"share": "set", "set_size": 4}, {"a": ONE, "b": ONE}, "4 samples are not two or more sets of 4"),
+        ({"share": "set"}, {"a": ONE, "b": ONE}, "4 samples cannot be divided into two or more sets of 3"),
+        (
+            {"share": "set", "set_size": 4},
+            {"a": ONE, "b": ONE},
+            "4 samples cannot be divided into two or more sets of 4",
+        ),
     ],
 )
 def test_vpo_says_what_it_lacks(recipe: Any, parts: Any, says: str, model: Path, tmp_path: Path) -> None:

@@ -344,10 +344,10 @@ def test_each_process_asks_for_its_own_share(
 
 def test_a_worker_refuses_damaged_and_foreign_weights(model: Path, tmp_path: Path) -> None:
     worker = RolloutWorker(resolved_settings(settings(tmp_path, model)), "cpu")
-    with pytest.raises(ValueError, match="damaged on their way"):
+    with pytest.raises(ValueError, match="damaged in transit"):
         worker.load(b"", "abc")
     foreign, _, _ = remote([], 0)
-    with pytest.raises(ValueError, match="those of another LoRA"):
+    with pytest.raises(ValueError, match="do not fit the LoRA of this worker"):
         worker.load(foreign.weights(), digest(foreign.weights()))
 
 
@@ -371,7 +371,7 @@ def test_a_worker_refuses_damaged_and_foreign_weights(model: Path, tmp_path: Pat
         ("shapes/nft", ["policy.kind=full"], "an engine is sent a LoRA, not a policy of kind full"),
         ("shapes/reward_backprop", [], "needs samples that it generates in its loss"),
         ("shapes/texforce", [], "rollout.engine"),
-        ("shapes-edit/nft", [], "reads image with every prompt, and an engine is sent texts"),
+        ("shapes-edit/nft", [], "reads image with every prompt, and an engine is sent only texts"),
     ],
 )
 def test_configs_that_are_refused(file: str, words: list[str], says: str) -> None:

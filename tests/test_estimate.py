@@ -330,7 +330,7 @@ def test_check_refuses_what_it_does_not_know(large: Any, run: Any) -> None:
         (["memory.quantise=int8", "generator.device=cpu"], "int8 needs a CUDA card, and generator.device is cpu"),
         (["memory.attention=xformers", "generator.device=cpu"], "xformers needs a CUDA card"),
         (["train.optimizer=paged_adamw", "generator.device=cpu"], "train.optimizer (override"),
-        (["memory.attention=flash"], "flash has no float32; use generator.dtype=bfloat16"),
+        (["memory.attention=flash"], "flash does not support float32; use generator.dtype=bfloat16"),
         (["memory.cache_prompts=disk", "generator.kind=generic"], "runs whole, with its encoders; use none"),
         (["memory.cache_prompt=disk"], "did you mean 'cache_prompts'?"),
         (["train.optimizer=adam8bit"], "'adamw8bit'"),

@@ -145,7 +145,7 @@ def test_a_reward_that_learns_cannot_change_the_rollout() -> None:
     reward = dataclasses.replace(reward, name="learner")
     media = MEDIA.clone()
     assert reward.refresh is not None
-    with pytest.raises(RewardError, match="'learner', while it learns, changes the media"):
+    with pytest.raises(RewardError, match="'learner', while it is trained, changes the media"):
         reward.refresh.fit(media, NAMES)
     assert torch.equal(media, MEDIA)
 

@@ -132,7 +132,7 @@ def test_what_is_learned_darkens_other_prompts_and_noises(generator, asked, tmp_
 
 def test_nothing_to_use_is_said(generator, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"search\.folder: name the one that holds the LoRA: with lr 0 none is learned"
+        ConfigError, match=r"search\.folder: name the one that holds the LoRA: with lr 0 none is trained"
     ):
         search(generator, DARK, PROMPTS, hyper(lr=0.0), {"decodes": 4})
     with pytest.raises(LoraError, match=r"no file or folder .*nowhere"):

@@ -112,10 +112,10 @@ def test_paco_means_over_pairs_of_panels():
 
 def test_no_log_probabilities_is_said_before_anything_is_scored():
     with endpoint(lambda body: said("Yes")) as (url, seen):
-        with pytest.raises(RewardError, match=r"'yes_probability': .*gives no log-probabilities.*vLLM"):
+        with pytest.raises(RewardError, match=r"'yes_probability': .*returns no log-probabilities.*vLLM"):
             built("yes_probability", url)
         assert len(seen) == 1
-        with pytest.raises(RewardError, match=r"'prompt_echo': .*gives no prompt_logprobs"):
+        with pytest.raises(RewardError, match=r"'prompt_echo': .*returns no prompt_logprobs"):
             built("prompt_echo", url)
 
 
@@ -141,7 +141,7 @@ def test_later_failures_are_missing_scores_with_reasons():
         scores = built("yes_probability", url, {"parallel": 1})(MEDIA[:1].expand(8, -1, -1, -1), prompts)
     assert scores.values.isnan().tolist() == [False, *[True] * 7]
     for index, words in enumerate(["none of Yes/No among the 2 likeliest", "no log-probabilities", "not JSON",
-                                   "out of memory", "maximum context length", "no chat completion",
+                                   "out of memory", "maximum context length", "not a chat completion",
                                    "the prompt is empty"], 1):  # fmt: skip
         assert words in scores.reasons[index], scores.reasons[index]
     assert "(2 attempts)" in scores.reasons[3]

@@ -140,9 +140,9 @@ def test_a_reason_is_learned_beside_the_verdict(model, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("reward.kind=prompt_echo", "no judge is taught by pairs for prompt_echo; for"),
-        ("reward={kind: clip}", "no judge is taught by pairs for clip; for"),
-        ("reward.source=true", "shows image of the prompt; pairs are taught without"),
+        ("reward.kind=prompt_echo", "a judge cannot be trained on pairs for prompt_echo; it can for"),
+        ("reward={kind: clip}", "a judge cannot be trained on pairs for clip; it can for"),
+        ("reward.source=true", "shows image of the prompt, which training on pairs does not support"),
         ("lora.targets=[]", "lora.targets"),
     ],
 )
@@ -182,13 +182,13 @@ def test_bad_input_is_named(model, tmp_path):
             made.model_copy(update={"lora": JudgeLora(), "out": str(tmp_path / "other"), "fit": Steps(batch=24)})
         )
     ties = table(tmp_path, 2, 7, tie=True)
-    with pytest.raises(DataError, match="holds ties alone"):
+    with pytest.raises(DataError, match="holds only ties"):
         train_judge(config(tmp_path, model, "pairwise", f"data.train={ties}", f"out={tmp_path / 'other'}"))
     wrong = table(tmp_path, 2, 8, reason=3)
     with pytest.raises(DataError, match='"reason" should be a text, given 3'):
         train_judge(config(tmp_path, model, "pairwise", f"data.train={wrong}", f"out={tmp_path / 'other'}"))
     long = table(tmp_path, 2, 9, reason="long " * 900)
-    with pytest.raises(DataError, match=r"the judge reads 4096"):
+    with pytest.raises(DataError, match=r"the limit is 4096"):
         train_judge(config(tmp_path, model, "pairwise", f"data.train={long}", f"out={tmp_path / 'other'}"))
     assert not (tmp_path / "other").exists()
 

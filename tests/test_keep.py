@@ -58,7 +58,7 @@ def test_check_counts_the_terms_that_are_left(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("recipe", "keep", "says"),
-    [("dgpo", 2, "dgpo does not train each sample by itself"), ("nft", 5, "larger than the group of 4")],
+    [("dgpo", 2, "dgpo does not train samples separately"), ("nft", 5, "larger than the group of 4")],
 )
 def test_it_needs_terms_of_single_samples_and_a_group(
     recipe: str, keep: int, says: str, model: Path, tmp_path: Path

@@ -133,7 +133,7 @@ def test_a_table_cut_off_in_a_line_is_mended_and_nothing_is_lost(tmp_path: Path)
         assert len(kept.rows) == 2
     assert votes.read_text() == whole
     assert (tmp_path / "votes.jsonl.cut").read_text() == '{"prompt": "a ca'
-    assert said == [f"{votes}: its last line was not finished and is now in votes.jsonl.cut"]
+    assert said == [f"{votes}: its last line was incomplete and was moved to votes.jsonl.cut"]
     votes.write_text("not json\n" + whole)
     with pytest.raises(DataError, match=r"votes.jsonl line 1: not JSON"), Votes(votes, "", said.append):
         pass

@@ -86,7 +86,7 @@ def test_one_judge_may_listen_to_itself_and_what_it_does_not_say_is_missing():
 
 def test_what_a_judge_cannot_do_is_said_when_the_reward_is_built(tmp_path):
     with endpoint(lambda body: said("Yes")) as (url, _):
-        with pytest.raises(RewardError, match=r"'listener': listener: .*gives no log-probabilities"):
+        with pytest.raises(RewardError, match=r"'listener': listener: .*returns no log-probabilities"):
             built("listener", url)
         built("deeptrace", url)
         with pytest.raises(RewardError, match="'listener': no folder"):

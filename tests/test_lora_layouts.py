@@ -226,7 +226,7 @@ DAMAGE = {
     "whole weights": (put(**{"transformer.x.diff": torch.ones(2, 2)}), "LoRA: differences of whole weights"),
     "bias": (put(**{B.replace("weight", "bias"): torch.ones(32)}), "not a plain LoRA: LoRA with biases"),
     "twice": (put(**{A.replace("lora_A", "lora_down"): torch.ones(4, 32)}), "1 halves twice"),
-    "strangers": (put(**{"transformer.x.weight": torch.ones(2, 2)}), r"1 tensors that are no part of a pair"),
+    "strangers": (put(**{"transformer.x.weight": torch.ones(2, 2)}), r"1 tensors that are not part of a pair"),
     "another layout": (
         lambda t, h: ({f"double_blocks.0.processor.qkv_lora1.{d}.weight": torch.ones(2, 2) for d in ("up", "down")}, h),
         r"is not a LoRA: 2 tensors, first double_blocks.*; layouts read here: diffusers, peft, kohya, ComfyUI",

@@ -200,7 +200,7 @@ def test_a_score_below_zero_is_missing_where_there_is_no_mean_of_it():
         )
         assert scores.values[0] == pytest.approx(1)
         assert scores.values[1].isnan()
-        assert scores.reasons == {1: f"a: {how} takes no score below 0, and this is -2"}
+        assert scores.reasons == {1: f"a: {how} accepts no scores below 0, got -2"}
 
 
 def test_gates():
@@ -288,5 +288,5 @@ def test_calibration_that_does_not_fit(tmp_path):
         mixture(a=part)
     with pytest.raises(RewardError, match="scores that differ; it has 2 scores, all equal"):
         measure(torch.tensor([1.0, 1.0, NAN]), {})
-    with pytest.raises(ConfigError, match="need each other"):
+    with pytest.raises(ConfigError, match="reference needs normalise"):
         mixture(a={"reward": fixed, "normalise": "reference"})

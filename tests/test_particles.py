@@ -89,9 +89,9 @@ def test_names_are_added_to_each_lineage():
 
 
 def test_what_one_has_and_the_other_lacks_is_not_lost_in_silence():
-    with pytest.raises(ValueError, match="some particles have 'v' and some have not"):
+    with pytest.raises(ValueError, match="only some of the particles have 'v'"):
         particles().where(torch.ones(4, dtype=torch.bool), particles().moved(torch.zeros(4, 2, 3)))
-    with pytest.raises(ValueError, match="some particles have 'value' and some have not"):
+    with pytest.raises(ValueError, match="only some of the particles have 'value'"):
         cat([particles(), replace(particles(), value=None)])
 
 

@@ -100,7 +100,7 @@ def test_everything_is_found_in_the_working_folder(write, place):
     assert config.recipe.more == 3
     assert config.reward.build().name == "red"
     assert adapter(f"{place}:Draws").__name__ == "Draws"
-    with pytest.raises(GeneratorError, match=r"no subclass of generators.base.Generator"):
+    with pytest.raises(GeneratorError, match=r"not a subclass of generators.base.Generator"):
         adapter(f"{place}:red")
 
 

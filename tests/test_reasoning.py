@@ -397,7 +397,7 @@ def test_tables_that_do_not_serve_are_named(tmp_path, model):
 
     with pytest.raises(DataError, match=r'line 1: method cold needs a text under "chosen_critique", given None'):
         trained("cold", chosen_critique=None)
-    with pytest.raises(DataError, match="holds ties alone"):
+    with pytest.raises(DataError, match="holds only ties"):
         trained("cold", tie=True)
     with pytest.raises(DataError, match="chosen and rejected are the same file"):
         trained("grpo", rejected="train-0-chosen.png")
@@ -407,7 +407,7 @@ def test_tables_that_do_not_serve_are_named(tmp_path, model):
         trained("grpo", rejected_prompt="b")
     with pytest.raises(DataError, match="no reply has the form and the right verdict"):
         trained("rejection")
-    with pytest.raises(DataError, match=r"the judge reads 20.*set a smaller reply\.longest"):
+    with pytest.raises(DataError, match=r"the limit is 20.*set a smaller reply\.longest"):
         trained("grpo", "judge.longest=20", "out=" + str(tmp_path / "long"))
     with pytest.raises(RewardError, match=r"lora\.targets \['nothing'\] match no linear layer"):
         trained("cold", "lora.targets=[nothing]", "out=" + str(tmp_path / "targets"))

@@ -171,5 +171,5 @@ def test_a_run_over_rounds_trains_on_all_of_them_and_goes_on_to_the_same_bits(st
 
 
 def test_dimensions_of_one_sample_are_refused(tmp_path, model):
-    with pytest.raises(ConfigError, match=r"reply\.dimensions.*dimensions are judged of a pair"):
+    with pytest.raises(ConfigError, match=r"reply\.dimensions.*dimensions are judged for pairs"):
         config(tmp_path, model, "cold", "reply.shows=one", "reply.dimensions=[a]")

@@ -206,7 +206,7 @@ def test_a_server_with_another_reward_is_not_believed():
         reward = remote(f"http://127.0.0.1:{port}")
         assert reward(MEDIA, PROMPTS).reasons == {}
     with served.in_thread({"kind": "flaky:judge", "range": [0, 9]}, port):
-        assert "holds another reward now" in reward(MEDIA, PROMPTS).reasons[0]
+        assert "the server's reward or its weights have changed" in reward(MEDIA, PROMPTS).reasons[0]
     assert "cannot be reached: Connection refused" in reward(MEDIA, PROMPTS).reasons[0]
 
 

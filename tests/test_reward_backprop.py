@@ -359,7 +359,7 @@ def test_gradients_that_only_a_built_reward_shows_are_refused(model: Path, tmp_p
         ({"reward": {"kind": "pairwise"}}, "pairwise"),
         ({"reward": {"kind": "tiny_run:redness", "scope": "batch"}}, "tiny_run:redness compares samples"),
         ({"reward": GROUPED, "train": {"chunk": 6}}, r"train.chunk\s.*should be a multiple of rollout.group = 4"),
-        ({"reward": GROUPED, "train": {"updates": 2}}, r"train.updates\s.*an update needs all of them: 1"),
+        ({"reward": GROUPED, "train": {"updates": 2}}, r"train.updates\s.*an update needs all of them: use 1"),
         ({"rollout": {"kind": "pairs", "file": "a.jsonl"}}, "learns from its own samples: use kind 'online'"),
         ({"rollout": {"overlap": "chunks"}}, "samples and scores in its loss: leave this out"),
         ({"rollout": {"filter": {}}}, "samples and scores in its loss: leave this out"),
@@ -368,8 +368,8 @@ def test_gradients_that_only_a_built_reward_shows_are_refused(model: Path, tmp_p
         ({"recipe": {"remaining": [1, 4]}}, "recipe.remaining"),
         ({"recipe": {"last": 0}}, "greater than or equal to 1"),
         ({"recipe": {"bridge": 3, "remaining": [1, 2]}}, r"recipe.bridge\s.*should be at most 2"),
-        ({"recipe": {"bridge": 2, "last": 2}}, r"recipe.last\s.*leave it out beside bridge"),
-        ({"recipe": {"bridge": 2, "kl": 0.1}}, r"recipe.kl\s.*leave it out beside bridge"),
+        ({"recipe": {"bridge": 2, "last": 2}}, r"recipe.last\s.*leave it out with bridge"),
+        ({"recipe": {"bridge": 2, "kl": 0.1}}, r"recipe.kl\s.*leave it out with bridge"),
     ],
 )
 def test_what_does_not_go_together_is_said(sections: dict[str, Any], says: str, model: Path, tmp_path: Path) -> None:

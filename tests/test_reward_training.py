@@ -167,7 +167,7 @@ def test_two_tastes_are_told_apart(kind, steps, tmp_path):
         red, blue = reward(images, ["a circle"] * 2).values.tolist()
         gaps[user] = red - blue
     assert gaps["red"] > 0 > gaps["blue"]
-    with pytest.raises(RewardError, match="does not know user 'green'; it knows blue, red"):
+    with pytest.raises(RewardError, match="has no user 'green'; it has blue, red"):
         load_reward(f"{{kind: trained, path: {path}, user: green}}").build()
 
 
@@ -203,13 +203,13 @@ def test_a_newcomer_needs_readable_pairs_and_a_head_that_knows_users(tmp_path):
         ('{"prompt": "a"}', "few.jsonl line 1 should have a prompt, a chosen and a rejected image"),
         ('{"prompt": "a", "chosen": "no.png", "rejected": "no.png"}', "few.jsonl line 1: .*no.png cannot be read"),
         ('{"prompt": "a", "chosen": "x.png", "rejected": "x.png", "tie": true}', "holds no pair with a preference"),
-        ('{"prompt": "a", "chosen": "train-0-red.png", "rejected": "train-0-blue.png"}', "head knows no users"),
+        ('{"prompt": "a", "chosen": "train-0-red.png", "rejected": "train-0-blue.png"}', "head has no users"),
     ):
         if text is not None:
             few.write_text(text + "\n")
         with pytest.raises(RewardError, match=message):
             load_reward(f"{{kind: trained, path: {settings.run_dir}, pairs: {few}}}").build()
-    with pytest.raises(ConfigError, match="name one of them"):
+    with pytest.raises(ConfigError, match="give only one of them"):
         load_reward(f"{{kind: trained, path: {settings.run_dir}, pairs: {few}, user: red}}")
 
 

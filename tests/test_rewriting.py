@@ -180,7 +180,7 @@ def test_control_tokens_in_a_prompt_are_plain_characters(writer):
 
 
 def test_a_prompt_that_does_not_fit_is_said(writer):
-    with pytest.raises(RewardError, match=r"the rewriter reads 1024; set a smaller reply\.longest"):
+    with pytest.raises(RewardError, match=r"the rewriter's limit is 1024; set a smaller reply\.longest"):
         writer.write(["red " * 1200], [0], SAID)
 
 

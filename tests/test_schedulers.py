@@ -79,7 +79,7 @@ def test_nothing_is_said_where_the_run_takes_those_steps(pipeline):
 
 
 NO_FLOW = [
-    ("EDMEulerScheduler", {}, r"EDMEulerScheduler has noise levels from 0 to 80, a flow's lie in \[0, 1\]"),
+    ("EDMEulerScheduler", {}, r"EDMEulerScheduler has noise levels from 0 to 80, but those of a flow are in \[0, 1\]"),
     ("DDPMScheduler", {}, r"DDPMScheduler has no noise levels"),
     ("EulerDiscreteScheduler", {}, r"noise levels from 0 to 157"),
     ("UniPCMultistepScheduler", {}, r"noise levels from 0 to 157"),

@@ -157,7 +157,7 @@ def test_tables_bring_their_prompts(run, levels):
     assert "t.jsonl line 2: no image" in err
     code, _, err = run("score", "t.jsonl", "--prompt", "a", "--reward", REWARD)
     assert code == 2
-    assert "brings its prompts" in err
+    assert "has its prompts in the column prompt" in err
 
 
 def test_sample_folders_bring_their_prompts_and_no_contact_sheet(run, levels):

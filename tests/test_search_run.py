@@ -120,7 +120,7 @@ def test_results_become_data_or_say_why_not(folder, run):
     assert code == 2
     assert "--as pairs FOLDER" in err
     assert run("search", "search.yaml", "--out", "single", "search.n=1")[0] == 0
-    with pytest.raises(DataError, match="no prompt has what"):
+    with pytest.raises(DataError, match="no prompt has samples with"):
         write_as(Path("single"), "pairs", Path("none"))
     assert not Path("none").exists()
 

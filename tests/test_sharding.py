@@ -264,7 +264,7 @@ def test_an_error_of_one_process_ends_all_and_names_the_last_checkpoint(
     said = launch(2, tmp_path, FAILS, str(tmp_path), str(model))
     assert (tmp_path / "1").read_text() == "DataError: line 2 is unreadable"
     assert "another process stopped" in (tmp_path / "0").read_text()
-    assert "so no checkpoint of step 1 is written; there is none before it" in said
+    assert "so no checkpoint of step 1 is written; there is no earlier checkpoint" in said
     assert checkpoint.latest(tmp_path / "run/checkpoints") is None
 
 

@@ -77,7 +77,9 @@ def test_paco_tames_its_mixtures(model: Path, tmp_path: Path) -> None:
     member = {"reward": {"kind": "tiny_run:redness"}}
     parts = {"a": member, "b": member}
     assert settings(tmp_path, model, "paco", reward={"kind": "mixture", "how": "log_tamed", "parts": parts})
-    with pytest.raises(ValidationError, match=r"paco mixes rewards by log_tamed, not weighted; or use grpo"):
+    with pytest.raises(
+        ValidationError, match=r"is weighted, but paco mixes rewards by log_tamed: use log_tamed, or grpo"
+    ):
         settings(tmp_path, model, "paco", reward={"kind": "mixture", "parts": parts})
     recipe = PaCo()
     assert (recipe.ratio, recipe.normalise_by, recipe.kl) == ("guard", "global", 0)

@@ -175,7 +175,7 @@ def test_layers_are_equally_far_apart_unless_they_are_given(base, network):
     assert torch.equal(default, build(base, layers=READ)(MEDIA, PROMPTS).values)
     assert not torch.allclose(default, build(base, layers=(1, 4))(MEDIA, PROMPTS).values, atol=1e-4)
     for layers in [(2,), (0, 4), (2, 5)]:
-        with pytest.raises(RewardError, match=r"layers .* should be 2, as the weights read, of 1 to 4"):
+        with pytest.raises(RewardError, match=r"layers .* should be 2 of 1 to 4, as many as the weights have"):
             build(base, layers=layers)
 
 
@@ -221,7 +221,7 @@ def test_weights_that_do_not_fit_are_named(base, network, tmp_path):
         with pytest.raises(RewardError, match=rf"reward 'soli_reward': .*{said}"):
             build(base, weights=str(file))
     file.write_bytes((base / "published.safetensors").read_bytes()[:2000])
-    with pytest.raises(RewardError, match="or only a part of one"):
+    with pytest.raises(RewardError, match="or is incomplete"):
         build(base, weights=str(file))
 
 

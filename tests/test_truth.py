@@ -102,7 +102,7 @@ def test_causes_are_those_of_the_config(model: Path, tmp_path: Path) -> None:
     [
         ("nft", {"recompute": True}, "nft has no ratio of log-probabilities of steps"),
         ("prdp", {"recompute": True}, "prdp has no ratio of log-probabilities of steps"),
-        ("grpo", {"recompute": True, "overlap": "next"}, "the policy has moved since the next rollout was sampled"),
+        ("grpo", {"recompute": True, "overlap": "next"}, "the policy has changed since the next rollout was sampled"),
     ],
 )
 def test_what_cannot_be_recomputed(recipe: str, rollout: Any, says: str, model: Path, tmp_path: Path) -> None:

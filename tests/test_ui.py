@@ -191,7 +191,7 @@ def test_chosen_runs_are_compared(folder):
     with served(folder) as ask:
         status, content = ask("/compare?run=honest&run=sweep/hacked")
         assert status == 200
-        assert b"Made by alignflow from the files of these runs alone." in content
+        assert b"Made by alignflow, only from the files of these runs." in content
         assert ask("/compare?run=honest")[0] == 422
         assert ask("/compare?run=honest&run=../other")[0] == 404
         (folder / "other" / "config.yaml").write_text("reward: {kind: ocr}\n")

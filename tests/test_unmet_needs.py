@@ -40,7 +40,7 @@ def test_a_member_without_gradient_is_named_by_its_place(write, run):
     with pytest.raises(ConfigError) as caught:
         load_config(write(BACKPROP))
     found = {problem.path: (problem.place, problem.message) for problem in caught.value.problems}
-    said = "reward_backprop follows the reward's gradient, and {} has none; `alignflow recipes` says which do"
+    said = "reward_backprop follows the reward's gradient, and {} has none; `alignflow recipes` lists those that do"
     assert found == {
         "reward.parts.inner.reward.parts.size.reward": ("run.yaml:13", said.format("compressibility")),
         "reward.parts.dense.reward": ("run.yaml:14", said.format("shapes")),

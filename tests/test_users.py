@@ -301,7 +301,7 @@ def test_embeddings_point_where_a_user_prefers(tmp_path: Path, capsys: pytest.Ca
     torch.testing.assert_close(ann.square().mean(1), torch.ones(2))
     assert float(torch.cosine_similarity(ann[:, :width], bob[:, :width]).max()) < -0.9
     torch.testing.assert_close(ann[:, width:], bob[:, width:])
-    with pytest.raises(DataError, match="user 'bob' has 2 pairs, and 3 are asked for; give fewer --shots"):
+    with pytest.raises(DataError, match="user 'bob' has 2 pairs, but --shots 3 needs more; lower --shots"):
         embed_users(str(pairs), 3, "shapes", None, "cpu")
     out = tmp_path / "out" / "users.safetensors"
     app(["reward", "users", str(pairs), "--shots", "2", "--out", str(out)], standalone_mode=False)

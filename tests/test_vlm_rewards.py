@@ -396,14 +396,17 @@ def test_a_checkpoint_that_does_not_serve_is_named(model, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["head.kind=cosine", "loss.kind=triplet"], "cosine compares image and prompt, which a vlm backbone reads as"),
+        (
+            ["head.kind=cosine", "loss.kind=triplet"],
+            "cosine compares image and prompt, which a vlm backbone encodes together",
+        ),
         (["backbone.tune=last"], "backbone.tune"),
         (["backbone.template=How good is it?"], r"does not show \{prompt\}"),
         (["backbone.kind=vml"], "no such backbone 'vml'; did you mean 'vlm'"),
         (["head={kind: dimensions, names: [a, a]}"], "names a twice"),
         (["loss.kind=per_dimension"], "made for head dimensions, not mlp"),
         (["backbone.quick_gelu=true"], "only valid for kind=clip"),
-        (["backbone={read: last, tune: none, thought: {}}"], r"no thought is left out: thought\.dropout=0"),
+        (["backbone={read: last, tune: none, thought: {}}"], r"cannot leave thoughts out: use thought\.dropout=0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides, said, model, tmp_path):
@@ -433,7 +436,7 @@ def test_tables_that_do_not_serve_are_named(model, tmp_path):
         trained("backbone.longest=40")
     with pytest.raises(RewardError, match=r"lora\.targets \['nothing'\] match no linear layer"):
         trained("backbone.targets=[nothing]")
-    with pytest.raises(RewardError, match=r"backbone\.layers: 3 of a language model with 2 layers"):
+    with pytest.raises(RewardError, match=r"backbone\.layers: 3 is more than the 2 layers of the language model"):
         trained("backbone={read: layers, layers: 3}")
     assert not (tmp_path / "reward").exists()
 

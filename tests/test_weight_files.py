@@ -130,7 +130,7 @@ def test_openais_extra_numbers_are_no_weights(folder, tmp_path, hpsv2):
 def test_pieces_that_do_not_belong_together(folder, tmp_path, hpsv2):
     torch.save(torch.nn.Linear(768, 1).state_dict(), tmp_path / "wide.pth")
     torch.save(tiny_rewards.OpenClip(100).state_dict(), tmp_path / "small.pt")
-    with pytest.raises(RewardError, match=r"the head reads 768 features, .*pick gives 32: another CLIP"):
+    with pytest.raises(RewardError, match=r"the head reads 768 features, .*pick has 32; set the CLIP"):
         aesthetic(folder, "v1", tmp_path / "wide.pth").build()
     with pytest.raises(RewardError, match=r"tokenizer .*clip knows 514 tokens, the model .*small.pt only 100"):
         hpsv2(tmp_path / "small.pt")
@@ -158,11 +158,11 @@ def test_damaged_files(folder, tmp_path, hpsv2):
     torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.pt")
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     says = {
-        "cut.pt": "only a part of one; download it again",
-        "cut.safetensors": "only a part of one; download it again",
-        "empty.pt": "only a part of one; download it again",
+        "cut.pt": "is incomplete; download it again",
+        "cut.safetensors": "is incomplete; download it again",
+        "empty.pt": "is incomplete; download it again",
         "lfs.pt": "Git LFS pointer, not the file itself",
-        "page.pt": "no PyTorch file",
+        "page.pt": "not a PyTorch file",
         "list.pt": "holds list, not a state dict",
         "nothing.pt": "not a state dict of tensors",
         "numbers.pt": "not a state dict of tensors",

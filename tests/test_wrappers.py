@@ -135,7 +135,7 @@ def test_many_processes_write_at_once(tmp_path):
 
 def test_what_compares_samples_is_not_kept(tmp_path):
     part = {"reward": "shapes", "normalise": "group"}
-    with pytest.raises(RewardError, match=r"compares samples of a group.*around the rewards it is made of"):
+    with pytest.raises(RewardError, match=r"compares samples of a group.*cache the rewards inside it"):
         cached({"kind": "mixture", "parts": {"a": part}}, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RewardError, match="choose another folder"):

@@ -1,4 +1,4 @@
-"""The file of a bundle: an uncompressed tar of plain files whose digests stand in its manifest. No torch."""
+"""The file of a bundle: an uncompressed tar of plain files whose digests are in its manifest. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST_MANIFEST = 50_000_000
 
 
 class BundleError(AlignflowError, ValueError):
-    """A bundle that cannot be made, read or repeated; says why and what to do."""
+    """A bundle that cannot be made, read or repeated; the message gives the reason and the remedy."""
 
     exit_code = 2
 
@@ -110,7 +110,7 @@ def _unpacked(path: Path, archive: tarfile.TarFile, staging: Path) -> dict[str, 
             while block := source.read(1 << 20):
                 file.write(block)
         if digest_of(target) != expected.pop(entry.name):
-            raise BundleError(f"{path} is damaged: {name} is not what was packed; nothing was unpacked")
+            raise BundleError(f"{path} is damaged: {name} differs from the packed file; nothing was unpacked")
     if expected:
         raise BundleError(f"{path} is damaged: it lacks {printable(min(expected), 200)}; nothing was unpacked")
     return manifest
@@ -118,12 +118,12 @@ def _unpacked(path: Path, archive: tarfile.TarFile, staging: Path) -> dict[str, 
 
 def _content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Any:
     content = archive.extractfile(entry)
-    assert content is not None  # of a plain file
+    assert content is not None  # it is a plain file
     return content
 
 
 def _strange(entry: tarfile.TarInfo, expected: Mapping[str, str]) -> str:
-    """Why an entry is not unpacked; empty where it is."""
+    """The reason why an entry is not unpacked; empty if it is."""
     if not entry.isreg() or entry.issparse():
         return "is not a plain file"
     parts = entry.name.split("/")
@@ -133,7 +133,7 @@ def _strange(entry: tarfile.TarInfo, expected: Mapping[str, str]) -> str:
 
 
 def parsed(text: bytes, where: str) -> dict[str, Any]:
-    """The manifest; BundleError where it is none of this version."""
+    """The manifest; BundleError if it is not of this version."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

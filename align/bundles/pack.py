@@ -31,7 +31,7 @@ LIMIT = 100_000_000
 
 @dataclass
 class Packing:
-    """What a bundle holds so far.
+    """Content of a bundle so far.
 
     Args:
         limit: bytes up to which a file or folder is packed; tables and code always are.
@@ -121,7 +121,7 @@ def results(run: Path) -> dict[str, str]:
 
 
 def said(manifest: dict[str, Any]) -> Iterator[str]:
-    """What a person should know of a bundle, a sentence each."""
+    """Notes on a bundle for people, a sentence each."""
     for one in manifest["left_out"]:
         what = f"{one['media']} media of {one['name']}" if "media" in one else one["name"].removeprefix(MISSING)
         yield f"left out, {bytes_text(one['bytes'])}: {what}; --limit packs larger files"
@@ -160,7 +160,7 @@ def _modules(config: dict[str, Any]) -> set[str]:
 
 
 def _packages(run: Path) -> dict[str, str]:
-    """Versions with which the run was made; empty where it did not note them."""
+    """Versions with which the run was made; empty if it did not note them."""
     try:
         found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         return {"python": found["python"], **found["packages"]}

@@ -32,7 +32,7 @@ class Bundle:
     """An unpacked bundle.
 
     Args:
-        folder: where it lies.
+        folder: where it is.
         manifest: see :func:`align.bundles.pack.pack`.
     """
 
@@ -80,7 +80,7 @@ def config_of(bundle: Bundle, overrides: Sequence[str] = (), *, code: bool = Fal
     """
     files = [str(bundle.folder / name) for name in bundle.manifest["files"] if name.endswith(".py")]
     if files and not code:
-        raise BundleError(f"the bundle brings code: {', '.join(files)}. Read it, then add --import to run it")
+        raise BundleError(f"the bundle contains code: {', '.join(files)}. Read it, then add --import to run it")
     given = {key for layer in read_overrides(overrides) for key in flatten(layer.data)}
     sizes = {one["name"]: one["bytes"] for one in bundle.manifest["left_out"]}
     for key, value in flatten(read_yaml(bundle.folder / PLACED)).items():
@@ -100,7 +100,7 @@ def _placed(value: Any, folder: Path) -> Any:
 
 
 def differences(bundle: Bundle, config: Config) -> list[str]:
-    """What differs here from the machine of the first run, a sentence each."""
+    """Differences between this machine and that of the first run, a sentence each."""
     here = environment()
     versions = {"python": here["python"], **here["packages"]}
     found = [
@@ -117,7 +117,7 @@ def repeat(bundle: Bundle, config: Config, *, resume: bool = False) -> dict[str,
     """Train, and compare the weights with those of the first run.
 
     Returns:
-        The summary of the run, with ``equal``: whether all trained weights are the same to the bit.
+        The summary of the run, with ``equal``: whether all trained weights are the same bit for bit.
     """
     summary = train(config, resume=resume)
     return {**summary, "equal": results(config.run_dir) == bundle.manifest["result"]}

@@ -163,8 +163,8 @@ def _verdict(shown: str, config: RunSettings, found: Named) -> Iterator[str]:
     away = [*(generator_away(generator) if generator is not None else []), *found.away]
     heldout = getattr(prompts, "heldout", None)
     if heldout is not None and heldout == getattr(prompts, "train", None):
-        yield "note       prompts.heldout is prompts.train: its scores are of training prompts"
-    yield from (f"hub        {where} {name} is not on this machine; the hub was not asked" for where, name in away)
+        yield "note       prompts.heldout equals prompts.train, so held-out scores are of training prompts"
+    yield from (f"hub        {where} {name} is not on this machine; the hub was not queried" for where, name in away)
     yield from (f"unknown    {text}" for text in found.unknown)
     if found.unknown:
         yield f"{shown}: no problems were found, but the lines marked unknown were not checked"

@@ -221,7 +221,7 @@ def _phases(
     size = SIZES[config.train.precision] if config.train.precision != "no" else SIZES[config.generator.dtype]
     blocks = block_widths(network, shapes.image_tokens, shapes.text_tokens)
     factor = SAVED[_way(config)]
-    one = max(blocks) * factor * size  # of one sample
+    one = max(blocks) * factor * size  # for one sample
     rows, text = shapes.sampled_rows, ""
     compiled = config.memory.compile == "blocks"  # as generators.compiled runs them
     how = f"{rows} samples at a time" + (", with what one compiled block saves for backward" if compiled else "")

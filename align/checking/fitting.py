@@ -77,9 +77,9 @@ def lines(config: Config, card: str | None = None) -> list[str]:
 
 
 def _swapping(config: Config, size: float) -> list[str]:
-    """A line that says with how many swapped blocks alone the run would fit in ``size`` bytes, if it could."""
+    """A line with the number of swapped blocks with which the run would fit in ``size`` bytes, if there is one."""
     changes = fitting_swap(config, size)
-    return [f"without a change of the stored weights these fit: {' '.join(changes)}"] if changes else []
+    return [f"without changing the stored weights, these fit: {' '.join(changes)}"] if changes else []
 
 
 def fitting_swap(config: Config, size: float) -> list[str]:

@@ -145,7 +145,8 @@ def _scheduler_problems(generator: GeneratorConfig, folder: Path) -> list[Proble
         return []
     name = config.get("_class_name")
     said = (
-        f"{folder / 'scheduler'} holds a {name} that is not set to a flow; use the scheduler/ published with the model"
+        f"{folder / 'scheduler'} holds a {name} that is not configured for a flow; use the scheduler/ "
+        "published with the model"
     )
     return [Problem("generator.path", said)]
 
@@ -175,7 +176,7 @@ def lora_problems(path: str, setting: str, parts: Sequence[str] = (), policy: bo
 
     Args:
         parts: that are trained from it on; () = none.
-        policy: whether a trained policy that is no LoRA will do as well.
+        policy: whether a trained policy other than a LoRA is accepted too.
     """
     place = _expanded(path)
     place = place / "lora" if (place / "lora").is_dir() else place

@@ -177,7 +177,7 @@ def explained(config: Config) -> Iterator[None]:
         tried = remedies(config, phase)[:3]
         where = f" while {DOING[phase]}" if phase in DOING else ""
         tries = "".join(f"\n  {remedy}" for remedy in tried)
-        fits = "; alignflow check --card 24gb says what fits a card" if config.generator.device != "cpu" else ""
+        fits = "; alignflow check --card 24gb shows what fits a card" if config.generator.device != "cpu" else ""
         raise TrainingError(
             f"out of memory{where}: {reason}\ntry first, cheapest first:{tries}\n{_afterwards(config, tried)}{fits}"
         ) from error

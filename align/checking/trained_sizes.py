@@ -1,4 +1,4 @@
-"""Sizes of what a policy trains and of what it adds to the network, from the config alone."""
+"""Sizes of a policy's trained weights and of the modules it adds to the network, from the config alone."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def experts_size(policy: GatePolicy) -> tuple[float, str]:
             numbers += sum(math.prod(shape) for shape in lora_files.inspect(file).shapes.values())
         except LoraFileError:
             gone.append(name)
-    without = f", without {', '.join(gone)}, whose file is not there" if gone else ""
+    without = f", without {', '.join(gone)}, whose file does not exist" if gone else ""
     return 4.0 * numbers, f"{numbers:,} frozen weights of the LoRAs, 4 bytes each{without}"

@@ -33,7 +33,7 @@ def user_problems(config: Config, policy: UsersPolicy) -> list[Problem]:
     try:
         rows = read_stored(rollout.file, rollout.columns, {}) if rollout.kind != "online" else _prompts(config)
     except AlignflowError:
-        return problems  # told where the table is checked
+        return problems  # reported where the table is checked
     place = "prompts.train" if rollout.kind == "online" else "rollout.file"
     return problems + _rows(place, rows, [*entries], needed=policy.user is None)
 

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         explained = _explained(error, given[0] if given else "")
         if debug or explained is None:
             echo(traceback.format_exc(), err=True)
-        code, message = explained or (1, "this is a fault of alignflow or of a plug-in; the traceback is above")
+        code, message = explained or (1, "this is a bug in alignflow or in a plug-in; the traceback is above")
         echo(f"error: {message}", err=True)
         sys.exit(code)
 
@@ -102,7 +102,7 @@ LESS_MEMORY = {
     **dict.fromkeys(("sample", "evaluate"), f"\n  lower it with a smaller evaluate.chunk, {SMALLER}"),
     "search": f"\n  lower it with a smaller batch, chunk or decode_chunk, {SMALLER}",
 }
-"""Command -> what lowers its memory; training says it by its own settings."""
+"""Command -> advice for less memory; training suggests its own settings."""
 
 
 def _explained(error: Exception, command: str = "") -> tuple[int, str] | None:
@@ -170,7 +170,7 @@ def launch(
     from alignflow.launch import launch as start
 
     if nodes > 1 and not port:
-        raise ConfigError("--nodes needs a --port that every machine is given")
+        raise ConfigError("--nodes needs a --port, the same on every machine")
     if node >= nodes:
         raise ConfigError(f"--node {node}: machines are numbered from 0 to {nodes - 1}")
     raise typer.Exit(start(command, processes, port=port, host=host, nodes=nodes, node=node))
@@ -252,7 +252,7 @@ def sample(
     image: Annotated[Path | None, typer.Option(help="source image for each --prompt, for editors")] = None,
     mask: Annotated[Path | None, typer.Option(help="mask for each --prompt; white is regenerated")] = None,
     lora: Annotated[
-        Path | None, typer.Option(help="LoRA file, or folder of one or of transformer/; default: the run's")
+        Path | None, typer.Option(help="LoRA file, or folder with one or with transformer/; default: the run's")
     ] = None,
     checkpoint: Checkpoint = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt")] = 1,

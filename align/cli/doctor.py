@@ -1,4 +1,4 @@
-"""``alignflow doctor``: whether this machine can train, and what to do where it cannot."""
+"""``alignflow doctor``: whether this machine can train, and what to do if it cannot."""
 
 from __future__ import annotations
 

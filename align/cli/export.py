@@ -58,7 +58,7 @@ def export(
 
     target = upload.Target(push, public, revision or "main", message)
     target.check()
-    api = None if dry_run else upload.connected()  # a missing token is said before the export, which may take minutes
+    api = None if dry_run else upload.connected()  # a missing token fails here, before minutes of export
     if is_export(source):
         folder, found = source, dict[str, Any]()
     else:
@@ -80,7 +80,7 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether ``alignflow export`` wrote this folder: its model card says so, and weights lie beside it."""
+    """Whether ``alignflow export`` wrote this folder: its model card says so, and weights are beside it."""
     from align.report.reading import front_matter, read_yaml
 
     try:
@@ -101,7 +101,7 @@ def _written(
 
 
 def _told(found: dict[str, Any], as_json: bool) -> None:
-    """What an export found; nothing where none was written."""
+    """Findings of an export; nothing if none was written."""
     if as_json:
         echo(json.dumps(found, indent=2))
         return

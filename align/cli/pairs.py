@@ -28,7 +28,7 @@ else:
 
 POLICY = (
     "best_worst, all, rank_then_sift, agree, threshold_gap, dominance, pass_fail or best_of_n_reference; "
-    "docs/howto/tables.md says what each pairs"
+    "docs/howto/tables.md describes them"
 )
 
 
@@ -52,7 +52,7 @@ def pairs(
     count: Annotated[int, typer.Option(min=1, help="samples per prompt, of a config or run")] = 8,
     per_prompt: Annotated[
         int | None,
-        typer.Option(min=1, help="maximum number of pairs per prompt; default: all, of best_worst and pass_fail one"),
+        typer.Option(min=1, help="maximum number of pairs per prompt; default: all; one for best_worst and pass_fail"),
     ] = None,
     margin: Annotated[float, typer.Option(min=0, help="score gap that a pair has to exceed")] = 0.0,
     by: Annotated[
@@ -66,7 +66,7 @@ def pairs(
         int, typer.Option(min=1, help="threshold_gap: ranks that may win; best_of_n_reference: samples that win")
     ] = 2,
     passing: Annotated[float | None, typer.Option(help="pass_fail: lowest score that passes")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="random seed of samples and drawn partners")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of samples and random partners")] = 0,
     device: Annotated[str, typer.Option(help="device of the rewards: auto, cpu, cuda, cuda:1 or mps")] = "auto",
     chunk: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     copy: Annotated[bool, typer.Option("--copy", help="copy images and videos into the output folder")] = False,

@@ -53,7 +53,7 @@ def serve(
         int, typer.Option(min=1, help="maximum number of pixels per request, over all images and frames")
     ] = 1 << 26,
     waiting: Annotated[
-        int, typer.Option(min=1, help="maximum number of waiting requests; the server tells others to retry")
+        int, typer.Option(min=1, help="maximum number of waiting requests; further requests are told to retry")
     ] = 256,
     arrival: Annotated[float, typer.Option(min=0.1, help="seconds within which a request must have arrived")] = 60.0,
     grace: Annotated[float, typer.Option(min=0, help="seconds to finish work in progress after SIGTERM")] = 10.0,
@@ -125,10 +125,12 @@ def bench(
         str | None, typer.Option(metavar="SET", help="another split of the same format for tuning the threshold")
     ] = None,
     tune_on_test: Annotated[
-        bool, typer.Option("--tune-on-test", help="tune the threshold on the test pairs; the report says so")
+        bool, typer.Option("--tune-on-test", help="tune the threshold on the test pairs; the report states this")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="maximum number of rows, counted from the first")] = None,
-    draws: Annotated[int, typer.Option(min=100, help="bootstrap samples, drawn from whole rows of the set")] = 1000,
+    draws: Annotated[
+        int, typer.Option(min=100, help="number of bootstrap samples, each of whole rows of the set")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the bootstrap")] = 0,
     device: Annotated[str, typer.Option(help="device: cpu, cuda, cuda:1 or mps")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="output file for the report as JSON")] = None,
@@ -260,7 +262,7 @@ def _train_judge(settings: JudgeTrainConfig, overwrite: bool) -> None:
 
 
 def say_accuracy(summary: dict[str, Any]) -> None:
-    """What was measured on held-out rows, before and after."""
+    """Measurements on held-out rows, before and after."""
     for name in ("before", "after"):
         if (found := summary[name]) is not None:
             said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value is not None)

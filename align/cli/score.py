@@ -49,7 +49,7 @@ def run(
     paths: Sequence[Path], rewards: Sequence[str], prompts: Sequence[Prompt], *, device: str, chunk: int,
     out: Path | None, as_json: bool, table: Callable[[list[str], list[list[str]]], str], cell: Callable[[Any], str],
 ) -> int:  # fmt: skip
-    """Score, print and write; the exit code: 2 where a file could not be read, 1 where a reward scored nothing."""
+    """Score, print and write; the exit code: 2 where a file could not be read, 1 if a reward scored nothing."""
     from align.evaluation.files import build, score_items
     from align.evaluation.score_items import items_of
     from align.evaluation.score_output import Output
@@ -64,7 +64,7 @@ def run(
     ready = build(settings, place)
     if done:
         if comparing := [name for name, reward in ready.items() if reward.scope != "sample"]:
-            raise ConfigError(f"{comparing[0]} compares samples, so {out} cannot be gone on with; choose another --out")
+            raise ConfigError(f"{comparing[0]} compares samples, so {out} cannot be continued; choose another --out")
         echo(f"{out}: {len(done)} rows are there already", err=True)
     tally = Tally(list(settings), total, keep=output is None)
     try:
@@ -88,7 +88,7 @@ def run(
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of a row."""
+    """Columns of a row that are written."""
     return {name: value for name, value in row.items() if name != "unread" and (name != "parts" or value)}
 
 
@@ -122,7 +122,7 @@ class Said:
 
 
 class Tally:
-    """What was scored, as far as the end of the command tells of it; a line of progress in a terminal.
+    """Counts of scored samples for the end of the command, and a line of progress in a terminal.
 
     Args:
         total: samples to come, where that is known.
@@ -174,7 +174,7 @@ class Tally:
             echo(f"and {self.told - MOST} more without a score", err=True)
 
     def mean(self, name: str) -> float | None:
-        """Mean of a column's scores; None where there are none."""
+        """Mean of a column's scores; None if there are none."""
         return self.sums[name] / self.scored[name] if self.scored[name] else None
 
     def code(self, resumed: bool) -> int:

@@ -68,7 +68,7 @@ def settings_of(source: Path, words: Sequence[str] | None) -> tuple[Any, Path | 
 
 
 def checkpoint_of(source: Path, name: str | None) -> Path | None:
-    """The checkpoint of a run that ``--checkpoint`` names; None where it names none."""
+    """The checkpoint of a run that ``--checkpoint`` names; None if it names none."""
     if name is None:
         return None
     from align.runs import best

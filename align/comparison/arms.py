@@ -1,4 +1,4 @@
-"""Arms of a comparison: runs that differ in their seed alone stand together as one setting."""
+"""Arms of a comparison: runs that differ only in their seed are one setting."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def arms_of(entries: Sequence[Entry], each: bool = False) -> list[Arm]:
 
 
 def _joins(one: Entry, group: Sequence[Entry]) -> bool:
-    """Whether a run differs from those of a group in its seed alone; without a config nobody knows."""
+    """Whether a run differs from those of a group only in its seed; unknown without a config."""
     same = one.kind == group[0].kind and _but_seed(one) == _but_seed(group[0])
     return bool(one.config) and same and one.seed not in [other.seed for other in group]
 
@@ -92,7 +92,7 @@ def _arm(group: list[Entry], label: str, place: int) -> Arm:
 
 
 def _label(group: Sequence[Entry]) -> str:
-    """What a sweep calls the setting, the run's name, or what the names of the runs have in common."""
+    """The sweep's name of the setting, the run's name, or the common part of the names of the runs."""
     if len(group) == 1:
         return group[0].name
     if group[0].shared:

@@ -48,10 +48,10 @@ class Entry:
     """One compared folder.
 
     Args:
-        before: scores of the start: of the base model, or of the plain samples; empty where none were kept.
+        before: scores of the start: of the base model, or of the plain samples; empty if none were kept.
         after: scores of the result: of the last evaluation, or of the best samples.
         judged: the score that judges the run: gold, or the first there is.
-        shared: what it has in common with the runs of other seeds, as a sweep calls it; empty where no sweep says so.
+        shared: what it has in common with the runs of other seeds, as a sweep calls it; empty if no sweep says so.
         run: the training run; None for others.
         rows: results of a search by prompt; empty for others.
     """
@@ -77,12 +77,12 @@ class Entry:
         return self.config.get("seed")
 
     def section(self, name: str) -> dict[str, Any]:
-        """A part of the config; empty where there is none."""
+        """A part of the config; empty if there is none."""
         value = self.config.get(name)
         return value if isinstance(value, dict) else {}
 
     def reward_of(self, name: str) -> dict[str, Any] | None:
-        """Settings of the reward behind a score; None where the config does not say."""
+        """Settings of the reward behind a score; None if the config does not say."""
         if name == "reward" or name.startswith(PARTS):
             found = self.config.get("reward")
         elif self.kind == "search":
@@ -223,7 +223,7 @@ def _search(folder: Path) -> Entry:
 
 
 def _benchmark(folder: Path) -> Entry:
-    """Of several samples of a prompt the mean counts, and the first is shown."""
+    """Entry of a benchmark; with several samples of a prompt, the mean counts and the first is shown."""
     config = _object(folder / "benchmark.json")
     by_key: dict[Key, list[dict[str, Any]]] = {}
     seed = (config.get("evaluate") or {}).get("seed", 0)
@@ -262,7 +262,7 @@ def _benchmark_shot(folder: Path, row: dict[str, Any], scores: dict[str, float |
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where it is not there or damaged."""
+    """A JSON file's object; empty if it is not there or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -47,7 +47,7 @@ def sections(arms: Sequence[Arm], names: Sequence[str]) -> list[Section]:
     found = [
         Section("Held-out scores", f"Means over the held-out prompts.{bands}", [*held_out, *by_cost]),
         Section("Training", f"By training step.{bands}", _training(trained)),
-        Section("What more budget buys", "Best reward so far against each cost of a prompt.", _searches(searched)),
+        Section("Reward and budget", "Best reward so far against each cost of a prompt.", _searches(searched)),
     ]
     return [section for section in found if section.figures]
 

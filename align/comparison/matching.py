@@ -1,4 +1,4 @@
-"""Differences between two settings, on the same prompts and noise where they share them; and why there is none."""
+"""Differences between two settings, on the same prompts and noise if shared, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def difference(first: Arm, second: Arm, name: str) -> Difference | str:
 
 
 def incomparable(first: Arm, second: Arm, name: str) -> str:
-    """Why a score of two settings is not the same measurement, whatever their prompts; empty where it is."""
+    """The reason why a score of two settings is not the same measurement on any prompt; empty if it is."""
     for arm in (first, second):
         if not arm.first.names():
             return f"{arm.label} was not evaluated on held-out prompts"
@@ -73,7 +73,7 @@ def incomparable(first: Arm, second: Arm, name: str) -> str:
     a, b = first.first.reward_of(name), second.first.reward_of(name)
     if a is None or b is None:
         without = first if a is None else second
-        return f"the config of {without.label} does not say which reward {name} is"
+        return f"the config of {without.label} does not define the reward {name}"
     if a != b:
         return f"{name} is another reward in {second.label} than in {first.label} ({_first_change(a, b)})"
     return ""
@@ -165,7 +165,7 @@ def _drawn_by(entry: Entry) -> tuple[Any, ...]:
 
 
 def prompts_of(entry: Entry) -> Any:
-    """Where the prompts of the result come from."""
+    """Source of the prompts of the result."""
     if entry.kind == "benchmark":
         return entry.config.get("set")
     prompts = entry.section("prompts")

@@ -1,4 +1,4 @@
-"""What a comparison says in words: the result in a sentence, and what could not be compared."""
+"""The text of a comparison: the result in a sentence, and reasons why values could not be compared."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def called(name: str) -> str:
 def verdict(arms: Sequence[Arm], name: str | None) -> tuple[str, str, str]:
     """Tone, sentence and detail: the setting with the highest score against the one that follows it."""
     if name is None:
-        return "calm", "No held-out score can be compared.", "The curves below are what these runs share."
+        return "calm", "No held-out score can be compared.", "The curves below are all that these runs have in common."
     order = ranked(arms, name)
     found = next((one for arm in order[1:] if not isinstance(one := difference(arm, order[0], name), str)), None)
     if found is None:
-        return "calm", f"{called(name)} can be compared, but not for the highest setting.", ""
+        return "calm", f"{called(name)} can be compared between some settings, but not for the highest one.", ""
     change, best, next_best = found.main, found.second.label, found.first.label
     ends = change.value(change.after), change.value(change.before)
     if change.direction == "up":
@@ -65,7 +65,7 @@ def _certainty(found: Difference) -> str:
     low, high = (change.value(end, signed=True) for end in change.interval)
     if found.seeds is None:
         over = f"over {found.prompts.pairs:,} prompts ({found.how})" if found.prompts.pairs else f"from {found.how}"
-        note = " There is one run of each, so the interval does not hold what another seed would change."
+        note = " There is one run of each, so the interval does not include the variation between seeds."
         note = note if len(found.first.entries) == len(found.second.entries) == 1 else ""
     else:
         over = f"over {len(found.first.entries)} seeds" if found.paired_seeds else "over the seeds of both"
@@ -103,7 +103,9 @@ def _unevaluated(entries: Sequence[Entry]) -> Notes:
                 ("Not evaluated", f"{one.name} has no held-out scores; only its curves and costs are compared.")
             )
         elif not one.after and one.run and len(one.run.evals) == 1 and one.run.evals[0]["step"] == 0:
-            notes.append(("Not evaluated", f"{one.name} was evaluated before training alone: its score is the base's."))
+            notes.append(
+                ("Not evaluated", f"{one.name} was evaluated only before training, so its score is that of the base.")
+            )
         elif not one.after:
             text = f"{one.name} kept no scores by prompt, so its intervals come from the means alone."
             notes.append(("No scores by prompt", text))
@@ -111,7 +113,7 @@ def _unevaluated(entries: Sequence[Entry]) -> Notes:
 
 
 def _other_rewards(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:
-    """Of every score, why the settings after the first that has it cannot be compared with that one."""
+    """For every score, reasons why later settings cannot be compared with the first setting that has it."""
     for name in dict.fromkeys(name for arm in arms for name in arm.first.names()):
         having = [arm for arm in arms if arm.first.mean(name) is not None]
         lacking = [arm.label for arm in arms if arm not in having and arm.first.names()]
@@ -131,7 +133,7 @@ def _other_samplers(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:
             text = (
                 f"{arm.label} and {arms[0].label} were evaluated with different samplers; a part of every difference "
             )
-            yield "Other sampler", f"{text}between them is the samplers'."
+            yield "Other sampler", f"{text}between them comes from the samplers."
 
 
 def _noise(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:

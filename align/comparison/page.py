@@ -116,7 +116,7 @@ def write_page(found: Comparison, path: Path) -> Path:
     """Write the page of a comparison and return its path.
 
     Raises:
-        RunFolderError: something that is not a page of alignflow stands there.
+        RunFolderError: a file that is not a page of alignflow has this name.
     """
     path = path / "compare.html" if path.is_dir() else path
     if path.exists() and MADE not in path.read_text(encoding="utf-8", errors="replace"):

@@ -43,7 +43,7 @@ class Gallery:
 
 
 def gallery(arms: Sequence[Arm], name: str | None) -> Gallery | None:
-    """Rows in the order of the first setting's samples, none picked; None where no prompt is shared.
+    """Rows in the order of the first setting's samples, without selection; None if no prompt is shared.
 
     Of a setting with several seeds, the first run is shown.
     """

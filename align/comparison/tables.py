@@ -45,7 +45,7 @@ class Result:
 
     @property
     def over(self) -> str:
-        """What the interval of the change is over."""
+        """Units over which the interval of the change is computed."""
         several = len(self.arm.entries) > 1
         if self.change is None or self.change.interval is None:
             return ""
@@ -106,7 +106,7 @@ def _value(value: Any) -> str:
 
 
 def costs(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """Name and value with every setting, means over its runs; what no setting knows is left out."""
+    """Name and value with every setting, means over its runs; rows without any value are left out."""
     keys = dict.fromkeys([*COSTS, *(key for arm in arms for one in arm.entries for key in one.costs)])
     rows = []
     for key in keys:
@@ -149,7 +149,7 @@ def _difference_row(row: Difference) -> list[str]:
 
 
 def interval(change: Change) -> str:
-    """``+0.01 to +0.05``; a dash where there is none."""
+    """``+0.01 to +0.05``; a dash if there is none."""
     if change.interval is None:
         return GAP
     return " to ".join(change.value(end, True) for end in change.interval)

@@ -22,7 +22,7 @@ def files_and_overrides(first: str | Path, words: Sequence[str] | None) -> tuple
         words: the words after it.
 
     Raises:
-        ConfigError: an override stands before a config file.
+        ConfigError: an override is before a config file.
     """
     words = list(words or ())
     if "=" in str(first) and not exists(first):

@@ -234,11 +234,11 @@ class _Reading:
         here = Path(os.path.realpath(path)) if is_file(path) else path
         if here in above:
             names = " -> ".join(file.name for file in (*above[above.index(here) :], here))
-            raise ConfigError(f"extends goes in a circle: {names}", str(path))
+            raise ConfigError(f"extends is circular: {names}", str(path))
         if here in self.known:
             return self.known[here]
         if max(len(self.known), len(above)) >= self.limits.files:
-            said = f"a config extends at most {self.limits.files} files; ALIGNFLOW_CONFIG_FILES sets another number"
+            said = f"a config extends at most {self.limits.files} files; ALIGNFLOW_CONFIG_FILES changes the limit"
             raise ConfigError([Problem("extends", said, str(path))])
         layer = read_file(path, extended_by=above[-1] if above else None)
         _beside(layer.data, path.parent)
@@ -280,7 +280,7 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
     try:
         size = path.stat().st_size
         if size > 4 * limits.size:  # bytes; characters are counted when it is read
-            said = f"{size:,} bytes are too many; ALIGNFLOW_CONFIG_SIZE sets another number"
+            said = f"{size:,} bytes are too many; ALIGNFLOW_CONFIG_SIZE changes the limit"
             raise ConfigError([Problem("", said, str(path))])
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -309,7 +309,7 @@ def read_overrides(overrides: Sequence[str]) -> list[Layer]:
             problems.append(Problem("", f"an override reads key=value, such as train.lr=1e-4{hint}", place))
             continue
         if len(keys) > limits.depth:
-            problems.append(Problem("", f"{len(keys)} nested keys; no setting is nested that deep", place))
+            problems.append(Problem("", f"{len(keys)} nested keys; settings are not nested that deep", place))
             continue
         try:
             data, inside = yaml_text.read(value, lambda _, place=place: place, limits)  # type: ignore[misc]
@@ -367,7 +367,7 @@ def merge(base: Any, layer: Any, options: Sequence[Any]) -> Any:
     base = base if isinstance(base, Mapping) else {}
     merged = dict(_kept(base, layer, options))
     for key, value in layer.items():
-        if named and value is None:  # takes away what stands below
+        if named and value is None:  # removes what the files below set
             merged.pop(key, None)
             continue
         merged[key] = merge(merged.get(key), value, child_options(options, {**merged, **layer}, key))

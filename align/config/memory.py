@@ -60,7 +60,7 @@ def problems(config: Config) -> list[tuple[str, str]]:
     if config.policy.kind == "full" and memory.swap_blocks:
         found.append(("memory.swap_blocks", "swapped weights cannot be trained; use policy.kind=lora, or 0"))
     if memory.swap_blocks and not train.gradient_checkpointing:
-        backward = "backward copies a block's weights once more where its forward pass is repeated"
+        backward = "backward needs a block's weights again, and only a repeated forward pass copies them"
         found.append(("memory.swap_blocks", f"{backward}; use train.gradient_checkpointing=true, or 0"))
     if config.recipe.compares_logp and not getattr(config.rollout, "recompute", False):
         found += _rounded_apart(config)
@@ -100,7 +100,7 @@ def conflicts(
             found.append(("memory.offload", f"{memory.offload} {cpu}; use none"))
         found += [(path, f"{value} {cpu}") for path, value, _, card in _needs(memory, optimizer) if card]
     if memory.attention.startswith("flash") and (generator.dtype, precision) == ("float32", "no"):
-        found.append(("memory.attention", f"{memory.attention} has no float32; use generator.dtype=bfloat16"))
+        found.append(("memory.attention", f"{memory.attention} does not support float32; use generator.dtype=bfloat16"))
     return found
 
 
@@ -127,7 +127,7 @@ def require(memory: Memory, device: str, optimizer: str = "adamw", *, training: 
     Args:
         optimizer: ``train.optimizer``.
         device: type of the device the run is on, ``cuda``.
-        training: whether gradients are wanted.
+        training: whether gradients are needed.
     """
     found = missing(memory, optimizer, training=training, device=device)
     if device != "cuda":

@@ -110,7 +110,7 @@ class GatePolicy(Settings):
 
 
 class UsersPolicy(Settings):
-    """Train attention to the embedding of the user for whom a prompt is drawn."""
+    """Train attention to the embedding of a prompt's user."""
 
     kind: Literal["users"] = Field("users", description="attention to users' embeddings, on the frozen backbone")
     embeddings: str = Field(

@@ -1,4 +1,4 @@
-"""Comparison of what a recipe needs with the rest of a config, before anything is loaded."""
+"""Comparison of a recipe's needs with the rest of a config, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _kept(config: Config) -> Problems:
     if keep is None:
         return []
     if not config.recipe.divides_group:
-        return [("rollout.keep", f"{config.recipe.kind} does not train each sample by itself: leave this out")]
+        return [("rollout.keep", f"{config.recipe.kind} does not train samples separately: leave this out")]
     if keep > config.rollout.group:
         return [("rollout.keep", f"is larger than the group of {config.rollout.group}")]
     return []
 
 
 def _engine(config: Config) -> Problems:
-    """What an engine elsewhere cannot do: it returns samples of text prompts, made by a LoRA of the network."""
+    """Limits of an external engine: it returns samples of text prompts, generated with a LoRA of the network."""
     engine = getattr(config.rollout, "engine", None)
     if engine is None:
         return []
@@ -66,9 +66,16 @@ def _engine(config: Config) -> Problems:
     if config.policy.kind != "lora":
         found.append(("policy.kind", f"an engine is sent a LoRA, not a policy of kind {config.policy.kind}: use lora"))
     if "text" in config.recipe.learners()["policy"].trains:
-        found.append(("rollout.engine", f"{kind} trains text encoders, whose LoRA no engine is sent: leave this out"))
+        found.append(
+            (
+                "rollout.engine",
+                f"{kind} trains text encoders, and an engine is sent only the network's LoRA: leave this out",
+            )
+        )
     if inputs := registry.inputs(config.generator.kind):
-        said = f"{config.generator.kind} reads {' and '.join(inputs)} with every prompt, and an engine is sent texts"
+        said = (
+            f"{config.generator.kind} reads {' and '.join(inputs)} with every prompt, and an engine is sent only texts"
+        )
         found.append(("rollout.engine", f"{said}: leave this out"))
     return found + engine.problems(config)  # type: ignore[no-any-return]
 
@@ -119,7 +126,7 @@ def _reward_gradient(config: Config) -> Problems:
     if reward is None:
         return []
     if reward.gradient() is False:
-        remedy = "`alignflow recipes` says which do"
+        remedy = "`alignflow recipes` lists those that do"
         return [
             (place, f"{kind} follows the reward's gradient, and {name} has none; {remedy}")
             for place, name in without_gradient(reward).items()
@@ -146,7 +153,7 @@ def whole_groups(config: Config) -> bool:
 def _chunks_of_groups(config: Config, reward: RewardSettings) -> Problems:
     group, said = config.rollout.group, f"{_kind(reward)} compares the samples of a prompt, so"
     if config.train.updates > 1:
-        return [("train.updates", f"{said} an update needs all of them: 1")]
+        return [("train.updates", f"{said} an update needs all of them: use 1")]
     if config.train.chunk % group:
         return [("train.chunk", f"{said} a chunk should be a multiple of rollout.group = {group}")]
     return []
@@ -175,7 +182,7 @@ def _step_scores(config: Config) -> Problems:
     found = _trajectory(config)
     if not found and config.reward is not None and known_scope(config.reward) != "sample":
         found.append(
-            ("reward", f"{config.recipe.kind} scores predictions step by step: {_kind(config.reward)} compares")
+            ("reward", f"{config.recipe.kind} scores predictions step by step, but {_kind(config.reward)} compares")
         )
     return found
 
@@ -191,7 +198,9 @@ def _text_gradient(config: Config) -> Problems:
         found.append(("policy.kind", f"{kind} trains LoRAs on the text encoders: use lora"))
     if ":" not in generator and not registry.declared(generator, "text_loras"):
         able = listing([one for one in registry.generators() if registry.declared(one, "text_loras")])
-        message = f"{kind} trains text encoders, and diffusers reads no LoRA of {generator}'s; use one of {able}"
+        message = (
+            f"{kind} trains text encoders, but diffusers cannot load a LoRA of those of {generator}; use one of {able}"
+        )
         found.append(("generator.kind", message))
     return found
 
@@ -229,7 +238,9 @@ def _added(config: Config) -> Problems:
     if config.memory.compile != "none":
         found.append(("memory.compile", f"a policy of kind {policy} acts on layers while they compute: use none"))
     if config.train.gradient_checkpointing and "reward_gradient" in config.recipe.needs:
-        says = f"recomputes blocks of several calls, and a policy of kind {policy} knows only the last one: use false"
+        says = (
+            f"recomputes blocks of several calls, and a policy of kind {policy} can repeat only the last one: use false"
+        )
         found.append(("train.gradient_checkpointing", says))
     generator = config.generator.kind
     if policy == "users" and ":" not in generator and not registry.declared(generator, "user_attention"):

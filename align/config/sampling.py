@@ -105,7 +105,9 @@ class Sampler(Settings):
         if not self.stochastic and self.window.strategy != "all":
             problems.append(("window.strategy", f"{self.kind} has no stochastic steps to choose from"))
         if self.kind in ("cps", "ddim") and self.noise_level is not None and self.noise_level > 1:
-            problems.append(("noise_level", f"noise levels of {self.kind} lie in (0, 1], given {self.noise_level}"))
+            problems.append(
+                ("noise_level", f"noise levels of {self.kind} should be in (0, 1], given {self.noise_level}")
+            )
         if self.stochastic and self.window.strategy == "all" and self.steps < 2:
             problems.append(("steps", "the last step adds no noise, so a stochastic sampler needs at least 2"))
         if problems:

@@ -77,7 +77,7 @@ class Train(Settings):
     @classmethod
     def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in betas):
-            raise problems_at([("", "both should lie in [0, 1)")], betas)
+            raise problems_at([("", "both should be in [0, 1)")], betas)
         return betas
 
 
@@ -302,7 +302,7 @@ def _check_precision(config: Config) -> Problems:
 
 
 def _check_size(config: Config) -> Problems:
-    """What was made for the size of the rollouts alone cannot serve samples of another size."""
+    """Settings that fit only the size of the rollouts cannot be used with samples of another size."""
     generator, size = config.generator, config.evaluate.size
     if size is None or size == generator.size:
         return []

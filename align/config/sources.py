@@ -118,7 +118,7 @@ class OnlineRollout(Settings):
             message = f"all samples of a group would be equal: {self.sampler.kind} adds no noise"
             raise problems_at([("same_noise", message)])
         if self.recompute and self.overlap == "next":
-            message = "the policy has moved since the next rollout was sampled: use overlap none or chunks"
+            message = "the policy has changed since the next rollout was sampled: use overlap none or chunks"
             raise problems_at([("recompute", message)])
         if self.filter is not None and self.filter.ban and self.overlap == "next":
             message = "the next rollout is sampled before this one's groups are filtered: set ban: false, or overlap"
@@ -151,7 +151,7 @@ class PairsRollout(StoredRollout):
         None,
         min_length=1,
         description="decide which sample is better by the columns chosen_score.NAME and rejected_score.NAME of this "
-        "NAME, such as VQ; rows that are equal there need prompts.bad: skip; null = as the file says",
+        "NAME, such as VQ; rows with equal scores need prompts.bad: skip; null = as in the file",
     )
 
 

@@ -149,7 +149,7 @@ class _Values:
             return getattr(self.constructor, f"construct_yaml_{kind}")(node)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
             words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-            raise self.wrong(node, f"{node.value!r:.80} is not {words[kind]}, as its tag says") from None
+            raise self.wrong(node, f"{node.value!r:.80} is not {words[kind]}, as its tag requires") from None
 
     def mapping(self, node: MappingNode, path: tuple[str, ...]) -> dict[Any, Any]:
         found: dict[Any, Any] = {}

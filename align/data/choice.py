@@ -15,7 +15,7 @@ Weight = Sequence[tuple[int, float]]
 
 
 def indices_at(step: int, count: int, total: int, seed: int) -> list[int]:
-    """Which of ``total`` items a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
+    """Items out of ``total`` that a step uses: pass after pass, each freshly shuffled; a function of the step alone."""
     return passes(step * count, (step + 1) * count, total, seed)
 
 
@@ -62,7 +62,7 @@ class Shares:
 
 
 def mixed_at(step: int, shares: Shares, totals: Sequence[int], seed: int) -> list[tuple[int, int]]:
-    """Which items of several sources a step uses, as (source, item).
+    """Items of several sources that a step uses, as (source, item).
 
     One source gives the items of :func:`indices_at`.
 

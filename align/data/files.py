@@ -71,7 +71,7 @@ def new_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
 
     Args:
         replaces: an existing ``path`` is removed once the new folder is whole and in its place. Only for folders that
-            :func:`align.runs.owned.check_removable` lets go, or that lie in one that belongs to the caller.
+            :func:`align.runs.owned.check_removable` lets go, or that are in a folder of the caller.
 
     Raises:
         RunFolderError: ``path`` holds something and is not to be replaced, or the disk refuses.

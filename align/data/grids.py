@@ -21,11 +21,11 @@ LOSSLESS = 96
 """Videos up to this side are written without loss; larger ones would take megabytes and seconds each."""
 PADDING, FONT_SIZE, MAX_LINES = 8, 12, 4
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf")
-"""Fonts of systems, for prompts that Pillow's own cannot draw."""
+"""Fonts of systems, for prompts that Pillow's own cannot show."""
 SHEET, GRID = "sheet", "grid.png"
 """Folder inside a folder of samples for what is not a sample, and name of the contact sheet."""
 SOURCE = "-source.png"
-"""What the file of a source ends in, after the number of its sample."""
+"""Ending of a source's file name, after the number of its sample."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -47,7 +47,7 @@ def save_samples(
     """Write ``000.png ...``, ``grid.png`` and ``prompts.json``; the folder appears complete or not at all.
 
     A video is written as ``000.webp`` (or gif, mp4) beside its middle frame ``000.png``, the image that an edit was
-    made from as ``000-source.png``; in the grid it stands left of the edit.
+    made from as ``000-source.png``; in the grid it is left of the edit.
 
     Args:
         folder: usually ``samples/step-000030``.
@@ -150,7 +150,7 @@ def _finite(value: float | None) -> float | None:
 
 @cache
 def _fonts() -> list[Font]:
-    """Pillow's own font, which knows little but ASCII, then those of :data:`FONTS` that this machine has."""
+    """Pillow's own font, which has little but ASCII, then those of :data:`FONTS` that this machine has."""
     found: list[Font] = [ImageFont.load_default(size=FONT_SIZE)]
     for name in FONTS:
         try:

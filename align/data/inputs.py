@@ -28,7 +28,7 @@ def encode(generator: Generator, prompts: Sequence[Prompt], wants: Iterable[str]
     """Conditioning and inputs of N prompts, a row each; a prompt that occurs twice is read and encoded once.
 
     Args:
-        wants: names that rewards ask for, beside those the generator does.
+        wants: names of inputs of the rewards, besides those of the generator.
 
     Raises:
         DataError: media that cannot be read; names the prompt's place.

@@ -40,13 +40,13 @@ STARTS = {
 }
 """First bytes of encoded media -> suffix of their files."""
 USUAL_FPS = 16
-"""Of a video whose frames are all equal, where the file says no more than how long it is."""
+"""Rate of a video whose frames are all equal, if the file gives only its duration."""
 _NOTE = re.compile(rb"alignflow: (\d{1,6}) frames, (\d{1,6}(?:\.\d{1,6})?) a second")
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a file holds.
+    """Content of a file.
 
     Args:
         pixels: uint8 ``[H, W, 3]`` of an image, ``[F, H, W, 3]`` of a video.
@@ -77,7 +77,7 @@ def read_pixels(source: Path | bytes) -> np.ndarray:
 def read_recording(source: Path | bytes) -> Recording:
     """An image or video with its frames a second, turned as its camera says; transparent parts become white.
 
-    Covers, thumbnails and the still that stands in for an animation are no frames. In animated webp, gif and png a
+    Covers, thumbnails and the still that stands in for an animation are not frames. In animated webp, gif and png a
     frame that is held for a whole number of times the shortest is repeated as often, at most :data:`LONGEST` times:
     webp and gif write equal neighbours once. One frame with a duration is a video that stands still. Frames of video
     are read once each, whatever their times.
@@ -108,7 +108,7 @@ def _there(path: Path) -> bool:
 
 
 def _moving(image: Image.Image, source: Path | bytes) -> Recording:
-    first = 1 if getattr(image, "default_image", False) else 0  # of a png: shown where it cannot be animated
+    first = 1 if getattr(image, "default_image", False) else 0  # a png's still for viewers without animation
     count = getattr(image, "n_frames", 1) - first
     if count > 1:
         check_video(count, *image.size)
@@ -163,7 +163,7 @@ def _times(held: Sequence[float], note: tuple[int | None, float] | None, form: s
             return times, fps
     shortest, total = min(held), sum(held)
     if len(held) == 1:
-        if total <= 0 or form == "AVIF":  # whose images have a duration too
+        if total <= 0 or form == "AVIF":  # still AVIF images have a duration too
             return [1], None
         times = [max(1, min(round(total * USUAL_FPS / 1000), LONGEST))]
         return times, 1000 * times[0] / total
@@ -242,7 +242,7 @@ def encode(pixels: np.ndarray, suffix: str, fps: float = 16, *, quality: int | N
         quality: 1 to 100 for a webp that may lose detail; None keeps every pixel.
 
     Raises:
-        DataError: a video for a format of images, a suffix nobody knows, odd sides or no codec for mp4.
+        DataError: a video for a format of images, an unknown suffix, odd sides or no codec for mp4.
     """
     if suffix == ".mp4":
         return encode_video(pixels if pixels.ndim == 4 else pixels[None], fps)
@@ -270,7 +270,7 @@ def duration(fps: float, form: str) -> int:
 
 
 def _note(frames: int, fps: float, form: str) -> dict[str, bytes]:
-    """What is written beside the frames: equal neighbours are written once, and durations are rounded."""
+    """Metadata beside the frames: equal neighbours are written once, and durations are rounded."""
     said = f"alignflow: {frames} frames, {fps:.6f} a second"
     if form == "GIF":
         return {"comment": said.encode()}

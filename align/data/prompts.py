@@ -41,17 +41,17 @@ PAIR = ("chosen", "rejected")
 
 
 NOTHING: Mapping[str, Any] = {}
-"""What most rows come with, once for all of them: a table may have a million."""
+"""The empty mapping that most rows share: a table may have a million rows."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prompt:
-    """What one sample is asked for. Nothing it names is opened before a step needs it.
+    """Request for one sample. Nothing that it names is opened before a step needs it.
 
     Args:
-        text: what is to be drawn.
+        text: the prompt.
         media: name -> file, or image inside a dataset.
-        metadata: everything else its row held, for rewards that want it.
+        metadata: everything else in its row, for rewards that need it.
         place: where it was written, for messages.
     """
 
@@ -192,7 +192,7 @@ def prompt_of_row(row: dict[str, Any], place: str, folder: Path, names: set[str]
         inner = other.pop("metadata")
         for name in inner:
             if name in other:
-                raise DataError(f'{place}: "{printable(name, 80)}" stands both beside "metadata" and in it')
+                raise DataError(f'{place}: "{printable(name, 80)}" is both beside "metadata" and in it')
         other |= inner
     return Prompt(text.strip(), media or NOTHING, other or NOTHING, place)
 

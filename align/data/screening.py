@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from generators.base import Generator
 
 SECONDS = 60.0
-"""Of reading before a run that would stop at a bad row begins; what was not reached goes on at the next start."""
+"""Seconds of reading before a run that would stop at a bad row begins; the rest is read at the next start."""
 WORTH_KEEPING = 1.0
 """Seconds of reading from which on the result is kept for the next start."""
 CHUNK = 256
@@ -31,10 +31,10 @@ RECORD = "skipped.json"
 
 @dataclass(frozen=True)
 class Needs:
-    """What is read of every row.
+    """Inputs that are read of every row.
 
     Args:
-        inputs: images that generator and rewards want, all of one size.
+        inputs: images that generator and rewards need, all of one size.
         columns: stored samples.
     """
 
@@ -48,7 +48,7 @@ def screen(
     """Place -> why of the prompts that cannot be used, and how many were looked at within ``seconds`` (None = all).
 
     What was found is kept by content (texts, and size and time of the files) in the user's cache folder, so that the
-    next start goes on where this one ended.
+    next start continues where this one ended.
     """
     began = time.monotonic()
     store = _cache(prompts, generator, needs)
@@ -116,7 +116,7 @@ def usable(
     shown = "".join(f"\n  {said}" for said in list(bad.values())[:SHOWN])
     shown += f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     if not skip:
-        raise DataError(f"{len(bad)} of {total} rows cannot be used; mend them, or set prompts.bad: skip{shown}")
+        raise DataError(f"{len(bad)} of {total} rows cannot be used; fix them, or set prompts.bad: skip{shown}")
     if len(bad) == total:
         raise DataError(f"none of {total} rows can be used{shown}")
     say(f"{len(bad)} of {total} rows are left out (prompts.bad: skip):{shown}")
@@ -124,7 +124,7 @@ def usable(
 
 
 def recorded(folder: Path, name: str, bad: dict[str, str], going_on: bool) -> dict[str, str]:
-    """What a run folder says was left out when the run began; the first start writes it.
+    """Rows that were left out when the run began, from its folder; the first start writes them.
 
     Raises:
         DataError: rows that were used until now cannot be used any more: without them the others would come in

@@ -81,7 +81,7 @@ def read_rows(source: str) -> Iterator[Row]:
 
 
 def table_path(source: str) -> Path:
-    """The file that ``source`` names, ``~`` replaced; DataError where there is none."""
+    """The file that ``source`` names, ``~`` replaced; DataError if there is none."""
     try:
         path = expanded(source)
     except ValueError as error:
@@ -92,7 +92,7 @@ def table_path(source: str) -> Path:
 
 
 def table_problems(path: str, source: str, read: Callable[[str], object]) -> list[Problem]:
-    """What ``read`` cannot read of the file that the setting ``path`` names. A dataset of the hub is not asked for."""
+    """Why ``read`` cannot read the file that the setting ``path`` names. Datasets of the hub are not tried."""
     if source.startswith(HUB):
         return _hub(path, source)
     try:
@@ -140,7 +140,7 @@ def _load(source: str, name: str, split: str, **options: Any) -> Any:
         else:
             with hub.offline() if silent else nullcontext():  # a copy in the cache is found without a network too
                 table = datasets.load_dataset(name, split=split, **options)
-    except Exception as error:  # a hierarchy of its own, and that of the hub client below it
+    except Exception as error:  # its own hierarchy, and that of the hub client below it
         said = f"{type(error).__name__}: {first_line(error)}" if not silent else hub.unavailable(name, "dataset")
         raise DataError(f"{printable(source, 300)}: split {split!r} cannot be loaded: {said}") from error
     for column, feature in table.features.items():
@@ -159,7 +159,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def is_tie(value: Any, place: str) -> bool:
-    """What a cell of the column ``tie`` says, nothing being no; raises DataError."""
+    """Value of a cell of the column ``tie``, where an empty cell is no; raises DataError."""
     said = "" if value is None else str(value).strip().lower()
     if said not in (*TRUE, *FALSE):
         raise DataError(f'{place}: "tie" should be true or false, given {value!r:.40}')

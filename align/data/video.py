@@ -44,7 +44,7 @@ def is_video(source: Path | bytes) -> bool:
 def read_video(source: Path | bytes) -> Video:
     """The frames a video holds, each once, whatever their times, and how many a second that is on average.
 
-    Covers and thumbnails are no frames.
+    Covers and thumbnails are not frames.
 
     Raises:
         DataError: not there, damaged, without frames, larger than allowed, or no codec is installed.
@@ -69,7 +69,7 @@ def _read(path: Path, name: str) -> Video:
 
 
 def rate_of(times: Sequence[float]) -> float | None:
-    """Frames a second of frames shown at ``times`` (seconds), on average; None where they do not tell."""
+    """Frames a second of frames shown at ``times`` (seconds), on average; None if they do not tell."""
     span = times[-1] - times[0] if len(times) > 1 else 0.0
     return (len(times) - 1) / span if span > 0 else None
 
@@ -191,7 +191,7 @@ def encode_video(pixels: np.ndarray, fps: float) -> bytes:
 
 
 def video_plugin(suffix: str = ".mp4") -> str:
-    """imageio's reader and writer of video that is installed; raises DataError where none is."""
+    """imageio's reader and writer of video that is installed; raises DataError if none is."""
     for package, plugin in (("imageio_ffmpeg", "FFMPEG"), ("av", "pyav")):
         if find_spec(package) is not None:
             return plugin

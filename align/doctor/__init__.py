@@ -1,6 +1,6 @@
 """State of this machine for training, for ``alignflow doctor``: what works, what is missing, one line of advice each.
 
-The probes read the machine; every judgement is a function of what they read. Torch is imported in a process of its own,
+The probes read the machine; every judgement is a function of what they read. Torch is imported in its own process,
 because a broken installation can end the process that imports it.
 """
 

@@ -1,4 +1,4 @@
-"""Cards, their driver and torch's build: whether they go together."""
+"""Cards, their driver and torch's build: whether they are compatible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Smi:
 
 
 def read_smi(command: str = "nvidia-smi") -> Smi | None:
-    """Driver and cards as the driver's own tool sees them; None where the tool is not installed."""
+    """Driver and cards as the driver's own tool sees them; None if the tool is not installed."""
     asked = [command, "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=20)
@@ -71,7 +71,7 @@ def driver(seen: Mapping[str, Any], smi: Smi | None) -> Iterator[Finding]:
 
 
 def _unreached(seen: Mapping[str, Any], smi: Smi | None) -> Finding:
-    """Why there is no card."""
+    """The reason why there is no card."""
     if smi is None:
         advice = "the embedded worlds train on the CPU; models such as SD3.5 need a card"
         return Finding("driver", "note", "no NVIDIA driver, so no CUDA card", advice)

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found and what to do about it.
+    """A finding and its remedy.
 
     Args:
         name: the thing, such as ``driver``.

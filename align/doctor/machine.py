@@ -23,7 +23,7 @@ ENOUGH_SHARED = 1.0
 
 @dataclass(frozen=True)
 class Load:
-    """Cores that this process may use, and the mean number of processes that want one, over a minute."""
+    """Cores that this process may use, and the mean number of runnable processes over a minute."""
 
     cores: float
     load: float
@@ -31,7 +31,7 @@ class Load:
 
 
 def read_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
-    """(available, total) memory in GB; a container's limit counts. NaN where the system does not say."""
+    """(available, total) memory in GB; a container's limit counts. NaN if the system does not say."""
     text = _text(meminfo)
     known = {match[1]: int(match[2]) * 1024 / GB for match in re.finditer(r"(?m)^(\w+):\s+(\d+) kB", text)}
     available, total = (known.get(name, float("nan")) for name in ("MemAvailable", "MemTotal"))
@@ -43,13 +43,13 @@ def read_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/
 
 
 def memory(found: tuple[float, float]) -> Iterator[Finding]:
-    """Memory of the machine; nothing where it is not known."""
+    """Memory of the machine; nothing if it is not known."""
     available, total = found
     if available != available:
         return
     said = f"{available:.1f} of {total:.1f} GB available"
     if available < LITTLE_MEMORY:
-        yield Finding("memory", "blocks", said, "end other programs: the smallest run takes 1.3 GB")
+        yield Finding("memory", "blocks", said, "close other programs: the smallest run takes 1.3 GB")
     elif available < ENOUGH_MEMORY:
         advice = "enough for the embedded worlds; memory.offload and large models need more than their weights"
         yield Finding("memory", "note", said, advice)
@@ -108,15 +108,17 @@ def read_load(group: Path = Path("/sys/fs/cgroup")) -> Load:
 
 
 def load(found: Load, seen: Mapping[str, Any]) -> Finding:
-    """Whether other programs want the cores, and whether torch starts more threads than there are cores."""
+    """Whether other programs use the cores, and whether torch starts more threads than there are cores."""
     threads = int(seen.get("threads", 0))
     said = f"{found.cores:g} cores, load {found.load:.1f}" + (f", {threads} threads of torch" if threads else "")
     if found.load > 0.5 * found.cores:
         slower = 1 + found.load / found.cores
-        advice = f"other programs run: a run on the CPU takes about {slower:.1f} times as long; wait, or end them"
+        advice = (
+            f"other programs are running: a run on the CPU takes about {slower:.1f} times as long; wait, or close them"
+        )
         return Finding("cores", "note", said, advice)
     if threads > found.cores:
-        advice = f"more threads than cores slow each other: export OMP_NUM_THREADS={max(1, int(found.cores))}"
+        advice = f"more threads than cores slow each other down: export OMP_NUM_THREADS={max(1, int(found.cores))}"
         return Finding("cores", "note", said, advice)
     return Finding("cores", "ok", said)
 

@@ -26,7 +26,7 @@ Version = Callable[[str], str | None]
 
 
 def installed(package: str) -> str | None:
-    """Version of a distribution; None where it is not installed."""
+    """Version of a distribution; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -38,7 +38,7 @@ def core(wanted: list[str] | None = None, of: Version = installed) -> Iterator[F
 
     Args:
         wanted: requirements as in pyproject.toml; default: those of the installed alignflow.
-        of: version of a package, None where it is missing.
+        of: version of a package, None if it is missing.
     """
     texts = (requires("alignflow") or [] if installed("alignflow") else []) if wanted is None else wanted
     needed = [one for one in map(Requirement, texts) if one.marker is None or one.marker.evaluate({"extra": ""})]

@@ -1,4 +1,4 @@
-"""What torch says of itself and of the cards, read in a process of its own."""
+"""Torch's own report of itself and of the cards, read in a separate process."""
 
 from __future__ import annotations
 

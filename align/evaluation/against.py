@@ -21,7 +21,7 @@ SAMPLES = "samples.jsonl"
 
 
 def comparing(rewards: Mapping[str, Reward], other: Path | None) -> dict[str, Reward]:
-    """Those of the rewards that compare samples of a prompt and say nothing of one alone.
+    """The rewards that compare samples of a prompt and give no score to a single one.
 
     Raises:
         ConfigError: there are some and no other benchmark, or the other way round.
@@ -29,8 +29,8 @@ def comparing(rewards: Mapping[str, Reward], other: Path | None) -> dict[str, Re
     found = {name: reward for name, reward in rewards.items() if reward.scope != "sample" and not reward.apart}
     if found and other is None:
         raise ConfigError(
-            f"evaluate.rewards.{next(iter(found))} compares samples; --against names the folder of another benchmark "
-            "of the same prompts, with whose samples it compares"
+            f"evaluate.rewards.{next(iter(found))} compares samples; set --against to the folder of another "
+            "benchmark of the same prompts"
         )
     if other is not None and not found:
         raise ConfigError(

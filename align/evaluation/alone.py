@@ -15,7 +15,7 @@ from rewards.base import Reward, RewardError, Scores
 
 
 def scored_alone(rewards: Mapping[str, Reward], settings: Evaluate, trained: str = "reward") -> dict[str, Reward]:
-    """Those of ``rewards`` that say something of a sample by itself, whole or in parts.
+    """The ``rewards`` that score a single sample, as a whole or in parts.
 
     The trained reward is left out where it does not; others were asked for, so they are refused.
 
@@ -27,7 +27,7 @@ def scored_alone(rewards: Mapping[str, Reward], settings: Evaluate, trained: str
         compares = reward.scope != "sample"
         if compares and name == settings.gold:
             raise RewardError(
-                f"evaluate.gold {name!r}: {_why(reward)}, so it gives no one number; name a reward that scores samples "
+                f"evaluate.gold {name!r}: {_why(reward)}, so it has no single value; name a reward that scores samples "
                 "one by one"
             )
         if compares and not reward.apart and name != trained:
@@ -38,7 +38,7 @@ def scored_alone(rewards: Mapping[str, Reward], settings: Evaluate, trained: str
 
 
 def note(name: str, reward: Reward) -> str | None:
-    """What to tell the user of a reward whose held-out score is not itself; None where it is."""
+    """Note for the user about a reward whose held-out score is replaced; None if it is not."""
     if reward.scope == "sample":
         return None
     shown = f"its parts are scored instead: {', '.join(reward.apart)}" if reward.apart else "it is not scored"

@@ -52,7 +52,7 @@ class Evaluation:
         media: ``[shown, ...]`` the first samples, for the grid.
         sources: ``[shown, 3, H, W]`` what these were made from, where prompts come with an image.
         reasons: reward name -> index -> why there is no score.
-        kinds: ``[P]`` the kind of each prompt, None where its table names none.
+        kinds: ``[P]`` the kind of each prompt, None if its table names none.
     """
 
     prompts: list[str]
@@ -66,7 +66,7 @@ class Evaluation:
     kinds: list[str | None] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """Means, standard errors and missing counts, as they stand in ``metrics.jsonl``."""
+        """Means, standard errors and missing counts, as they are in ``metrics.jsonl``."""
         known = {name: values[values.isfinite()] for name, values in self.scores.items()}
         return {
             "prompts": len(self.prompts),
@@ -147,7 +147,7 @@ def evaluate(
 def generate(
     generator: Generator, prompts: Sequence[Prompt], seeds: Sequence[int], wants: Sequence[str], settings: Evaluate
 ) -> tuple[Tensor, Inputs]:
-    """One sample per prompt by the evaluation sampler, and the inputs of the prompts that rewards want."""
+    """One sample per prompt by the evaluation sampler, and the inputs of the prompts that rewards need."""
     cond, inputs = encode(generator, prompts, wants)
     return _draw(generator, cond, seeds, settings.sampler, settings.chunk), inputs
 

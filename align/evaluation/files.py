@@ -55,14 +55,15 @@ def score_items(
 ) -> Iterator[Row]:
     """Rows as they are scored: ``file, prompt, scores: {name: value or None}, reasons: {name: why None}, unread``.
 
-    Rewards that look at each sample alone take ``chunk`` samples of one size at a time. Those that compare the samples
-    of a prompt take them together, and those that compare all take all; then rows come prompt by prompt. A score that
-    would be a comparison with nothing is missing and says so; ``parts: {name: {part: value}}`` holds its parts.
+    Rewards that score each sample separately take ``chunk`` samples of one size at a time. Rewards that compare the
+    samples of a prompt take them together, and those that compare all samples take all; then rows come prompt by
+    prompt. A score without a sample to compare with is missing, with a reason; ``parts: {name: {part: value}}`` holds
+    its parts.
 
     Args:
-        items: samples of any size; what a reward wants beside them is read at the same size.
+        items: samples of any size; what a reward needs beside them is read at the same size.
         chunk: samples scored at once.
-        parts: whether rows also hold the parts of scores that are no comparison.
+        parts: whether rows also hold the parts of scores that do not compare samples.
     """
     scope = widest_known([reward.scope for reward in rewards.values()])
     for bundle in _bundles(items, str(scope), chunk):
@@ -70,7 +71,7 @@ def score_items(
 
 
 def _bundles(items: Iterable[Item], scope: str, chunk: int) -> Iterator[Iterator[Item]]:
-    """What is read and scored before anything else is read: endless where memory alone ends it."""
+    """Bundles of samples, each read and scored before the next; endless if only memory limits it."""
     if scope == "sample":
         stream = iter(items)
         for first in stream:

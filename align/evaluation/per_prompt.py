@@ -18,7 +18,7 @@ from alignflow.errors import RunFolderError
 
 FOLDER = "held_out"
 KINDS = ("kind", "tag", "category")
-"""Columns of a table of prompts that say what kind of prompt a row is; the first of them that a row has counts."""
+"""Columns of a table of prompts that give the kind of a row's prompt; the first of them that a row has counts."""
 
 _NAME = re.compile(r"step-(\d{6,})\.json")
 
@@ -30,7 +30,7 @@ class PromptScores:
     Args:
         prompt: its text.
         seed: what the sample's noise came from.
-        scores: reward name -> score, None where there is none.
+        scores: reward name -> score, None if there is none.
         reasons: reward name -> why there is no score.
         kind: the kind of prompt, where its table names one (see :data:`KINDS`).
     """
@@ -43,7 +43,7 @@ class PromptScores:
 
 
 def kind_of(metadata: Mapping[str, Any]) -> str | None:
-    """The kind of a prompt as its row's metadata names it, None where it names none."""
+    """The kind of a prompt as its row's metadata names it, None if it names none."""
     found = (metadata[name] for name in KINDS if metadata.get(name) not in (None, ""))
     value = next(found, None)
     return str(value) if isinstance(value, str | int) else None
@@ -66,7 +66,7 @@ def scored_steps(run: Path) -> list[int]:
 
 
 def read_scores(run: Path, step: int) -> list[PromptScores] | None:
-    """The scores of one evaluation prompt by prompt, None where the run kept none (it is older, or not evaluated then).
+    """The scores of one evaluation prompt by prompt, None if the run kept none (it is older, or not evaluated then).
 
     Raises:
         RunFolderError: the file is damaged.
@@ -78,7 +78,7 @@ def read_scores(run: Path, step: int) -> list[PromptScores] | None:
         return [PromptScores(**row) for row in json.loads(path.read_text(encoding="utf-8"))["prompts"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(
-            f"{path} is damaged ({type(error).__name__}); delete it: only its details are lost"
+            f"{path} is damaged ({type(error).__name__}); delete it; only the details per prompt are lost"
         ) from None
 
 

@@ -42,11 +42,11 @@ def items_of(
     """Items of files, folders and tables, in their order.
 
     Contact sheets of our own sample folders are skipped, and in a folder also the stills of its videos and the sources
-    of its edits. A sample folder brings its prompts, where none are given; a table brings one a row.
+    of its edits. A sample folder has its prompts, used if none are given; a table has one per row.
 
     Args:
-        prompts: one for all samples or one each; none where folders or tables bring them.
-        say: gets a line about what is skipped.
+        prompts: one for all samples or one each; none if folders or tables have them.
+        say: called with a line about skipped files.
 
     Raises:
         DataError: nothing to score, a folder without images, or another number of prompts.
@@ -54,7 +54,7 @@ def items_of(
     tables = [path for path in paths if _is_table(path)]
     if tables:
         if prompts:
-            raise DataError(f"{tables[0]} brings its prompts in its column prompt; leave --prompt, --prompts-file out")
+            raise DataError(f"{tables[0]} has its prompts in the column prompt; leave out --prompt and --prompts-file")
         return (item for path in paths for item in (_table(str(path)) if _is_table(path) else _alone(path, say)))
     index = _Index()
     files = [file for path in paths for file in _files(Path(path), index, say)]
@@ -83,13 +83,13 @@ def _alone(path: Path | str, say: Callable[[str], None]) -> Sequence[Item] | Ite
 
 
 class _Index:
-    """What the ``prompts.json`` of sample folders say; each is read once."""
+    """Content of the ``prompts.json`` of sample folders; each is read once."""
 
     def __init__(self) -> None:
         self.known: dict[Path, Mapping[str, Any]] = {}
 
     def of(self, folder: Path) -> Mapping[str, Any]:
-        """The index of a sample folder, empty where it is none."""
+        """The index of a sample folder, empty if the folder is not one."""
         if folder not in self.known:
             try:
                 found = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
 
 
 def _beside(file: Path, index: _Index) -> bool:
-    """Whether a file of a sample folder lies beside its samples and is none."""
+    """Whether a file beside the samples of a sample folder is not a sample."""
     about = index.of(file.parent)
     if not about:
         return False

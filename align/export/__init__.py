@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from align.config.settings import Config
 
 NOTICED, LOST = 0.1, 0.5
-"""Shares of the trained effect that rounding may take before it is said, and before the export fails."""
-STAGES = {"transformer": "high_noise", "transformer_2": "low_noise"}  # of two experts, what their files are called
+"""Shares of the trained effect that rounding may take before a warning, and before the export fails."""
+STAGES = {"transformer": "high_noise", "transformer_2": "low_noise"}  # names of the files of two experts
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def export(
         if share is not None and share > NOTICED:
             found["warning"] = f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
         if lost is not None:
-            found["warning"] = f"averaging the gate over time moved velocities by up to {lost:.2g}"
+            found["warning"] = f"averaging the gate over time changed velocities by up to {lost:.2g}"
         write_card(staging, job.config, trained, to, found)
     return found
 
@@ -148,7 +148,7 @@ def _check_reloaded(to: str, difference: float, scale: float, allowed: float) ->
 
 
 def sentence(found: Mapping[str, Any]) -> str:
-    """What the comparison of :func:`export` found, for people."""
+    """Result of the comparison of :func:`export`, for people."""
     share = found["share"]
     said = (
         f"training changed them by up to {found['effect']:.2g}, of which this is {share:.1%}"
@@ -167,7 +167,7 @@ def _remedy(job: Job) -> str:
 
 
 def _job(trained: Trained, to: str, dtype: str | None, average: bool) -> Job:
-    """What is asked, or ExportError."""
+    """Check the arguments; raises ExportError."""
     if to not in FORMATS:
         raise ExportError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:

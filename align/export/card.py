@@ -78,7 +78,7 @@ def write_card(folder: Path, config: Config, trained: Trained, to: str, found: M
 
 
 def _shown(path: str) -> str:
-    """A base model without the folders in which it lies on this machine."""
+    """A base model's name without the folders that hold it on this machine."""
     return Path(path).name if Path(path).expanduser().exists() else path
 
 
@@ -159,7 +159,7 @@ def _change(change: Change | None) -> str:
 
 
 def _training(config: Config, run: Run, step: int) -> str:
-    """What was optimised how, and what it cost."""
+    """The optimised reward, the recipe, and the costs."""
     reward = None if config.reward is None else _reward(config.reward.model_dump(mode="json"))
     rows = [("recipe", f"`{config.recipe.kind}`"), ("reward", reward), *facts(run)]
     whole = "" if run.steps in (0, step) else f"Costs are those of the whole run of {run.steps:,} steps.\n\n"
@@ -212,16 +212,16 @@ def _beside(folder: Path, files: Iterable[Path]) -> list[str]:
 
 
 def _gallery(pictures: Pictures) -> str:
-    """Both grids, and prompt and seed of each picture in their order."""
+    """Both grids, and prompt and seed of each image in their order."""
     if pictures.visit is None or not pictures.grids:
         return ""
     visit = pictures.visit
-    lines = ["## Pictures", "\n".join(f"![{when}]({name})" for when, name in pictures.grids.items())]
+    lines = ["## Images", "\n".join(f"![{when}]({name})" for when, name in pictures.grids.items())]
     rows = [
         f"| {row + 1} | {_cell(prompt)} | {seed} |"
         for row, (prompt, seed) in enumerate(zip(visit.prompts, visit.noise, strict=False))
     ]
-    lines.append("\n".join(["| picture | prompt | seed |", "|---|---|---|", *rows]))
+    lines.append("\n".join(["| image | prompt | seed |", "|---|---|---|", *rows]))
     return "\n\n".join(lines)
 
 
@@ -243,7 +243,7 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
     shown = bool(pictures.grids) and visit is pictures.visit
     if first is not None and shown:
         source = pictures.sources[0] if pictures.sources else first.source
-        first = replace(first, file="picture 1", source=source)
+        first = replace(first, file="image 1", source=source)
     lines = code(run.config, place, first, bool(visit and visit.video))
     if (base := _shown(generator.path)) != generator.path:
         lines = lines.replace(json.dumps(generator.path, ensure_ascii=False), json.dumps(base, ensure_ascii=False))
@@ -252,7 +252,7 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
     said = f"In this folder, this code generates {what} with plain diffusers" if visit else ""
     text = f"{said}{', but not the same image' if differs else ''}." if said else ""
     if shown and len(pictures.visit.prompts if pictures.visit else ()) > 1:
-        text += "\nThe prompt and the seed of another picture, from the table above, generate that picture."
+        text += "\nThe prompt and the seed of another image, from the table above, generate that image."
     reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")
     return (f"{text}\n\n" if text else "") + f"{reasons}```python\n{lines}\n```"
 

@@ -25,7 +25,7 @@ from generators.base import Generator
 TIMES = (0.95, 0.5, 0.05)  # flow times at which velocities are compared; experts by time are all asked
 ADAPTER = "exported"
 PROMPT = "a red circle beside two blue squares"
-EXACT, ROUNDED = 1e-4, 3e-2  # of float32, and where anything is rounded to a half precision
+EXACT, ROUNDED = 1e-4, 3e-2  # tolerances in float32, and with half precision
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Answers:
 
 
 def answers(generator: Generator, *, decode: bool) -> Answers:
-    """What ``generator`` answers at :data:`TIMES`; images that it needs are random ones."""
+    """Velocities of ``generator`` at :data:`TIMES`; images that it needs are random."""
     source = torch.Generator().manual_seed(0)
     shapes = {name: (1, 1 if name == "mask" else 3, *generator.size) for name in generator.inputs}
     inputs = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
@@ -80,7 +80,7 @@ def merge(generator: Generator) -> None:
     networks = generator.part_networks(PARTS)
     for component, lora in trained_loras(generator).items():
         network: Any = networks[component]
-        if not hasattr(network, "unload_lora"):  # of transformers
+        if not hasattr(network, "unload_lora"):  # a model of transformers
             network.delete_adapter(list(network.peft_config))
             recurse_remove_peft_layers(network)
         else:
@@ -184,7 +184,7 @@ def _same(path: Path, changes: Iterable[tuple[str, Tensor]], lora: Lora, toleran
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What a reader stumbles over, as an ExportError."""
+    """Turn the failures of a reader into ExportErrors."""
     try:
         yield
     except (

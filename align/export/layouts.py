@@ -23,7 +23,7 @@ class ExportError(AlignflowError, ValueError):
 
 @dataclass(frozen=True)
 class Blocks:
-    """A list of blocks: diffusers' name of it, the published one, and which of our layers lie in each of theirs.
+    """A list of blocks: diffusers' name of it, the published one, and which of our layers are in each of theirs.
 
     Several of ours in one of theirs are one fused weight, stacked along its outputs. Without layers, names are alike.
     """
@@ -40,7 +40,7 @@ class Layout:
     Args:
         formats: what of ``comfyui`` and ``kohya`` diffusers can read back, so that it can be checked.
         parts: what a ``comfyui`` file calls A and B.
-        converter: diffusers' reader of published *weights* that stands in where its LoRA reader knows no such file.
+        converter: diffusers' reader of published *weights* that is used if its LoRA reader cannot read such a file.
         whole: the reader of ``kohya`` files wants every layer of every block.
     """
 
@@ -243,7 +243,7 @@ def fuse(parts: Sequence[tuple[int, tuple[Tensor, Tensor] | None]]) -> tuple[Ten
 
 
 def place(name: str, layout: Layout) -> tuple[str, tuple[str, ...]] | None:
-    """Published layer of one of ours, and all of ours that lie in it."""
+    """Published layer of one of ours, and all of ours that are in it."""
     for blocks in layout.blocks:
         found = re.fullmatch(rf"{re.escape(blocks.ours)}\.(\d+)\.(.+)", name)
         if found is None:

@@ -20,7 +20,7 @@ class Licence:
     """A base model's licence.
 
     Args:
-        header: keys and values for the header of a model card; empty where the folder names none.
+        header: keys and values for the header of a model card; empty if the folder names none.
         sentence: the same in words.
     """
 

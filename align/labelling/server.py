@@ -22,7 +22,7 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif
 
 
 class Vote(BaseModel):
-    """What the page sends."""
+    """Vote that the page sends."""
 
     pair: str = Field(max_length=64)
     choice: Literal["left", "right", "tie"]

@@ -113,7 +113,7 @@ class Votes:
     Args:
         path: ``.jsonl``, made where it is missing.
         user: written into every row.
-        say: takes a line for the user.
+        say: called with a line for the user.
     """
 
     def __init__(self, path: Path, user: str = "", say: Any = print) -> None:
@@ -146,7 +146,7 @@ class Votes:
         if cut:
             write_bytes(self.path.with_name(f"{self.path.name}.cut"), cut)
             write_bytes(self.path, whole + b"\n" if whole else b"")
-            self.say(f"{self.path}: its last line was not finished and is now in {self.path.name}.cut")
+            self.say(f"{self.path}: its last line was incomplete and was moved to {self.path.name}.cut")
 
     @property
     def voted(self) -> set[str]:
@@ -172,7 +172,7 @@ class Votes:
             return True
 
     def undo(self) -> str | None:
-        """Remove this user's last vote; the key of its pair, None where there is none."""
+        """Remove this user's last vote; the key of its pair, None if there is none."""
         with self._turn:
             last = next((row for row in reversed(self.rows) if row.get("user", "") == self.user), None)
             if last is None or "pair" not in last:

@@ -13,7 +13,7 @@ else:
     torch = lazy("torch")
 
 Divisor = Literal["group", "global", "centred", "none"]
-"""What divides an advantage; see :func:`group_advantage`."""
+"""Divisor of an advantage; see :func:`group_advantage`."""
 
 
 def group_advantage(
@@ -61,7 +61,7 @@ def group_advantage(
 
 
 def zero_variance(rewards: Tensor, group: Tensor) -> int:
-    """Number of groups that teach nothing: no two of their (not missing) rewards differ."""
+    """Number of groups without a signal: no two of their (not missing) rewards differ."""
     values, index = clean(rewards, group)
     differs = (values - group_mean(values, index)).abs() > 0
     return len(index.unique()) - len(index[differs].unique())

@@ -1,4 +1,4 @@
-"""Attention to more keys than a network has: decoupled, each with a softmax of its own."""
+"""Attention to more keys than a network has: decoupled, each with its own softmax."""
 
 from __future__ import annotations
 

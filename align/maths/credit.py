@@ -37,7 +37,7 @@ def temporal_value(rewards: Tensor, discount: float) -> Tensor:
 
 
 def step_shares(values: Tensor) -> Tensor:
-    """``omega_s = Q_s / mean over s of Q_s`` in [:data:`LOWEST`, :data:`HIGHEST`] (VGPO); 1 where that mean is 0.
+    """``omega_s = Q_s / mean over s of Q_s`` in [:data:`LOWEST`, :data:`HIGHEST`] (VGPO); 1 if that mean is 0.
 
     Args:
         values: ``[N, S]`` >= 0; NaN = missing, which the mean leaves out.
@@ -68,7 +68,7 @@ def anchored(
         clip: largest absolute advantage; None for none.
 
     Returns:
-        ``[N, S]`` float32, 0 where a value is missing.
+        ``[N, S]`` float32, 0 if a value is missing.
     """
     columns = [group_advantage(column, group, normalise_by=normalise_by, clip=None) for column in values.unbind(1)]
     relative = torch.stack(columns, 1).double()
@@ -101,7 +101,7 @@ def set_score(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 def marginal(rewards: Tensor, weights: Tensor) -> Tensor:
-    """Of every member, how much the set's score would fall without it: ``S(all) - S(all but j)``.
+    """Decrease of the set's score without each member: ``S(all) - S(all but j)``.
 
     0 for a member that another one equals or exceeds under every preference.
 

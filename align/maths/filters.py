@@ -1,4 +1,4 @@
-"""Rewards -> groups and samples that teach little, which a run leaves out."""
+"""Rewards -> groups and samples with little signal, which a run leaves out."""
 
 from __future__ import annotations
 

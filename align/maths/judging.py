@@ -1,7 +1,7 @@
 """Rewards of a judge that writes its verdict, for GRPO on its tokens (:func:`align.maths.tokens.token_pg`).
 
-Arguments are ``[N]``, one number per written reply: ``form`` is 1 where the reply has the required form, and
-``right`` is 1 where its verdict is the true one; else they are 0. ``alignflow reward reason`` trains a judge with them.
+Arguments are ``[N]``, one number per written reply: ``form`` is 1 if the reply has the required form, and
+``right`` is 1 if its verdict is the true one; else they are 0. ``alignflow reward reason`` trains a judge with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def verdict_reward(form: Tensor, right: Tensor) -> Tensor:
 
 
 def listener_reward(form: Tensor, right: Tensor, listener: Tensor, weight: float = 0.5) -> Tensor:
-    """``form + 0.5 right + 0.5 listener``: a reasoner that has to convince a listener.
+    """``form + 0.5 right + 0.5 listener``: form, verdict, and a listener that reads the reasons.
 
     Args:
         listener: probability of the true verdict that a frozen judge gives after it read the reply.
@@ -34,13 +34,13 @@ def listener_reward(form: Tensor, right: Tensor, listener: Tensor, weight: float
 
 
 def rubric_reward(form: Tensor, right: Tensor, proxy: Tensor, *, additive: bool = False) -> Tensor:
-    """Proxy-GRM's reward of a rubric and a verdict: a frozen proxy that sees the rubric alone predicts the order.
+    """Proxy-GRM's reward of a rubric and a verdict: a frozen proxy that reads only the rubric predicts the order.
 
     A right verdict is worth 1.5 if the proxy is right too, 0.5 if it is not; a wrong verdict -1. ``additive`` is the
     paper's other form, +-1 for the verdict and +-1 for the proxy. Both have 0.5 for the form.
 
     Args:
-        proxy: 1 where the proxy predicts the true order, else 0.
+        proxy: 1 if the proxy predicts the true order, else 0.
     """
     if additive:
         return (2 * right - 1) + (2 * proxy - 1) + 0.5 * form
@@ -66,7 +66,7 @@ def accuracy_reward(pair: Tensor, dimensions: Tensor, overall: float = 0.5) -> T
     """``overall pair + (1 - overall) dimensions``: VR-Thinker (arXiv 2510.10518).
 
     Args:
-        pair: 1 where the verdict about the pair is right, else 0.
+        pair: 1 if the verdict about the pair is right, else 0.
         dimensions: share of the dimensions whose verdict is right.
     """
     return overall * pair + (1 - overall) * dimensions
@@ -82,11 +82,11 @@ def gain_reward(accuracies: Sequence[Sequence[float]], weight: float = 0.2) -> T
 
 
 def exploration_reward(looked: Tensor, group: Tensor, least: float = 0.2, weight: float = 0.5) -> Tensor:
-    """``weight max(least - R, 0)`` for replies that looked at further frames, else 0 (VR-Thinker).
+    """``weight max(least - R, 0)`` for replies that requested further frames, else 0 (VR-Thinker).
 
     Args:
-        looked: 1 where a reply asked for frames, else 0.
-        group: number of the question; R is the share of its replies that looked.
+        looked: 1 if a reply asked for frames, else 0.
+        group: number of the question; R is the share of its replies that requested frames.
     """
     counts = torch.zeros(int(group.max()) + 1).index_add(0, group, torch.ones_like(looked))
     share = (torch.zeros_like(counts).index_add(0, group, looked) / counts)[group]

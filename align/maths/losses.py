@@ -35,7 +35,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Guard:
-    """What the normalised ratio of GRPO-Guard needs besides the log-probabilities.
+    """Inputs of GRPO-Guard's normalised ratio besides the log-probabilities.
 
     Args:
         mean: ``[M, ...]`` mean of the step under the policy, with gradient.
@@ -112,7 +112,7 @@ def clipped_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float, *
         clip: half width of the trusted range, > 0.
 
     Returns:
-        metrics ``ratio`` and ``clipped``, 1 where the clip took the gradient.
+        metrics ``ratio`` and ``clipped``, 1 if the clip took the gradient.
     """
     log_ratio = logp - logp_old.detach()
     if guard is not None:
@@ -130,7 +130,7 @@ def clipped_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float, *
 def masked_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, divergence: Tensor, threshold: float) -> Loss:
     """Unclipped surrogate ``-A rho`` without the terms that leave the old policy: Flow-DPPO (arXiv 2606.11025).
 
-    A term is 0 where its ``divergence`` has reached the threshold and its ratio moves on: above 1 with A > 0, or below
+    A term is 0 if its ``divergence`` has reached the threshold and its ratio moves on: above 1 with A > 0, or below
     1 with A < 0. A ratio on the other side of 1 moves back and stays. As in verl-omni, ``FlowDPPOLoss``.
 
     Args:
@@ -141,7 +141,7 @@ def masked_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, divergence: Ten
         threshold: > 0, published 1e-5.
 
     Returns:
-        metrics ``ratio``, ``divergence`` and, 1 where a term was masked, ``masked_good`` (A > 0) and ``masked_bad``.
+        metrics ``ratio``, ``divergence`` and, 1 if a term was masked, ``masked_good`` (A > 0) and ``masked_bad``.
     """
     ratio, divergence = (logp - logp_old.detach()).exp(), divergence.detach()
     far, moved = divergence >= threshold, ratio.detach() - 1
@@ -223,7 +223,7 @@ def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, v_old: Tenso
     Args:
         v: ``[M, ...]``, with gradient.
         weight: ``[M]``; a negative one pushes away and has no minimum.
-        v_old: ``[M, ...]`` velocity of the policy that drew ``x0``, or None.
+        v_old: ``[M, ...]`` velocity of the policy that generated ``x0``, or None.
 
     Returns:
         metric ``fm``, the unweighted error.
@@ -264,11 +264,11 @@ def dmd(x: Tensor, x_real: Tensor, x_fake: Tensor, weight: float | Tensor = 1.0)
         g = (x_fake - x_real) / mean |x - x_real|,    weight mean (x - sg(x - g))^2 / 2
 
     The gradient with respect to ``x`` is ``weight g / D`` for D dimensions: it leads from the student's distribution
-    to the teacher's, and is 0 where the two predictions are equal.
+    to the teacher's, and is 0 if the two predictions are equal.
 
     Args:
         x: ``[M, ...]`` samples of the student, with gradient.
-        x_real: ``[M, ...]`` clean samples that the teacher predicts from ``x`` noised again.
+        x_real: ``[M, ...]`` clean samples that the teacher predicts from ``x`` re-noised.
         x_fake: ``[M, ...]`` the same from the critic, a model of the student's own distribution.
         weight: number or ``[M]``, such as ``exp(beta reward)``.
 
@@ -310,7 +310,7 @@ def pair_pref(
         label: number or ``[P]``, probability y that the winner really is better.
 
     Returns:
-        metrics ``accuracy`` (1 where the policy favours the winner more than the reference does, 1/2 where equally)
+        metrics ``accuracy`` (1 if the policy favours the winner more than the reference does, 1/2 where equally)
         and ``margin`` (-beta/2 D).
     """
     margin = -beta / 2 * ((error_w - error_l) - (ref_error_w - ref_error_l).detach())

@@ -27,7 +27,7 @@ class Pairs:
     Args:
         winner: ``[P]`` row of the better sample.
         loser: ``[P]`` row of the other one.
-        gap: ``[P]`` reward of the winner less that of the loser; 0 where a reward is missing.
+        gap: ``[P]`` reward of the winner less that of the loser; 0 if a reward is missing.
         valid: ``[P]`` whether both rewards are there and ``gap > margin``. An invalid pair has indices that exist.
         tie: ``[P]`` whether neither sample is better; None = there are no such pairs.
     """
@@ -162,7 +162,7 @@ def rank_then_sift(verdicts: Tensor, scores: Tensor, group: Tensor, margin: floa
 
 
 def win_counts(rewards: Tensor, group: Tensor) -> Tensor:
-    """How many samples of its group each sample beats, ``[N]``; -1 where its reward is missing."""
+    """How many samples of its group each sample beats, ``[N]``; -1 if its reward is missing."""
     count = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
     for rows in members(group):
         values = rewards[rows]
@@ -197,7 +197,7 @@ def pass_fail(rewards: Tensor, group: Tensor, passing: float, per_winner: int, s
         rewards: ``[N]``; missing ones (not finite) are left out.
         group: ``[N]`` integers, one per prompt.
         passing: a sample passes if its reward is at least this.
-        per_winner: partners drawn for each sample that passed; there may be fewer.
+        per_winner: random partners of each sample that passed; there may be fewer.
 
     Returns:
         as many pairs as there are, all valid; ``gap`` 0 for a tie.

@@ -117,7 +117,7 @@ def step(
         noise_level: the a of the table: >= 0, at most 1 for cps and ddim. Ignored by ode and dpm2.
         t_second: second time of the grid; stands in for t = 1 in Flow-SDE's s, which is infinite there.
         noise: ``[N, ...]`` standard normal z; a stochastic step needs it or ``x_next``.
-        x_next: ``[N, ...]`` latents after the step, to score instead of drawing.
+        x_next: ``[N, ...]`` latents after the step, to score instead of sampling.
         previous: dpm2's memory: time and ``x0_hat`` of the step before; None at the first.
 
     Returns:
@@ -227,7 +227,7 @@ def window_steps(
     shift_every: int,
     seed: int,
 ) -> tuple[int, ...]:
-    """Which of ``steps`` steps are stochastic, and trained, in this iteration; the same on every process.
+    """The steps out of ``steps`` that are stochastic and trained in this iteration; the same on every process.
 
     The last step is left out unless ``start`` or ``size`` reaches it: its noise would stay in the sample, and its
     Gaussian is so narrow that log-probabilities lose their meaning (Flow-GRPO and DanceGRPO do not train it either).
@@ -235,7 +235,7 @@ def window_steps(
     Args:
         size: length of the window; None for strategy "all".
         start: (first, last) step the window may start at, both included; None = anywhere before the last step.
-        strategy: "all" = every step but the last; "random" = a window at a uniformly drawn place (Flow-GRPO-Fast: size
+        strategy: "all" = every step but the last; "random" = a window at a uniformly random place (Flow-GRPO-Fast: size
             2 or 3 in the first half); "progressive" = a window that moves on by one every ``shift_every`` iterations
             and returns to the first place after the last (MixGRPO, arXiv 2507.21802).
         seed: of the run; with ``iteration`` it decides the random place.
@@ -282,7 +282,7 @@ def sample(
     keep: bool = False,
     on_x0: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Trajectory | None]:
-    """Integrate from ``times[0]`` to ``times[-1]``. Whether gradients are kept is the caller's to say.
+    """Integrate from ``times[0]`` to ``times[-1]``. The caller decides whether gradients are kept.
 
     Args:
         velocity: ``(x [N, ...], t [])`` -> ``v [N, ...]``.
@@ -293,7 +293,7 @@ def sample(
             stochastic kind, as strategy "all" of :func:`window_steps`: the last one's noise would stay in the sample.
         noise: step index -> ``[N, ...]`` standard normal.
         keep: return the stochastic steps.
-        on_x0: told (step index, ``x0_hat [N, ...]``) before every step.
+        on_x0: called with (step index, ``x0_hat [N, ...]``) before every step.
 
     Returns:
         latents ``[N, ...]`` in float32 (float64 if x is), and the trajectory if ``keep``.

@@ -1,6 +1,6 @@
 """Losses of language models: formulas on log-probabilities of tokens ``[N, L]``, one number per reply ``[N]``.
 
-``mask [N, L]`` says where a reply has tokens; what lies beyond counts in nothing. A reply without tokens gives 0.
+``mask [N, L]`` marks the tokens of a reply; values elsewhere are ignored. A reply without tokens gives 0.
 """
 
 from __future__ import annotations

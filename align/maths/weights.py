@@ -31,7 +31,7 @@ def nft_probability(
             the last two therefore move r by 1 / (2 clip) at most, not to 0 and 1.
 
     Returns:
-        ``[N]`` in [0, 1]; 1/2, which teaches nothing at ``v = v_old``, for advantage 0.
+        ``[N]`` in [0, 1]; 1/2, without a gradient at ``v = v_old``, for advantage 0.
     """
     value = advantage.clamp(-clip, clip)
     if mode == "positive_only":
@@ -81,7 +81,7 @@ def feature_trust(distance: Tensor, rate: float, bias: float, low: float = 1.0, 
         distance: ``[N]`` >= 0 of a sample's features from those that the reward was trained on; NaN = unknown.
 
     Returns:
-        ``[N]`` float32; NaN where the distance is.
+        ``[N]`` float32; NaN if the distance is.
     """
     return torch.exp(bias - rate * distance.float()).clamp(low, high)
 

@@ -1,4 +1,4 @@
-"""Modules that a policy adds to the blocks of a frozen network, and that alone are trained."""
+"""Modules that a policy adds to the blocks of a frozen network; only these are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from generators.base import Generator
 
 
 class Added(nn.Module):
-    """What is added to a block. Its parameters are trained; what it is given is a buffer.
+    """Module that is added to a block. Its parameters are trained; tensors that it is given are buffers.
 
     Attributes:
         on: whether it takes part in what the network computes.
@@ -34,7 +34,7 @@ def added_parameters(generator: Generator) -> list[tuple[str, nn.Parameter]]:
 
 @contextmanager
 def added_off(generator: Generator) -> Iterator[None]:
-    """Inside the block the generator computes as the base, to the bit."""
+    """Inside the block the generator computes as the base, bit for bit."""
     modules = [module for module in added(generator).values() if module.on]
     for module in modules:
         module.on = False

@@ -98,7 +98,7 @@ def add_trained(config: Config, generator: Generator) -> None:
     The network then computes as the policy.
 
     Raises:
-        ConfigError: the recipe has several learners, and the policy is no LoRA: they cannot share it.
+        ConfigError: the recipe has several learners, and the policy is not a LoRA: they cannot share it.
         LoraError: a LoRA that is loaded is not there or does not fit.
     """
     policy, learners = config.policy, config.recipe.learners()
@@ -164,7 +164,7 @@ def build_roles(config: Config, generator: Generator) -> dict[str, Roles]:
 
 
 def contexts(config: Config, generator: Generator) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-    """Learner -> makes the context in which the network computes as that learner; empty where there is only one."""
+    """Learner -> makes the context in which the network computes as that learner; empty if there is only one."""
     learners = config.recipe.learners()
     if len(learners) < 2:
         return {}

@@ -1,8 +1,8 @@
-"""Several frozen LoRAs, the experts, mixed by a gate that depends on block and time; the gate alone is trained.
+"""Several frozen LoRAs, the experts, mixed by a gate that depends on block and time; only the gate is trained.
 
 ``W_l(t) = W_l + sum_k g_k(t) B_k A_k`` with ``g(t) = softmax(W e(t) + b)`` of the layer's block, after the gate of
 FantasyTalking2 (arXiv 2508.11255). That paper does not publish the gate's formula: the softmax, the features ``e(t)``
-and one gate per block are our reconstruction. A LoRA file cannot express such a policy, so it has a file of its own.
+and one gate per block are our reconstruction. A LoRA file cannot express such a policy, so it has its own file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Gate(Added):
     """The gate of one block, and the experts' changes of its layers.
 
     Args:
-        generator: whose call in progress says the time of every row.
+        generator: its call in progress holds the time of every row.
         names: of the K experts.
         changes: layer -> one change per expert, None for an expert that leaves the layer alone.
         features: of the time, even.
@@ -71,14 +71,14 @@ class Gate(Added):
         return gate(t, self.weight, self.bias)
 
     def change(self, number: int, x: Tensor) -> Tensor | float:
-        """What the experts add to the output of layer ``number`` on its input ``[N, ..., in]``."""
+        """Sum of the experts' contributions to the output of layer ``number`` on its input ``[N, ..., in]``."""
         if not self.on:
             return 0.0
         a, b, expert = (self.get_buffer(f"{name}{number}") for name in ("a", "b", "expert"))
         call = self.generator.call
         if call is None or len(x) != len(call.t):
             raise LoraError(
-                f"layer {self.layers[number]} has {len(x)} rows, other than the call: it cannot have a gate"
+                f"layer {self.layers[number]} has {len(x)} rows, another number than the call: it cannot have a gate"
             )
         share = self.shares(call.t)[:, expert].reshape(len(x), *[1] * (x.ndim - 2), -1)
         return ((x.to(a.dtype) @ a.T) * share) @ b.T
@@ -142,7 +142,7 @@ def read_experts(generator: Generator, files: Mapping[str, str | os.PathLike[str
             file = lora_files.find(place / "lora" if (place / "lora").is_dir() else place)
             if text := sorted(lora_files.encoders(file) - {""}):
                 raise LoraError(
-                    f"expert {name}: {file} changes {' and '.join(text)}; an expert changes the network alone"
+                    f"expert {name}: {file} changes {' and '.join(text)}; an expert may change only the network"
                 )
         except LoraFileError as error:
             raise LoraError(f"expert {name}: {error}") from None

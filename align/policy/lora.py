@@ -73,7 +73,7 @@ def add_lora(
         (name, parameter) in the order of the networks, those of text encoders after them.
 
     Raises:
-        LoraError: a target that is no linear layer of this model; no text encoder that can have a LoRA.
+        LoraError: a target that is not a linear layer of this model; no text encoder can have a LoRA.
     """
     networks, backbones = generator.part_networks(parts), generator.backbones()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft makes the layers on the CPU
@@ -156,7 +156,7 @@ def save_lora(generator: Generator, folder: str | os.PathLike[str], name: str | 
     ``alpha / rank`` is multiplied into ``B``, so that readers which know no alpha are right too; the header says the
     same (alpha = rank). Samples are then equal bit for bit where ``alpha / rank`` is a power of two and to float32
     rounding elsewhere. The file appears whole or not at all. It holds the text encoders' LoRA too. A second expert's
-    lies beside it, for ``load_lora_weights(folder, weight_name=file_of("transformer_2"),
+    is beside it, for ``load_lora_weights(folder, weight_name=file_of("transformer_2"),
     load_into_transformer_2=True)``.
 
     Args:
@@ -183,7 +183,7 @@ def loras_of(generator: Generator, name: str | None = None) -> dict[str, Lora]:
 
 
 def lora_of(network: nn.Module, name: str | None = None) -> Lora:
-    """The LoRA on a network, the one of this name if there are several; float32 on the CPU, empty where it has none.
+    """The LoRA on a network, the one of this name if there are several; float32 on the CPU, empty if it has none.
 
     Every process must call it where the network is sharded.
     """
@@ -199,7 +199,7 @@ def lora_of(network: nn.Module, name: str | None = None) -> Lora:
 
 
 def files_of(loras: Mapping[str, Lora]) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
-    """File name -> tensors and header that diffusers reads; text encoders stand in the first network's file."""
+    """File name -> tensors and header that diffusers reads; text encoders are in the first network's file."""
     files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
     for component, lora in loras.items():
         tensors, header = as_diffusers(lora, f"{component}." if component.startswith("text_encoder") else PREFIX)
@@ -240,7 +240,7 @@ def load_lora(
     (:mod:`align.policy.lora_foreign`).
 
     Args:
-        path: the file, or the folder that holds it; a second expert's is read where it lies beside.
+        path: the file, or the folder that holds it; a second expert's is read if it is beside it.
         name: of the LoRA; others that are there keep their part in what the network computes.
         trains: parts that are trained further; a converted file's text encoders are left out where they are not.
 

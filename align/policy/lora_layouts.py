@@ -73,13 +73,13 @@ def read_lora(file: Path, network: nn.Module, encoder: str = "") -> Lora:
 
 
 def _trimmed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The ranks of a fused pair that reach these outputs; None where none does."""
+    """The ranks of a fused pair that reach these outputs; None if none does."""
     used = b.ne(0).any(0)
     return (a[used].contiguous(), b[:, used].contiguous()) if bool(used.any()) else None
 
 
 def _parts(stem: str, layers: Mapping[str, tuple[int, int]], network: nn.Module) -> list[Part]:
-    """Which layers of the network a name in the file means; empty where none."""
+    """Layers of the network that a name in the file means; empty if none."""
     name, flat = stem, False
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
@@ -96,7 +96,7 @@ def _parts(stem: str, layers: Mapping[str, tuple[int, int]], network: nn.Module)
 
 
 def _published(layers: Mapping[str, tuple[int, int]], network: str) -> dict[str, list[Part]]:
-    """Published layer -> its parts, of every layer that the layout of this network class knows."""
+    """Published layer -> its parts, for every layer in the layout of this network class."""
     layout = layouts.LAYOUTS.get(network)
     if layout is None:
         return {}

@@ -19,7 +19,7 @@ def is_shard(value: Any) -> bool:
 
 
 def part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, without gradient; shares its memory."""
+    """This process's part of a tensor, without gradient; shares its memory."""
     held: Any = value.detach()
     return held.to_local() if is_shard(held) else held
 
@@ -87,7 +87,7 @@ def bare(network: nn.Module) -> nn.Module:
         return network
     state = {name: whole(value).cpu() for name, value in network.state_dict().items()}
     model: Any = network
-    original: Any = type(network).__mro__[2]  # fully_shard puts a class of its own, and FSDPModule, before it
+    original: Any = type(network).__mro__[2]  # fully_shard puts its own class, and FSDPModule, before it
     with torch.device("meta"):
         found = original.from_config(model.config)
     found.load_state_dict(state, assign=True)

@@ -32,7 +32,7 @@ NETWORK = "transformer"
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a policy lies.
+    """Location of a policy.
 
     Args:
         run: its run folder.
@@ -72,7 +72,7 @@ def find_policy(path: Path) -> Trained:
 
 def _of_checkpoint(run: Path, path: Path) -> Trained:
     if not (run / "config.yaml").is_file():
-        raise RunFolderError(f"{path} does not lie in a run folder: no {run / 'config.yaml'}")
+        raise RunFolderError(f"{path} is not in a run folder: no {run / 'config.yaml'}")
     return Trained(run, path, int(path.resolve().name.removeprefix("step-")), checkpoint=True)
 
 

@@ -1,4 +1,4 @@
-"""Attention of a frozen network to the embedding of a user, with new keys and values that alone are trained (PPD).
+"""Attention of a frozen network to the embedding of a user, of which only the new keys and values are trained (PPD).
 
 ``Z' = softmax(Q K^T) V + softmax(Q K_u^T) V_u`` with ``K_u = u W_k`` and ``V_u = u W_v`` for an embedding
 ``u [Lu, Du]`` (PPD, arXiv 2501.06655; the decoupled attention of IP-Adapter). ``W_v`` starts from zero and there are no
@@ -45,7 +45,7 @@ Who = str | Mapping[str, float] | None
 
 
 class Users:
-    """Embeddings of known users, and which of them a prompt is drawn for.
+    """Embeddings of known users, and the one of each prompt.
 
     Args:
         known: name -> ``[Lu, Du]``.

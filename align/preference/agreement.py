@@ -24,9 +24,9 @@ class Threshold(BaseModel):
 
 
 class Interval(BaseModel):
-    """A share with the ends of its bootstrap interval, of ``count`` pairs; None where there are none.
+    """A share with the ends of its bootstrap interval, of ``count`` pairs; None if there are none.
 
-    One cluster alone says nothing about its spread: it has a share and no interval.
+    A single cluster gives no estimate of the spread: it has a share and no interval.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +43,7 @@ def verdicts(gap: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def right_without_ties(gap: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """``[M]`` 1 or 0 where the sign is right or not, NaN where people saw a tie or a score is missing.
+    """``[M]`` 1 or 0 if the sign is right or not, NaN where people saw a tie or a score is missing.
 
     Equal scores of a pair that people did decide are wrong, as VideoAlign counts them.
     """
@@ -52,7 +52,7 @@ def right_without_ties(gap: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def right_with_ties(gap: np.ndarray, label: np.ndarray, threshold: float) -> np.ndarray:
-    """``[M]`` 1 or 0 of the three-way verdict, NaN where a score is missing (Deutsch et al., arXiv 2305.14324)."""
+    """``[M]`` 1 or 0 of the three-way verdict, NaN if a score is missing (Deutsch et al., arXiv 2305.14324)."""
     return np.where(np.isnan(gap), np.nan, (verdicts(gap, threshold) == label).astype(float))
 
 
@@ -80,7 +80,7 @@ def interval(
 
     Args:
         cluster: ``[M]`` what was collected together, such as the number of the prompt: pairs of one prompt are not
-            independent, so prompts are drawn, with all their pairs.
+            independent, so whole prompts are resampled, with all their pairs.
         draws: bootstrap samples.
     """
     known = ~np.isnan(right)
@@ -98,7 +98,7 @@ def interval(
 
 
 class Order(BaseModel):
-    """What scoring each pair in both orders shows.
+    """Result of scoring each pair in both orders.
 
     Args:
         pairs: pairs scored both ways.
@@ -135,7 +135,7 @@ def order(forward: np.ndarray, swapped: np.ndarray, threshold: float = 0.0) -> O
 
 
 class Report(BaseModel):
-    """What a benchmark found."""
+    """Result of a benchmark."""
 
     pairs: int
     ties: int

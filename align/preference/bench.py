@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rewards.base import Reward
 
 ORDERED = 64
-"""Pairs scored in both orders where the reward says that samples do not see each other."""
+"""Pairs scored in both orders with a reward that declares that it does not compare samples."""
 
 
 def measure(
@@ -42,10 +42,10 @@ def measure(
         threshold: gaps up to it are ties; by default 0.
         validation: pairs of another split that the threshold is tuned on instead.
         tune_on_test: tune it on the very pairs, as published numbers of VideoGen-RewardBench were; the report says so.
-        progress: told how many pairs are scored.
+        progress: called with the number of scored pairs.
 
     Raises:
-        DataError: a file that cannot be read, a pair without what the reward wants, pairs in both splits, or more than
+        DataError: a file that cannot be read, a pair without an input of the reward, pairs in both splits, or more than
             one source of the threshold.
         RewardError: the reward cannot work.
     """
@@ -87,7 +87,7 @@ def _gaps(
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Gaps ``[M]``, and those of the pairs scored both ways, in their order and swapped.
 
-    A reward that sees samples together is given every pair both ways, and the gap is the mean of the two.
+    A reward that compares samples scores every pair in both orders, and the gap is the mean of the two.
     """
     check_media([pair.prompt for pair in pairs], reward.wants, f"reward {reward.name!r}")
     alone = reward.scope == "sample"
@@ -111,7 +111,7 @@ def _gaps(
 
 
 def _scores(reward: Reward, prompt: Prompt, sides: Sequence[Media], device: str) -> list[float]:
-    """Scores of media of one prompt, together if they are of one size; NaN where there is none."""
+    """Scores of media of one prompt, together if they are of one size; NaN if there is none."""
     import torch
 
     media = [_read(side, prompt).to(device) for side in sides]

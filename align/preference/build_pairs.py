@@ -47,7 +47,7 @@ def build_pairs(
 
     Raises:
         ConfigError: the policy needs other scores.
-        DataError: nothing can be paired; says why.
+        DataError: nothing can be paired; the message gives the reason.
         RunFolderError: ``out`` holds something else.
     """
     how.check()
@@ -143,7 +143,7 @@ def _flat(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def _first_reason(rows: list[Row]) -> str:
-    """Why the first sample without a score has none."""
+    """The reason why the first sample without a score has none."""
     for row in rows:
         for why in [row["unread"], *row["reasons"].values()]:
             if why:

@@ -27,7 +27,7 @@ FOLDER, FILE = "checkpoint", "state.safetensors"
 
 @dataclass
 class Learned:
-    """What a training changes, with what is known of it so far.
+    """Tensors that a training run changes, and its measurements so far.
 
     Args:
         weights: trained parameters and buffers by name.
@@ -52,11 +52,11 @@ class Learned:
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         return next(iter(self.weights.values())).device
 
     def take(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`tensors` and the file's notes hold."""
+        """Continue from what :meth:`tensors` and the file's notes hold."""
         with torch.no_grad():
             for name, value in self.weights.items():
                 value.copy_(tensors[f"weight.{name}"])
@@ -101,7 +101,7 @@ class Checkpoint:
             tensor_files.save(self.file, learned.tensors(), {"about": json.dumps(without_nan(about))})
 
     def resume(self, learned: Learned) -> bool:
-        """Go on from the file; False where there is none.
+        """Continue from the file; False if there is none.
 
         Raises:
             CheckpointError: it is damaged, or of another model.
@@ -114,14 +114,17 @@ class Checkpoint:
 
             about = json.loads(tensor_files.header(self.file)[1]["about"])
             tensors = load_file(self.file)
-        except Exception as error:  # the reader raises whatever the damage brings about
+        except Exception as error:  # the reader's error depends on the damage
             raise CheckpointError(f"{self.file} cannot be read: {first_line(error)}; start with --overwrite") from error
         if wrong := refused(changes(about["settings"], self.settings), FREE):
             raise RunFolderError(
-                f"{self.folder} was begun with other settings, so it cannot go on exactly:\n  " + "\n  ".join(wrong)
+                f"{self.folder} was started with other settings, so it cannot be continued exactly:\n  "
+                + "\n  ".join(wrong)
             )
         if about["data"] != self.data:
-            raise RunFolderError(f"{self.folder} was begun with other content of data.train; --overwrite starts anew")
+            raise RunFolderError(
+                f"{self.folder} was started with other content of data.train; start again with --overwrite"
+            )
         try:
             learned.take(tensors, about)
         except Exception as error:  # a missing key, another shape

@@ -16,7 +16,7 @@ from rewards.base import RewardError
 from rewards.training.scorer import Scorer
 
 CHUNK = 64
-"""Images through the backbone at once where no gradient is wanted."""
+"""Images per pass through the backbone without gradient."""
 Side = tuple[Tensor, Tensor]
 """Features of the images ``[M, D]`` and of the prompts of one side of M pairs."""
 
@@ -63,7 +63,7 @@ class Examples:
         return self._read(pick.tolist())
 
     def labels_at(self, pick: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Labels ``[M, L]`` of both sides, NaN where the table has none."""
+        """Labels ``[M, L]`` of both sides, NaN if the table has none."""
         return (self.labels[0][pick], self.labels[1][pick]) if self.labels else None
 
     def _read(self, numbers: Sequence[int]) -> list[Side]:

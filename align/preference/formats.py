@@ -62,7 +62,7 @@ class Reader:
         key = value.strip() if isinstance(value, str) else value
         try:
             return meanings[key]
-        except (KeyError, TypeError):  # a list or an object is no key at all
+        except (KeyError, TypeError):  # a list or an object cannot be a key
             known = ", ".join(map(repr, meanings))
             raise DataError(f"{self.place}: {name!r} is {value!r:.40}, not one of {known}") from None
 

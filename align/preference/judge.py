@@ -58,7 +58,7 @@ def train_judge(
 def _train(config: JudgeTrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
     if not rows:
-        raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learned")
+        raise DataError(f"{config.data.train} holds only ties; training needs pairs with a preference")
     heldout = read_set("pairs", config.data.heldout) if config.data.heldout else []
     judge = config.asking.judge.load(require(config.device, "device"))
     assert isinstance(judge, LocalJudge)
@@ -115,7 +115,7 @@ def lessons_of(settings: JudgeRewardSettings, row: Judged) -> list[Lesson]:
     """Questions about one pair with what should be said: the verdict, and behind it the row's reason if it has one.
 
     Raises:
-        DataError: an image that is not there or cannot be read, a reason that is no text, two prompts.
+        DataError: an image that is not there or cannot be read, a reason that is not text, two prompts.
     """
     reason = row.prompt.metadata.get("reason") or ""
     if not isinstance(reason, str):

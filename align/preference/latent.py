@@ -31,7 +31,7 @@ from rewards.training.losses import bradley_terry, regression
 from rewards.training.scorer import load_backbone
 
 TIMES = (0.2, 0.4, 0.6, 0.8)
-"""Where the ranking of held-out samples is measured."""
+"""Times at which the ranking of held-out samples is measured."""
 
 
 class Drawn:
@@ -47,7 +47,7 @@ def train_latent(
     """Draw, score, train, measure; writes the folder and returns what ``summary.json`` holds.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
     """
     check_out(config.run_dir, LATENT, overwrite=overwrite)
     with locked(config.run_dir):
@@ -70,7 +70,7 @@ def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, A
     say(f"{train.score.numel()} samples generated and scored in {time.perf_counter() - started:.0f} s")
     known = train.score[train.score.isfinite()]
     if len(known) < 2 or float(known.std()) == 0:
-        raise DataError(f"{len(known)} scores, {'all equal' if len(known) > 1 else 'too few'}: nothing to learn")
+        raise DataError(f"{len(known)} scores, {'all equal' if len(known) > 1 else 'too few'}: nothing to train on")
     clip = load_backbone(config.text, device)
     manifest = latent.Manifest(
         text=config.text, generator=f"{config.generator.kind} {config.generator.path}", channels=train.x0.shape[2],

@@ -1,4 +1,4 @@
-"""Where ``alignflow pairs`` takes samples from: a generator, a finished search, or images, videos and tables.
+"""Sources of samples for ``alignflow pairs``: a generator, a finished search, or images, videos and tables.
 
 A source has units, which are sampled and scored together and written at once. Which samples a unit has follows from the
 settings alone, so that an interrupted command continues to the same bits.
@@ -58,11 +58,11 @@ class Source(Protocol):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the samples depend on, as JSON holds it."""
+        """Everything that the samples depend on, as JSON."""
         ...
 
     def units(self, scope: Scope, chunk: int) -> list[Any]:
-        """What the units are made from; ``scope`` says which samples have to be in one unit."""
+        """Units of work; ``scope`` decides which samples have to be in one unit."""
         ...
 
     def samples(self, unit: Any, store: Store) -> list[Sample]:
@@ -101,7 +101,7 @@ class Files:
 
 
 def _asked(prompt: Prompt) -> tuple[Any, ...]:
-    """What a sample was asked for: the text, and the files that came with it."""
+    """Request of a sample: the text, and the files that came with it."""
     return prompt.text, *((name, _content(file)) for name, file in sorted(prompt.media.items()))
 
 
@@ -178,7 +178,7 @@ class Searched:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """A row of each prompt; DataError where there is none."""
+        """A row of each prompt; DataError if there is none."""
         rows = read_rows(self.run_dir)
         if not rows:
             raise DataError(f"{self.run_dir} holds no result yet; let the search finish, or add --resume to go on")

@@ -183,5 +183,5 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def needs_parquet() -> None:
-    """Raise DataError where the packages that write parquet are missing."""
+    """Raise DataError if the packages that write parquet are missing."""
     optional("datasets", "a table of pairs (.parquet)", DataError)

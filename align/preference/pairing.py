@@ -89,7 +89,7 @@ class Scores:
         """``[N]`` the reward's score ("") or that of a part; DataError for a name that no sample has."""
         if name and name not in self.names:
             known = listing(self.names) if self.names else "no parts"
-            raise DataError(f"no score is called {name!r}; beside the reward there are {known}")
+            raise DataError(f"no score has the name {name!r}; besides the reward there are {known}")
         found = [row["parts"].get(name) if name else row["score"] for row in self.rows]
         return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
 
@@ -99,7 +99,7 @@ class Scores:
         return self.pairing.by or tuple(self.names)
 
     def two(self) -> tuple[Tensor, Tensor]:
-        """The scores of two judges; ConfigError where there are not two."""
+        """The scores of two judges; ConfigError if there are not two."""
         if len(self.judges) != 2:
             has = listing(self.judges) if self.judges else "one reward without parts"
             raise ConfigError(
@@ -109,7 +109,7 @@ class Scores:
         return self.column(self.judges[0]), self.column(self.judges[1])
 
     def parts(self) -> Tensor:
-        """``[N, K]``; ConfigError where there is one score alone."""
+        """``[N, K]``; ConfigError if there is one score alone."""
         if len(self.judges) < 2:
             raise ConfigError("--policy dominance needs two scores at least: several --reward, or a reward with parts")
         return torch.stack([self.column(name) for name in self.judges], 1)
@@ -200,7 +200,7 @@ def form(rows: Sequence[Row], how: Pairing) -> Formed:
 
 
 def _unpaired(values: Tensor, group: Tensor, winner: Sequence[int], loser: Sequence[int]) -> dict[str, int]:
-    """Why prompts have no pair -> how many of them."""
+    """Reasons why prompts have no pair -> number of prompts."""
     paired = set(group[[*winner, *loser]].tolist()) if winner else set()
     counts: dict[str, int] = {}
     for number in sorted(set(group.tolist()) - paired):

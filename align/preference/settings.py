@@ -98,7 +98,7 @@ class RewardTrainConfig(RunSettings):
         if loss.labelled and not head.labels:
             problems.append(("head", f"loss {loss.kind} needs names; give head.aspects: {{aspect: [criterion, ...]}}"))
         if head.compares and not self.backbone.apart:
-            problems.append(("head", f"{head.kind} compares image and prompt, which a vlm backbone reads as one"))
+            problems.append(("head", f"{head.kind} compares image and prompt, which a vlm backbone encodes together"))
         if isinstance(head, VariationalSettings):
             if loss.single:
                 problems.append(("loss", "a latent user is inferred from pairs; regression has none"))
@@ -137,7 +137,7 @@ class LatentTrainConfig(RunSettings):
     )
     prompts: LatentPrompts = Field(description="prompts to sample from")
     sampler: Sampler = Field(Sampler(), description="sampler of the training samples; must be deterministic")
-    samples: int = Field(4, ge=2, description="samples per prompt, ranked among each other")
+    samples: int = Field(4, ge=2, description="samples per prompt, which are ranked")
     chunk: int = Field(64, ge=1, description="samples generated at a time")
     reward: Annotated[RewardSettings, REWARD] = Field(description="reward whose scores are learned")
     text: Backbone = Field(Backbone(), description="CLIP that encodes the prompts")
@@ -150,7 +150,7 @@ class LatentTrainConfig(RunSettings):
     def _consistent(self) -> Self:
         problems = conflicts(self.generator, self.memory)
         if self.text.tune != "none":
-            problems.append(("text.tune", "prompts are read by the CLIP as it is"))
+            problems.append(("text.tune", "prompts are encoded by the frozen CLIP: use none"))
         if problems:
             raise problems_at(problems)
         return self
@@ -197,12 +197,19 @@ class JudgeTrainConfig(RunSettings):
         if not (isinstance(self.reward, JudgeRewardSettings) and self.reward.taught):
             kinds = [name for name, kind in registry.rewards().items() if getattr(kind, "taught", False)]
             kind = getattr(self.reward, "kind", "")
-            raise problems_at([("reward.kind", f"no judge is taught by pairs for {kind}; for {listing(kinds)}")])
+            raise problems_at(
+                [("reward.kind", f"a judge cannot be trained on pairs for {kind}; it can for {listing(kinds)}")]
+            )
         if not isinstance(self.reward.judge, Local):
             raise problems_at([("reward.judge", "a judge behind a server is not trained from here; name a local one")])
         if self.reward.wants:
             raise problems_at(
-                [("reward", f"shows {listing(self.reward.wants)} of the prompt; pairs are taught without")]
+                [
+                    (
+                        "reward",
+                        f"shows {listing(self.reward.wants)} of the prompt, which training on pairs does not support",
+                    )
+                ]
             )
         return self
 

@@ -75,7 +75,7 @@ def _score(prompt: Prompt) -> float:
 def labels_of(rows: Sequence[Judged], names: Sequence[str], needed: bool = True) -> list[list[list[float]]]:
     """Numbers in the columns chosen_score.NAME and rejected_score.NAME: of both sides, for every row, for every name.
 
-    NaN where a cell is empty.
+    NaN if a cell is empty.
 
     Args:
         needed: whether every name must have a number in some row.
@@ -99,7 +99,9 @@ def numbered(rows: Sequence[Judged], users: Sequence[str]) -> list[int]:
     place = {name: number for number, name in enumerate(users)}
     for row in rows:
         if row.user not in place:
-            raise DataError(f"{row.prompt.where}: user {row.user!r} is not among the {len(users)} to learn from")
+            raise DataError(
+                f"{row.prompt.where}: user {row.user!r} is not among the {len(users)} of the training table"
+            )
     return [place[row.user] for row in rows]
 
 
@@ -116,9 +118,9 @@ def stored_rewards(prompt: Prompt, rollout: PairsRollout | SamplesRollout, any_o
 def pair_scores(
     prompt: Prompt, columns: Sequence[str], dimension: str | None = None, any_order: bool = False
 ) -> list[float]:
-    """Scores of the samples of a stored pair, whose files stand in the two ``columns``.
+    """Scores of the samples of a stored pair, whose files are in the two ``columns``.
 
-    They stand in the columns ``chosen_score`` and ``rejected_score``. Without scores they are 1 and 0.
+    They are in the columns ``chosen_score`` and ``rejected_score``. Without scores they are 1 and 0.
 
     Args:
         dimension: of the scores in ``chosen_score.NAME`` and ``rejected_score.NAME``, by which the rejected sample may

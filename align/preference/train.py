@@ -48,7 +48,7 @@ def train_reward(
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
     if resume and overwrite:
-        raise RunFolderError("--resume continues a training and --overwrite deletes it: give one of the two")
+        raise RunFolderError("--resume continues a training run and --overwrite deletes it: give one of the two")
     _check_out(config.run_dir, resume, overwrite)
     with locked(config.run_dir):
         _check_out(config.run_dir, resume, overwrite)
@@ -66,7 +66,7 @@ def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) 
     single = config.loss.single
     rows = [row for row in read_judged(config.data.train, single=single, limit=config.data.limit) if _used(config, row)]
     if not rows:
-        raise DataError(f"{config.data.train} holds ties alone, which loss {config.loss.kind} leaves out")
+        raise DataError(f"{config.data.train} holds only ties, which loss {config.loss.kind} leaves out")
     heldout = read_judged(config.data.heldout, single=single) if config.data.heldout else []
     users = sorted({row.user for row in rows}) if config.head.users else []
     if "" in users:
@@ -107,7 +107,7 @@ def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) 
 
 
 def _fresh(config: RewardTrainConfig, scorer: Scorer, opened: Sequence[torch.nn.Parameter]) -> Learned:
-    """What is trained, at its start."""
+    """The trained modules at their start."""
     settings = config.fit
     groups: list[dict[str, Any]] = [{"params": list(scorer.head.parameters()), "lr": settings.lr}]
     if opened:
@@ -129,7 +129,7 @@ def fit(
     checkpoint: Checkpoint,
     say: Callable[[str], None],
 ) -> None:
-    """The loop; the head ends in ``eval`` and knows its users."""
+    """The loop; the head ends in ``eval`` and has its users."""
     head, settings, optimizer = scorer.head, config.fit, learned.optimizer
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     head.train()
@@ -158,7 +158,7 @@ def fit(
 
 
 def _batch(config: RewardTrainConfig, examples: Examples, rng: np.random.Generator) -> np.ndarray:
-    """Rows of one step: drawn freely, or ``per_user`` of each of some users where a user is to be inferred."""
+    """Random rows of one step, or ``per_user`` rows of each of some users if users are inferred."""
     per_user = getattr(config.head, "per_user", None)
     count = min(config.fit.batch, len(examples))
     if per_user is None or examples.user is None:
@@ -213,7 +213,7 @@ def _gram(head: Head, examples: Examples) -> Tensor:
 
 @torch.no_grad()
 def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | None) -> dict[str, Any] | None:
-    """Of held-out rows: accuracy without ties with its interval, or the mean squared error and the correlation."""
+    """Held-out results: accuracy without ties with its interval, or the mean squared error and the correlation."""
     if examples is None:
         return None
     scorer.head.eval()
@@ -236,7 +236,7 @@ def _measured(config: RewardTrainConfig, scorer: Scorer, examples: Examples | No
 
 
 def _orders(config: RewardTrainConfig, examples: Examples, outputs: Sequence[Sequence[Tensor]]) -> dict[str, float]:
-    """Of every part with labels, the share of held-out pairs with different labels that it orders right."""
+    """For every part with labels, the share of held-out pairs with different labels that it orders correctly."""
     if not examples.labels:
         return {}
     count = len(config.head.parts)

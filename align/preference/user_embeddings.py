@@ -34,7 +34,7 @@ def embed_users(table: str, shots: int, backbone: str, reward: str | None, devic
 
     Raises:
         DataError: a row without a user, or a user with fewer pairs.
-        RewardError: a backbone or reward that cannot be loaded, or knows no users.
+        RewardError: a backbone or reward that cannot be loaded, or has no users.
     """
     by_user = _first(table, shots)
     if reward is not None:
@@ -49,13 +49,13 @@ def _first(table: str, shots: int) -> dict[str, list[Judged]]:
     found: dict[str, list[Judged]] = {}
     for row in read_judged(table):
         if not row.user:
-            raise DataError(f"{row.prompt.where}: who judged is missing; an embedding needs a column user in every row")
+            raise DataError(f"{row.prompt.where}: the user is missing; an embedding needs a column user in every row")
         if row.outcome == 1 and len(mine := found.setdefault(row.user, [])) < shots:
             mine.append(row)
     few = [user for user, rows in found.items() if len(rows) < shots]
     if few or not found:
         said = f"user {few[0]!r} has {len(found[few[0]])} pairs" if few else "there is no pair with a preference"
-        raise DataError(f"{table}: {said}, and {shots} are asked for; give fewer --shots")
+        raise DataError(f"{table}: {said}, but --shots {shots} needs more; lower --shots")
     return found
 
 

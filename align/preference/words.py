@@ -13,7 +13,7 @@ SOURCES = {
 
 
 def lines(report: Report) -> list[str]:
-    """What is worth reading first."""
+    """The most important lines of a report."""
     order = report.order
     found = [
         f"pairs         {report.pairs}: {report.ties} ties, {report.missing} without a score, "

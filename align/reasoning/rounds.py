@@ -1,4 +1,4 @@
-"""What a judge is asked about a case, and what it writes over one or several rounds."""
+"""Questions to a judge about a case, and its replies over one or several rounds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case:
 
 @dataclass
 class Trace:
-    """What was asked about a case and what the judge wrote, round by round."""
+    """Questions about a case and the judge's replies, round by round."""
 
     case: Case
     questions: list[Question]
@@ -159,7 +159,7 @@ def verdicts(row: Judged, names: Sequence[str], swapped: bool) -> tuple[int | No
     """Right verdict of each dimension: the place of the sample with the higher label, 0 if equal, None if unknown.
 
     Raises:
-        DataError: a label is no number.
+        DataError: a label is not a number.
     """
     if not names:
         return ()

@@ -28,7 +28,8 @@ class Reply(Settings):
 
     shows: Literal["pair", "one"] = Field(
         "pair",
-        description="what a question shows: pair = both samples, of which one is better | one = one of them, which "
+        description="samples in a question: pair = both samples, and the better one is asked for | one = one of "
+        "them, which "
         "shows the prompt (the chosen) or not (the rejected)",
     )
     template: Annotated[str | None, holds("prompt")] = Field(
@@ -48,7 +49,7 @@ class Reply(Settings):
     @model_validator(mode="after")
     def _compared(self) -> Self:
         if self.dimensions and self.shows == "one":
-            raise problems_at([("dimensions", "dimensions are judged of a pair; set shows=pair")])
+            raise problems_at([("dimensions", "dimensions are judged for pairs; set shows=pair")])
         return self
 
     @property
@@ -92,7 +93,9 @@ class Heard(Settings):
 class Listener(Heard):
     """Form, accuracy and a listener's probability of the right verdict (arXiv 2506.22832)."""
 
-    kind: Literal["listener"] = Field("listener", description="form + accuracy + what convinces a listener")
+    kind: Literal["listener"] = Field(
+        "listener", description="form + accuracy + a listener's probability of the right verdict"
+    )
     weight: float = Field(0.5, ge=0, description="weight of accuracy and of the listener (published: 0.5)")
 
 
@@ -117,7 +120,7 @@ class Frames(Settings):
         0.5, ge=0, le=1, description="share of the pair in the accuracy; the dimensions have the rest"
     )
     gain: float = Field(0.2, ge=0, description="weight of the accuracy that rounds after the first one add")
-    explore: float = Field(0.5, ge=0, description="weight of the term for replies that ask for frames")
+    explore: float = Field(0.5, ge=0, description="weight of the term for replies that request frames")
     least: float = Field(0.2, ge=0, le=1, description="share of such replies to a question from which the term is 0")
 
 

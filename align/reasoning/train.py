@@ -50,14 +50,14 @@ def train_reasoner(
     """Train the LoRA of a config into its folder; returns what ``summary.json`` holds.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
     run = RunFolder(config.run_dir, kind=REASONER)
     with run.held(dump_config(config), resume=resume, overwrite=overwrite):
         rows = [row for row in read_judged(config.data.train, limit=config.data.limit) if row.outcome]
         if not rows:
-            raise DataError(f"{config.data.train} holds ties alone, from which no verdict is learned")
+            raise DataError(f"{config.data.train} holds only ties; training needs pairs with a preference")
         heldout = read_judged(config.data.heldout) if config.data.heldout else []
         heldout = [row for row in heldout if row.outcome][: config.measured]
         run.check_content(data=data_digest(row.prompt for row in rows), model=model_digest(config.local.model))
@@ -285,7 +285,7 @@ class Signals:
     def heard(self, traces: Sequence[Trace]) -> Tensor:
         """``[N]`` a frozen judge's probability of the right verdict among the two, after it has read the thought.
 
-        It reads the thought as the beginning of its own reply. 0 where the form is wrong.
+        It reads the thought as the beginning of its own reply. 0 if the form is wrong.
         """
         values = torch.zeros(len(traces))
         rows = [row for row, one in enumerate(traces) if one.form]
@@ -311,7 +311,7 @@ def _likelihoods(writer: Reasoner, asked: Sequence[Question], replies: Sequence[
 
 
 def critiques(row: Judged) -> tuple[str, str]:
-    """What the table says about the chosen and the rejected sample; DataError where it says nothing."""
+    """Critiques of the chosen and the rejected sample in the table; DataError if they are missing."""
     found = [row.prompt.metadata.get(f"{side}_critique") for side in PAIR]
     for side, text in zip(PAIR, found, strict=True):
         if not isinstance(text, str) or not text.strip():

@@ -1,4 +1,4 @@
-"""What a judge that reasons is asked, and the form of its replies. No torch."""
+"""Questions to a judge that reasons, and the form of its replies. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUESTION_ONE = (
     "<answer>Yes</answer> or <answer>No</answer>."
 )
 TAGS = {"pair": "think", "one": "reason"}
-"""What a question shows -> tag around the thought, as ``unified_reward`` and ``listener`` read it."""
+"""Samples in a question -> tag around the thought, as read by ``unified_reward`` and ``listener``."""
 
 
 DIMENSIONS = (
@@ -38,9 +38,9 @@ class Written:
     Args:
         form: whether it is a thought with words and then an answer that is a verdict, and nothing else; or a thought, a
             verdict so far and numbers of frames.
-        verdict: of a pair the place of the better sample, 1 or 2; of one sample 1 = yes, 2 = no; 0 where there is none.
+        verdict: of a pair the place of the better sample, 1 or 2; of one sample 1 = yes, 2 = no; 0 if there is none.
         thought: the words before the answer, "" where the form is wrong.
-        dimensions: verdict of each dimension, 0 = a tie, None where there is none.
+        dimensions: verdict of each dimension, 0 = a tie, None if there is none.
         asked: frames that it asks for, as indices from 0.
     """
 

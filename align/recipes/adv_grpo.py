@@ -1,4 +1,4 @@
-"""Flow-GRPO on a reward that learns to tell samples from references."""
+"""Flow-GRPO on a reward that is trained to distinguish samples from references."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.recipes.grpo import GRPO
 
 
 class AdvGRPO(GRPO):
-    """Adv-GRPO: policy gradient on a reward that learns to tell samples from references (arXiv 2511.20256)
+    """Adv-GRPO: policy gradient on a reward trained to distinguish samples from references (arXiv 2511.20256)
 
     The reward is ``adversarial`` in a mixture with one that reads the prompt, ``adversarial_pick_score``, or a rule
     beside ``feature_similarity`` to the prompt's reference, which does not learn. Defaults are those of the authors'

@@ -40,7 +40,7 @@ else:
     Scored, Scores = lazy("align.rollout.rollout:Scored"), lazy("rewards.base:Scores")
 
 Need = Literal["trajectory", "predictions", "reward_gradient", "parts", "step_scores", "text_gradient", "regions"]
-"""What a recipe needs of a run:
+"""Needs of a recipe:
 
 - trajectory: the stochastic steps of the sampler and their log-probabilities;
 - predictions: with the trajectory of all steps, the clean sample that each of them predicts;
@@ -55,14 +55,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A setting in [0, 1]."""
 
 Part = Literal["network", "text"]
-"""What of a generator can be trained: its network (or networks), its text encoders."""
+"""Parts of a generator that can be trained: its network (or networks), its text encoders."""
 
 PARTS: dict[str, tuple[Part, ...]] = {"network": ("network",), "text": ("text",), "both": ("network", "text")}
 """Setting ``trains`` -> parts."""
 
 
 class Objective(Strict):
-    """What a learner minimises: terms of a scored rollout, and one loss per term."""
+    """Objective of a learner: terms of a scored rollout, and one loss per term."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -111,11 +111,11 @@ class Recipe(Objective):
 
     kind: str
     needs: ClassVar[tuple[Need, ...]] = ()
-    """What it needs of the run; ``alignflow check`` compares it with rollout, reward and memory."""
+    """Needs of the recipe; ``alignflow check`` compares them with rollout, reward and memory."""
     behaviour: ClassVar[Literal["policy", "behaviour"]] = "policy"
     """The role that generates the samples."""
     compares_group: ClassVar[bool] = False
-    """Whether only differences among the samples of a prompt teach it, so that a group needs two of them."""
+    """Whether only differences among the samples of a prompt give a gradient, so that a group needs two of them."""
     divides_group: ClassVar[bool] = False
     """Whether every sample has its own terms, so that a part of a group can be trained on."""
     any_order: ClassVar[bool] = False
@@ -176,7 +176,7 @@ class Recipe(Objective):
         return self.credit(scores, group)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
-        """What the updates of a rollout share, computed before the first of them, without gradient.
+        """Values that the updates of a rollout share, computed before the first of them, without gradient.
 
         Called with chunks of the samples ``[M]``; the results, name -> ``[M, ...]``, are joined to ``[N, ...]`` in
         :attr:`~align.rollout.rollout.Scored.seen`. So neither chunks nor earlier updates of the rollout change them.
@@ -227,9 +227,7 @@ class ForwardRecipe(Recipe):
     timesteps: int = Field(
         6, ge=1, description="re-noised copies per sample, one in each of this many equal time slices"
     )
-    t_range: tuple[float, float] = Field(
-        (0.0, 1.0), description="interval of times t to draw the re-noised copies from"
-    )
+    t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of the times t of the re-noised copies")
     kl: float = Field(0.0, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
     trains: Literal["network", "text", "both"] = Field(
         "network", description="parts with a LoRA: network | text = the text encoders | both"
@@ -241,11 +239,11 @@ class ForwardRecipe(Recipe):
 
     @property
     def compares(self) -> bool:
-        """Whether samples of equal rewards teach it nothing."""
+        """Whether samples of equal rewards give no gradient."""
         return True
 
     def check(self, config: Any) -> list[tuple[str, str]]:
-        """Stored samples that nothing compares teach only what learns from every sample."""
+        """Stored samples without comparisons work only with recipes that train on every sample."""
         stored = config.rollout.kind == "samples" and not config.rollout.by_reward
         if not (stored and self.compares):
             return []

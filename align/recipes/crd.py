@@ -63,7 +63,7 @@ class CRD(WholeGroupRecipe):
         return weights.nft_probability(self.advantage(scores, group, self.advantage_clip), clip=self.advantage_clip)
 
     def loss(self, terms: GroupTerms, rollout: Scored, bench: Bench) -> losses.Loss:  # type: ignore[override]
-        """Regression onto the centred rewards, plus the pull to the base."""
+        """Regression onto the centred rewards, plus the penalty towards the base."""
         x0, eps, point = self.noised(terms, rollout)
         v, v_old = bench.velocity("policy", point), bench.velocity("anchor", point)
         shape, reward, valid = terms.members.shape, terms.credit.to(x0.device), terms.valid.to(x0.device)

@@ -44,7 +44,7 @@ class DGPO(WholeGroupRecipe):
         return self.advantage(scores, group, self.advantage_clip)
 
     def loss(self, terms: GroupTerms, rollout: Scored, bench: Bench) -> losses.Loss:  # type: ignore[override]
-        """Gated errors, weighted by advantages, plus the pull to the base."""
+        """Gated errors, weighted by advantages, plus the penalty towards the base."""
         x0, eps, point = self.noised(terms, rollout)
         guided = replace(point, guidance=self.guidance) if self.guidance != 1 else point
         roles = self.roles(None)

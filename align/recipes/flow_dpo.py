@@ -84,7 +84,7 @@ class FlowDPO(ForwardRecipe):
         return ("mask",) if self.region == "mask" else ()
 
     def chosen(self, rollout: Scored, credit: Tensor) -> Pairs:
-        """The pairs of every group, as many as its size says."""
+        """The pairs of every group, as many as its size allows."""
         if self.choose == "best_worst":
             return top_k_pairs(credit, rollout.group, self.pairs, margin=self.margin)
         if self.choose == "all":

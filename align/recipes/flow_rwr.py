@@ -14,7 +14,7 @@ class FlowRWR(ForwardRecipe):
     """Reward-weighted regression on flows: samples weighted by exp(r / temperature) (VideoAlign, arXiv 2501.13918)
 
     On stored samples that nothing compares every weight is 1: plain fine-tuning. All weights are positive, so the
-    policy also learns its own sampler's blur: use enough sampling steps in the rollout and a pull to the base, or
+    policy also learns its own sampler's blur: use enough sampling steps in the rollout and a penalty to the base, or
     ``control_variate``.
     """
 
@@ -41,11 +41,11 @@ class FlowRWR(ForwardRecipe):
 
     @property
     def compares(self) -> bool:
-        """Weights of 1 teach the samples, unless the control variate takes that part away."""
+        """Weights of 1 train on the samples, unless the control variate removes that part."""
         return self.control_variate
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """The behaviour policy for the control variate, the reference for the pull to the base."""
+        """The behaviour policy for the control variate, the reference for the penalty towards the base."""
         return (*(("behaviour",) if self.control_variate else ()), *super().roles(config))
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class FlowRWR(ForwardRecipe):
         )
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
-        """Weighted flow matching plus the pull to the base."""
+        """Weighted flow matching plus the penalty towards the base."""
         x0, eps, point = self.noised(terms, rollout)
         v = bench.velocity("policy", point)
         v_old = bench.velocity("behaviour", point) if self.control_variate else None

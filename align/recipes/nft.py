@@ -1,4 +1,4 @@
-"""DiffusionNFT: contrast the policy with its past self on noised samples; no likelihoods, no stochastic sampler."""
+"""DiffusionNFT: the policy contrasted with its past values on noised samples; no likelihoods, no stochastic sampler."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NFT(GroupRecipe, ForwardRecipe):
         return weights.nft_probability(advantage, clip=self.advantage_clip, mode=self.mode)
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
-        """The contrast of both velocities plus the pull to the base."""
+        """The contrast of both velocities plus the penalty towards the base."""
         x0, _, point = self.noised(terms, rollout)
         v, v_old = bench.velocity("policy", point), bench.velocity("behaviour", point)
         loss = losses.nft(x0, point.x, point.t, v, v_old, terms.credit.to(x0.device), self.beta)

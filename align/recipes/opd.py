@@ -27,7 +27,7 @@ class OPD(GRPO):
 
     The KL of two steps of equal deviation is ``mean (mu - mu_teacher)^2 / (2 std^2)``, a weighted error of velocities,
     least where the student's velocity is the weighted mean of the teachers'. Teachers take the student's steps, as in
-    verl-omni, each with a guidance of its own, so that the base with guidance can teach one without.
+    verl-omni, each with its own guidance, so that the base with guidance can teach one without.
     """
 
     kind: Literal["opd"] = "opd"  # type: ignore[assignment]
@@ -52,7 +52,7 @@ class OPD(GRPO):
         return found
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """The base, where it teaches."""
+        """The base, if it is a teacher."""
         return ("reference",) if self.kl or "reference" in self.names() else ()
 
     def learners(self) -> dict[str, Learns]:

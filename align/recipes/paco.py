@@ -26,5 +26,5 @@ class PaCo(GRPO):
         """A mixture is tamed."""
         found, how = super().check(config), getattr(config.reward, "how", "log_tamed")
         if how != "log_tamed":
-            found.append(("reward.how", f"paco mixes rewards by log_tamed, not {how}; or use grpo"))
+            found.append(("reward.how", f"is {how}, but paco mixes rewards by log_tamed: use log_tamed, or grpo"))
         return found

@@ -22,7 +22,7 @@ class RewardPairs(Terms):
 class PRDP(GroupRecipe):
     """PRDP: the log-ratios of two samples of a prompt predict their reward difference (arXiv 2402.08714)
 
-    The loss is 0 where the policy is ``reference * exp(credit D / beta) / Z``, for log-probabilities averaged over the
+    The loss is 0 if the policy is ``reference * exp(credit D / beta) / Z``, for log-probabilities averaged over the
     D dimensions of a latent. A term is a pair with its S stochastic steps: ``2 S`` rows of the network call.
     """
 

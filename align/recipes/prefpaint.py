@@ -1,4 +1,4 @@
-"""Policy gradient that counts more where its reward is trusted."""
+"""Policy gradient with more weight on samples for which its reward is reliable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PrefPaint(GRPO):
         inside = hasattr(reward, "parts") or hasattr(reward, "reward")
         if reward is None or inside or reward.kind == "trained" or reward.compares() is None:
             return found
-        said = f"prefpaint weighs samples by the distance that kind 'trained' gives, and {reward.kind} gives none"
+        said = f"prefpaint weights samples by the distance that kind 'trained' gives, and {reward.kind} gives none"
         return [*found, ("reward.kind", said)]
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:

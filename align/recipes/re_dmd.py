@@ -18,7 +18,7 @@ class Critic(base.Objective):
     updates: int = Field(5, ge=1, description="optimizer steps of the critic per rollout")
     lr: float | None = Field(None, ge=0, description="learning rate of the critic; null = train.lr")
     timesteps: int = Field(5, ge=1, description="re-noised copies per sample, spread over the critic's updates")
-    t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of times t to draw the copies from")
+    t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of the times t of the copies")
 
     def terms_per_sample(self, config: Any) -> float:
         """One term per noised copy."""
@@ -65,7 +65,7 @@ class FewStep(base.Recipe):
         return ("reference",)
 
     def learners(self) -> dict[str, Learns]:
-        """The critic is updated first, so that it knows the samples on which the student learns."""
+        """The critic is updated first, on the samples that the student is then trained on."""
         return {"critic": Learns(self.critic, updates=self.critic.updates, lr=self.critic.lr), "policy": Learns(self)}
 
     def terms_of(self, rollout: Scored, credit: Tensor, weight: Tensor) -> NoisedTerms:

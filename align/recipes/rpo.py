@@ -15,7 +15,7 @@ class RPO(FlowDPO):
     """RPO: flow matching on references, and a preference with the label sigmoid(score - score) (arXiv 2407.12164)
 
     In a table of pairs ``chosen`` is a reference image and ``rejected`` a sample of the base. Their scores may be in
-    any order, since they are the label alone. The paper draws the label; we take its mean, which has the same mean
+    any order, since they are the label alone. The paper samples the label; we take its mean, which has the same mean
     gradient. Online the better of two samples is the reference, which is ours.
     """
 
@@ -35,7 +35,7 @@ class RPO(FlowDPO):
         return {"beta": self.beta, "label": torch.sigmoid(self.sharpness * (scores[:, 0] - scores[:, 1]))}
 
     def to_imitate(self, terms: PairTerms, rollout: Scored, won: Tensor, lost: Tensor) -> Tensor:
-        """The references: of a file the chosen samples, which stand before the rejected ones."""
+        """The references: of a file the chosen samples, which are before the rejected ones."""
         if rollout.sampler is not None:
             return won
         return torch.where((terms.sample < terms.loser).to(won.device), won, lost)

@@ -28,11 +28,11 @@ class SRUM(ForwardRecipe):
 
     @property
     def compares(self) -> bool:
-        """Every sample teaches it, whatever the others score."""
+        """Every sample gives a gradient, whatever the others score."""
         return False
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
-        """The weights of every sample at the size of its latents; 0 where it has no score."""
+        """The weights of every sample at the size of its latents; 0 if it has no score."""
         reward = bench.scorer
         if reward is None or reward.regions is None:
             raise TrainingError("srum needs a reward with scores of regions, and this one gives none; shapes does")

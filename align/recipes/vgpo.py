@@ -1,4 +1,4 @@
-"""Policy gradient with a value, and so an advantage, of every sampling step."""
+"""Policy gradient with a value and an advantage for every sampling step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy gradient on several rewards at once: what a sample adds to the set of its prompt's samples."""
+"""Policy gradient on several rewards at once, with the contribution of a sample to its prompt's set as credit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignflow.words import listing
 class VPO(GRPO):
     """VPO: policy gradient on what a sample adds to its group under every weighting of several rewards: our adaptation
 
-    Weightings are drawn per prompt, uniformly. A set's score is the mean over them of its best sample. A rollout of
+    Weightings are uniformly random, per prompt. A set's score is the mean over them of its best sample. A rollout of
     Vector Policy Optimization (arXiv 2605.22817) is a set; here it is a single sample, so both ways to credit it are
     ours. A mixture's own weights do not count.
     """
@@ -34,7 +34,7 @@ class VPO(GRPO):
         "group's score without it, 0 if others dominate it; noisier, since it singles a few samples out",
     )
     set_size: int = Field(3, ge=2, description="with share: set, samples per set; rollout.group is a multiple of it")
-    draws: int = Field(64, ge=1, description="weightings drawn per prompt")
+    draws: int = Field(64, ge=1, description="random weightings per prompt")
     scale: Literal["batch", "none"] = Field(
         "batch", description="scale of the rewards: batch = lowest and highest of the rollout to 0 and 1 | none = raw"
     )
@@ -53,9 +53,11 @@ class VPO(GRPO):
             if odd:
                 found.append(("recipe.parts", f"member {odd[0]!r} is a gate or a penalty: name the others"))
             if len(named) < 2:
-                found.append(("reward.parts", "vpo weighs several rewards against each other, here is one: use grpo"))
+                found.append(("reward.parts", "vpo needs several rewards, but there is one: use grpo"))
         if self.share == "set" and (group % self.set_size or group < 2 * self.set_size):
-            found.append(("rollout.group", f"{group} samples are not two or more sets of {self.set_size}"))
+            found.append(
+                ("rollout.group", f"{group} samples cannot be divided into two or more sets of {self.set_size}")
+            )
         return found
 
     def seeded_credit(self, scores: Scores, group: Tensor, seed: int) -> Tensor:

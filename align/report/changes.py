@@ -24,9 +24,9 @@ class Change:
         role: ``gold``, ``reward`` or ``other``.
         name: of the score.
         before, after: means over the prompts.
-        error: standard error of the difference; None where it is not known.
-        pairs: prompts that were compared one by one; None where only the two means are known.
-        steps: of both evaluations; None where only the summary is left.
+        error: standard error of the difference; None if it is not known.
+        pairs: prompts that were compared one by one; None if only the two means are known.
+        steps: of both evaluations; None if only the summary is left.
         limits: lowest and highest possible score.
         freedom: degrees of freedom of ``error``.
     """
@@ -54,7 +54,7 @@ class Change:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the difference, inside what its limits allow; None where no error is known, or where it is 0."""
+        """Interval of the difference, within its limits; None if its error is unknown or 0."""
         if not self.error:
             return None
         reach = t95(self.freedom) * self.error

@@ -205,7 +205,7 @@ def _axes(frame: Frame, y_ticks: Sequence[float], moving: bool) -> str:
 
 
 def _names(frame: Frame, chart: Chart) -> str:
-    """What both axes count."""
+    """Labels of both axes."""
     axis = "training step" if chart.axis == "step" else chart.axis
     below = (
         f'<text class="axis" x="{frame.width - RIGHT}" y="{frame.height - 5}" text-anchor="end">{escape(axis)}</text>'

@@ -12,7 +12,7 @@ MAX_FILES = 40
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Label and value of what can be said in a number."""
+    """Label and value of facts that are numbers."""
     took = costs(run)
     online = run.section("rollout").get("kind", "online") == "online"
     held_out = _known(row.get("prompts") for row in run.evals)

@@ -16,7 +16,7 @@ SHOWN = {
     *("kl_velocity", "contrast", "ratio", "diversity", "images_per_second", "network_calls", "time", "samples"),
     "memory_gb",
 }
-"""Train rows' names with a place of their own; whatever else a recipe logs is drawn after them."""
+"""Train rows' names with their own place; whatever else a recipe logs is drawn after them."""
 PHASES = ("rollout", "decode", "reward", "update", "other")
 SHARED_SCALE = 0.25
 """Two scores share an axis if each of them fills at least this part of it."""
@@ -90,7 +90,7 @@ def _progress(run: Run) -> list[Figure]:
 
 def _reward_note(run: Run) -> str:
     note = "Mean of each batch; the band is the standard deviation of its samples."
-    return note if comparable(run) else f"{note} Samples are normalised against each other, so its mean cannot rise."
+    return note if comparable(run) else f"{note} It is normalised within groups or batches, so its mean cannot rise."
 
 
 def _held_out(run: Run) -> list[Figure]:

@@ -84,7 +84,7 @@ class Gallery:
 
 
 def gallery(run: Run) -> Gallery | None:
-    """Images of the first and last visit, and of those between; rows follow the first visit's order, none picked."""
+    """Images of the first and last visit, and of those between; rows are in the first visit's order, all of them."""
     visits = [visit for visit in run.samples if visit.prompts]
     if not visits:
         return None
@@ -141,7 +141,7 @@ def _row(visit: Samples, key: tuple[str, int]) -> int | None:
 
 
 def thumbnail(visit: Samples, key: tuple[str, int], side: int) -> InlineImage | None:
-    """The image of a prompt and seed, of a video the middle frame; None where the visit has none of it."""
+    """The image of a prompt and seed, of a video the middle frame; None if the visit has none of it."""
     row = _row(visit, key)
     return None if row is None else embed(visit.images[row], side)
 

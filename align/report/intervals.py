@@ -41,7 +41,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
     """Standard error of ``mean(second) - mean(first)`` of independent values, and its degrees of freedom (Welch).
 
-    Both are None where one side has fewer than two values; the freedom also where nothing varies.
+    Both are None if one side has fewer than two values; the freedom also where nothing varies.
     """
     errors = standard_error(first), standard_error(second)
     if errors[0] is None or errors[1] is None:

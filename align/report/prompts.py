@@ -39,7 +39,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class ByPrompt:
-    """What the page shows of one score, prompt by prompt.
+    """One score on the page, prompt by prompt.
 
     Args:
         counts: prompts that rose, fell and stayed.
@@ -54,7 +54,7 @@ class ByPrompt:
 
 
 def by_prompt(run: Run, change: Change | None) -> ByPrompt | None:
-    """Of the score that the page judges by; None where it was not kept prompt by prompt."""
+    """The score that the page judges by; None if it was not kept prompt by prompt."""
     if change is None or not change.pairs or change.steps is None:
         return None
     first, last = (int(step) for step in change.steps)

@@ -27,7 +27,7 @@ class Samples:
 
     Args:
         images: the images; of videos their middle frames.
-        video: suffix of the videos beside them; empty where there are none.
+        video: suffix of the videos beside them; empty if there are none.
         sources: the images they were made from; empty where prompts come with none.
         fps: frames per second of the videos.
     """
@@ -47,13 +47,13 @@ class Samples:
         return [derive(seed, "start") for seed in self.seeds]
 
     def video_file(self, row: int) -> Path | None:
-        """The video of a row, None where the samples are images."""
+        """The video of a row, None if the samples are images."""
         return self.images[row].with_suffix(f".{self.video}") if self.video else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says. Rows are ordered by step; a step that was run again after a resume counts once."""
+    """Content of a run folder. Rows are ordered by step; a step that was run again after a resume counts once."""
 
     folder: Path
     config_text: str = ""
@@ -82,11 +82,11 @@ class Run:
         return str(value) if value else ""
 
     def kind_of(self, section: str) -> str:
-        """``kind`` of a section of the config; empty where it has none."""
+        """``kind`` of a section of the config; empty if it has none."""
         return str(self.section(section).get("kind") or "")
 
     def section(self, name: str) -> Row:
-        """A part of the config; empty where there is none."""
+        """A part of the config; empty if there is none."""
         value = self.config.get(name)
         return value if isinstance(value, dict) else {}
 
@@ -119,14 +119,14 @@ class Run:
         return -math.inf if low is None else low, math.inf if high is None else high
 
     def by_prompt(self, step: int) -> list[PromptScores]:
-        """Held-out scores of one evaluation, prompt by prompt; empty where the run kept none, or they are damaged."""
+        """Held-out scores of one evaluation, prompt by prompt; empty if the run kept none, or they are damaged."""
         try:
             return read_scores(self.folder, step) or []
         except RunFolderError:
             return []
 
     def matched(self, first: int, last: int) -> list[tuple[PromptScores, PromptScores]]:
-        """What two evaluations say of the same prompt and noise, in the prompts' order."""
+        """Scores of two evaluations for the same prompt and noise, in the prompts' order."""
         after = {(one.prompt, one.seed): one for one in self.by_prompt(last)}
         both = [(one, after.get((one.prompt, one.seed))) for one in self.by_prompt(first)]
         return [(before, other) for before, other in both if other is not None]
@@ -145,7 +145,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read whatever of the run is there."""
     if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
-        raise RunFolderError(f"{folder} is no run folder: it has no config.yaml, metrics.jsonl or summary.json")
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml, metrics.jsonl or summary.json")
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
     rows = read_rows(folder / "metrics.jsonl")
@@ -192,7 +192,7 @@ def _latest(rows: list[Row]) -> list[Row]:
 
 
 def _one_role(rows: list[Row]) -> list[Row]:
-    """Rows of the role that was judged last; a step that knows only another role (the base, at 0) keeps that one."""
+    """Rows of the role that was judged last; a step with only another role (the base, at 0) keeps that one."""
     role = rows[-1].get("role") if rows else None
     chosen = [row for row in rows if row.get("role") == role]
     steps = {row["step"] for row in chosen}
@@ -212,7 +212,7 @@ def _read_object(path: Path) -> Row:
 
 
 def read_yaml(text: str) -> Row:
-    """The mapping that a config's text holds; empty where it holds none."""
+    """The mapping that a config's text holds; empty if it holds none."""
     try:
         value = YAML(typ="safe").load(text)
     except YAMLError:
@@ -221,7 +221,7 @@ def read_yaml(text: str) -> Row:
 
 
 def front_matter(text: str) -> str:
-    """The YAML at the beginning of a model card, between two lines of dashes; empty where there is none."""
+    """The YAML at the beginning of a model card, between two lines of dashes; empty if there is none."""
     first, *rest = text.split("\n---", 1)
     return first.removeprefix("---") if rest and text.startswith("---\n") else ""
 

@@ -101,7 +101,7 @@ def verdict(compared: Sequence[Change]) -> tuple[str, str]:
 
 
 def notes(summary: Row, rows: Sequence[Row]) -> list[str]:
-    """What a reader must know to trust the numbers, a sentence each."""
+    """Notes that a reader needs to trust the numbers, a sentence each."""
     told = [
         "The plain sample is generated from the prompt's first noise without a search; its cost is not in the budget."
     ]
@@ -122,7 +122,7 @@ def _below(row: Row) -> bool:
 
 
 def label(one: Change, config: Row) -> str:
-    """What a score was to the search."""
+    """Role of a score in the search."""
     if one.role == "reward":
         return "Optimised reward"
     gold = (config.get("gold") or {}).get(one.name)
@@ -136,7 +136,7 @@ def headline(run_dir: Path) -> str:
 
 
 def facts(summary: Row) -> list[tuple[str, str]]:
-    """Label and value of what can be said in a number."""
+    """Label and value of facts that are numbers."""
     spent = summary["spent"]
     found = [("prompts", f"{summary['prompts']:,}")]
     found += [

@@ -25,9 +25,9 @@ EMBEDDED_ONLY = ("flux2", "flux2_edit", "flux_fill", "sana_sprint")
 GUIDED_FROM_ZERO = ("z_image",)
 """Adapters whose pipelines add ``guidance_scale`` times the difference: 0 is our 1."""
 MERGED = '"."'
-"""A merged pipeline is loaded from the folder that its card lies in."""
+"""A merged pipeline is loaded from the folder that its card is in."""
 OPTIONAL = {"sd3": ("text_encoder_3", "tokenizer_3")}
-"""Adapter -> components that diffusers wants to be told are missing."""
+"""Adapter -> components whose absence must be stated to diffusers."""
 GUIDER = ("hunyuan_video15",)
 """Adapters whose pipelines take their guidance from a component."""
 
@@ -51,7 +51,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the trained weights lie, as code names them.
+    """Location of the trained weights, as named in code.
 
     Args:
         folder: holds the LoRA, or the networks.
@@ -65,7 +65,7 @@ class Weights:
 
 
 def code(config: Tree, weights: Weights | None, shot: Shot | None, video: bool = False) -> str:
-    """Lines that draw one sample; ``weights`` is None for a pipeline that holds them already."""
+    """Lines that generate one sample; ``weights`` is None for a pipeline that holds them already."""
     generator = _part(config, "generator")
     embedded = weights is not None and generator.get("path") in WORLDS
     names = ["AutoModel", "DiffusionPipeline"] if weights and weights.networks else ["DiffusionPipeline"]
@@ -119,7 +119,7 @@ def _loads(config: Tree, weights: Weights | None, embedded: bool) -> list[str]:
 
 
 def arguments(config: Tree) -> dict[str, Any]:
-    """Keyword arguments of the pipeline's call: how the run drew its held-out samples."""
+    """Keyword arguments of the pipeline's call, as for the run's held-out samples."""
     generator, kind = _part(config, "generator"), str(_part(config, "generator").get("kind"))
     height, width = generator.get("size") or (None, None)
     given: dict[str, Any] = {
@@ -162,25 +162,27 @@ def _guided(config: Tree, kind: str) -> dict[str, Any]:
 
 
 def differences(config: Tree, scheduler: str | None) -> list[str]:
-    """Why the code's images differ from the run's, one sentence per reason; empty if they are equal up to rounding.
+    """Reasons why the code's images differ from the run's, a sentence each; empty if they are equal up to rounding.
 
     Args:
-        scheduler: class of the pipeline's own scheduler, None where it is not known.
+        scheduler: class of the pipeline's own scheduler, None if it is not known.
     """
     generator, kind = _part(config, "generator"), str(sampler_of(config).get("kind") or "ode")
     found = []
     if LEVELS.get(kind) is not None:
         diffusers = "diffusers has no such steps."
-        if kind == "cps" and sampler_of(config).get("noise_level") == 1:  # the predicted sample is noised again
+        if kind == "cps" and sampler_of(config).get("noise_level") == 1:  # the predicted sample is re-noised
             diffusers = "FlowMatchEulerDiscreteScheduler does so with stochastic_sampling=True, with other noise."
-        found.append(f"The run drew its samples with {kind}, which adds noise at every step; {diffusers}")
+        found.append(f"The run generated its samples with {kind}, which adds noise at every step; {diffusers}")
     elif generator.get("kind") == "sana_sprint":
         if (sampler_of(config).get("steps") or 0) > 1:
             found.append("This pipeline adds fresh noise between its steps; the run took plain steps of the flow.")
     elif scheduler and scheduler != SOLVERS.get(kind, scheduler):
-        found.append(f"The run drew its samples with {kind} steps, and this pipeline's scheduler is {scheduler}.")
+        found.append(f"The run generated its samples with {kind} steps, and this pipeline's scheduler is {scheduler}.")
     elif scheduler is None and kind != "ode":
-        found.append(f"The run drew its samples with {kind} steps; the pipeline uses the scheduler of its own folder.")
+        found.append(
+            f"The run generated its samples with {kind} steps; the pipeline uses the scheduler of its own folder."
+        )
     if (_guidance(config) or 1.0) < 1:
         found.append("diffusers applies no guidance below 1.")
     if generator.get("kind") == "generic" or ":" in str(generator.get("kind")):
@@ -188,7 +190,7 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
             "This adapter may pass more to the pipeline than size, steps and guidance, which the code above leaves out."
         )
     if generator.get("kind") == "cogvideox":
-        found.append("This pipeline lays out its noise by frames first, so that equal seeds give other noise.")
+        found.append("This pipeline orders its noise by frames first, so equal seeds give different noise.")
     if "mask" in registry.inputs(str(generator.get("kind"))):
         found.append("Image and mask are those of the prompt's row in its file; the run does not keep the mask.")
     if generator.get("dtype") not in (None, "float32") or _part(config, "memory").get("quantise") not in (None, "none"):
@@ -197,7 +199,7 @@ def differences(config: Tree, scheduler: str | None) -> list[str]:
 
 
 def scheduler_of(path: Any, kind: Any = None) -> str | None:
-    """Class of the scheduler of a pipeline's folder, or of a hub id that was downloaded; None where it is not known."""
+    """Class of the scheduler of a pipeline's folder, or of a hub id that was downloaded; None if it is not known."""
     try:
         text = model_file(path, "scheduler/scheduler_config.json", kind).read_text(encoding="utf-8")
         return str(json.loads(text)["_class_name"])
@@ -206,7 +208,7 @@ def scheduler_of(path: Any, kind: Any = None) -> str | None:
 
 
 def model_file(path: Any, name: str, kind: Any = None) -> Path:
-    """Where a file of a base model lies on this machine, or would lie: of a folder, an embedded world or a hub id."""
+    """Location of a base model's file on this machine, existing or not: in a folder, a world or the hub's cache."""
     if path in WORLDS:
         import alignflow.worlds.shapes
 

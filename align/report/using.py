@@ -46,7 +46,7 @@ def _newest(run: Run) -> tuple[Path, int] | None:
 
 
 def visit_of(run: Run, step: int) -> tuple[Samples | None, list[str]]:
-    """The samples that the weights of a step drew, else the newest, and a sentence that says so."""
+    """The samples of a step's weights, else the newest, and a sentence about the difference."""
     visits = [visit for visit in run.samples if visit.prompts]
     if not visits:
         return None, []

@@ -20,7 +20,7 @@ class Verdict:
 
 
 def changes(run: Run) -> list[Change]:
-    """What the head of the page compares: gold and the trained reward, or its parts where it cannot be compared."""
+    """Scores that the head of the page compares: gold and the trained reward, or its parts if it cannot be compared."""
     gold, reward = change(run, "gold"), change(run, "reward") if comparable(run) else None
     if trained_on_gold(run):
         reward = None
@@ -81,7 +81,7 @@ def _certainty(judged: Change) -> str:
             )
         if judged.pairs == 1:
             return "One prompt alone has no interval."
-        return "How certain the change is cannot be said: standard errors are missing."
+        return "The certainty of the change is unknown, because standard errors are missing."
     low, high = (judged.value(end, signed=True) for end in judged.interval)
     zero = "the interval includes zero" if judged.direction == "unsure" else "the interval excludes zero"
     how = (

@@ -10,7 +10,7 @@ from align.report.intervals import mean
 from align.report.reading import Run
 
 MANY_FLAT_GROUPS = 0.3
-"""Share of groups without differences in reward above which a run is told that it learns little."""
+"""Share of groups without differences in reward above which a warning is shown."""
 RATIO_TOLERANCE = 1e-3
 KEPT_DIVERSITY = 0.5
 """Share of the first rollouts' diversity below which the samples of a prompt have become alike."""
@@ -67,9 +67,9 @@ def _uniform(run: Run, reward: Change | None) -> Warned | None:
 
 
 def hacked(run: Run) -> str | None:
-    """Why the last evaluation shows reward hacking: the trained reward rose, and gold fell or diversity collapsed.
+    """Signs of reward hacking in the last evaluation: the trained reward rose, and gold fell or diversity collapsed.
 
-    Both changes of scores count where their 95 % intervals exclude zero. None where there is no sign of it.
+    Both changes of scores count where their 95 % intervals exclude zero. None if there is no sign of it.
     """
     gold, reward = change(run, "gold"), change(run, "reward") if comparable(run) else None
     fell = _hacking(run, gold, reward)
@@ -82,7 +82,7 @@ def _against_hacking(run: Run) -> str:
     """Remedies that this run's config has."""
     tries = ["stop earlier"]
     if "kl" in run.section("recipe"):
-        tries.append("raise recipe.kl, the pull to the base")
+        tries.append("raise recipe.kl, the penalty towards the base")
     mixed = run.kind_of("reward") == "mixture"
     tries.append("change the weights of the mixture" if mixed else "train on a mixture with a second reward")
     text = ", or ".join([", ".join(tries[:-1]), tries[-1]])
@@ -119,13 +119,13 @@ def _flat(run: Run) -> Warned | None:
         return None
     return (
         "Many groups without contrast",
-        f"On average over the training steps, no two samples of {share:.0%} of the groups scored differently, so that "
-        "comparing them taught nothing. Use more samples per group, more varied prompts or a finer reward.",
+        f"On average over the training steps, no two samples of {share:.0%} of the groups scored differently, so "
+        "they gave no gradient. Use more samples per group, more varied prompts or a finer reward.",
     )
 
 
 def _compares(run: Run) -> bool:
-    """Whether samples of equal reward teach the recipe nothing; weighted regression learns from them too."""
+    """Whether samples of equal reward give no gradient; weighted regression trains on them too."""
     recipe = run.section("recipe")
     return recipe.get("kind") != "flow_rwr" or bool(recipe.get("control_variate"))
 

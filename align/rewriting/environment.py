@@ -1,4 +1,4 @@
-"""What judges rewrites: a frozen generator renders them, and rewards score the media for the user's own prompt."""
+"""Scores of rewrites: a frozen generator renders them, and rewards score the media for the user's own prompt."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rewrite:
 
 @dataclass
 class Judged:
-    """Scores of a rewrite: means over its samples by name of the reward; NaN where one is missing, with the reason.
+    """Scores of a rewrite: means over its samples by name of the reward; NaN if one is missing, with the reason.
 
     ``invalid`` says that the rewrite itself is at fault: it is empty, or too long for the generator.
     """
@@ -78,7 +78,7 @@ class Environment:
 
     @classmethod
     def build(cls, config: RewritingSettings) -> Environment:
-        """Generator and rewards of a config; AlignflowError where one cannot be loaded."""
+        """Generator and rewards of a config; AlignflowError if one cannot be loaded."""
         device = devices.chosen(config.generator.device)
         rewards = build_rewards({"reward": config.reward, **config.gold}, device)
         how = config.rendering
@@ -95,7 +95,7 @@ class Environment:
             self._wanted(prompt)
 
     def _wanted(self, prompt: Prompt) -> str:
-        """What a prompt should be rewritten to; "" where rewrites are not compared."""
+        """Reference text of a prompt; "" if rewrites are not compared."""
         return "" if self.caption is None else wanted_text(prompt, self.caption.column)
 
     @torch.no_grad()

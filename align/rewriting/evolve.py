@@ -36,7 +36,7 @@ def evolve(
     """Evolve every prompt of a config; returns what ``summary.json`` holds.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
         KeyboardInterrupt: after the prompts under way, when the user stopped it.
     """
     if config.parquet:
@@ -57,7 +57,7 @@ def _evolve(
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     starts = range(0, len(prompts), config.batch)
-    with GracefulStop(lambda _: say("stopping after the prompts under way; again to stop at once")) as stop:
+    with GracefulStop(lambda _: say("stopping after the prompts in progress; interrupt again to stop at once")) as stop:
         for start in starts:
             file = config.run_dir / ROUNDS / f"{start:06d}.json"
             some = list(range(start, min(start + config.batch, len(prompts))))
@@ -140,7 +140,7 @@ def _known(score: float) -> float:
 
 
 def read_batch(file: Path) -> list[dict[str, Any]] | None:
-    """Rows of a batch; None where they are not there or damaged, and the batch is evolved again."""
+    """Rows of a batch; None if they are not there or damaged, and the batch is evolved again."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

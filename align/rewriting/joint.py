@@ -36,7 +36,7 @@ def train_joint(
     Each stage is a run folder in ``stages/`` and starts from the LoRAs of the stages before it.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
     run = RunFolder(config.run_dir, kind=JOINT)
@@ -46,7 +46,7 @@ def train_joint(
         for turn in range(config.rounds):
             first, second = (config.run_dir / "stages" / f"{turn:02d}-{name}" for name in ("rewriter", "renderer"))
             before = config.run_dir / "stages" / f"{turn - 1:02d}-"
-            say(f"round {turn + 1}/{config.rounds}: the rewriter learns")
+            say(f"round {turn + 1}/{config.rounds}: training the rewriter")
             words = _words(out=first)
             if turn:
                 words += _words(**{"writer.lora": f"{before}rewriter", "generator_lora": f"{before}renderer"})
@@ -55,7 +55,7 @@ def train_joint(
             anchors = config.run_dir / "stages" / f"{turn:02d}-{ANCHORS}"
             if not anchors.is_file():
                 write_text(anchors, lines(anchored(rewriter, first, config.anchor)))
-            say(f"round {turn + 1}/{config.rounds}: the generator learns")
+            say(f"round {turn + 1}/{config.rounds}: training the generator")
             renderer = config.renderer_config(_words(out=second, **{"prompts.train": anchors}))
             if turn:  # rank and layers come from the LoRA that is trained further
                 policy = {"kind": "lora", "init": f"{before}renderer/lora"}

@@ -48,7 +48,7 @@ class JointConfig(RunSettings):
         if rewriter.generator != renderer.generator:
             problems.append(("renderer.config", "trains a generator other than the one that renders rewrites"))
         if renderer.policy.kind != "lora":
-            problems.append(("renderer.config", "trains all weights; the next round takes the generator up as a LoRA"))
+            problems.append(("renderer.config", "trains all weights; the next round loads the generator as a LoRA"))
         if problems:
             raise problems_at(problems)
         return self

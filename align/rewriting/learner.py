@@ -21,7 +21,7 @@ from alignflow.text import first_line
 from rewards.judges.lora import add_lora
 
 Tokens = list[int]
-"""Of an instruction, or of a reply."""
+"""Token ids of an instruction or of a reply."""
 
 
 class Writes(Protocol):
@@ -174,7 +174,7 @@ class Learner:
         write_bytes(file, stream.getvalue())
 
     def load(self, file: Path) -> bool:
-        """Take up the state in ``file``; False where there is none.
+        """Load the state in ``file``; False if there is none.
 
         Raises:
             CheckpointError: it is damaged, or of another LoRA.
@@ -187,7 +187,7 @@ class Learner:
             self.start = [value.to(one.device) for value, one in zip(state["start"], self.parameters, strict=True)]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
-        except Exception as error:  # unpickling raises whatever the damage brings about
+        except Exception as error:  # the error of unpickling depends on the damage
             raise CheckpointError(
                 f"{file} cannot be read: {first_line(error)}; start again with --overwrite"
             ) from error

@@ -29,7 +29,7 @@ class Loop:
         self.file = run.path / "checkpoint" / "state.pt"
 
     def measured(self, when: str) -> dict[str, Any] | None:
-        """What is measured on held-out data ``before`` and ``after``; None where there is none."""
+        """Measurements on held-out data ``before`` and ``after``; None if there are none."""
         raise NotImplementedError
 
     def method_step(self) -> Callable[[int], dict[str, float]]:
@@ -64,7 +64,7 @@ class Loop:
         return before or {}, after or {}
 
     def _logged(self, event: str, step: int) -> dict[str, Any] | None:
-        """What an earlier part of the run measured at this step."""
+        """Measurements of an earlier part of the run at this step."""
         rows = self.folder.rows()
         return next((row for row in rows if (row["event"], row["step"]) == (event, step)), None)
 
@@ -74,7 +74,7 @@ class Loop:
         """Rows of ``written`` for ``count`` prompts, a batch at a time; batches that are on the disk are read.
 
         Args:
-            what: the line that is said, such as ``rewrites of``.
+            what: beginning of the progress line, such as ``rewrites of``.
         """
         rows = list[dict[str, Any]]()
         for start in range(0, count, TOGETHER):

@@ -251,7 +251,7 @@ class RewriterConfig(RewritingSettings):
     reply: Reply = Field(Reply(), description="instruction and sampling of the rewriter")
     lora: WriterLora = Field(WriterLora(), description="LoRA to train, unless writer.lora is trained further")
     method: Annotated[Method, METHOD] = Field(description="sft, dpo or grpo")
-    candidates: int = Field(5, ge=2, description="rewrites written per prompt where there is no table")
+    candidates: int = Field(5, ge=2, description="rewrites written per prompt if there is no table")
     checkpoint: int = Field(10, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="after")
@@ -299,7 +299,7 @@ def essentials(config: RewritingSettings) -> list[tuple[str, str]]:
 
 
 def _writer_problems(writer: AnyWriter) -> list[Problem]:
-    """What a writer names and is not there."""
+    """Files that a writer names and that do not exist."""
     if not isinstance(writer, LocalWriter):
         return []
     try:

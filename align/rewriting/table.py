@@ -34,7 +34,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A rewrite of a prompt with its score, NaN where it has none, and the score's parts."""
+    """A rewrite of a prompt with its score, NaN if it has none, and the score's parts."""
 
     prompt: str
     rewrite: str
@@ -73,7 +73,7 @@ def _number(value: Any, name: str, place: str) -> float:
 
 
 def wanted_text(prompt: Prompt, column: str) -> str:
-    """What a prompt should be rewritten to; DataError where its row does not say."""
+    """Reference text of a prompt; DataError if its row has none."""
     found = prompt.metadata.get(column)
     if not isinstance(found, str) or not found.strip():
         raise DataError(f'{prompt.where}: needs a text under "{column}", which caption.column names')

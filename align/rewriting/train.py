@@ -41,7 +41,7 @@ def train_rewriter(
     """Train the LoRA of a config into its folder; returns what ``summary.json`` holds.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
         KeyboardInterrupt: after a step and its checkpoint, when the user stopped it.
     """
     run = RunFolder(config.run_dir, kind=REWRITER)
@@ -213,7 +213,7 @@ class Training(Loop):
 
 
 def new_learner(config: RewriterConfig, writer: LocalLM) -> Learner:
-    """What learns: the LoRA that the writer was loaded with, or a new one."""
+    """The trained LoRA: the one that the writer was loaded with, or a new one."""
     loaded = config.writer.kind == "local" and config.writer.lora is not None
     parameters = trained_lora(writer.model, config.lora, loaded, derive(config.seed, "lora"), inside="")
     return Learner(writer, parameters, config.method, config.reply.temperature)

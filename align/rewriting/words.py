@@ -27,7 +27,7 @@ def history(earlier: Sequence[tuple[str, float]]) -> str:
 def rouge_l(text: str, wanted: str) -> float:
     """ROUGE-L (Lin, 2004) of two texts, 0 to 1: the F-measure of their longest common subsequence of words.
 
-    Words are runs of letters and digits in lower case; 0 where a text has none.
+    Words are runs of letters and digits in lower case; 0 if a text has none.
     """
     first, second = (re.findall(r"\w+", one.lower()) for one in (text, wanted))
     lengths = [0] * (len(second) + 1)
@@ -41,7 +41,7 @@ def rouge_l(text: str, wanted: str) -> float:
 
 
 def cleaned(reply: str) -> str:
-    """The rewrite in a reply: its first line that is not empty, without quotes around it; "" where there is none."""
+    """The rewrite in a reply: its first line that is not empty, without quotes around it; "" if there is none."""
     lines = (line.strip() for line in reply.splitlines())
     line = next((line for line in lines if line), "")
     if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'`":

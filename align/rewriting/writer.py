@@ -26,7 +26,7 @@ class Writer(Protocol):
     """Whatever answers instructions."""
 
     def write(self, asked: Sequence[str], seeds: Sequence[int], reply: Reply) -> list[str]:
-        """A rewrite for each instruction, "" where there is none; a rewrite depends on its own seed alone."""
+        """A rewrite for each instruction, "" if there is none; a rewrite depends on its own seed alone."""
 
 
 def build_writer(settings: AnyWriter, device: torch.device | str) -> Writer:
@@ -45,7 +45,7 @@ class RemoteLM:
         self.judge = EndpointJudge(settings)
 
     def write(self, asked: Sequence[str], seeds: Sequence[int], reply: Reply) -> list[str]:
-        """See :class:`Writer`; RewardError where no request was answered."""
+        """See :class:`Writer`; RewardError if no request was answered."""
         questions = [Question((text,)) for text in asked]
         found = self.judge.sample(questions, reply.longest, reply.temperature, seeds)
         if asked and len(found.reasons) == len(asked):
@@ -115,7 +115,7 @@ class LocalLM:
         found: list[list[int]] = []
         if asked and (most := max(map(len, asked)) + reply.longest) > self.longest:
             raise RewardError(
-                f"instruction and reply have {most} tokens, the rewriter reads {self.longest}; set a smaller "
+                f"instruction and reply have {most} tokens, the rewriter's limit is {self.longest}; set a smaller "
                 "reply.longest"
             )
         for start in range(0, len(asked), self.chunk):

@@ -32,7 +32,7 @@ Context = AbstractContextManager[None]
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Where M velocities are taken.
+    """Points at which M velocities are computed.
 
     Args:
         x: ``[M, ...]`` latents at the times ``t [M]`` in [0, 1].
@@ -54,7 +54,7 @@ class Point:
 
 
 class Bench:
-    """What the loss of a recipe computes with.
+    """Operations for the loss of a recipe.
 
     Args:
         generator: its network holds the policy.
@@ -201,7 +201,7 @@ class Bench:
 
     @property
     def point(self) -> Point:
-        """Where velocities were taken last; after :meth:`unroll` that of its last step, where the policy's is known."""
+        """Point of the last velocities; after :meth:`unroll` that of its last step, where the policy's is known."""
         assert self._point is not None
         return self._point
 

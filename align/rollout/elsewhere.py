@@ -24,7 +24,7 @@ BUILDERS: dict[str, Callable[[Any, Config, Generator], Engine]] = {
 
 
 def remote_of(config: Config, generator: Generator) -> Remote | None:
-    """The engine of ``rollout.engine``, which has answered once; None where this process samples.
+    """The engine of ``rollout.engine``, which has answered once; None if this process samples.
 
     Raises:
         AlignflowError: its package is not installed, or it does not start.

@@ -1,4 +1,4 @@
-"""The seam to an engine that generates samples elsewhere: what it is asked, what it replies, and what is refused.
+"""The seam to an engine that generates samples elsewhere: its requests, its replies, and refusals.
 
 A process gives the engine the trained weights with their digest, then orders of a few samples each. Every reply
 names the digest of the weights that made it. A reply of other weights, seeds or shapes is not used: it is counted and
@@ -100,7 +100,7 @@ class Engine(Protocol):
         """Take weights that :meth:`pack` made, whose digest is ``policy``; raises UnansweredError where it cannot."""
 
     def draw(self, order: Order, policy: str) -> Reply:
-        """Samples by the weights ``policy``; raises UnansweredError where there is no reply."""
+        """Samples by the weights ``policy``; raises UnansweredError if there is no reply."""
 
     def verify(self, policy: str) -> None:
         """After the last reply of a rollout: raise UnansweredError unless the weights are still those that it took."""

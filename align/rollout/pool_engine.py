@@ -48,14 +48,14 @@ class RolloutWorker:
 
     @torch.no_grad()
     def load(self, weights: bytes, policy: str) -> None:
-        """Take the policy's weights; raises ValueError where they are damaged or another LoRA's."""
+        """Take the policy's weights; raises ValueError if they are damaged or another LoRA's."""
         if digest(weights) != policy:
-            raise ValueError("the weights were damaged on their way")
+            raise ValueError("the weights were damaged in transit")
         tensors = load(weights)
         if {name: value.shape for name, value in tensors.items()} != {
             name: value.shape for name, value in self.parameters.items()
         }:
-            raise ValueError("the weights are those of another LoRA than this worker has")
+            raise ValueError("the weights do not fit the LoRA of this worker")
         for name, value in self.parameters.items():
             value.copy_(tensors[name])
         self.policy = policy
@@ -105,7 +105,7 @@ class RayPool:
             self._newest = (self.crew.ray.put(weights), policy)
 
     def draw(self, order: Order, policy: str) -> Reply:
-        """Samples by an idle actor; raises UnansweredError where it dies, fails or takes too long."""
+        """Samples by an idle actor; raises UnansweredError if it dies, fails or takes too long."""
         with self._lock:
             weights, newest = self._newest
 

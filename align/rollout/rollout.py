@@ -38,7 +38,7 @@ class Asked:
         seeds: ``[N]`` the seed from which everything random about a sample comes.
         cond: conditioning of the B local prompts, encoded by the role that samples; ``row [N]`` maps samples to them.
         sampler: settings of sampling; None for stored samples.
-        inputs: inputs of the prompts that the reward wants: name -> N of them.
+        inputs: inputs of the prompts that the reward needs: name -> N of them.
         seed: of what all samples of the rollout share, the same in every process.
         steps: indices of the stochastic steps; None = every step but the last of a stochastic sampler.
     """
@@ -119,9 +119,9 @@ class Drawn(Asked):
         return samplers.step(self.sampler.kind, x, v, t, t_next, noise_level=level, t_second=second, x_next=x_next)
 
     def at_random_step(self, sample: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the terms' samples stood before one of the sampling steps, drawn uniformly for (sample, slot).
+        """Points of the terms' samples before one of the sampling steps, chosen uniformly for (sample, slot).
 
-        Every call draws the same. The prediction of the last step is the sample itself.
+        Every call gives the same. The prediction of the last step is the sample itself.
 
         Returns:
             latents ``[M, ...]``, times ``[M]`` and predicted clean samples ``[M, ...]``.
@@ -145,7 +145,7 @@ class Scored(Drawn):
     """The samples and their scores.
 
     Args:
-        scores: of the N samples; NaN where a score is missing.
+        scores: of the N samples; NaN if a score is missing.
         void: ``[N]`` bool, samples of groups that a filter took out; None = none.
         seen: name -> ``[N, ...]`` results of the recipe's :meth:`~align.recipes.base.Recipe.look`.
     """
@@ -295,7 +295,7 @@ def spreads(media: Tensor, group: Tensor) -> Tensor:
 
 
 def diversity(media: Tensor, group: Tensor) -> float:
-    """Mean of :func:`spreads`, 0 where no group has two samples."""
+    """Mean of :func:`spreads`, 0 if no group has two samples."""
     found = spreads(media, group)
     return float(found.mean()) if len(found) else 0.0
 

@@ -27,10 +27,10 @@ class Drawing:
     """Rollouts in order, each with its scoring under way.
 
     Args:
-        config: ``rollout.overlap`` says when: ``next`` samples a rollout while the one before it is scored, so that it
-            comes from the policy of one update ago, which the role ``ahead`` holds.
-        source: what draws.
-        reward: what scores; None where rollouts come with their rewards.
+        config: ``rollout.overlap`` decides when: ``next`` samples a rollout while the one before it is scored, so that
+            it comes from the policy of one update ago, which the role ``ahead`` holds.
+        source: generates the samples.
+        reward: scores them; None if rollouts come with their rewards.
         bench: generator, roles and precision.
         processes: those that share a rollout.
     """
@@ -52,10 +52,10 @@ class Drawing:
         self.ahead = overlap == "next"
         self.in_hand: Draw | None = None
         self.counted = False
-        """Whether a rollout that was in hand at the checkpoint stands in its network calls."""
+        """Whether the checkpoint's network calls include those of a rollout in progress."""
 
     def next(self, step: int) -> Draw:
-        """This step's rollout. Ahead, the next one is then drawn while this one is scored.
+        """This step's rollout. With ``next``, the next one is then sampled while this one is scored.
 
         ``ahead`` moves before it draws and not after, so that a checkpoint holds what drew the rollout in hand, which a
         resumed run draws again.

@@ -27,7 +27,7 @@ class Scoring:
     """The scores of one rollout, whose samples come in order.
 
     Args:
-        reward: what scores; its scope says what must be scored together.
+        reward: its scope decides which samples must be scored together.
         thread: where it does; None = when the scores are asked for.
         device: on which media are scored; they wait on the CPU.
         processes: those that share the rollout, for a reward that compares all samples of a batch.
@@ -119,7 +119,7 @@ class Scoring:
 
 @torch.no_grad()
 def scores_by_step(generator: Generator, reward: Reward, drawn: Drawn, chunk: int) -> Tensor:
-    """Scores ``[N, S]`` of the clean samples that the S stochastic steps predict, NaN where one is missing.
+    """Scores ``[N, S]`` of the clean samples that the S stochastic steps predict, NaN if one is missing.
 
     Args:
         reward: must score samples one by one.
@@ -170,7 +170,7 @@ def _cat(values: Sequence[Any]) -> Any:
 
 
 def check_gradient(recipe: str, reward: Reward, scope: Scope = "sample") -> None:
-    """Raise RewardError where a recipe cannot follow the gradient of a built reward, which settings did not show.
+    """Raise RewardError if a recipe cannot follow the gradient of a built reward, which settings did not show.
 
     Args:
         scope: that the settings showed; the config was checked with it.

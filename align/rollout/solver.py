@@ -37,7 +37,7 @@ def remark(generator: Generator, kinds: Sequence[str] = ("ode",)) -> str:
     """
     with watched() as seen:
         times = generator.times(STEPS)
-    if not seen:  # an adapter that has a rule of its own for the schedulers of its family
+    if not seen:  # an adapter that has its own rule for the schedulers of its family
         name = type(generator.pipeline.scheduler).__name__
         if not generator.schedulers or name in generator.schedulers:
             return ""
@@ -100,7 +100,7 @@ def _velocity(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _theirs(scheduler: object, noise: Tensor, seed: int, sign: float) -> Tensor:
-    """Where the scheduler's own steps end; levels that rise are turned round by the sign."""
+    """End of the scheduler's own steps; ``sign`` turns rising levels round."""
     ready = copy.deepcopy(scheduler)
     step: Callable[..., tuple[Tensor, ...]] = ready.step  # type: ignore[attr-defined]
     levels, x = ready.sigmas.double(), noise  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ def _theirs(scheduler: object, noise: Tensor, seed: int, sign: float) -> Tensor:
                 level = levels[index]
                 v = _velocity(x, 1 - level if rising else level)
                 x = step(sign * v, timestep, x, return_dict=False)[0].double()
-        except Exception as error:  # a step of another process wants other things
+        except Exception as error:  # a step of another process needs other arguments
             name = type(scheduler).__name__
             raise GeneratorError(f"{name} does not step along a flow: {first_line(error)}; {REMEDY}") from error
     return x

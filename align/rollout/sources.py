@@ -43,7 +43,7 @@ class OnlineSource:
 
     Args:
         needs: of the recipe; see :attr:`align.recipes.base.Recipe.needs`.
-        wants: inputs of the prompts that the reward or the loss asks for.
+        wants: inputs of the prompts that the reward or the loss needs.
 
     Raises:
         DataError: prompts that cannot be read, or come without what generator or reward need.
@@ -78,11 +78,11 @@ class OnlineSource:
 
     @property
     def needs(self) -> Needs:
-        """What is read of every prompt."""
+        """Inputs that are read of every prompt."""
         return Needs(tuple(dict.fromkeys((*self.generator.inputs, *self.wants))), ())
 
     def leave_out(self, places: Collection[str]) -> None:
-        """Use no prompt that stands at one of ``places``."""
+        """Use no prompt that is at one of ``places``."""
         places = {*places}
         self.by_source = [[prompt for prompt in some if prompt.place not in places] for some in self.by_source]
 
@@ -106,7 +106,7 @@ class OnlineSource:
         self.ban_places([chosen[number].place for number in groups])
 
     def ban_places(self, places: Sequence[str]) -> None:
-        """Sample no prompt that stands at one of ``places`` any more; raises as :meth:`ban`."""
+        """Sample no prompt that is at one of ``places`` any more; raises as :meth:`ban`."""
         self.banned += places
         self.leave_out(places)
         if not all(self.by_source):
@@ -127,7 +127,7 @@ class OnlineSource:
         A recipe that follows the reward's gradient samples in its loss: its rollout holds the noise and no media.
 
         Args:
-            acting: makes the context in which samples are drawn (the role, the precision).
+            acting: makes the context of sampling (the role, the precision).
             phases: what the time is counted in.
             ready: gets uint8 media, prompts, group and inputs of each ``chunk`` of samples as soon as they are there,
                 and which of them cannot be scored, with the reason.
@@ -215,7 +215,7 @@ class OnlineSource:
 class StoredSource:
     """A table's images or videos with their rewards; those of a pair are its scores, or 1 and 0.
 
-    A row is a group of its own, but samples that are compared by their rewards are one group, over all processes.
+    A row is its own group, but samples that are compared by their rewards are one group, over all processes.
 
     Raises:
         DataError: names file, line and path of what is missing, before any training; of what is unreadable, when read.
@@ -251,11 +251,11 @@ class StoredSource:
 
     @property
     def needs(self) -> Needs:
-        """What is read of every row."""
+        """Inputs that are read of every row."""
         return Needs(tuple(dict.fromkeys((*self.generator.inputs, *self.wants))), tuple(self.settings.columns))
 
     def leave_out(self, places: Collection[str]) -> None:
-        """Use no row that stands at one of ``places``."""
+        """Use no row that is at one of ``places``."""
         kept = [number for number, prompt in enumerate(self.prompts) if prompt.place not in places]
         self.prompts = [self.prompts[number] for number in kept]
         self.rewards = [self.rewards[number] for number in kept]

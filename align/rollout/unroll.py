@@ -1,6 +1,6 @@
 """Sampling as one differentiable function: latents from a velocity field, with gradient through the last steps.
 
-Pure: it knows no generator and no budget. Search follows a reward's gradient to the noise through it.
+Pure: it depends on no generator and no budget. Search follows a reward's gradient to the noise through it.
 """
 
 from __future__ import annotations

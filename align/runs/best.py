@@ -61,7 +61,7 @@ def best_of(run: Path) -> Path:
         )
     path = run / "checkpoints" / f"step-{state['step']:06d}"
     if not path.is_dir():
-        raise CheckpointError(f"{run} was best after step {state['step']}, but {path} has gone")
+        raise CheckpointError(f"{run} was best after step {state['step']}, but {path} is missing")
     return path
 
 

@@ -50,7 +50,7 @@ def save(
 
     Args:
         roles: learner -> its roles, ``steppers`` its optimizer.
-        counters: plain values that the trainer needs to go on (step, each learner's updates, seconds, network calls).
+        counters: plain values with which the trainer continues (step, each learner's updates, seconds, network calls).
         export: writes into the checkpoint what other programs load.
         refreshed: what of the reward learns beside the policy.
         identity: whose checkpoint it is, as plain values; :func:`load` compares.
@@ -69,7 +69,7 @@ def save(
                 state["reward"] = refreshed.state_dict()
             torch.save(state, staging / "optimizer.pt")
             export(staging)
-        except RuntimeError as error:  # how torch tells of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(first_line(error)) from error
         versions = {name: one.versions() for name, one in roles.items()}
         about = {"step": step, "counters": counters, "roles": versions, "identity": dict(identity or {})}
@@ -116,8 +116,8 @@ def load(
     """Put a checkpoint's state into the learners' ``roles`` and ``steppers``, and ``refreshed``; returns its counters.
 
     Args:
-        steppers: None where the run is not continued; evaluation also needs fewer learners and roles than training.
-        identity: of the run that wants to go on from it; None accepts any run's.
+        steppers: None if the run is not continued; evaluation also needs fewer learners and roles than training.
+        identity: of the run that continues from it; None accepts any run's.
 
     Raises:
         CheckpointError: files missing, truncated or altered, made for another model or policy, or another run's. The
@@ -194,7 +194,7 @@ def _verified(path: Path) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    """How to go on without a checkpoint."""
+    """How to continue without a checkpoint."""
     match = manifest.NAME.fullmatch(path.resolve().name)
     for step in reversed(list_steps(path.resolve().parent) if match else []):
         older = path.resolve().parent / f"step-{step:06d}"
@@ -205,11 +205,11 @@ def _remedy(path: Path) -> str:
         except DamagedError:
             continue
         return f"delete {path.name} to resume from the checkpoint before it that is intact, {older.name}"
-    return "no checkpoint before it is intact: delete it to start anew with --resume"
+    return "no earlier checkpoint is intact: delete it to start again with --resume"
 
 
 def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Whose a checkpoint is; one of a version that did not say is taken."""
+    """Check the owner of a checkpoint; one without this field, of an older version, is accepted."""
     known = [name for name in ("data", "model", "run") if theirs.get(name) and mine.get(name)]
     settings = theirs.get("settings")
     if isinstance(settings, dict):
@@ -218,7 +218,7 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, An
         if wrong:
             then = f"{wrong[0]}: {settings[wrong[0]]!r} there, {now[wrong[0]]!r} here"
             raise CheckpointError(
-                f"checkpoint {path} is of another run, or was made with other settings ({then}); {_remedy(path)}"
+                f"checkpoint {path} belongs to another run, or was made with other settings ({then}); {_remedy(path)}"
             )
     what = {
         "data": "was made with other prompts: the training prompts have changed since; restore them, or start "
@@ -232,9 +232,7 @@ def _check_same_run(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, An
             raise CheckpointError(f"checkpoint {path} {what[name]}")
     for name, key in (("data", "prompts"), ("model", "generator.path")):
         if name not in known and name in mine.get("moved", ()):
-            raise CheckpointError(
-                f"checkpoint {path} does not say of which {key} it is: give the place it was made with"
-            )
+            raise CheckpointError(f"checkpoint {path} does not state its {key}: give the place it was made with")
 
 
 def _role_of(name: str) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def problems(setting: str, name: str) -> list[Problem]:
-    """What ``check`` refuses of a device that a setting names, without torch."""
+    """Problems of a device that a setting names, for ``check``, without torch."""
     wrong = None if name in ("auto", "cpu") else absent(name)
     return [Problem(setting, wrong)] if wrong else []
 

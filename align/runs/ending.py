@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class EarlyEnd:
-    """What evaluations say about going on; a part of every checkpoint.
+    """Evaluations so far, from which early ends follow; a part of every checkpoint.
 
     Args:
         settings: ``patience`` and ``hacking``.
@@ -27,9 +27,9 @@ class EarlyEnd:
 
     @property
     def reason(self) -> str | None:
-        """Why the run should end before its last step; None = it should not."""
+        """The reason why the run should end before its last step; None = it should not."""
         if self.hacked is not None and self.settings.hacking == "stop":
-            return f"stopped early at step {self.step}, as evaluate.hacking says: the reward is hacked"
+            return f"stopped early at step {self.step}, as set by evaluate.hacking: the reward is hacked"
         if self.settings.patience is not None and self.idle >= self.settings.patience:
             return f"stopped early at step {self.step}: {self.idle} evaluations in a row without a better one"
         return None

@@ -17,7 +17,7 @@ MEMORY_ALONE = (
     "rollout.decode_chunk",
     *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
 )
-"""Settings that change memory and speed, and results by rounding alone: who ran out of memory goes on with less."""
+"""Settings that change memory and speed, and results by rounding alone: who ran out of memory continues with less."""
 
 FREE_ON_RESUME = (
     "name", "out", "evaluate", "samples", "checkpoint", "trackers", "prompts.heldout", "generator.device",
@@ -46,7 +46,7 @@ _REASONS = {
     "recipe": "the state of the roles follows from it",
     "train": "the optimizer's state follows from it",
     "memory": "it changes the weights themselves",
-    "search": "prompts already searched were searched so",
+    "search": "prompts already searched used the other value",
     "budget": "prompts already searched had the other budget",
 }
 
@@ -70,7 +70,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
 
 
 def under(key: str, names: Iterable[str]) -> bool:
-    """Whether a dotted key is one of the names or lies below one."""
+    """Whether a dotted key is one of the names or is below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

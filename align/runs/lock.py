@@ -96,7 +96,7 @@ class Lock:
             return None
 
     def _living(self, content: bytes) -> str | None:
-        """Who holds the lock, in words; None where that process has gone."""
+        """Who holds the lock, in words; None if that process has gone."""
         try:
             age = time.time() - self.path.stat().st_mtime
         except OSError:
@@ -105,7 +105,10 @@ class Lock:
             holder = json.loads(content)
             pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["time"])
         except (ValueError, KeyError, TypeError):
-            said = f"{self.folder} is locked by {self.path.name}, which cannot be read; delete it if no run is going"
+            said = (
+                f"{self.folder} is locked by {self.path.name}, which cannot be read; delete it if no process "
+                "uses the folder"
+            )
             return None if age > STALE else said
         here = all(holder.get(key) == _me()[key] for key in ("host", "boot", "space"))
         if (_started(pid) != holder.get("started")) if here else (age > STALE):
@@ -113,7 +116,7 @@ class Lock:
         said = f"{self.folder} is in use by process {pid} on {host} since {since}"
         if here:
             return f"{said}; wait for it, stop it, or choose another folder with --out"
-        return f"{said}; if that process has gone, try again in {STALE:.0f} s or delete {self.path}"
+        return f"{said}; if that process has ended, try again in {STALE:.0f} s or delete {self.path}"
 
     def _retire(self, content: bytes) -> None:
         """Remove the lock of a holder that has gone, unless another process did so first and holds it now."""
@@ -186,7 +189,7 @@ def _me() -> dict[str, Any]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in any unit; None where there is none or it is dead already."""
+    """When a process of this machine started, in any unit; None if there is none or it is dead already."""
     if stat := _text(f"/proc/{pid}/stat"):
         fields = stat.rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

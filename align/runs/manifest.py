@@ -23,7 +23,7 @@ NAME = re.compile(r"step-(\d{6,})")
 
 
 class DamagedError(AlignflowError):
-    """A checkpoint that is not as it was written; says what of it."""
+    """A checkpoint that is not as it was written; the message names the part."""
 
 
 def write(folder: Path, content: Mapping[str, Any], version: int = FORMAT) -> None:
@@ -101,7 +101,7 @@ def _sha(content: Mapping[str, Any]) -> str:
 
 
 def _wrong(found: Mapping[str, Any], name: str) -> str:
-    """What of a manifest's content cannot be; empty if nothing."""
+    """Invalid content of a manifest; empty if it is valid."""
     counters, roles, files = found.get("counters"), found.get("roles"), found.get("files")
     if not isinstance(counters, dict) or not _counted(counters, _COUNTERS):
         return "counters"

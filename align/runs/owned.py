@@ -52,12 +52,12 @@ _OLD_LITTER = re.compile(r"\.step-\d{6,}\.[a-z0-9_]{8}|\.pytorch_lora_weights\w*
 
 
 def mark(folder: Path, kind: str, **about: Any) -> None:
-    """Mark a folder as made by alignflow; ``id`` tells it from every other one."""
+    """Mark a folder as made by alignflow; ``id`` distinguishes it from every other one."""
     write_json(folder / MARK, {"kind": kind, "id": uuid.uuid4().hex, **about})
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
-    """The mark of a folder; empty where it has none, ``kind`` alone where it is of a version without marks."""
+    """The mark of a folder; empty if it has none, ``kind`` alone where it is of a version without marks."""
     found = _json(folder / MARK)
     if isinstance(found.get("kind"), str):
         return found
@@ -94,7 +94,7 @@ def entries(folder: Path) -> set[str]:
 def check_removable(path: Path, kind: str) -> None:
     """Raise RunFolderError unless the folder ``path`` is one of ``kind`` that alignflow made, and holds nothing else.
 
-    A link, the working folder, the home folder, what lies around them, and mount points are never removed.
+    A link, the working folder, the home folder, what is around them, and mount points are never removed.
     """
     if path.is_symlink():
         raise RunFolderError(f"{path} is a link to {os.readlink(path)}; --overwrite removes a folder, not a link")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def phase_named(name: str) -> Iterator[None]:
-    """Let :func:`phase_of` tell of an error that leaves the block that it happened in ``name``."""
+    """Make :func:`phase_of` return ``name`` for an error that leaves the block."""
     try:
         yield
     except Exception as error:
@@ -18,5 +18,5 @@ def phase_named(name: str) -> Iterator[None]:
 
 
 def phase_of(error: BaseException) -> str | None:
-    """The phase that an error happened in, None where it is not known."""
+    """The phase that an error happened in, None if it is not known."""
     return error.__dict__.get("alignflow_phase")

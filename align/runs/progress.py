@@ -19,7 +19,7 @@ PHASES = {
     "update": "learning",
     "evaluate": "evaluating",
 }
-"""Phase of a training step -> what the line says during it."""
+"""Phase of a training step -> text of the line during it."""
 
 
 class Progress:
@@ -65,7 +65,7 @@ class Progress:
         return elapsed / max(done - self.first, 1) * (self.total - done) if left is None else left
 
     def doing(self, what: str) -> None:
-        """What is going on inside the unit under way; only a terminal's line, which renews itself, shows it."""
+        """The current activity inside the unit in progress; shown only on a terminal's line, which updates itself."""
         if self.terminal:
             self._write(f"{self.line}  {PHASES.get(what, what)} ...", end="\r")
 
@@ -92,7 +92,7 @@ def clock(seconds: float) -> str:
 
 
 def shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:
-    """What the progress line shows of a training step's row; of a reward that compares samples its parts."""
+    """Values of a training step's row in the progress line; for a reward that compares samples, its parts."""
     compares = reward is not None and reward.scope in ("group", "batch")
     parts = {name: said(value) for name, value in row.items() if compares and name.startswith("reward/")}
     shown = (parts or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}

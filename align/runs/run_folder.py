@@ -64,7 +64,7 @@ class Part(NamedTuple):
     Args:
         before: settings the run had until now, where it was there.
         changed: dotted key -> [then, now] of what this part changes.
-        asked: whether it was asked to go on with what is there.
+        asked: whether it was asked to continue with what is there.
     """
 
     before: dict[str, Any] | None = None
@@ -78,7 +78,7 @@ class RunFolder:
     Args:
         path: the folder.
         writes: whether this process is the one that writes.
-        kind: what lives there, such as :data:`align.runs.owned.TRAINING` or :data:`align.runs.owned.SEARCH`.
+        kind: kind of folder, such as :data:`align.runs.owned.TRAINING` or :data:`align.runs.owned.SEARCH`.
     """
 
     def __init__(self, path: Path, writes: bool = True, kind: str = owned.TRAINING) -> None:
@@ -87,7 +87,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.take(Part())
         self.id: str | None = None
-        """What tells this run from every other one; None where an older version made it."""
+        """Id that distinguishes this run from all others; None if an older version made the run."""
         self._replaces = False
         self._made: list[Path] = []
         self._lock: Lock | None = None
@@ -145,7 +145,7 @@ class RunFolder:
             self.leave()
 
     def begin(self) -> None:
-        """:meth:`create` the run of a block of :meth:`held`; digests of :meth:`check_content` stand in its mark."""
+        """:meth:`create` the run of a block of :meth:`held`; digests of :meth:`check_content` are in its mark."""
         self.create(self._resolved, environment(torch_too=True), **self._content)
 
     def leave(self) -> None:
@@ -160,7 +160,7 @@ class RunFolder:
         self._made = []
 
     def _check(self, resume: bool, overwrite: bool) -> bool:
-        """Whether a run lives here; raises RunFolderError where none may start."""
+        """Whether the folder has a run; raises RunFolderError if none may start."""
         path = self.path
         if path.is_symlink() and not path.exists():
             raise RunFolderError(f"{path} is a link to {os.readlink(path)}, which is not there")
@@ -179,7 +179,7 @@ class RunFolder:
         return True
 
     def check_content(self, **digests: str) -> None:
-        """Raise RunFolderError where the mark of a resumed run holds another digest by one of these names."""
+        """Raise RunFolderError if the mark of a resumed run holds another digest by one of these names."""
         self._content = digests
         mark = owned.read_mark(self.path) if self.before is not None else {}
         data, model = ("data", "judge.model") if self.kind == owned.REASONER else ("prompts", "generator.path")
@@ -187,7 +187,7 @@ class RunFolder:
             moved = any(under(changed, [key]) for changed in self.changed)
             if (name in mark and mark[name] != digests[name]) or (name not in mark and moved):
                 raise RunFolderError(
-                    f"{self.path} was made with other content of {key}; give it that back, or start another with --out"
+                    f"{self.path} was made with other content of {key}; restore it, or start another with --out"
                 )
 
     def _is_run(self) -> bool:
@@ -237,7 +237,7 @@ class RunFolder:
     def create(self, resolved: str, environment: dict[str, Any], **about: Any) -> str | None:
         """Make the folder, or sweep what an interrupted write left in it, and write the resolved config.
 
-        A folder that is replaced goes when the new one is whole. ``about`` stands in the mark of a new folder. Returns
+        A folder that is replaced goes when the new one is whole. ``about`` is in the mark of a new folder. Returns
         the run's id.
         """
         with writing(self.path):
@@ -257,7 +257,7 @@ class RunFolder:
         return self.id
 
     def _note_changes(self) -> None:
-        """A row for what this part changes, before the config that says what was is written over."""
+        """A row with the changes of this part, before the old config is overwritten."""
         if self.changed and self.kind == owned.TRAINING:
             row = {"event": "resumed", "step": (list_steps(self.checkpoints) or [0])[-1], "changed": self.changed}
             if self.rows()[-1:] != [row]:
@@ -279,7 +279,7 @@ class RunFolder:
             metrics.append(self.metrics, row)
 
     def sync(self) -> None:
-        """Have the rows on the disk, before a checkpoint says that they are there."""
+        """Put the rows on the disk, before a checkpoint that counts them."""
         if self.writes:
             metrics.sync(self.metrics)
 

@@ -16,7 +16,7 @@ class GracefulStop:
     """Context in which the first interrupt only sets :attr:`asked`.
 
     Args:
-        say: tells the user that the interrupt was heard.
+        say: reports to the user that the interrupt was received.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

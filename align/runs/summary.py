@@ -15,7 +15,7 @@ def write_summary(run: RunFolder, config: Config, status: str, seconds: float, n
     """Write and return the summary, from the rows of ``metrics.jsonl``.
 
     ``gold_*`` is the held-out score that ``evaluate.gold`` names, ``reward_*`` that of the trained reward; ``before``
-    is the base, ``after`` the last evaluation; None where it was not measured. Of a trained reward that compares
+    is the base, ``after`` the last evaluation; None if it was not measured. Of a trained reward that compares
     samples, ``reward_parts`` holds the same of its parts that do not.
     """
     rows = run.rows()

@@ -59,7 +59,7 @@ class Method(Strict):
         if self.stochastic and (not self.sampler.stochastic or self.sampler.steps < 2):
             problems.append(("sampler.kind", f"{self.sampler.kind}, but {self._needs_noise()}"))
         if self.deterministic and self.sampler.kind != "ode":
-            problems.append(("sampler.kind", f"{self.sampler.kind}, but {self.__class__.__name__} goes by ode steps"))
+            problems.append(("sampler.kind", f"{self.sampler.kind}, but {self.__class__.__name__} needs ode steps"))
         if self.sampler.window.strategy != "all":
             problems.append(("sampler.window", "is for training; a search takes every step alike"))
         if problems:
@@ -75,7 +75,7 @@ class Method(Strict):
         )
 
     def wrong_latent(self, given: bool) -> str | None:
-        """Why the method cannot work with a latent reward (``given``), or without; None where it can."""
+        """The reason why the method cannot work with a latent reward (``given``), or without; None if it can."""
         if self.latent and not given:
             return (
                 f"{self.kind} needs a latent reward, (x_t [n, ...], t [n], prompts) -> [n] with gradient to x_t: name "

@@ -22,9 +22,9 @@ else:
     torch = lazy("torch")
 
 COUNTS = ("network_calls", "decodes", "reward_calls", "backward_calls")
-"""What is counted by samples; seconds come beside."""
+"""Costs that are counted by samples; seconds are counted separately."""
 LIMITS = ("network_calls", "decodes", "reward_calls", "seconds")
-"""What can be the limit."""
+"""Costs that can be limited."""
 
 
 class Budget(Settings):

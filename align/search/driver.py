@@ -32,7 +32,7 @@ def run(
     on_found: Callable[[Found], None] | None,
     **options: Any,
 ) -> list[Found]:
-    """What :func:`align.search.search` does with a method and a budget that are parsed."""
+    """Implementation of :func:`align.search.search` with a parsed method and budget."""
     check_reward(settings.search, reward, options.get("latent_reward"))
     asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     check_needs(asked, generator, {"reward": reward})

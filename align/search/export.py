@@ -103,7 +103,7 @@ def write_as(run_dir: Path, kind: str, folder: Path) -> int:
 
 
 def inputs(row: Row, run_dir: Path, staging: Path) -> dict[str, str]:
-    """The prompt's images: files where they stand, or copies of those that the search kept with its candidates."""
+    """The prompt's images: files where they are, or copies of those that the search kept with its candidates."""
     kept = {name: Path(file).is_relative_to(run_dir / "candidates") for name, file in row["media"].items()}
     return {
         name: copied(file, staging, f"{row['group']:04d}-{name}") if kept[name] else file
@@ -123,6 +123,6 @@ def _write(run_dir: Path, folder: Path, name: str, made: Callable[[list[Row], Pa
     with locked(folder), new_folder(folder) as staging:
         rows = made(read_rows(run_dir), staging)
         if not rows:
-            raise DataError(f"{run_dir}: no prompt has what {name} needs: samples with (different) rewards")
+            raise DataError(f"{run_dir}: no prompt has samples with (different) rewards, which {name} needs")
         write_table(staging / name, rows)
     return len(rows)

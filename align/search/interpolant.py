@@ -20,7 +20,7 @@ else:
     np = lazy("numpy")
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
-"""Of the variance-preserving path, ``a = exp(-(BETA_MAX - BETA_MIN) r^2 / 4 - BETA_MIN r / 2)`` (arXiv 2011.13456)."""
+"""Variance-preserving path, ``a = exp(-(BETA_MAX - BETA_MIN) r^2 / 4 - BETA_MIN r / 2)`` (arXiv 2011.13456)."""
 POINTS = 2001
 
 

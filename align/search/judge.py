@@ -78,7 +78,7 @@ class Judge:
         return finite(torch.cat(values)), kept
 
     def values_and_grad(self, particles: Particles, render: Render, cost: Cost) -> Judged:
-        """Reward of what is rendered from the particles, and its gradient to their ``x``, 0 where there is none.
+        """Reward of what is rendered from the particles, and its gradient to their ``x``, 0 if there is none.
 
         Args:
             cost: network and backward calls of ``render`` for one sample.

@@ -33,7 +33,7 @@ def surprise(x: Tensor) -> Tensor:
 
 
 def renew(x: Tensor, eps: Tensor, noise: Tensor, t: Tensor | float, share: float) -> Tensor:
-    """``x_t`` with the fraction ``share`` (in amplitude) of its noise drawn anew; the amount of noise stays.
+    """``x_t`` with the fraction ``share`` (in amplitude) of its noise renewed; the amount of noise stays.
 
     Args:
         eps: ``[N, ...]`` the noise that is in ``x``, as the network sees it.

@@ -125,7 +125,7 @@ class Particles:
             parts = [getattr(one, name) for one in (self, *others)]
             missing = [part is None for part in parts]
             if any(missing) and not all(missing):
-                raise ValueError(f"some particles have {name!r} and some have not")
+                raise ValueError(f"only some of the particles have {name!r}")
             if not any(missing):
                 changed[name] = texts(*parts) if name == "lineage" else tensors(*parts)
         return replace(self, **changed)

@@ -14,7 +14,7 @@ class Candidate:
     """A finished sample.
 
     Args:
-        reward: NaN where it has none.
+        reward: NaN if it has none.
         latents: ``[...]`` of one sample, on the CPU.
         media: ``[3, H, W]`` or ``[F, 3, H, W]`` in [0, 1], on the CPU.
         lineage: how it came about, first things first.
@@ -58,7 +58,7 @@ class Found:
 
     @property
     def reward(self) -> float:
-        """Of the best, NaN where there is none."""
+        """Reward of the best sample; NaN if there is none."""
         return self.kept[0].reward if self.kept else math.nan
 
     def offer(self, candidate: Candidate, spent: dict[str, float], keep: int) -> None:

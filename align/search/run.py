@@ -59,7 +59,7 @@ def run_search(config: SearchConfig, *, resume: bool = False, overwrite: bool = 
     """Search every prompt of a config; returns the contents of ``results.json`` without its rows.
 
     Raises:
-        AlignflowError: says what was wrong and what to do.
+        AlignflowError: the message names the problem and the remedy.
         KeyboardInterrupt: after the prompts under way, when the user stopped the search.
     """
     run = RunFolder(config.run_dir, kind=SEARCH)
@@ -86,12 +86,14 @@ def _search(
     done = store.done()
     todo = [number for number in range(len(prompts)) if number not in done]
     progress = Progress(len(prompts), len(done), unit="prompt")
-    progress.say(f"run folder {config.run_dir}" + (f", going on after {len(done)} prompts" if done else ""))
+    progress.say(f"run folder {config.run_dir}" + (f", continuing after {len(done)} prompts" if done else ""))
     if run.asked and run.before is None:
-        progress.say(f"nothing to resume in {run.path}: the search starts anew")
+        progress.say(f"nothing to resume in {run.path}: the search starts from the beginning")
     for line in _foreseen(config, generator, [prompts[number] for number in todo]):
         progress.say(line)
-    with GracefulStop(lambda _: progress.say("stopping after the prompts under way; again to stop at once")) as stop:
+    with GracefulStop(
+        lambda _: progress.say("stopping after the prompts in progress; interrupt again to stop at once")
+    ) as stop:
         for first in range(0, len(todo), config.batch):
             search_batch(config, generator, rewards, store, todo[first : first + config.batch])
             means = store.summary("running")["reward"]
@@ -130,7 +132,7 @@ def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, di
 
 
 def latent_reward(config: SearchConfig) -> LatentReward | None:
-    """What judges unfinished samples; raises RewardError if it is not there."""
+    """The reward of unfinished samples; raises RewardError if it does not exist."""
     if config.latent_reward is None:
         return None
     if Path(config.latent_reward).is_dir():
@@ -178,7 +180,7 @@ def search_batch(
 
 
 def _kept(folder: Path, prompt: Prompt, name: str) -> str:
-    """Where one of a prompt's media stands: its own file, or a copy in the folder of one that has none."""
+    """Path of one of a prompt's media: its own file, or a copy in the folder of one that has none."""
     source = prompt.media[name]
     if not isinstance(source, tables.Cell):
         return str(source.resolve())
@@ -192,7 +194,7 @@ def plain_wins(plain: Found, found: Found) -> bool:
 
 
 def _score(reward: Reward, one: Candidate | None, prompt: str, inputs: dict[str, Any]) -> float:
-    """Of one sample; NaN where there is none or it has none."""
+    """Score of one sample; NaN if there is no sample or it has no score."""
     if one is None:
         return float("nan")
     with torch.no_grad():
@@ -238,7 +240,7 @@ class Store:
         return f"{name}.{how.video}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """What every prompt gave so far."""
+        """Results of every prompt so far."""
         return read_rows(self.config.run_dir)
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -301,7 +303,7 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
     """``found.json`` of every prompt of a search's run folder, in order.
 
     Raises:
-        RunFolderError: it is none.
+        RunFolderError: it is not the folder of a search.
     """
     if not (run_dir / "candidates").is_dir():
         raise RunFolderError(f"{run_dir} is not the run folder of a search: it has no candidates/")
@@ -310,7 +312,7 @@ def read_rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _row(file: Path) -> dict[str, Any] | None:
-    """A prompt's result; None where the file is damaged, and the prompt is searched again."""
+    """A prompt's result; None if the file is damaged, and the prompt is searched again."""
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """Weighted particles: sequential Monte Carlo towards ``p(x) exp(strength * reward)``, shared by FK, DAS and Psi.
 
-Weights live in the log domain and go on where resampling is skipped. Along any line of ancestors the potentials
+Weights live in the log domain and continue where resampling is skipped. Along any line of ancestors the potentials
 multiply to ``exp(strength * reward)`` of the finished sample: the last one is what the others left over.
 """
 
@@ -50,7 +50,7 @@ def systematic(log_weights: Tensor, offset: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a particle method does differently.
+    """Settings in which particle methods differ.
 
     Args:
         strengths: ``[S + 1]`` strength of the potential before every step; the last is the target's.
@@ -90,7 +90,7 @@ class Cloud:
 
     Args:
         start: ``B * K`` of them at the first step.
-        tilted: whether they were drawn from the law already tilted by their value, not from noise.
+        tilted: whether they were sampled from the distribution already tilted by their value, not from noise.
     """
 
     def __init__(self, task: Task, plan: Plan, start: Particles, tilted: bool = False) -> None:

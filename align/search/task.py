@@ -228,7 +228,7 @@ class Task(PromptBatch):
 
     @torch.enable_grad()
     def latent_reward_grad(self, particles: Particles, t: Tensor | float, weights: Sequence[float] = ()) -> Tensor:
-        """Gradient of the latent reward to ``x [N, ...]``, 0 where there is none; costs a reward call.
+        """Gradient of the latent reward to ``x [N, ...]``, 0 if there is none; costs a reward call.
 
         Args:
             weights: of the objectives of a latent reward ``[n, K]``; none = all 1.

@@ -76,7 +76,7 @@ def check_folder(folder: Path, members: Sequence[Member], resume: bool) -> list[
         raise RunFolderError(
             f"{folder} was made with other settings, so it cannot be continued:\n  " + "\n  ".join(lines[:12])
             + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
-            + "\n  give what it had, or start another sweep with --out"
+            + "\n  use the old settings, or start another sweep with --out"
         )  # fmt: skip
     return [name for name in now if name not in known]
 

@@ -46,7 +46,7 @@ class Member:
 
     @property
     def label(self) -> str:
-        """What it shares with the members of other seeds: ``nft, train.lr 1e-4``."""
+        """The name that it shares with the members of other seeds: ``nft, train.lr 1e-4``."""
         told = [value if key == CONFIG else f"{key} {value}" for key, value in self.varied.items() if key != "seed"]
         return ", ".join(told) or default_name([Path(file) for file in self.files])
 

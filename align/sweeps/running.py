@@ -60,7 +60,7 @@ class Launcher:
 
 @dataclass
 class Outcome:
-    """What came of a sweep: failed members with their reasons, and whether a signal stopped it."""
+    """Outcome of a sweep: failed members with their reasons, and whether a signal stopped it."""
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -110,7 +110,7 @@ def run_member(folder: Path, member: Member, launcher: Launcher, log: Path) -> E
 
 
 def reason(log: Path, code: int) -> str:
-    """Why a run failed: the last error in its log, or its exit code alone."""
+    """The reason why a run failed: the last error in its log, or only its exit code."""
     with log.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL))
@@ -126,7 +126,7 @@ def reason(log: Path, code: int) -> str:
 
 
 def _told(run: Path, member: Member) -> str:
-    """The verdict of a finished run in one line; empty where its report cannot be read."""
+    """The verdict of a finished run in one line; empty if its report cannot be read."""
     try:
         return search_headline(run) if member.command == "search" else headline(run)
     except (AlignflowError, OSError, ValueError, KeyError):

@@ -50,9 +50,7 @@ def axes_of(first: str | Path, words: Sequence[str] | None) -> list[Axis]:
         key, place = key.strip(), f"override {text!r:.300}"
         values = split(value) if equals else []
         if len(values) > 1 and not all(values):
-            problems.append(
-                Problem(key, "an alternative is empty: values stand between commas, as in 1e-4,3e-4", place)
-            )
+            problems.append(Problem(key, "a value is empty: separate values by commas, as in 1e-4,3e-4", place))
         elif key in SET_BY_SWEEP:
             problems.append(
                 Problem(key, "is set by the sweep for each of its runs; --out names the sweep's folder", place)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Stated:
-    """What one process runs.
+    """Config, code and packages of one process.
 
     Args:
         host: name of its machine.
@@ -36,7 +36,7 @@ class Stated:
 
 
 def stated(config: Config) -> Stated:
-    """What this process runs."""
+    """Config, code and packages of this process."""
     settings = {path: str(value) for path, value in flatten(resolved_settings(config)).items()}
     found = environment()
     packages = {name: str(version) for name, version in found["packages"].items()}
@@ -69,7 +69,7 @@ def check(config: Config, processes: Processes) -> None:
 
 
 def difference(main: Stated, other: Stated) -> str:
-    """The differences of two processes in words, '' where there are none."""
+    """The differences of two processes in words, '' if there are none."""
     found = []
     for path in sorted(main.settings.keys() | other.settings.keys()):
         here, there = (one.settings.get(path, "not set") for one in (other, main))

@@ -43,7 +43,7 @@ class HeldOut:
         self.best = Best(self.config.checkpoint.best)
         self.ending = EarlyEnd(self.config.evaluate)
         if self.config.prompts.heldout is not None:
-            with trainer.generator.sized(self.config.evaluate.size):  # said now, not at the first evaluation
+            with trainer.generator.sized(self.config.evaluate.size):  # fails now, not at the first evaluation
                 pass
             self.rewards = alone.scored_alone(self._rewards(), self.config.evaluate)
             self.prompts = held_out(

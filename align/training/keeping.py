@@ -38,7 +38,7 @@ def save(trainer: Trainer, step: int) -> None:
 
 
 def counters(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint counts; network calls as if every process had made as many as this one."""
+    """Counters of a checkpoint; network calls as if every process had made as many as this one."""
     return {
         "seconds": trainer.seconds,
         "learners": {name: learner.stepper.counters for name, learner in trainer.learners.items()},
@@ -56,7 +56,7 @@ def write(trainer: Trainer, step: int, counted: dict[str, Any], *, any_data: boo
     process must call it then.
 
     Args:
-        any_data: the run may go on from it with other prompts: those it has are to be mended.
+        any_data: the run may continue from it with other prompts: those it has are to be mended.
     """
     if not trainer.run.writes:
         if trainer.processes.sharded:
@@ -78,7 +78,7 @@ def _state(trainer: Trainer) -> tuple[dict[str, Roles], dict[str, Stepper]]:
 
 
 def resume(trainer: Trainer) -> tuple[int, list[str]]:
-    """Take up the newest checkpoint; the steps done, and lines for the user.
+    """Load the newest checkpoint; the steps done, and lines for the user.
 
     Raises:
         CheckpointError: it is damaged, or another run's.
@@ -90,7 +90,7 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
             found = (
                 f"{run.path} has no checkpoint yet" if run.before is not None else f"nothing to resume in {run.path}"
             )
-            notes.append(f"{found}: the run starts anew")
+            notes.append(f"{found}: the run starts from the beginning")
         run.forget_after(-1)
         return 0, notes
     counters = checkpoint.load(path, *_state(trainer), trainer.refreshed, trainer.identity)
@@ -98,12 +98,14 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
         trainer.source.ban_places(counters.get("banned", []))
     trainer.threads_before = counters.get("threads")
     trainer.seconds, trainer.drawing.counted = counters["seconds"], counters.get("drawn", False)
-    each = counters.get("network_calls", 0)  # of one process, as checkpoints counted until all were counted
+    each = counters.get("network_calls", 0)  # older checkpoints counted those of one process
     trainer.calls_before = counters.get("all_network_calls", each * trainer.share.world)
     trainer.held_out.best.load(counters.get("best"))
     trainer.held_out.ending.load(counters.get("ending"))
     if unreadable := run.forget_after(counters["step"]):
-        notes.append(f"{run.metrics}: {unreadable} lines could not be read and are gone; the rows around them stay")
+        notes.append(
+            f"{run.metrics}: {unreadable} lines could not be read and were dropped; the rows around them are kept"
+        )
     if run.writes:
         checkpoint.rotate(run.checkpoints, trainer.config.checkpoint.keep, trainer.held_out.best.step)
     if run.changed:

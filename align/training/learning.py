@@ -1,4 +1,4 @@
-"""What a scored rollout teaches: credit, the recipe's look, and the optimizer steps of every learner."""
+"""Learning from a scored rollout: credit, the recipe's look, and the optimizer steps of every learner."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Learning:
         return self.recipe.seeded_credit(scores, gather(rollout.group), rollout.seed)
 
     def _kept(self, rollout: Scored) -> Tensor | None:
-        """Which samples of all processes the policy is trained on, in the order of the processes; None for all."""
+        """Samples of all processes that the policy is trained on, in the order of the processes; None for all."""
         if self.keep is None:
             return None
         gather = self.processes.gather
@@ -121,7 +121,7 @@ class Learning:
 
     @torch.no_grad()
     def _look(self, rollout: Scored, credit: Tensor) -> dict[str, Tensor]:
-        """What the recipe sees before the updates; nothing for a process without samples."""
+        """Result of the recipe's ``look`` before the updates; empty for a process without samples."""
         if type(self.recipe).look is bases.Recipe.look:
             return {}
         count, source = len(rollout.seeds), rollout
@@ -157,7 +157,7 @@ class Learning:
         return work
 
     def _update(self, learner: Learner, terms: Terms | None, rollout: Scored, spare: Work | None) -> dict[str, float]:
-        """One optimizer step on this process's terms, None or empty where it has none."""
+        """One optimizer step on this process's terms, None or empty if it has none."""
         weight = 0.0 if terms is None else float(terms.weight.sum())
         total = self.processes.sums({"weight": weight})["weight"]
         if total == 0:

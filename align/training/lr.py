@@ -34,13 +34,13 @@ def lr_at(options: Train, update: int) -> float:
 
 
 def new_course(before: Train, now: Train, update: int) -> str | None:
-    """How the learning rate goes on from ``update`` where a resumed run leaves the planned curve; None where it does
+    """How the learning rate continues from ``update`` where a resumed run leaves the planned curve; None if it does
     not."""
     total = now.steps * now.updates
     if all(lr_at(before, one) == lr_at(now, one) for one in range(update, total)):
         return None
     planned, next_one, last = lr_at(before, update), lr_at(now, update), lr_at(now, max(total - 1, update))
     return (
-        f"the learning rate leaves the curve that was planned: the next update has {next_one:.3g} instead of "
+        f"the learning rate deviates from the planned curve: the next update has {next_one:.3g} instead of "
         f"{planned:.3g}, and the last one, update {total}, {last:.3g} (train.lr, steps, schedule, warmup)"
     )

@@ -39,7 +39,7 @@ class Missing:
 
     @property
     def too_many(self) -> RewardError | None:
-        """Why the run should stop, if it should."""
+        """The reason why the run should stop, if it should."""
         if self.in_a_row <= self.limit:
             return None
         return RewardError(
@@ -48,7 +48,7 @@ class Missing:
         )
 
     def news(self, reasons: Sequence[str]) -> str | None:
-        """What to tell the user: the reasons, where they are not the ones told last."""
+        """Message for the user: the reasons, unless they equal the last ones."""
         now = "; ".join(tally(reasons))
         told, self.said = self.said, now
         return f"{len(reasons)} samples without a score: {now}" if now and _kinds(now) != _kinds(told) else None

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the global work this process has: number ``rank`` of ``world``."""
+    """Part of the global work that this process has: number ``rank`` of ``world``."""
 
     rank: int = 0
     world: int = 1
@@ -47,7 +47,7 @@ class Share:
 
 
 class Processes:
-    """What the processes of one accelerator exchange.
+    """Exchanges between the processes of one accelerator.
 
     Attributes:
         sharded: every process holds a part of the trained network, see :mod:`align.training.sharding`.
@@ -69,13 +69,13 @@ class Processes:
         return mine if self.share.world == 1 else gather_object(mine)
 
     def sent(self, value: Any, owner: int) -> Any:
-        """What the process of rank ``owner`` holds; the others' ``value`` is ignored."""
+        """The value of the process of rank ``owner``; the others' ``value`` is ignored."""
         if self.share.world == 1:
             return value
         return broadcast_object_list([value], from_process=owner)[0]
 
     def settled(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives in the main process, in every process; an error that it raises there is everyone's."""
+        """The result of ``work`` in the main process, in every process; its errors are raised in every process."""
         if self.share.world == 1:
             return work()
         found: list[Any] = [None, None]
@@ -168,11 +168,11 @@ class Processes:
         return {name: mean(column) for name, column in columns.items()}
 
     def mean(self, values: Tensor) -> float:
-        """Mean of the finite values of all processes, NaN where there is none."""
+        """Mean of the finite values of all processes, NaN if there is none."""
         return mean(self.gather(values.detach().float()))
 
     def together(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, which exchanges nothing. Where it fails in one process, it fails in all.
+        """The result of ``work``, which exchanges nothing. If it fails in one process, it fails in all.
 
         Raises:
             TrainingError: it failed in another process.
@@ -185,16 +185,16 @@ class Processes:
                 raise
             error = failed
         if self.any(error is not None):
-            raise error or TrainingError("another process stopped in this step; it says why")
+            raise error or TrainingError("another process stopped in this step; its output has the reason")
         return found
 
     def any(self, mine: bool) -> bool:
-        """Whether any process says so: a signal may reach one of them first."""
+        """Whether it is true in any process: a signal may reach one of them first."""
         return mine if self.share.world == 1 else bool(self.gather(torch.tensor([mine])).any())
 
 
 def mean(values: Tensor) -> float:
-    """Mean of the finite ones of ``values [N]``, NaN where there is none."""
+    """Mean of the finite ones of ``values [N]``, NaN if there is none."""
     known = values[values.isfinite()]
     return float(known.mean()) if len(known) else math.nan
 

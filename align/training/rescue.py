@@ -22,8 +22,8 @@ class Rescue:
     weights.
 
     Args:
-        stored: step of the newest checkpoint, 0 where there is none.
-        say: tells the user.
+        stored: step of the newest checkpoint, 0 if there is none.
+        say: called with a line for the user.
     """
 
     def __init__(self, trainer: Trainer, stored: int, say: Callable[[str], None]) -> None:
@@ -51,7 +51,7 @@ class Rescue:
         if step == 0 or step < self.stored or (step == self.stored and not mend):
             return
         if self.trainer.processes.sharded:
-            last = f"the last one is of step {self.stored}" if self.stored else "there is none before it"
+            last = f"the last one is of step {self.stored}" if self.stored else "there is no earlier checkpoint"
             sharded = f"weights are sharded over the processes, so no checkpoint of step {step} is written"
             self.say(f"step {step + 1} failed; {sharded}; {last}")
             return

@@ -1,8 +1,8 @@
 """FSDP2: every process holds a part of the network, and gathers one block after another while it computes.
 
 Gathering takes all processes, so they call a sharded network equally often and in the same order. While samples are
-drawn (:meth:`InStep.uneven`) a process that has fewer calls to make repeats one until the others are done. In the loss
-it computes on terms of weight 0, of another process's samples where it has none (:func:`borrowed`).
+sampled (:meth:`InStep.uneven`) a process that has fewer calls to make repeats one until the others are done. In the
+loss it computes on terms of weight 0, of another process's samples where it has none (:func:`borrowed`).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def borrowed(processes: Processes, rollout: Scored, credit: Tensor, sample: int 
     Every process must call it.
 
     Args:
-        sample: row of the rollout whose group may be lent; None where there is nothing to compute on.
+        sample: row of the rollout whose group may be lent; None if there is nothing to compute on.
 
     Returns:
         None for a process that has something, and where no process has.
@@ -138,6 +138,6 @@ def packed(value: Any) -> bytes:
 
 
 def unpacked(sent: bytes, device: torch.device) -> Any:
-    """What :func:`packed` was given; tensors of a card come to this process's ``device``."""
+    """The tensors that were given to :func:`packed`; those of a card are moved to this process's ``device``."""
     where = {f"cuda:{index}": str(device) for index in range(torch.cuda.device_count())}
     return torch.load(io.BytesIO(sent), weights_only=False, map_location=where)

@@ -27,7 +27,7 @@ class Stepper:
     """The optimizer, its learning rate, and the loss scale of fp16.
 
     fp16 begins with a loss scale that is too large on purpose: an update that overflows is left out and halves the
-    scale. Such an update is counted in :attr:`overflows`, and is no sign of divergence until the scale is below 1.
+    scale. Such an update is counted in :attr:`overflows`, and does not count as divergence until the scale is below 1.
 
     Args:
         parameters: what is trained.
@@ -84,7 +84,7 @@ class Stepper:
         self.skipped = 0 if moved else self.skipped + 1
         if self.skipped >= RUNNING:
             raise TrainingError(
-                f"the gradient was not finite in {RUNNING} optimizer steps running (number {self.updates}); "
+                f"the gradient was not finite in {RUNNING} consecutive optimizer steps (number {self.updates}); "
                 "lower train.lr, or use precision 'no' or 'bf16'"
             )
 
@@ -98,7 +98,7 @@ class Stepper:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the counters: the optimizer's state and the loss scale's.
+        """State for a checkpoint beside the counters: that of the optimizer and of the loss scale.
 
         States of sharded parameters are shards; a checkpoint holds them whole.
         """
@@ -106,7 +106,7 @@ class Stepper:
         return {"optimizer": self.optimizer.optimizer.state_dict(), **scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from whole states of :meth:`state_dict`; a checkpoint of a run without loss scale leaves the scale."""
+        """Continue from whole states of :meth:`state_dict`; one without a loss scale leaves the scale."""
         states = {number: self._parts(number, one) for number, one in state["optimizer"]["state"].items()}
         self.optimizer.optimizer.load_state_dict({**state["optimizer"], "state": states})
         if self.scaler is not None and "scaler" in state:
@@ -122,10 +122,10 @@ class Stepper:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What a checkpoint's manifest keeps."""
+        """Counters for a checkpoint's manifest."""
         return {"updates": self.updates, "skipped": self.skipped, "overflows": self.overflows}
 
     def load_counters(self, counters: dict[str, Any]) -> None:
-        """Go on from :attr:`counters`."""
+        """Continue from :attr:`counters`."""
         self.updates, self.skipped = counters["updates"], counters["skipped"]
         self.overflows = counters.get("overflows", 0)

@@ -40,13 +40,13 @@ class Sent:
 
 
 def log_samples(trackers: Iterable[Any], folder: Path, step: int) -> list[str]:
-    """Send one folder of samples to those of accelerate's trackers that take pictures.
+    """Send one folder of samples to those of accelerate's trackers that take images.
 
     Args:
         folder: as :func:`align.data.grids.save_samples` wrote it.
 
     Returns:
-        What could not be sent and why, one line per tracker; the run goes on without it.
+        What could not be sent and why, one line per tracker; the run continues without it.
     """
     senders = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
     chosen = [tracker for tracker in trackers if tracker.name in senders]

@@ -65,7 +65,7 @@ def train(
     """Run a config from start, or from its newest checkpoint, to its end. Returns the summary.
 
     Raises:
-        AlignflowError: the run failed; its last checkpoint is kept. The message says what was wrong and what to do.
+        AlignflowError: the run failed; its last checkpoint is kept. The message names the problem and the remedy.
         KeyboardInterrupt: after a checkpoint, when the user stopped the run.
     """
     with entered(config, resume=resume, overwrite=overwrite) as trainer:
@@ -131,7 +131,8 @@ class Trainer:
             check_gradient(self.recipe.kind, self.reward, known_scope(config.reward))
         if self.refreshed is not None and "ahead" in self.roles:
             raise TrainingError(
-                "rollout.overlap: 'next' scores a rollout while the reward learns from the one before it; use 'chunks'"
+                "rollout.overlap: 'next' scores a rollout while the reward is trained on the one before it; use "
+                "'chunks'"
             )
         self.bench = Bench(
             self.generator, {name: one.roles for name, one in self.learners.items()}, accelerator.autocast, self.reward,
@@ -149,7 +150,7 @@ class Trainer:
         self.seconds, self.calls_before = 0.0, 0
         self.threads_before: int | None = None
         self.held_out = HeldOut(self)
-        self.rescue = Rescue(self, 0, print)  # of fit; steps that benchmarks take leave no checkpoint
+        self.rescue = Rescue(self, 0, print)  # replaced in fit; benchmarks take steps without checkpoints
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class Trainer:
                 remember(self.generator, [*self.source.prompts, *self.held_out.prompts], folder)
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
-        progress.say(f"run folder {self.run.path}" + (f", going on after step {done}" if done else ""))
+        progress.say(f"run folder {self.run.path}" + (f", continuing after step {done}" if done else ""))
         for note in [*notes, *self._notes()]:
             progress.say(note)
         foresee(self, done, progress)
@@ -210,7 +211,8 @@ class Trainer:
         policy, generator = self.config.policy, self.generator
         idle = idle_layers(generator, policy.targets or generator.lora_targets) if policy.kind == "lora" else []
         if idle:
-            yield f"{len(idle)} LoRA targets left out, the network drops their result: {', '.join(idle)}"
+            left_out = f"{len(idle)} LoRA targets were left out"
+            yield f"{left_out}, because the network discards their output: {', '.join(idle)}"
         if self.held_out.prompts and self.reward and (said := alone.note("reward", self.reward)):
             yield said
 
@@ -261,7 +263,7 @@ class Trainer:
         return drawn.become(Scored, scores=scores)
 
     def _row(self, rollout: Scored) -> dict[str, Any]:
-        """What the log says of a rollout's scores; missing ones of a reward are counted."""
+        """Log entries about a rollout's scores; missing scores of a reward are counted."""
         everyone = self.processes.gather(rollout.scores.values)
         known = everyone[everyone.isfinite()]
         self.reasons = self.processes.objects(list(rollout.scores.reasons.values()))
@@ -308,7 +310,7 @@ class Trainer:
         return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
 
     def export(self, folder: Path | None) -> None:
-        """What others load: the evaluated role's LoRA or gate, or its whole networks.
+        """Files for other programs: the evaluated role's LoRA or gate, or its whole networks.
 
         Where weights are sharded every process must call it; those that do not write give no folder.
         """

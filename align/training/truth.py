@@ -37,7 +37,7 @@ def gaps(ratios: Tensor) -> dict[str, float]:
 
 
 def warning(config: Config, row: dict[str, float]) -> str | None:
-    """A warning where the differences of the first update reach the clipping range; None where they do not."""
+    """A warning where the differences of the first update reach the clipping range; None if they do not."""
     clip, found = getattr(config.recipe, "ratio_clip", None), row.get(f"{PREFIX}p99", 0.0)
     if clip is None or getattr(config.recipe, "ratio", "") == "dppo" or found < clip / 2:
         return None

@@ -42,7 +42,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of one run.
+    """Summary of one run on the page.
 
     Args:
         key: path below the listed folder, with slashes; ``.`` where that is the run itself.
@@ -86,7 +86,7 @@ class Runs:
         self._lock = ThreadLock()
 
     def find(self, key: str) -> Path | None:
-        """The folder of a run; None where no run below the folder has this key."""
+        """The folder of a run; None if no run below the folder has this key."""
         return dict(self._found()).get(key)
 
     def cards(self) -> list[Card]:
@@ -137,12 +137,12 @@ def card_of(key: str, path: Path, busy: bool) -> Card:
 
 
 def unreadable(error: Exception) -> str:
-    """Why a run cannot be shown."""
+    """The reason why a run cannot be shown."""
     return f"one of its files is damaged ({type(error).__name__}: {first_line(error)})"
 
 
 def time_left(run: Run) -> float | None:
-    """Seconds that the remaining steps take at the median pace of the newest ones; None where that is not known."""
+    """Seconds that the remaining steps take at the median pace of the newest ones; None if that is not known."""
     planned, done = number(run.section("train").get("steps")), run.steps
     times = [(row["step"], seconds) for row in run.train[-RECENT - 1 :] if (seconds := number(row.get("seconds")))]
     paces = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(times) if b[1] > a[1]]

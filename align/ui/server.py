@@ -27,7 +27,7 @@ from alignflow.text import printable
 PAGE = Path(__file__).with_name("page.html")
 STYLE = Path(align.report.__file__).with_name("report.css")
 SIDE = 256
-"""Largest side of a picture in the list."""
+"""Largest side of an image in the list."""
 MOST = 32
 """Runs that are compared at most."""
 AGAIN = 20

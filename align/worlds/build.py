@@ -28,7 +28,7 @@ from alignflow.worlds import shapes
 from alignflow.worlds.shapes import edits, motion, world
 
 # in this order: all need the autoencoder, clip and judge are measured on sd3's images, the inpainter begins as the
-# editor; video has an autoencoder of its own
+# editor; video has its own autoencoder
 STAGES = ("vae", "sd3", "clip", "judge", "edit", "fill", "video", "rewriter")
 SPLITS = ("train", "heldout")
 HERE = Path(shapes.__file__).parent / "weights"
@@ -40,7 +40,7 @@ Rounds: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a build spends: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
+    """Size of a build: scenes to draw, optimizer steps and batch sizes, prompts to measure on."""
 
     vae_scenes: int = 8_000
     vae_rounds: Rounds = ((5_000, 1_500), (3_000, 1_200), (2_000, 800))

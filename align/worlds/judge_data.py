@@ -21,7 +21,7 @@ from rewards.questions.yes_probability import VQASCORE
 from rewards.worlds.shapes import judge as gold
 
 ECHO = PromptEcho().template
-SCALES = ((0, 5), (0, 5), (1, 5), (0, 9))  # of digits; the reward's own most often
+SCALES = ((0, 5), (0, 5), (1, 5), (0, 9))  # scales of digits; the reward's own most often
 RELATED = 2.5  # how much oftener the judge is asked about a scene with a relation than about others
 TURNED = 0.5  # share of images with a relation that are asked about the opposite one too: those are read last
 DOUBT = 0.25  # P(yes) of an image that is wrong, for each unit of its dense score: near misses are refused less surely
@@ -175,7 +175,7 @@ def asked(
 
 
 def judged_words(text: str, scene: world.Scene, wrong: int | None) -> tuple[tuple[float, float], ...]:
-    """See `Asked.words`; `wrong` is the first word that does not hold, None where that is not known."""
+    """See `Asked.words`; `wrong` is the first word that does not hold, None if that is not known."""
     shapes = [o.shape for o in scene.objects]
     there = {word: float(word in shapes) for word in world.SHAPES}
     there |= {many: float(shapes.count(one) > 1) for one, many in world.SHAPES.items()}
@@ -211,7 +211,7 @@ def echo(pairs: Pairs, rows: np.ndarray, media: Tensor, rng: np.random.Generator
 
 
 def better(pairs: Pairs, rows: np.ndarray, media: Tensor, rng: np.random.Generator) -> list[Asked]:
-    """Which of a pair is better, as the pairwise judge and as RewardDance ask, in either order."""
+    """Questions for the better one of a pair, as in the rewards pairwise and RewardDance, in either order."""
     found = []
     for i in range(len(rows)):
         prompt = world.caption(pairs.specs[rows[i ^ int(rng.integers(2))]])

@@ -122,7 +122,7 @@ def agreement(out: Path, n: int, **proxies: Proxy) -> dict:
     """How proxies agree with gold over the base's images of `n` held-out prompts, where there is a base.
 
     Within a prompt: Pearson's correlation, and the share of pairs of different gold whose order it gets right; prompts
-    whose images all have one gold score have neither. A proxy's name stands before its facts, but for `proxy`.
+    whose images all have one gold score have neither. A proxy's name is before its facts, but for `proxy`.
     """
     if not (out / "sd3" / "model_index.json").exists():
         return {}

@@ -32,7 +32,7 @@ def new_clip() -> tuple[CLIPModel, CLIPProcessor]:
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric loss over logits [n, 2n]: images against their captions, then captions with one change.
 
-    `same` [n, n] marks equal captions, which are no negatives of each other.
+    `same` [n, n] marks equal captions, which are not negatives of each other.
     """
     n = len(logits)
     target = torch.arange(n)

@@ -1,6 +1,6 @@
 """Trains the world's editor (`FluxKontextPipeline`) and its inpainter (`FluxFillPipeline`).
 
-Each has a transformer, a CLIP that says what the whole prompt is and a T5 that says it word by word, trained jointly by
+Each has a transformer, a CLIP for the whole prompt and a T5 for its words, trained jointly by
 flow matching. What is asked has one right result, so cells that change may count more in the loss than those that are
 copied. The shipped editor is imperfect because half of its last instructions were wrong.
 """
@@ -33,9 +33,9 @@ from generators.codec import pack, unpack
 HEADS, HEAD_DIM, DOUBLE, SINGLE = 3, 32, 2, 4
 TEXT_LENGTH = 12  # 'add a small orange triangle at the bottom right' has nine words; start and end make eleven
 CLIP_WIDTH, T5_WIDTH = 48, 96
-CHANGED_WEIGHT = 4.0  # of a latent cell that is not the source's, in the loss
+CHANGED_WEIGHT = 4.0  # loss weight of latent cells that differ from the source
 PACKED = 4 * LATENT_CHANNELS  # channels of a token of 2 x 2 cells
-MASK_CHANNELS = 4 * 64  # of a token of the inpainter: every pixel of the mask
+MASK_CHANNELS = 4 * 64  # every mask pixel of a token of the inpainter
 PIPELINES = {"shapes-edit": FluxKontextPipeline, "shapes-fill": FluxFillPipeline}
 
 
@@ -138,13 +138,13 @@ class Latents:
         self.holes = None if tasks[0].hole is None else beside_holes(vae, tasks)
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """(target, source, what stands beside) of these tasks."""
+        """(target, source, what is beside) of these tasks."""
         target, source = self.targets[rows], self.sources[self.row[rows]]
         return target, source, source if self.holes is None else self.holes[rows]
 
 
 def beside_holes(vae: AutoencoderKL, tasks: list[Task]) -> Tensor:
-    """What the inpainter sees: the latents of the image with a grey hole, and the mask's pixels, [n, 72, 8, 8]."""
+    """Inputs of the inpainter: the latents of the image with a grey hole, and the mask's pixels, [n, 72, 8, 8]."""
     masks = np.stack([edits.draw_mask(task.hole) for task in tasks if task.hole])
     images = np.stack([render(task.target) for task in tasks])
     images[masks > 0] = 128

@@ -70,7 +70,7 @@ class Pupil(nn.Module):
         self.quote = judge.tokenizer.convert_tokens_to_ids('Ġ"')
 
     def see(self, images: Tensor) -> tuple[Any, Tensor]:
-        """What the model makes of images [P, 3, 64, 64] in [0, 1], and their grids [P, 3]."""
+        """Features of images [P, 3, 64, 64] in [0, 1], and their grids [P, 3]."""
         patches, grids = self.judge.patches(list(images))
         return self.model.model.get_image_features(patches, grids, return_dict=True), grids
 
@@ -102,7 +102,7 @@ class Pupil(nn.Module):
         return -(torch.cat(wanted) * logs).sum(-1).mean(), self._word_loss(hidden, texts, asked)
 
     def _shown(self, images: Tensor, rows: list[list[int]], asked: Sequence[Asked]) -> tuple[Any, int]:
-        """What the language model keeps of the beginnings `rows`, which end with images, and the position after."""
+        """The language model's cache for the beginnings `rows`, which end with images, and the next position."""
         seen, grids = self.see(images)
         order = [i for one in asked for i in one.images]
         seen.pooler_output = [seen.pooler_output[i] for i in order]
@@ -115,7 +115,7 @@ class Pupil(nn.Module):
         return kept.past_key_values, ids.shape[1] + int(behind[0])
 
     def _wanted(self, reply: list[int], one: Asked) -> Tensor:
-        """What should be said at every place of a reply, probabilities [places, V]."""
+        """Target probabilities at every position of a reply, [places, V]."""
         size = self.model.config.text_config.vocab_size
         if isinstance(one.reply, str):
             return F.one_hot(torch.tensor(reply), size).float()
@@ -126,7 +126,7 @@ class Pupil(nn.Module):
         return wanted
 
     def _word_loss(self, hidden: Tensor, texts: list[list[int]], asked: Sequence[Asked]) -> Tensor:
-        """Cross-entropy of `Asked.words`; a word is a token, the first stands behind the quote."""
+        """Cross-entropy of `Asked.words`; a word is a token, the first is behind the quote."""
         begin = [text.index(self.quote) + 1 if one.words else 0 for text, one in zip(texts, asked, strict=True)]
         at = [(i, begin[i] + k) for i, one in enumerate(asked) for k in range(len(one.words))]
         if not at:
@@ -143,7 +143,7 @@ def _at(hidden: Tensor, places: list[tuple[int, int]]) -> Tensor:
 
 
 def cell_labels(scene: world.Scene) -> np.ndarray:
-    """What each cell shows, int64 [cells, len(FEATURES)]: the object that covers most of it, and the background."""
+    """Content of each cell, int64 [cells, len(FEATURES)]: the object that covers most of it, and the background."""
     edges = np.arange(0, world.CANVAS + 1, CELL)
     side = len(edges) - 1
     labels = np.full((side, side, len(FEATURES)), [len(names) - 1 for names in FEATURES])

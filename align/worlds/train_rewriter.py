@@ -21,7 +21,7 @@ from alignflow.worlds.shapes import wordings, world
 
 NOTED = 0.35  # share of the steps that show earlier rewrites
 MOST = 3  # earlier rewrites that are shown
-IGNORED = -100  # of labels: no loss there
+IGNORED = -100  # label without a loss
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from generators import codec
 
 CHANNELS = (16, 32, 32, 64)
 LATENT_CHANNELS = 8
-LATENT_NOISE = 0.6  # of the scaled latents, whose spread is 1
+LATENT_NOISE = 0.6  # relative to scaled latents, whose spread is 1
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderKLWan
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What changes in the course of a training; times are shares of it.
+    """Values that change during a training; times are shares of it.
 
     Args:
         lr: the highest learning rate; weights before Wan's norms learn nothing at twice the one for videos.
@@ -182,12 +182,12 @@ def train_vae(
         vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4), shift_factor=round(z.mean().item(), 4))
     else:
         mean = z.mean([0, 2, 3, 4])
-        std = (z - mean.view(-1, 1, 1, 1)).std()  # of all: a channel that tells little should not be blown up
+        std = (z - mean.view(-1, 1, 1, 1)).std()  # over all channels: channels with little information are not blown up
         vae.register_to_config(latents_mean=rounded(mean), latents_std=rounded(std.expand(len(mean))))
 
 
 def unclamped(vae: Autoencoder, raw: torch.Tensor) -> torch.Tensor:
-    """What `vae.decode` gives of raw latents before Wan's clamps it to [-1, 1], where no gradient would pass."""
+    """`vae.decode` of raw latents before Wan's clamps it to [-1, 1], through which no gradient would pass."""
     parts: list[torch.Tensor] = []
     hook = vae.decoder.register_forward_hook(lambda _module, _given, out: parts.append(out))
     vae.decode(raw)

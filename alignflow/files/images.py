@@ -20,7 +20,7 @@ from alignflow.text import first_line, printable
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "QOI",
 )  # fmt: skip
-"""What is opened. Pillow knows more, some of which run programs."""
+"""Formats that are opened. Pillow supports more, some of which run programs."""
 READ = "png, jpg, webp, gif, avif, bmp, tiff, ppm, jp2, tga and ico"
 
 IMAGE_LIMIT = ("ALIGNFLOW_IMAGE_PIXELS", 1 << 26)
@@ -33,7 +33,7 @@ _BITS = "bits a channel"
 
 
 class ImageError(AlignflowError, ValueError):
-    """An image or video that cannot be read; says why."""
+    """An image or video that cannot be read; the message gives the reason."""
 
 
 def limit(which: tuple[str, int]) -> int:
@@ -49,7 +49,7 @@ def limit(which: tuple[str, int]) -> int:
 
 
 def check_image(width: int, height: int) -> None:
-    """Raise ImageError where an image has more pixels than are allowed."""
+    """Raise ImageError if an image has more pixels than are allowed."""
     if width * height > (most := limit(IMAGE_LIMIT)):
         raise ImageError(
             f"{width} x {height} pixels are more than the {most} that an image may have; "
@@ -58,7 +58,7 @@ def check_image(width: int, height: int) -> None:
 
 
 def check_video(frames: int, width: int, height: int) -> None:
-    """Raise ImageError where a video has more frames x pixels than are allowed; small frames count as 64 x 64."""
+    """Raise ImageError if a video has more frames x pixels than are allowed; small frames count as 64 x 64."""
     check_image(width, height)
     pixels = frames * max(width * height, 4096)
     if pixels > (most := limit(VIDEO_LIMIT)):
@@ -81,13 +81,13 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     known = [name for name in FORMATS if name in Image.OPEN]
     most = limit(IMAGE_LIMIT)
     if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = most  # who raised our limit has raised Pillow's
+        Image.MAX_IMAGE_PIXELS = most  # our limit replaces Pillow's
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; what is wrong with pixels is an error
+            warnings.simplefilter("ignore")  # warnings about metadata; wrong pixels are an error
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known) as image:
                 check_image(*image.size)
-                image.info[_BITS] = _depth(image)  # nothing tells once it is decoded
+                image.info[_BITS] = _depth(image)  # unknown after decoding
                 yield image
     except (ImageError, FileNotFoundError):
         raise
@@ -124,10 +124,10 @@ def opaque(image: Image.Image, turn: int | None = None) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """1 to 8 as Exif numbers them; 1 where there is none that can be read."""
+    """1 to 8 as Exif numbers them; 1 if there is none that can be read."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # an odd Exif block is no reason not to show the image
+    except Exception:  # an odd Exif block does not make the image unreadable
         return 1
     return int(found) if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -166,7 +166,7 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
     values = np.asarray(image).astype(np.int64)
     grey = (values >> 8).clip(0, 255).astype(np.uint8)
     tags: Any = getattr(image, "tag_v2", {})
-    if tags.get(_MIN_IS_WHITE[0]) == _MIN_IS_WHITE[1]:  # which Pillow undoes for 8 bits alone
+    if tags.get(_MIN_IS_WHITE[0]) == _MIN_IS_WHITE[1]:  # Pillow inverts it back only for 8 bits
         grey = 255 - grey
     if isinstance(key := image.info.get("transparency"), int):
         grey = np.where(values == key, np.uint8(255), grey)

@@ -50,7 +50,7 @@ _OTHERS = {
     "lora_A": "LoRA with biases",
     "lora_B": "LoRA with biases",
 }
-"""What no pair of matrices says exactly, by the name of the tensor."""
+"""Name of a tensor -> format that pairs of matrices cannot express."""
 
 LAYOUTS = (
     (PEFT, "peft"),
@@ -94,7 +94,7 @@ class LoraFile:
         layout: ``diffusers``, ``peft``, ``kohya``, ``ComfyUI`` or ``bare names``.
         pairs: name of the layer in the file -> keys.
         shapes: key -> shape.
-        about: settings with ``r``, ``lora_alpha`` and so on; empty where there are none.
+        about: settings with ``r``, ``lora_alpha`` and so on; empty if there are none.
     """
 
     path: Path
@@ -135,7 +135,7 @@ def encoders(path: Path) -> set[str]:
 
 
 def other_parts(path: Path, parts: Collection[str]) -> str:
-    """Why training of ``parts`` (network, text) cannot go on from a file, '' if it can; raises as :func:`inspect`."""
+    """Why ``parts`` (network, text) cannot be trained on from a file, '' if they can; raises as :func:`inspect`."""
     words = {"network": "the network", "text": "text encoders"}
     held = {"text" if name else "network" for name in encoders(path)}
     if held == set(parts):
@@ -148,7 +148,7 @@ def other_parts(path: Path, parts: Collection[str]) -> str:
 
 
 def second(file: Path, component: str) -> Path:
-    """Where the LoRA of another expert lies beside the first one's: as diffusers or as ComfyUI call it."""
+    """File of another expert's LoRA beside the first one's, as named by diffusers or ComfyUI."""
     if "high_noise" in file.name:
         return file.with_name(file.name.replace("high_noise", "low_noise"))
     return file.with_name(file_of(component))
@@ -223,8 +223,9 @@ def _pairs(path: Path, entries: Mapping[str, Entry]) -> dict[str, Pair]:
             unknown.append(key)
     for kind, keys in foreign.items():
         raise LoraFileError(
-            f"{path} is not a plain LoRA: {kind}, {len(keys)} tensors, first {printable(keys[0])}; no pair of matrices "
-            "is equal to it. Merge it into the model where it was made, and give the merged folder"
+            f"{path} is not a plain LoRA: {kind}, {len(keys)} tensors, first {printable(keys[0])}; it has no "
+            "equivalent pair of matrices. Merge it into the model with the tool that made it, and give the "
+            "merged folder"
         )
     if twice:
         raise LoraFileError(f"{path} holds {len(twice)} halves twice, first {printable(twice[0])}; export it again")
@@ -232,14 +233,14 @@ def _pairs(path: Path, entries: Mapping[str, Entry]) -> dict[str, Pair]:
         raise LoraFileError(f"{path} is not a LoRA: {len(unknown)} tensors, first {printable(first(unknown))}; {READ}")
     if unknown:
         raise LoraFileError(
-            f"{path} holds {len(unknown)} tensors that are no part of a pair, first {printable(first(unknown))}; "
+            f"{path} holds {len(unknown)} tensors that are not part of a pair, first {printable(first(unknown))}; "
             f"reading the rest would leave them out; {READ}"
         )
     return pairs
 
 
 def _check(found: LoraFile, entries: Mapping[str, Entry]) -> None:
-    """Raise LoraFileError where a pair is not whole or does not fit together."""
+    """Raise LoraFileError if a pair is not whole or does not fit together."""
     path, pairs = found.path, found.pairs
     if not pairs:
         raise LoraFileError(f"{path} is empty: it holds no pair of a LoRA")
@@ -261,7 +262,7 @@ def _check(found: LoraFile, entries: Mapping[str, Entry]) -> None:
 
 
 def _problem(found: LoraFile, entries: Mapping[str, Entry], stem: str, pair: Pair) -> str:
-    """What is wrong with one pair, '' for nothing."""
+    """Problem of one pair, '' if there is none."""
     name = printable(stem, 200)
     if not (pair.a and pair.b):
         lost = "A and B" if not (pair.a or pair.b) else "A (lora_A, lora_down)" if not pair.a else "B (lora_B, lora_up)"
@@ -366,7 +367,7 @@ def tensors(found: LoraFile, scaled: bool = True) -> dict[str, tuple[Any, Any]]:
         scaled: False leaves the scale to the caller.
 
     Raises:
-        LoraFileError: damaged, NaN or infinity in a pair, or an alpha that is no positive number.
+        LoraFileError: damaged, NaN or infinity in a pair, or an alpha that is not a positive number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

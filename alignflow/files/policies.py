@@ -1,4 +1,4 @@
-"""Files of trained policies that are no LoRA, by their names in a folder. No torch."""
+"""Files of trained policies other than LoRAs, by their names in a folder. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHERS = {GATED: "experts with a gate", USERS: "attention to users"}
 
 
 def other_than_lora(place: Path) -> Path | None:
-    """The file of a policy that is no LoRA, at a path or in the folder there; None where there is none."""
+    """The file of a policy other than a LoRA, at a path or in the folder there; None if there is none."""
     if place.name in OTHERS:
         return place if is_file(place) else None
     return next((place / name for name in OTHERS if is_file(place / name)), None)

@@ -172,5 +172,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'"{printable(twice, 80)}" stands there twice')
+        raise ValueError(f'"{printable(twice, 80)}" appears twice')
     return found

@@ -26,7 +26,7 @@ _UMASK = threading.Lock()
 
 
 class TensorFileError(AlignflowError, ValueError):
-    """A file that is not a whole safetensors file; says why."""
+    """A file that is not a whole safetensors file; the message gives the reason."""
 
 
 @dataclass(frozen=True)

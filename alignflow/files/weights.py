@@ -17,12 +17,12 @@ def unaccounted(
     parts: Collection[str] | None = None,
     idle: tuple[str, ...] = (),
 ) -> list[str]:
-    """What the loading report of ``from_pretrained(..., output_loading_info=True)`` says against a network.
+    """Problems of a network in the loading report of ``from_pretrained(..., output_loading_info=True)``.
 
     Args:
         report: of diffusers or transformers, which both leave out tied weights and those that a class may lack.
         parts: names of the network's top-level modules and parameters. An unexpected key elsewhere belongs to a head
-            that this class does not have, and is no fault. None: every unexpected key is one.
+            that this class does not have, which is not an error. None: every unexpected key is one.
         idle: keys that contain one of these do not matter.
 
     Returns:
@@ -56,7 +56,7 @@ def is_finite(value: Any) -> bool:
     """Whether a tensor holds neither NaN nor infinity, without a copy of it."""
     if value.is_meta or not value.is_floating_point() or not value.numel():
         return True
-    if value.element_size() == 1:  # float8 knows no comparison
+    if value.element_size() == 1:  # float8 has no comparison
         value = value.float()
     return all(bool(bound.isfinite()) for bound in value.detach().aminmax())
 

@@ -34,10 +34,12 @@ class CogVideoX(VideoGenerator):
     def __init__(self, pipeline: Any, options: Options | None = None) -> None:
         config = pipeline.scheduler.config
         if config.prediction_type != "v_prediction":
-            raise GeneratorError(f"the scheduler says {config.prediction_type}; this adapter reads v_prediction only")
+            raise GeneratorError(
+                f"the scheduler's prediction_type is {config.prediction_type}; this adapter reads only v_prediction"
+            )
         power = pipeline.scheduler.alphas_cumprod.double()
         signal, noise = power.sqrt(), (1 - power).sqrt()
-        self.flow_times = (noise / (signal + noise)).float()  # of every index, rising
+        self.flow_times = (noise / (signal + noise)).float()  # time of every index, rising
         self.native_frames = pipeline.transformer.config.sample_frames
         super().__init__(pipeline, options)
 

@@ -52,7 +52,7 @@ class Flux(Generator):
         return unpack(out[:, : height * width // 4], height, width)
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """What the network sees of the image: tokens ``[N, L, C]`` and their positions ``[L, 3]``."""
+        """Network input from the image: tokens ``[N, L, C]`` and their positions ``[L, 3]``."""
         return pack(x), self.positions(x)
 
     def positions(self, x: Tensor) -> Tensor:

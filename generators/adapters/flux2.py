@@ -25,7 +25,7 @@ class Flux2(Generator):
     guidance_default = 4.0
 
     def chat(self, prompt: str) -> str:
-        """What the text encoder reads for ``prompt``."""
+        """Input of the text encoder for ``prompt``."""
         messages = format_input([prompt], self.pipeline.system_message)[0]
         return self.pipeline.tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
 
@@ -60,7 +60,7 @@ class Flux2(Generator):
         return out[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """What the network sees of the image: tokens ``[N, L, C]`` and their (time, row, column, word) ``[L, 4]``."""
+        """Network input from the image: tokens ``[N, L, C]`` and their (time, row, column, word) ``[L, 4]``."""
         return x.flatten(2).transpose(1, 2), self.pipeline._prepare_latent_ids(x[:1])[0].to(x.device)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Any diffusers flow pipeline without an adapter, analysed by recording its calls while it samples.
 
-Recordings of the pipeline's own call (three prompts, two, with guidance) tell how its denoiser is called; replaying
+Recordings of the pipeline's own call (three prompts, two, with guidance) show how its denoiser is called; replaying
 every recorded step proves it. Prompts are encoded by running the pipeline up to its network call, media decoded by
 running what it does after its last step. A prompt longer than the text encoder reads is cut by the pipeline, which says
 so in its log.
@@ -23,9 +23,9 @@ from generators.codec import in_chunks
 from generators.watching.arguments import Layout, Plan, layouts, leaves_of, read, same
 from generators.watching.recording import Step, Tape, denoiser, recording, stacked
 
-WORDS = ["a", "a b", "a b c"]  # what is drawn to learn how
+WORDS = ["a", "a b", "a b c"]  # prompts for the recordings
 STEPS, MANY = 3, 20
-FROM_NOISE = 0.95  # of the noise levels a pipeline must go through, to draw from noise
+FROM_NOISE = 0.95  # share of the noise levels that a pipeline must go through to start from noise
 SCALE = 3.0  # guidance of the guided recording
 MEDIA = {"image": "image", "mask": "mask_image"}  # our names of the images a pipeline may take, and its own
 DECODED = 4  # media decoded at once
@@ -60,7 +60,7 @@ class Generic(Generator):
     """A pipeline with one denoiser, a flow-matching scheduler, and plain classifier-free guidance or none.
 
     Raises:
-        GeneratorError: the pipeline cannot be run or understood; says what was tried.
+        GeneratorError: the pipeline cannot be run or understood; the message lists the attempts.
     """
 
     pipeline_class = "DiffusionPipeline"
@@ -91,7 +91,7 @@ class Generic(Generator):
         return tuple(name for name, value in known.items() if not defaults or value.default in defaults)
 
     def _images(self, count: int) -> dict[str, Tensor]:
-        """Images to go on with where only the calls matter."""
+        """Images to continue with where only the calls matter."""
         source = torch.Generator().manual_seed(0)
         shapes = {name: (count, 1 if name == "mask" else 3, *self.size) for name in self.inputs}
         return {name: torch.rand(shape, generator=source).to(self.device) for name, shape in shapes.items()}
@@ -102,7 +102,7 @@ class Generic(Generator):
         """The pipeline's own call, without the ``no_grad`` around it; its first result.
 
         Raises:
-            GeneratorError: it fails; says how.
+            GeneratorError: it fails; the message gives the reason.
         """
         height, width = self.options.size or (None, None)
         wanted = {
@@ -114,7 +114,7 @@ class Generic(Generator):
             self.dial: self.unguided if guidance == 1 else guidance,
             "negative_prompt": [self.options.negative_prompt] * len(prompts) if guidance != 1 else None,
             "generator": [torch.Generator().manual_seed(i) for i in range(len(prompts))],
-            "use_resolution_binning": False,  # these three draw another size than asked
+            "use_resolution_binning": False,  # these three generate another size than requested
             "_auto_resize": False,
             "max_area": height and width and height * width,
         }
@@ -144,12 +144,12 @@ class Generic(Generator):
     def _tape(
         self, prompts: Sequence[str], inputs: Mapping[str, Tensor], guidance: float, steps: int = STEPS, **how: Any
     ) -> Tape:
-        """What the pipeline does; ``how`` goes to :func:`~generators.watching.recording.recording`."""
+        """Record a run of the pipeline; ``how`` goes to :func:`~generators.watching.recording.recording`."""
         with torch.no_grad(), recording(self.pipeline, **how) as tape:
             self._run(prompts, inputs, steps, guidance, "latent")
         return tape
 
-    # -- what is learned from watching ----------------------------------------------------------------------------
+    # -- analysis of the recordings ------------------------------------------------------------------------------
 
     def _learn(self) -> None:
         self.dial = "true_cfg_scale" if "true_cfg_scale" in self.parameters else "guidance_scale"
@@ -205,7 +205,8 @@ class Generic(Generator):
         if min(levels) < 0 or max(levels) > 1 + 1e-5:
             raise GeneratorError(
                 f"{type(self.pipeline.scheduler).__name__} has noise levels from {min(levels):.3g} to "
-                f"{max(levels):.3g}, a flow's lie in [0, 1]; a flow-matching scheduler is needed, or an adapter"
+                f"{max(levels):.3g}, but those of a flow are in [0, 1]; a flow-matching scheduler is needed, or "
+                "an adapter"
             )
         self._check_states(steps)
         state = steps[0].before.float()
@@ -226,8 +227,7 @@ class Generic(Generator):
         first, last = steps[0].sigma, steps[-1].next_sigma
         if abs(first - last) < FROM_NOISE:
             raise GeneratorError(
-                f"{self.named} begins at noise level {max(first, 1 - first):.2f}, from an image it has put noise on; "
-                "write an adapter"
+                f"{self.named} begins at noise level {max(first, 1 - first):.2f}, from a noised image; write an adapter"
             )
         for number, (one, two) in enumerate(pairwise(steps)):
             tolerance = 1e-5 if two.before.dtype == torch.float32 else 3e-2
@@ -241,7 +241,7 @@ class Generic(Generator):
         return 1.0 - sigma if self.rising else sigma
 
     def _flow_sign(self, step: Step) -> float:
-        """+1 or -1 where the first step is Euler's, state + dt * velocity; else it is no flow."""
+        """+1 or -1 if the first step is Euler's, state + dt * velocity; otherwise it is not a flow."""
         moved, dt = step.after.float() - step.before.float(), self._time(step.next_sigma) - self._time(step.sigma)
         for sign in (1.0, -1.0):
             if same(moved, sign * dt * step.output.float(), 1e-3 if step.after.dtype == torch.float32 else 3e-2):
@@ -252,7 +252,7 @@ class Generic(Generator):
         )
 
     def _answer(self, steps: Sequence[Step]) -> tuple[Place, float, Layout]:
-        """Where the scheduler's velocity lies in the network's outputs, and with which sign."""
+        """Place of the scheduler's velocity in the network's outputs, and its sign."""
         for place in places(steps[0]):
             for layout in layouts(place.of(steps[0]), steps[0].before):
                 for flip in (1.0, -1.0):
@@ -260,7 +260,7 @@ class Generic(Generator):
                         return place, flip, layout
         shapes = [tuple(call.output.shape) for call in steps[0].calls if call.output is not None]
         raise GeneratorError(
-            f"{self.named}: what its scheduler gets, {tuple(steps[0].output.shape)}, is no part of the network's "
+            f"{self.named}: the scheduler's input, {tuple(steps[0].output.shape)}, is not part of the network's "
             f"outputs {shapes}; tried every order of dimensions, the first and the last of each, both signs"
         )
 
@@ -304,10 +304,10 @@ class Generic(Generator):
     # -- the generator -------------------------------------------------------------------------------------------
 
     def native_size(self) -> tuple[int, int]:
-        return 0, 0  # until something was drawn
+        return 0, 0  # until something was sampled
 
     def check_size(self) -> None:
-        """The pipeline itself says what it cannot draw."""
+        """The pipeline itself refuses sizes that it cannot generate."""
 
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         wanted = {"": self.conditional} | ({"negative ": self.unconditional} if self.unconditional else {})
@@ -338,8 +338,9 @@ class Generic(Generator):
 
     def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
         guided = super().guide(unconditional, conditional, guidance)
-        if not self.keeps_norm:  # of every vector along the last dimension: a token, where the state is packed
+        if not self.keeps_norm:
             return guided
+        # the norm of every vector along the last dimension: of a token, if the state is packed
         return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -357,7 +358,7 @@ class Generic(Generator):
             assert sigmas is not None
             if abs(first - float(sigmas[0])) > 1e-3:
                 raise GeneratorError(
-                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with an image under noise; "
+                    f"{self.named} begins {steps} steps at noise level {first:.2f}, with a noised image; "
                     "write an adapter"
                 )
             self._grids[steps] = 1 - sigmas if self.rising else sigmas

@@ -16,7 +16,7 @@ from generators.video import VideoGenerator
 class LTX(VideoGenerator):
     """Network with one token per latent, whose positions are in seconds and pixels.
 
-    A VAE that is told a time decodes at 0, as its pipeline does by default; noise that such a decoder adds inside is
+    A VAE with a time argument decodes at 0, as its pipeline does by default; noise that such a decoder adds inside is
     the same for every video, so that a sample does not depend on what was decoded before it.
     """
 

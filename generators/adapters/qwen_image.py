@@ -53,7 +53,7 @@ class QwenImage(Generator):
         return unpack(out[:, : height * width // 4], height, width)
 
     def tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, list[tuple[int, int, int]]]:
-        """What the network sees of the image: tokens ``[N, L, C]`` and the (frame, row, column) counts they fill."""
+        """Network input from the image: tokens ``[N, L, C]`` and the (frame, row, column) counts they fill."""
         height, width = x.shape[-2:]
         return pack(x), [(1, height // 2, width // 2)]
 

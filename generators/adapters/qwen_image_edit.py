@@ -16,7 +16,7 @@ from generators.base import Conditioning
 class QwenImageEdit(QwenImage):
     """Qwen-Image with the source image as input to the text encoder and as tokens after the latents.
 
-    For either the pipeline brings the image, in 8 bits, to an area of its own, whatever :attr:`size` is. A negative
+    For either the pipeline brings the image, in 8 bits, to its own area, whatever :attr:`size` is. A negative
     prompt is read beside each image as well, so every row of a conditioning carries both texts.
 
     Attributes:

@@ -22,7 +22,7 @@ class Sana(Generator):
     pipeline_class = "SanaPipeline"
     user_attention = ("attn2",)
     accepts: tuple[str, ...] = ("size", "text_length", "negative_prompt")
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # of self-attention, which is linear, and cross-attention
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # self-attention, which is linear, and cross-attention
 
     def native_size(self) -> tuple[int, int]:
         side = self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor

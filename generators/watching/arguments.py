@@ -21,11 +21,11 @@ TIME_SCALES = ((1.0, 0.0), (1000.0, 0.0), (-1.0, 1.0), (-1000.0, 1000.0))  # arg
 
 @dataclass(frozen=True)
 class Layout:
-    """How the state lies in a tensor: its dimensions in another order, and more beside it along one of them.
+    """Layout of the state in a tensor: its dimensions in another order, and more beside it along one of them.
 
     Args:
         order: ``tensor.dims[i]`` is the state's dimension ``order[i]``.
-        dim: dimension of the tensor along which something stands beside the state; None = nothing does.
+        dim: dimension of the tensor along which something is beside the state; None = nothing does.
         first: whether the state comes first there.
         single: a dimension of size 1 that only the tensor has, as the one frame of an image; None = it has none.
     """
@@ -44,7 +44,7 @@ class Layout:
         return tensor.permute([self.order.index(i) for i in range(tensor.ndim)])
 
     def rest(self, tensor: Tensor, like: Sequence[int]) -> Tensor | None:
-        """What stands beside the state in ``tensor``."""
+        """Entries beside the state in ``tensor``."""
         if self.dim is None:
             return None
         tensor = tensor if self.single is None else tensor.squeeze(self.single)
@@ -61,7 +61,7 @@ class Layout:
 
 
 def layouts(tensor: Tensor, state: Tensor) -> list[Layout]:
-    """Every layout by which ``state`` could lie in ``tensor``, the simplest first; rows stay rows."""
+    """Every possible layout of ``state`` in ``tensor``, the simplest first; rows stay rows."""
     if tensor.ndim == state.ndim + 1:
         singles = [d for d in range(1, tensor.ndim) if tensor.shape[d] == 1]
         return [replace(found, single=d) for d in singles for found in layouts(tensor.squeeze(d), state)]

@@ -61,7 +61,7 @@ def stacked(value: Any) -> Any:
 
 
 class LeaveError(EarlyExit):
-    """Raised inside a pipeline to leave it once all that was wanted is known."""
+    """Raised inside a pipeline to leave it once everything needed is recorded."""
 
 
 def denoiser(pipeline: Any) -> nn.Module:

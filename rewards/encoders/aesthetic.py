@@ -55,7 +55,10 @@ class Aesthetic(ModelRewardSettings):
         clip = Clip.load(self.model, self.processor, self.dtype, device, preprocess="cropped", quick_gelu=True)
         width, wanted = clip.model.config.projection_dim, next(head.parameters()).shape[1]
         if width != wanted:
-            raise RewardError(f"the head reads {wanted} features, {self.model} gives {width}: another CLIP")
+            raise RewardError(
+                f"the head reads {wanted} features, but {self.model} has {width}; set the CLIP that the head "
+                "was trained on"
+            )
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
             return clip.by_frame(media, lambda image, samples: head(image).squeeze(-1), self.chunk, self.frames)
@@ -64,7 +67,7 @@ class Aesthetic(ModelRewardSettings):
 
 
 def load_head(file: str, version: str) -> nn.Module:
-    """The head in ``file``; raises RewardError where it is not there or of another architecture."""
+    """The head in ``file``; raises RewardError if it is not there or of another architecture."""
     path = weight_file(file, PUBLISHED[version])
     what = f"LAION's aesthetic head {version}"
     state = read_state_dict(path)

@@ -26,7 +26,7 @@ Content: TypeAlias = "str | Tensor"
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is shown, in order.
+    """Input of a judge, in order.
 
     Args:
         content: texts, and images ``[3, H, W]`` in [0, 1] of any size.
@@ -39,10 +39,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Replies:
-    """What Q questions brought.
+    """Answers to Q questions.
 
     Args:
-        values: a tensor with Q rows, or Q texts; NaN or None where there is a reason.
+        values: a tensor with Q rows, or Q texts; NaN or None if there is a reason.
         reasons: question -> why there is none.
     """
 
@@ -59,7 +59,7 @@ class Judge(Protocol):
         """Digest of its weights, "" where they are not known."""
 
     def ready(self, needs: Needs, answers: Sequence[Sequence[str]]) -> None:
-        """Raises RewardError where it cannot give what is needed."""
+        """Raises RewardError if it cannot give what is needed."""
 
     def answers(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Replies:
         """``[Q, K]`` log-probability that the reply begins with an answer; an answer's spellings are summed."""

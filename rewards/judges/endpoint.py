@@ -21,10 +21,10 @@ from rewards.serving.dispatch import Dispatcher, UnansweredError
 from rewards.serving.fetch import fetch, open_session, readable
 
 NO_LOG_PROBABILITIES = (
-    "gives no log-probabilities, which this reward is made of; vLLM and SGLang do, a local judge does, and rubric, "
-    "think_score, unified_reward, video_judge and deeptrace need none"
+    "returns no log-probabilities, which this reward needs; vLLM, SGLang and a local judge do. rubric, think_score, "
+    "unified_reward, video_judge and deeptrace need none"
 )
-NO_PROMPT_LOG_PROBABILITIES = "gives no prompt_logprobs, which this reward is made of; vLLM and a local judge do"
+NO_PROMPT_LOG_PROBABILITIES = "returns no prompt_logprobs, which this reward needs; vLLM and a local judge do"
 
 
 class EndpointJudge:
@@ -143,7 +143,7 @@ class EndpointJudge:
         except (KeyError, IndexError, TypeError):
             good = False
         if not good:
-            raise UnansweredError(f"{self.url}: the reply is no chat completion")
+            raise UnansweredError(f"{self.url}: the reply is not a chat completion")
         return choice
 
     def _post(self, **body: Any) -> dict[str, Any]:

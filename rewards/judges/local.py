@@ -40,7 +40,7 @@ class Batch:
 
     Args:
         rows: which of the questions these are.
-        lengths: tokens of each one's reply, 0 where it has none.
+        lengths: tokens of each one's reply, 0 if it has none.
         inputs: arguments of the model.
     """
 
@@ -91,7 +91,7 @@ class LocalJudge:
         return digest(self.model.state_dict())
 
     def ready(self, needs: Needs, answers: Sequence[Sequence[str]]) -> None:
-        """Raises RewardError where an answer is no single token."""
+        """Raises RewardError if an answer is not a single token."""
         self.token_ids(answers)
 
     def token_ids(self, answers: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -169,7 +169,7 @@ class LocalJudge:
     def reply_tokens(
         self, questions: Sequence[Question], longest: int, reasons: dict[int, str], choose: Choose | None = None
     ) -> list[list[int] | None]:
-        """Tokens of a reply to each question, its end included where it was reached; None where there is a reason.
+        """Tokens of a reply to each question, its end included where it was reached; None if there is a reason.
 
         Args:
             choose: makes the function that picks the tokens of some of the questions; the likeliest ones if None.
@@ -221,7 +221,7 @@ class LocalJudge:
             ids = [*self.tokens(asked), *tail]
             if len(ids) + more > self.longest:
                 said = f"the question has {len(ids) + more} tokens, its reply included"
-                reasons[row] = f"{said}; the judge reads {self.longest}, the least of judge.longest and what it can"
+                reasons[row] = f"{said}; the limit is {self.longest}, the smaller of judge.longest and the model's own"
             else:
                 fitting.append((row, ids, len(tail)))
         for start in range(0, len(fitting), self.settings.chunk):

@@ -16,7 +16,7 @@ from rewards.networks.preprocess import resized
 
 @dataclass(frozen=True)
 class Patches:
-    """What ``Qwen2VLImageProcessorPil`` does: Pillow's bicubic to whole patches, normalised, cut into patches.
+    """Equivalent of ``Qwen2VLImageProcessorPil``: Pillow's bicubic to whole patches, normalised, cut into patches.
 
     Args:
         patch: side of a patch.
@@ -35,7 +35,7 @@ class Patches:
 
     @classmethod
     def of_processor(cls, settings: Any, most: int | None = None) -> Patches:
-        """Of one of transformers' Qwen image processors; ``most`` lowers its limit of pixels.
+        """Settings of one of transformers' Qwen image processors; ``most`` lowers its limit of pixels.
 
         Raises:
             RewardError: ``most`` is less than the model's least.

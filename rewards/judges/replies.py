@@ -12,7 +12,7 @@ YES_NO = (("Yes",), ("No",))
 
 
 class ReplyError(AlignflowError, ValueError):
-    """A written reply that does not say what was asked for; quotes how it begins."""
+    """A written reply without the requested content; the message quotes its beginning."""
 
     def __init__(self, what: str, reply: str) -> None:
         super().__init__(f"the judge's reply has no {what}: {reply.strip()[:80]!r}")
@@ -61,7 +61,7 @@ def read_preference(reply: str, think: bool = False) -> float:
     """UnifiedReward's verdict: 1 for "Image 1 is better", 0 for "Image 2 is better", 1/2 for "equally good".
 
     Args:
-        think: whether it must stand in ``<answer>...</answer>``, after the thoughts.
+        think: whether it must be in ``<answer>...</answer>``, after the thoughts.
 
     Raises:
         ReplyError: no verdict, or several that contradict each other.
@@ -77,7 +77,7 @@ def read_preference(reply: str, think: bool = False) -> float:
 
 
 def read_reasons(reply: str) -> tuple[str, bool]:
-    """What stands in the last ``<reason>``, and whether the last ``<answer>`` says yes.
+    """Text of the last ``<reason>``, and whether the last ``<answer>`` is yes.
 
     Raises:
         ReplyError: no reasons, or neither yes nor no.
@@ -113,7 +113,7 @@ def read_fakeness(reply: str) -> tuple[bool, tuple[float, ...] | None, float | N
     (False, None, None)
 
     Returns:
-        whether it begins with FAKE, the corners x0, y0, x1, y1 and the second the trace begins at, None where not said.
+        whether it begins with FAKE, the corners x0, y0, x1, y1 and the second the trace begins at, None if not said.
 
     Raises:
         ReplyError: it begins with neither REAL nor FAKE.

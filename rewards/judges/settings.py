@@ -34,7 +34,7 @@ Opponents = Annotated[
 ]
 
 Needs = Literal["answers", "likelihood", "reply"]
-"""What a question asks of a judge: log-probabilities of answers, of a whole text, or a written reply."""
+"""Kinds of answer that a question needs: log-probabilities of answers, of a whole text, or a written reply."""
 
 
 class Local(Strict):
@@ -59,7 +59,7 @@ class Local(Strict):
     lora: str | None = Field(None, description="folder of a LoRA written by alignflow reward train; null = none")
 
     def load(self, device: torch.device | str) -> Judge:
-        """Read model, tokenizer and image settings; RewardError where that fails."""
+        """Read model, tokenizer and image settings; RewardError if that fails."""
         return LocalJudge.load(self, device)
 
 
@@ -88,7 +88,7 @@ class Endpoint(Strict):
     )
 
     def load(self, device: torch.device | str) -> Judge:
-        """Open a session; RewardError where the key is not set."""
+        """Open a session; RewardError if the key is not set."""
         return EndpointJudge(self)
 
 
@@ -133,7 +133,7 @@ class JudgeRewardSettings(LoadedRewardSettings):
 
     @property
     def scope(self) -> Scope:
-        """What must be scored together."""
+        """Scope of samples that must be scored together."""
         return "sample"
 
     def compares(self) -> Scope | None:
@@ -146,7 +146,7 @@ class JudgeRewardSettings(LoadedRewardSettings):
 
     @property
     def wants(self) -> tuple[str, ...]:
-        """What prompts must come with."""
+        """Inputs that prompts must come with."""
         return ()
 
     def load(self, device: torch.device | str) -> Reward:
@@ -154,7 +154,7 @@ class JudgeRewardSettings(LoadedRewardSettings):
         return self.around(self.judge.load(device))
 
     def around(self, judge: Judge) -> Reward:
-        """The reward that asks this judge; RewardError where it cannot answer."""
+        """The reward that asks this judge; RewardError if it cannot answer."""
         judge.ready(self.needs, self.answers)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
@@ -171,7 +171,7 @@ class JudgeRewardSettings(LoadedRewardSettings):
         )
 
     def lessons(self, prompt: str, chosen: Tensor, rejected: Tensor) -> list[tuple[Question, int]]:
-        """What a judge is taught by a pair of media: questions, and which of the answers is right."""
+        """Training examples of a judge from a pair of media: questions, and the right answers."""
         raise NotImplementedError
 
     def score(

@@ -45,8 +45,8 @@ def listener_shaped(written: Tensor, right: Tensor, heard: Tensor) -> Tensor:
     """``written + right / 2 + heard / 2``, the listener-shaped reward of arXiv 2506.22832.
 
     Args:
-        written: ``[Q]`` 1 where the reply has its form.
-        right: ``[Q]`` 1 where the verdict is right.
+        written: ``[Q]`` 1 if the reply has its form.
+        right: ``[Q]`` 1 if the verdict is right.
         heard: ``[Q]`` a listener's probability of the right verdict, once it has read the reasons.
     """
     return written + 0.5 * right + 0.5 * heard

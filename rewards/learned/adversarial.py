@@ -38,7 +38,7 @@ class Adversarial(VisionRewardSettings):
     )
     only_behind: bool = Field(False, description="skip updates while references already score above the samples")
     seed: int = Field(
-        0, ge=0, description="random seed of the initial weights and of the references drawn in each update"
+        0, ge=0, description="random seed of the initial weights and of the references chosen in each update"
     )
 
     def load(self, device: torch.device | str) -> Reward:

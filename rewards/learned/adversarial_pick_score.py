@@ -44,7 +44,7 @@ class AdversarialPickScore(ModelRewardSettings):
     )
     layers: int = Field(2, ge=1, description="number of trained vision layers, counted from the last")
     lr: float = Field(5e-6, gt=0, description="learning rate of Adam")
-    seed: int = Field(0, ge=0, description="random seed of the references drawn in each update")
+    seed: int = Field(0, ge=0, description="random seed of the references chosen in each update")
 
     def load(self, device: torch.device | str) -> Reward:
         """Load model, tokenizer, image settings and references."""

@@ -50,7 +50,7 @@ class TrainedReward(ModelRewardSettings):
     @model_validator(mode="after")
     def _one_user(self) -> TrainedReward:
         if self.user is not None and self.pairs is not None:
-            raise ValueError("user and pairs both say whose preferences are scored; name one of them")
+            raise ValueError("user and pairs both select whose preferences are scored; give only one of them")
         return self
 
     def load(self, device: torch.device | str) -> Reward:
@@ -58,7 +58,7 @@ class TrainedReward(ModelRewardSettings):
         manifest, scorer = load(self.path, device, self.dtype, self.chunk)
         if self.user is not None and self.user not in manifest.users:
             known = ", ".join(manifest.users[:8]) or "null: this head has no users"
-            raise RewardError(f"{self.path} does not know user {self.user!r}; it knows {known}")
+            raise RewardError(f"{self.path} has no user {self.user!r}; it has {known}")
         user: int | Tensor | None = None if self.user is None else manifest.users.index(self.user)
         if self.pairs is not None:
             user = newcomer.user_of(scorer, newcomer.read_pairs(self.pairs), self.chunk)

@@ -25,7 +25,7 @@ from rewards.networks.state_dicts import check_keys, counted, looks_like, read_s
 from rewards.texts import writable
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the raw scores over the authors' validation set; a score is ``(raw - MEAN) / STD``."""
+"""Mean and deviation of the raw scores over the authors' validation set; a score is ``(raw - MEAN) / STD``."""
 TOKENS = 35
 WHAT = "ImageReward's weights"
 
@@ -72,7 +72,7 @@ class BlipReward:
             raise RewardError(f"{said}; it looks like {looks_like(state)}")
         known = len(state["blip.text_encoder.embeddings.word_embeddings.weight"])
         if len(words) > known:
-            raise RewardError(f"the tokenizer {tokenizer} knows {len(words)} tokens, {path} only {known}")
+            raise RewardError(f"the tokenizer {tokenizer} has {len(words)} tokens, {path} only {known}")
         vision, text, head = _networks(state, str(path), getattr(torch, dtype))
         for part in (vision, text, head):
             part.requires_grad_(False).eval().to(device)

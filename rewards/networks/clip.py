@@ -74,9 +74,7 @@ class Clip:
             found = open_clip_layout.build(state, str(path), tokenizer.eos_token_id, quick_gelu, precision)
         known = found.config.text_config.vocab_size
         if len(tokenizer) > known:
-            raise RewardError(
-                f"the tokenizer {processor} knows {len(tokenizer)} tokens, the model {model} only {known}"
-            )
+            raise RewardError(f"the tokenizer {processor} has {len(tokenizer)} tokens, the model {model} only {known}")
         found.requires_grad_(False).eval().to(device)
         size = found.config.vision_config.image_size
         if preprocess == "settings":
@@ -89,7 +87,7 @@ class Clip:
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies cosines by, e.g. 100."""
+        """The model's factor of cosines, e.g. 100."""
         return self.model.logit_scale.float().exp().item()
 
     def by_frame(

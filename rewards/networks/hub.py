@@ -114,7 +114,7 @@ def weight_file(reference: str, hint: str = "") -> Path:
 
 
 def typed_line(error: Exception) -> str:
-    """``Type: first line`` of what an error says."""
+    """``Type: first line`` of an error."""
     return f"{type(error).__name__}: {text.first_line(error)}"
 
 

@@ -20,7 +20,7 @@ from rewards.networks.state_dicts import check_keys, counted, read_state_dict, s
 
 START, PLACE, END = "<img>", "<IMG_CONTEXT>", "</img>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_NAMES = (  # of InternVL's own code -> of transformers
+_NAMES = (  # name in InternVL's own code -> name in transformers
     (r"^vision_model\.encoder\.layers\.", "vision_tower.encoder.layer."),
     (r"^vision_model\.", "vision_tower."),
     (r"\.class_embedding$", ".cls_token"),
@@ -36,7 +36,7 @@ _NAMES = (  # of InternVL's own code -> of transformers
     (r"^mlp1\.3\.", "multi_modal_projector.linear_2."),
     (r"^language_model\.model\.", "language_model."),
 )
-_HEAD_NAMES = (  # of SoliReward's code -> of QueryAttention
+_HEAD_NAMES = (  # name in SoliReward's code -> name in QueryAttention
     (r"^attention_query_first_layer\.query\.weight$", "first"),
     (r"^attention_query_first_layer\.attention\.0\.", "chain.0."),
     (r"^attention_query_other_layers\.(\d+)\.", lambda found: f"chain.{int(found[1]) + 1}."),
@@ -82,7 +82,7 @@ class InternVLReward:
         known = config.text_config.vocab_size = config.text_config.vocab_size if words is None else len(words)
         check_keys(state, skeleton(lambda: InternVLModel(config)), str(path), what)
         if known < len(tokenizer):
-            raise RewardError(f"the tokenizer of {base} knows {len(tokenizer)} tokens, {path} only {known}")
+            raise RewardError(f"the tokenizer of {base} has {len(tokenizer)} tokens, {path} only {known}")
         width, reads = config.text_config.hidden_size, counted(head_state, "chain.")
         check_keys(head_state, skeleton(lambda: QueryAttention(width, max(reads, 1))), str(path), what)
         chosen = chosen_layers(layers, reads, config.text_config.num_hidden_layers)
@@ -98,7 +98,7 @@ class InternVLReward:
         """Scores ``[b]`` float32 of ``videos [b, F, 3, H, W]`` in [0, 1].
 
         Args:
-            questions: of each video the system's and the user's words; the frames stand behind the latter.
+            questions: of each video the system's and the user's words; the frames are behind the latter.
         """
         size = tuple(self.model.config.vision_config.image_size)
         shrink = Preprocess(size, "exact", mean=MEAN, std=DEVIATION)
@@ -121,7 +121,7 @@ class InternVLReward:
 
     @property
     def control(self) -> set[str]:
-        """Texts that are no words to this model."""
+        """Texts that are control tokens of this model."""
         return {*self.tokenizer.all_special_tokens, START, PLACE, END}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ _TOP = {
 }
 _NORMS = {
     "ln_final": "text_model.final_layer_norm",
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # so spelt in transformers
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # spelt this way in transformers
     "visual.ln_post": "vision_model.post_layernorm",
 }
 _BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",

@@ -22,7 +22,7 @@ STEADY = 1e-4
 
 
 def optical_flow(first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
-    """Where each pixel of ``first`` went in ``second``: ``[N, 2, H, W]`` in pixels, x to the right and y down.
+    """Displacement of each pixel of ``first`` in ``second``: ``[N, 2, H, W]`` in pixels, x to the right and y down.
 
     Brightness is matched in Gaussian windows (standard deviation 2.5 pixels), ``steps`` Gauss-Newton steps a level,
     levels halving down to 16 pixels. Good for textured content and motion up to about an eighth of the image; what
@@ -42,13 +42,13 @@ def optical_flow(first: Tensor, second: Tensor, steps: int = 3) -> Tensor:
             scale = torch.tensor([a.shape[-1] / flow.shape[-1], a.shape[-2] / flow.shape[-2]]).to(flow)
             flow = F.interpolate(flow, a.shape[-2:], mode="bilinear", align_corners=False) * scale.view(2, 1, 1)
         for _ in range(steps):
-            seen = warped(torch.ones_like(b), flow, "zeros")  # what left the image says nothing
+            seen = warped(torch.ones_like(b), flow, "zeros")  # pixels that left the image carry no information
             flow = _blurred(flow + _step(a, warped(b, flow), seen, bell), _bell(first, 1.0))
     return flow
 
 
 def warped(images: Tensor, flow: Tensor, beyond: Literal["border", "zeros"] = "border") -> Tensor:
-    """``images [N, C, H, W]`` looked up at x + flow, bilinear; ``beyond`` the border it goes on, or is 0."""
+    """``images [N, C, H, W]`` looked up at x + flow, bilinear; ``beyond`` the border it continues, or is 0."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None]
     columns = torch.arange(width, device=flow.device, dtype=flow.dtype)

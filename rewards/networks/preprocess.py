@@ -75,7 +75,7 @@ class Preprocess:
 
     @classmethod
     def of_processor(cls, settings: Any) -> Preprocess:
-        """What one of transformers' CLIP image processors does."""
+        """Settings of one of transformers' CLIP image processors."""
         size = settings.size
         side = size.get("shortest_edge")
         target = (side, side) if side else (size["height"], size["width"])
@@ -132,7 +132,7 @@ def resized(
     eight_bit: bool | Literal["tensor"] = False,
     window: Window | None = None,
 ) -> Tensor:
-    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` to the bit as Pillow or torchvision.
+    """Bicubic ``[N, 3, H, W]`` -> ``[N, 3, *target]``; with ``eight_bit`` bit for bit as Pillow or torchvision.
 
     Args:
         window: rows and columns of the result to compute; for Pillow's family alone.

@@ -19,7 +19,7 @@ class QueryReader(nn.Module):
     residuals. A second query reads the last layer. The answers are added.
 
     Raises:
-        RewardError: the width is no multiple of 8, the number of attention heads.
+        RewardError: the width is not a multiple of 8, the number of attention heads.
     """
 
     def __init__(self, width: int, layers: int) -> None:
@@ -68,5 +68,5 @@ def chosen_layers(layers: Sequence[int] | None, reads: int, depth: int) -> tuple
     """
     found = tuple(layers) if layers else tuple(depth * (i + 1) // reads for i in range(reads))
     if len(found) != reads or not all(1 <= layer <= depth for layer in found):
-        raise RewardError(f"layers {list(found)} should be {reads}, as the weights read, of 1 to {depth}")
+        raise RewardError(f"layers {list(found)} should be {reads} of 1 to {depth}, as many as the weights have")
     return found

@@ -1,7 +1,7 @@
 """Qwen2-VL with a head on special tokens, on tensors: an image or video and a question in, scores out.
 
 As VideoAlign and HPSv3 run it: the language model sees plain positions 0, 1, 2 ..., not Qwen2-VL's three-dimensional
-ones, because their forward pass hands over embeddings alone.
+ones, because their forward pass passes only embeddings.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
 SMALLEST, LARGEST = 128 * 28 * 28, 200_704
 """Pixels of a frame, at least and at most."""
 RATE, FEWEST, MOST = 2, 4, 768
-"""Frames a second that are looked at, and how many of a video at least and at most."""
+"""Frames per second that are used, and the least and largest number of a video."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a checkpoint of that kind is.
+    """Description of a published checkpoint.
 
     Args:
         name: of the reward; ``place`` where its weights are published.
         tokens: the n tokens that the head reads at.
-        medium: what stands before the question.
+        medium: what is before the question.
         pixels: of a frame, at least and at most.
     """
 
@@ -74,9 +74,11 @@ class Qwen2VLReward:
         words = state.get("language_model.embed_tokens.weight")
         width = config.text_config.hidden_size
         if head is None or words is None or next(head.parameters()).shape[1] != width:
-            raise RewardError(f"{path} is no checkpoint of {published.name}: it has no such head, or no embeddings")
+            raise RewardError(
+                f"{path} is not a checkpoint of {published.name}: it has no head of that kind, or no embeddings"
+            )
         if len(words) < len(tokenizer):
-            raise RewardError(f"the tokenizer of {base} knows {len(tokenizer)} tokens, {path} only {len(words)}")
+            raise RewardError(f"the tokenizer of {base} has {len(tokenizer)} tokens, {path} only {len(words)}")
         config.text_config.vocab_size = len(words)
         check_keys(state, skeleton(lambda: Qwen2VLModel(config)), str(path), f"a {published.name} on {base}")
         model = Qwen2VLModel(config).to(getattr(torch, dtype))
@@ -89,7 +91,7 @@ class Qwen2VLReward:
         return cls(model, head, tokenizer, ids, published)
 
     def __call__(self, video: Tensor, question: str) -> Tensor:
-        """What the head says at each of the tokens, ``[n, K]`` float32, of ``video [F, 3, H, W]`` in [0, 1]."""
+        """Outputs of the head at each of the tokens, ``[n, K]`` float32, for ``video [F, 3, H, W]`` in [0, 1]."""
         video, config = video.to(self.model.device), self.model.config.vision_config
         patches, grid = patched(video, config, self.published.pixels, self.published.medium)
         seen = self.model.visual(patches.to(self.model.dtype), grid_thw=grid).pooler_output
@@ -134,7 +136,7 @@ class Qwen2VLReward:
 
     @property
     def control(self) -> set[str]:
-        """Texts that are no words to this model."""
+        """Texts that are control tokens of this model."""
         return {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab(), *self.published.tokens}
 
     def _ids(self, question: str, length: int) -> Tensor:
@@ -171,7 +173,7 @@ def read_head(state: Mapping[str, Tensor]) -> nn.Module | None:
 
 
 def frames_at(length: int, rate: float, count: int | None = None) -> list[int]:
-    """Which of ``length`` frames at ``rate`` a second are looked at: two a second, evenly from the first to the last.
+    """Frames out of ``length`` at ``rate`` a second that are used: two a second, evenly from the first to the last.
 
     An even number, as the network sees them two by two; a given ``count`` is rounded, halves to a multiple of four.
 

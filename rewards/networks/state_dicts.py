@@ -67,12 +67,12 @@ def _why_unread(path: Path, error: Exception) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself; run git lfs pull"
     if "Weights only load failed" in str(error) or "weights_only" in str(error):
-        return "holds more than tensors or is no PyTorch file; only plain state dicts are read"
-    return "is no file of weights, or only a part of one; download it again"
+        return "is not a PyTorch file, or holds more than tensors; only plain state dicts are read"
+    return "is not a weight file, or is incomplete; download it again"
 
 
 def looks_like(keys: Iterable[str]) -> str:
-    """What architecture a state dict's keys belong to, in words."""
+    """Architecture to which a state dict's keys belong, in words."""
     keys = list(keys)
     for mark, name in _MARKS.items():
         if any(mark in key for key in keys):

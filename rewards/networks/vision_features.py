@@ -56,7 +56,7 @@ class VisionFeatures:
             found = self.model.visual_projection(vision.post_layernorm(hidden))
         else:
             hidden = self.model(pixel_values=pixels).last_hidden_state
-            registers = getattr(self.model.config, "num_register_tokens", 0)  # of DINOv2's later models
+            registers = getattr(self.model.config, "num_register_tokens", 0)  # later DINOv2 models have some
             found = torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], 1)
         return F.normalize(found.float(), dim=-1)
 

@@ -1,4 +1,4 @@
-"""A judge that gives reasons, and a second one that must be convinced by them (after arXiv 2506.22832)."""
+"""A judge that gives reasons, and a second judge that reads them and answers too (after arXiv 2506.22832)."""
 
 from __future__ import annotations
 

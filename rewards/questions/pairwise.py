@@ -23,7 +23,7 @@ TEMPLATE = (
 class Pairwise(SourceRewardSettings):
     """Share of a prompt's other samples that a judge ranks below a sample, over both orders; not differentiable.
 
-    The part ``position_bias`` is P(first) + P(first, swapped) - 1: 0 for a judge that does not look at places.
+    The part ``position_bias`` is P(first) + P(first, swapped) - 1: 0 for a judge that ignores positions.
     """
 
     needs: ClassVar[Needs] = "answers"

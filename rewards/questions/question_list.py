@@ -52,7 +52,7 @@ class QuestionList(JudgeRewardSettings):
         return ("metadata",)
 
     def gradient(self) -> bool:
-        """Of probabilities; yes or no has none."""
+        """Whether gradients flow: only with probabilities."""
         return super().gradient() and self.answer == "probability"
 
     def score(  # type: ignore[override]
@@ -91,7 +91,7 @@ class QuestionList(JudgeRewardSettings):
         return Scores(torch.stack(scores), reasons, {name: torch.stack(column) for name, column in parts.items()})
 
     def valued(self, log_probabilities: Tensor) -> Tensor:
-        """``[Q, K]`` log-probabilities of the answers -> ``[Q]`` in [0, 1], NaN where there are none."""
+        """``[Q, K]`` log-probabilities of the answers -> ``[Q]`` in [0, 1], NaN if there are none."""
         if self.answer == "probability":
             return share(log_probabilities)
         if self.answer == "graded":
@@ -112,7 +112,7 @@ def questions_of(metadata: Any) -> list[dict[str, Any]]:
     """The questions of a prompt, each with ``id``, ``question``, ``criterion``, ``category``, ``parents``, ``weight``.
 
     Raises:
-        ValueError: there are none, or one is malformed; says which.
+        ValueError: there are none, or one is malformed; the message names it.
     """
     given = metadata.get("questions") if isinstance(metadata, dict) else None
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
@@ -129,12 +129,12 @@ def questions_of(metadata: Any) -> list[dict[str, Any]]:
     known = {each["id"] for each in found}
     for number, each in enumerate(found, 1):
         if unknown := [parent for parent in each["parents"] if parent not in known]:
-            raise ValueError(f"question {number} has the parent {unknown[0]}, which is no question of the prompt")
+            raise ValueError(f"question {number} has the parent {unknown[0]}, which is not a question of the prompt")
     return found
 
 
 def with_parents(values: Tensor, questions: Sequence[dict[str, Any]]) -> Tensor:
-    """Answers ``[Q]`` in [0, 1], each 0 where one of its parents is below 1/2, or is 0 for this reason.
+    """Answers ``[Q]`` in [0, 1], each 0 if one of its parents is below 1/2, or is 0 for this reason.
 
     As in DPG-Bench's ``compute_dpg_bench.py``, in the order of the questions.
     """

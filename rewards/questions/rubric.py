@@ -60,7 +60,7 @@ class Rubric(WrittenRewardSettings):
         read = partial(read_rubric, names=names, lowest=self.lowest, highest=self.highest)
         found = written(judge, asked, self.longest, read)
         scores = self.unit(found.values.view(len(asked), -1))
-        scores = scores.expand(-1, len(names))  # one column of NaN where no reply could be read
+        scores = scores.expand(-1, len(names))  # one column of NaN if no reply could be read
         share = scores.new_tensor([self.weights.get(name, 1.0) for name in names])
         values = scores @ (share / share.sum())
         parts = dict(zip(names, scores.unbind(1), strict=True))

@@ -94,7 +94,7 @@ class VideoJudge(WrittenRewardSettings):
         )
 
     def _wanted(self, text: str, count: int, seen: list[int], left: int) -> list[int] | None:
-        """Frames to be shown next, or None where it does not ask, or may not."""
+        """Frames to be shown next, or None if it does not ask, or may not."""
         if not left or len(seen) == count or "<answer>" in text.lower():
             return None
         return read_selection(text, count)[: self.more] or None

@@ -23,11 +23,11 @@ ARRAYS = ("media", "image", "mask")
 
 
 class WireError(AlignflowError, ValueError):
-    """A message that cannot be read; says what is wrong with it."""
+    """A message that cannot be read; the message gives the reason."""
 
 
 class Allowance:
-    """What of a request's images and pixels is left."""
+    """Remaining images and pixels of a request."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.images, self.total = limits, limits.images, limits.total

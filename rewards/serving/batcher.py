@@ -53,9 +53,9 @@ Piece = tuple[Job, slice]
 
 
 class Batcher:
-    """Scores requests in a thread of its own.
+    """Scores requests in its own thread.
 
-    Clients take turns, whatever each has sent. A reward that looks at each sample alone scores large requests in
+    Clients take turns, whatever each has sent. A reward that scores each sample separately scores large requests in
     pieces, and small ones of one media size together. A request that leaves a merged batch without some scores is
     scored again alone, so that nobody pays for another's samples. Requests that were cancelled are not scored.
 
@@ -123,7 +123,7 @@ class Batcher:
     # -- whose turn it is -------------------------------------------------------------------------------------------
 
     def _next(self) -> list[Piece]:
-        """What is scored together next: one piece, and more where the reward looks at each sample alone."""
+        """Requests that are scored together next: one, or more if the reward scores each sample separately."""
         with self.changed:
             while (piece := self._take(self.size)) is None:
                 self.changed.wait()
@@ -219,7 +219,7 @@ def _length(piece: Piece) -> int:
 
 
 def _shapes(request: Request) -> Any:
-    """What must be equal for two requests to be scored together."""
+    """Properties that must be equal for two requests to be scored together."""
     tensors = {name: value for name, value in request.inputs.items() if isinstance(value, Tensor)}
     return (tuple(request.media.shape[1:]), *sorted(request.inputs), *(tuple(t.shape[1:]) for t in tensors.values()))
 

@@ -1,4 +1,4 @@
-"""Ray actors of one class, of which whoever is idle gets the next call; one that dies or hangs is replaced."""
+"""Ray actors of one class: an idle one gets the next call, and one that dies or hangs is replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Worker:
     """An actor, and whether it may still be loading.
 
     Args:
-        knows: what the caller noted of it, such as the weights that it has.
+        knows: notes of the caller, such as the weights that it has.
     """
 
     actor: Any
@@ -82,7 +82,7 @@ class Crew:
         return Worker(self.remote.remote(*self.arguments, "cuda" if self.settings.gpus else "cpu"))
 
     def describe(self) -> Any:
-        """What an actor says of itself, once one is ready."""
+        """Description that an actor gives of itself, once one is ready."""
         worker = self.idle.get()
         try:
             return self.ray.get(worker.actor.describe.remote(), timeout=self.settings.start_timeout)
@@ -133,7 +133,7 @@ class Crew:
 
 
 def _innermost(error: Any) -> str:
-    """What Ray tells in its first line, or, where it prints a traceback of a worker, in that's last."""
+    """Message of Ray's first line or, if it prints a traceback of a worker, of that traceback's last line."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]

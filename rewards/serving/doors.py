@@ -38,7 +38,7 @@ class Door(H11Protocol):
     arrival = 60.0
 
     def connection_made(self, transport: Any) -> None:
-        """Make room, then go on as usual."""
+        """Make room, then continue as usual."""
         self.since, self.phase = self.loop.time(), "silent"
         super().connection_made(transport)
         there = [one for one in self.connections if isinstance(one, Door) and one.phase != "cut"]

@@ -91,7 +91,7 @@ _running = threading.local()
 
 
 class _Exchange:
-    """One request in a thread of its own. Its connection can be cut from outside, whatever it waits for."""
+    """One request in its own thread. Its connection can be cut from outside, whatever it waits for."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
@@ -125,7 +125,7 @@ class _Exchange:
 
 
 class _Noted:
-    """A connection that tells the exchange of its thread that it is the one in use."""
+    """A connection that registers itself with the exchange of its thread."""
 
     def connect(self) -> None:
         self._note()

@@ -46,7 +46,7 @@ class Intake:
             self.held -= cost
 
     async def read(self, body: bytes) -> wire.Request:
-        """The request in a body; HTTPException 400 where there is none."""
+        """The request in a body; HTTPException 400 if there is none."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.readers, wire.unpack, body, self.limits)
         except wire.WireError as error:

@@ -19,7 +19,7 @@ class PoolWorker:
         self.reward = self.settings.build(device).fixed()
 
     def describe(self) -> dict[str, Any]:
-        """What the driver needs to know of the reward."""
+        """Properties of the reward that the driver needs."""
         reward = self.reward
         return {
             **{name: getattr(reward, name) for name in ("name", "range", "wants", "scope", "apart")},

@@ -20,7 +20,7 @@ Row = dict[str, float]
 class ScoreStore:
     """Key -> named numbers in one SQLite file, which takes care of concurrent writers.
 
-    Every row carries a checksum. A row that does not fit it is as good as not there; a file that is no database any
+    Every row carries a checksum. A row that does not fit it is treated as absent; a file that is not a database any
     more is put aside and begun anew.
 
     Raises:
@@ -36,7 +36,7 @@ class ScoreStore:
             raise RewardError(f"cannot keep scores in {path}: {error}; choose another folder") from None
 
     def read(self, keys: Sequence[str]) -> dict[str, Row]:
-        """What is known of these."""
+        """Stored rows of these keys."""
         found: dict[str, Row] = {}
         try:
             with closing(self._open()) as db:
@@ -68,7 +68,7 @@ class ScoreStore:
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=30)
-        db.execute("PRAGMA synchronous = OFF")  # what a power cut tears is told by the checksums
+        db.execute("PRAGMA synchronous = OFF")  # checksums detect what a power cut damages
         db.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, row TEXT, sum TEXT)")
         return db
 
@@ -78,7 +78,9 @@ class ScoreStore:
             return
         damaged = self.path.with_suffix(".damaged")
         self.path.replace(damaged)
-        logger.warning("%s is damaged (%s); it is now %s, and its scores are made again", self.path, error, damaged)
+        logger.warning(
+            "%s is damaged (%s); it was moved to %s, and its scores are computed again", self.path, error, damaged
+        )
 
 
 def _checksum(key: str, row: str) -> str:

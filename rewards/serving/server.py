@@ -37,7 +37,7 @@ def self_test(reward: Reward, size: int = 64) -> dict[str, Any]:
     """Score two made-up images (videos, where images are refused) twice: the same must come out.
 
     Returns:
-        ok, and the two scores; a score that is missing is in ``reasons``, and is no failure by itself.
+        ok, and the two scores; a missing score is in ``reasons`` and is not a failure by itself.
     """
 
     async def ask(asked: wire.Request) -> Scores:
@@ -132,7 +132,7 @@ async def _scored(batcher: Batcher, request: Request, asked: wire.Request) -> Sc
     except queue.Full:
         raise busy(f"{batcher.limit} requests are waiting already") from None
     except ClosingError:
-        raise busy("the server is ending") from None
+        raise busy("the server is shutting down") from None
     except RewardExitError as error:
         raise HTTPException(500, first_line(error)) from None
     except RewardError as error:
@@ -192,7 +192,7 @@ def serve(
     """Load a reward and serve it until interrupted.
 
     Args:
-        port: 0 = any free one; what it is, is said.
+        port: 0 = any free one, which is reported.
         limits: what one request may ask for.
         grace: seconds that work in progress has after SIGTERM or Ctrl-C.
         say: gets one line when the server listens.

@@ -53,7 +53,7 @@ class _First(FailFast):
 
 
 FIRST = _First()
-"""Of a list with many errors only the first is looked for."""
+"""Validator that reports only the first error of a list with many."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -92,7 +92,7 @@ class _ReplyMessage(_Message):
 
 
 class Description(_Message):
-    """What a server scores with."""
+    """Description of a server's reward."""
 
     schema_: Literal["alignflow-reward/1"] = Field(SCHEMA, alias="schema")
     name: str
@@ -104,7 +104,7 @@ class Description(_Message):
 
 
 def checksum(body: bytes) -> str:
-    """What the header :data:`DIGEST` says of a body."""
+    """Value of the header :data:`DIGEST` for a body."""
     return hashlib.sha256(body).hexdigest()
 
 
@@ -211,7 +211,7 @@ def unpack_scores(body: bytes, request: Request, fingerprint: str) -> Scores:
     if reply.id != request.id:
         raise WireError("the reply belongs to another request")
     if reply.fingerprint != fingerprint:
-        raise WireError("the server holds another reward now, or other weights, than when this run asked first")
+        raise WireError("the server's reward or its weights have changed since the first request of this run")
     if any(len(column) != count for column in (reply.values, *reply.parts.values())):
         raise WireError(f"the reply should hold {count} scores, and holds {len(reply.values)}")
     if bad := [index for index in reply.reasons if not 0 <= index < count]:

@@ -24,7 +24,7 @@ class Discriminator:
     It judges the whole image and, by the same head, its patches. Features are at unit length both where it is fitted
     and where it scores (arXiv 2511.20256's code normalises the latter alone); a score is of all patches, not of some
     that were drawn. Which references and patches a call of :meth:`fit` sees depends on the seed and on how many calls
-    there were, so with its :meth:`state_dict` it goes on to the same bits.
+    there were, so with its :meth:`state_dict` it continues bit for bit.
 
     Args:
         features: ``[N, 3, H, W]`` or ``[N, F, 3, H, W]`` in [0, 1] -> unit rows ``[N, 1 + P, D]`` of the whole and of
@@ -69,7 +69,7 @@ class Discriminator:
         return (1 - self.patches) * whole + self.patches * self.head(features[:, 1:])[..., 0].mean(1)
 
     def _some(self, features: Tensor, rng: np.random.Generator) -> Tensor:
-        """``[N, 1 + P, D]`` -> ``[N, 1 + PATCHES, D]``: the whole, and as many patches drawn for each row."""
+        """``[N, 1 + P, D]`` -> ``[N, 1 + PATCHES, D]``: the whole, and as many random patches of each row."""
         if not self.patches:
             return features[:, :1]
         pick = torch.from_numpy(1 + rng.integers(0, features.shape[1] - 1, (len(features), PATCHES)))
@@ -100,7 +100,7 @@ class Discriminator:
         return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), "calls": self.calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of a discriminator with the same settings and references."""
+        """Continue from :meth:`state_dict` of a discriminator with the same settings and references."""
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.calls = state["calls"]

@@ -56,7 +56,7 @@ def save(
 
 
 def read_manifest(path: Path, cls: type[M], form: str, command: str) -> M:
-    """What a reward folder says of itself; raises RewardError: what is wrong, or the ``command`` that writes it."""
+    """Manifest of a reward folder; raises RewardError, which names the problem or the ``command`` that writes it."""
     try:
         return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -84,7 +84,7 @@ def new_scorer(
 
 
 def load(path: str, device: torch.device | str, dtype: str, chunk: int | None = None) -> tuple[Manifest, Scorer]:
-    """What :func:`save` wrote, ready to score; arguments as of :func:`new_scorer`.
+    """The reward that :func:`save` wrote, ready to score; arguments as for :func:`new_scorer`.
 
     Raises:
         RewardError: not there, not such a folder, or weights that do not fit.

@@ -139,7 +139,7 @@ def save(folder: Path, reward: LatentReward) -> None:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> LatentReward:
-    """What :func:`save` wrote; raises RewardError where it is not there or does not fit."""
+    """The reward that :func:`save` wrote; raises RewardError if it does not exist or does not fit."""
     folder = expanded(path, RewardError)
     manifest = read_manifest(folder / "latent.json", Manifest, FORMAT, "alignflow reward train")
     state = read_state_dict(folder / "latent.safetensors")

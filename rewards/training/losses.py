@@ -65,7 +65,7 @@ def criterion_error(scores: Tensor, labels: Tensor, form: str = "squared") -> Te
 
     Args:
         scores: ``[M, C]``.
-        labels: ``[M, C]``, NaN where a criterion does not apply.
+        labels: ``[M, C]``, NaN if a criterion does not apply.
         form: squared = ``(score - label)^2`` | logistic = cross-entropy of sigmoid(score) with a label in 0 .. 1.
     """
     known = labels.isfinite()
@@ -89,7 +89,7 @@ def idle_gates(gates: Tensor, labels: Tensor, groups: Sequence[int]) -> Tensor:
 
     Args:
         gates: ``[M, C]``, softmax within each group.
-        labels: ``[M, C]``, NaN where a criterion does not apply.
+        labels: ``[M, C]``, NaN if a criterion does not apply.
         groups: number of criteria in each group.
     """
     known = labels.isfinite().split(list(groups), -1)
@@ -98,7 +98,7 @@ def idle_gates(gates: Tensor, labels: Tensor, groups: Sequence[int]) -> Tensor:
 
 
 def known_mean(values: Tensor, known: Tensor) -> Tensor:
-    """Mean of each row ``[M, K]`` over the known ones, 0 where there are none. ``[M]``"""
+    """Mean of each row ``[M, K]`` over the known ones, 0 if there are none. ``[M]``"""
     return torch.where(known, values, 0.0).sum(-1) / known.sum(-1).clamp_min(1)
 
 
@@ -126,7 +126,7 @@ def regression(score: Tensor, target: Tensor) -> Tensor:
 def gaussian_difference(chosen: Tensor, chosen_std: Tensor, rejected: Tensor, rejected_std: Tensor) -> Tensor:
     """``-E log sigmoid(z)``, z ~ N(chosen - rejected, chosen_std^2 + rejected_std^2): scores with an uncertainty.
 
-    HPSv3 (arXiv 2508.03789) draws z a thousand times; here the mean is taken by a Gauss-Hermite rule, the same every
+    HPSv3 (arXiv 2508.03789) samples z a thousand times; here the mean is taken by a Gauss-Hermite rule, the same every
     time. Without deviation it is :func:`bradley_terry`.
 
     Args:
@@ -146,7 +146,7 @@ def first_token(logp: Tensor, length: Tensor, alpha: float = 0.1) -> Tensor:
     verdict.
 
     Args:
-        logp: ``[M, L]`` log-probabilities of the answers' tokens; those beyond ``length`` are not looked at.
+        logp: ``[M, L]`` log-probabilities of the answers' tokens; those beyond ``length`` are ignored.
         length: ``[M]`` tokens of each answer, at least 1.
     """
     inside = torch.arange(logp.shape[1], device=logp.device) < length[:, None]

@@ -60,10 +60,10 @@ def _read(file: Path, place: str) -> Tensor:
 
 @torch.no_grad()
 def user_of(scorer: Scorer, pairs: list[Pair], chunk: int) -> Tensor:
-    """What a head takes as the user of these pairs: a mixture ``[1, K]`` or a latent ``[1, dim]``.
+    """The user of these pairs as input of the head: a mixture ``[1, K]`` or a latent ``[1, dim]``.
 
     Raises:
-        RewardError: the head knows no users.
+        RewardError: the head has no users.
     """
     prompts = [prompt for prompt, _, _ in pairs]
     text = scorer.text(prompts, chunk)
@@ -74,7 +74,7 @@ def user_of(scorer: Scorer, pairs: list[Pair], chunk: int) -> Tensor:
         return mixture_of(head, chosen, rejected, text)[None]
     if isinstance(head, Variational):
         return head.encode(head.join(chosen, text), head.join(rejected, text))[0][None]
-    raise RewardError("pairs: this reward's head knows no users; ideal_point and variational heads do")
+    raise RewardError("pairs: this reward's head has no users; ideal_point and variational heads do")
 
 
 def mixture_of(head: IdealPoint, chosen: Tensor, rejected: Tensor, text: Tensor, ridge: float = 0.1) -> Tensor:

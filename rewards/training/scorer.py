@@ -39,7 +39,7 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """Device of the backbone."""
         return self.clip.model.device
 
     @property
@@ -85,7 +85,7 @@ class Scorer:
     # -- weights ------------------------------------------------------------------------------------------------
 
     def open(self, settings: AnyBackbone, seed: int) -> list[torch.nn.Parameter]:
-        """Make trainable what ``tune`` says; returns those parameters."""
+        """Make the parameters that ``tune`` selects trainable; returns them."""
         assert isinstance(settings, Backbone)
         self.start = plain_state(self.clip) if settings.tune != "none" else {}
         tower = self.clip.model.vision_model
@@ -100,18 +100,20 @@ class Scorer:
         elif settings.tune == "last":
             layers = tower.encoder.layers
             if settings.layers > len(layers):
-                raise RewardError(f"backbone.layers: {settings.layers} of a vision tower with {len(layers)} layers")
+                raise RewardError(
+                    f"backbone.layers: {settings.layers} is more than the {len(layers)} layers of the vision tower"
+                )
             for part in (*layers[-settings.layers :], tower.post_layernorm, self.clip.model.visual_projection):
                 part.requires_grad_(True)
         return [parameter for parameter in self.clip.model.parameters() if parameter.requires_grad]
 
     def changed(self) -> dict[str, Tensor]:
-        """What a reward folder holds of the backbone: weights that differ from what they were when it was opened."""
+        """Weights of the backbone for a reward folder: those that have changed since it was opened."""
         after = plain_state(self.clip) if self.start else {}
         return {name: value for name, value in after.items() if not torch.equal(value, self.start[name])}
 
     def take(self, settings: AnyBackbone, state: Mapping[str, Tensor], where: str) -> None:
-        """Put :meth:`changed` of a folder into the backbone; RewardError where it does not fit."""
+        """Put :meth:`changed` of a folder into the backbone; RewardError if it does not fit."""
         if settings.tune == "none":
             return
         model, own = self.clip.model, self.clip.model.state_dict()

@@ -33,7 +33,7 @@ SAY = 'Say what this {medium} shows, and how well it shows "{prompt}".'
 
 
 class Thought(Settings):
-    """What a frozen judge writes about a sample before the head reads both (DeScore, arXiv 2605.05922)."""
+    """Text that a frozen judge writes about a sample before the head reads both (DeScore, arXiv 2605.05922)."""
 
     writer: AnyJudge = Field(
         Local(), description="judge that writes; its lora may be the run folder of alignflow reward reason"
@@ -121,7 +121,9 @@ class VLMBackbone(Settings):
     @model_validator(mode="after")
     def _dropped_while_it_learns(self) -> Self:
         if self.thought is not None and self.thought.dropout and self.tune == "none" and self.read == "last":
-            raise PydanticCustomError("setting", "reads features once, so no thought is left out: thought.dropout=0")
+            raise PydanticCustomError(
+                "setting", "reads features once, so it cannot leave thoughts out: use thought.dropout=0"
+            )
         return self
 
 
@@ -137,7 +139,7 @@ class HeadSettings(Settings):
 
     kind: str
     users: ClassVar[bool] = False
-    """Whether it wants to know who judged: a column ``user`` in the table."""
+    """Whether it needs the column ``user`` of the table, who judged."""
     compares: ClassVar[bool] = False
     """Whether it compares features of the image with those of the prompt, which must have been read apart."""
     reads_prompt: ClassVar[bool] = False
@@ -278,7 +280,7 @@ class VariationalSettings(HeadSettings):
 
 
 def distinct(names: list[str]) -> list[str]:
-    """The names; an error for one that stands there twice."""
+    """The names; an error for one that is there twice."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise PydanticCustomError("setting", "names {name} twice", {"name": twice[0]})
     return names

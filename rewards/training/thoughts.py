@@ -1,4 +1,4 @@
-"""What a frozen judge writes about samples before a head scores them (DeScore, arXiv 2605.05922)."""
+"""Texts of a frozen judge about samples before a head scores them (DeScore, arXiv 2605.05922)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a sample is from what a trained reward has seen, in its features: PrefPaint's ground for trust."""
+"""Distance of a sample from a trained reward's training features: PrefPaint's measure of trust."""
 
 from __future__ import annotations
 

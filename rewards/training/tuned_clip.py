@@ -21,7 +21,7 @@ class TunedClip:
     A step lowers CLIP's cross-entropy among two images of a prompt, a reference and a sample, of which the reference
     wins: ``-log sigmoid(reference - sample)``. It is taken only while references score below the samples, and the
     policy then waits (:attr:`instead`). Which references a call of :meth:`fit` sees depends on the seed and on how many
-    calls there were, so with its :meth:`state_dict` it goes on to the same bits.
+    calls there were, so with its :meth:`state_dict` it continues bit for bit.
 
     Args:
         clip: in float32, frozen; it is changed in place.
@@ -48,9 +48,9 @@ class TunedClip:
     ) -> None:
         tower = clip.model.vision_model.encoder.layers
         if not references:
-            raise RewardError("there are no references to be ahead of")
+            raise RewardError("there are no references to compare with")
         if layers > len(tower):
-            raise RewardError(f"layers: {layers} of a vision tower with {len(tower)}")
+            raise RewardError(f"layers: {layers} is more than the {len(tower)} layers of the vision tower")
         self.clip, self.seed, self.chunk, self.frames, self.calls = clip, seed, chunk, frames, 0
         self.references = {
             prompt: torch.cat([clip.preprocess(image[None]) for image in images])
@@ -98,7 +98,7 @@ class TunedClip:
         return {"layers": self.tuned.state_dict(), "optimizer": self.optimizer.state_dict(), "calls": self.calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of one with the same model, settings and references."""
+        """Continue from :meth:`state_dict` of one with the same model, settings and references."""
         self.tuned.load_state_dict(state["layers"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.calls = state["calls"]

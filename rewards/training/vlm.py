@@ -1,4 +1,4 @@
-"""Heads on a vision-language model: hidden states behind a question about a sample and what a judge wrote of it."""
+"""Heads on a vision-language model: hidden states after a question about a sample and a judge's text about it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VLMScorer(Scorer):
     """See :class:`~rewards.training.scorer.Scorer`; image or video and prompt are read together.
 
     Args:
-        reads_prompt: whether the head wants features of the prompt alone.
+        reads_prompt: whether the head needs features of the prompt alone.
         thoughts: texts about samples, which the model reads behind the question.
 
     Raises:
@@ -55,7 +55,9 @@ class VLMScorer(Scorer):
             if settings.read == "layers":
                 depth = int(judge.model.config.text_config.num_hidden_layers)
                 if settings.layers > depth:
-                    raise RewardError(f"backbone.layers: {settings.layers} of a language model with {depth} layers")
+                    raise RewardError(
+                        f"backbone.layers: {settings.layers} is more than the {depth} layers of the language model"
+                    )
                 self.layers = chosen_layers(None, settings.layers, depth)
                 self.reader = QueryReader(words.shape[1], settings.layers)
                 for query in (self.reader.first, self.reader.last):
@@ -97,7 +99,7 @@ class VLMScorer(Scorer):
     # -- features -----------------------------------------------------------------------------------------------
 
     def question(self, media: Tensor | None, prompt: str) -> Question:
-        """What is shown for a sample, or for its prompt alone."""
+        """Content of the question for a sample, or for its prompt alone."""
         images = [] if media is None else shown(media, self.settings.frames)
         medium = "image" if media is None or media.ndim == 3 else "video"
         return question(self.settings.template, prompt, *images, medium=medium)

@@ -29,7 +29,7 @@ Score = Annotated[
 def _reward(
     kind: str, which: str, score: Callable[..., dict[str, Any]], wants: tuple[str, ...] = (), videos: bool = False
 ) -> Reward:
-    """A reward that gives `score` the media, what it wants and the prompts, on the CPU; all results are its parts."""
+    """A reward that gives `score` the media, what it needs and the prompts, on the CPU; all results are its parts."""
     import torch
 
     def function(media: Tensor, prompts: list[str], group: Tensor | None, **given: Tensor) -> Scores:

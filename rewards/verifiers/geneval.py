@@ -36,7 +36,7 @@ class GenEval(LoadedRewardSettings):
     """GenEval's verdict on the objects in the image: counts, colours, places; dense, strict or as published.
 
     What is asked for are the prompt's columns ``include``, ``exclude`` and ``tag``, as in GenEval's
-    ``evaluation_metadata.jsonl``. A prompt without them, or with a class the detector does not know, has no score.
+    ``evaluation_metadata.jsonl``. A prompt without them, or with a class that the detector does not have, has no score.
     """
 
     kind: Literal["geneval"] = Field("geneval", description="presence of the requested objects")
@@ -81,10 +81,10 @@ class GenEval(LoadedRewardSettings):
 
 
 def task_of(row: Mapping[str, Any], detector: Detector) -> Task:
-    """What a prompt's row asks for, in the detector's names.
+    """Request of a prompt's row, in the detector's names.
 
     Raises:
-        ValueError: no such columns, or classes the detector does not know.
+        ValueError: no such columns, or classes that the detector does not have.
     """
     include = column(row, "include", list, "GenEval's list of class, count, color, position")
     exclude = column(row, "exclude", list, "GenEval's list of class and count", default=[])
@@ -134,7 +134,7 @@ def _crop(image: Tensor, one: Found) -> Tensor:
 
 
 def _try_on(detector: Detector, file: str, name: str) -> None:
-    """Raise RewardError unless the detector sees ``name`` in the image."""
+    """Raise RewardError unless the detector finds ``name`` in the image."""
     import torch
 
     if detector.known(name) is None:

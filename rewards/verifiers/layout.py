@@ -101,7 +101,7 @@ def wanted_boxes(row: Mapping[str, Any]) -> dict[str, list[Corners]]:
     """Class -> boxes in 0 .. 1 of a prompt's column ``boxes``.
 
     Raises:
-        ValueError: no such column, or an entry that is no box; says which.
+        ValueError: no such column, or an entry that is not a box; the message names it.
     """
     boxes: dict[str, list[Corners]] = {}
     for index, entry in enumerate(column(row, "boxes", list, WHAT)):

@@ -37,7 +37,7 @@ class Ocr(RewardSettings):
         """Load RapidOCR's models; they run on the CPU.
 
         Raises:
-            RewardError: not installed, or not working: it reads a drawn word first.
+            RewardError: not installed, or not working: it reads a rendered word first.
         """
         read = self._reader()
 
@@ -70,7 +70,7 @@ class Ocr(RewardSettings):
 
 
 def wanted_text(prompt: str, row: Mapping[str, Any]) -> str:
-    """The text a prompt asks for: its column ``text``, or what stands in double quotes.
+    """The text a prompt asks for: its column ``text``, or what is in double quotes.
 
     Raises:
         ValueError: neither, or nothing but white space.
@@ -83,7 +83,7 @@ def wanted_text(prompt: str, row: Mapping[str, Any]) -> str:
 
 
 def closeness(seen: str, wanted: str) -> float:
-    """1 - min(edit distance, length) / length of ``wanted``, without case and white space; 1 where it is contained.
+    """1 - min(edit distance, length) / length of ``wanted``, without case and white space; 1 if it is contained.
 
     >>> closeness("helo", "Hello"), closeness("say: HEL LO!", "hello"), closeness("", "hello")
     (0.8, 1.0, 0.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class IdentityConsistency(VisionRewardSettings):
     """Similarity of each frame's features to those of the first and the preceding frame (VBench).
 
-    A video that stands still has 1, so it wants a reward of motion beside it.
+    A video that stands still has 1, so it needs a reward of motion beside it.
     """
 
     kind: Literal["identity_consistency"] = Field(

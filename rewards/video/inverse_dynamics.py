@@ -75,7 +75,7 @@ def agreement(read: Tensor, wanted: Sequence[float], scale: float | None = None)
         read: ``[n]`` actions, or ``[n, A]`` logits.
 
     Raises:
-        ValueError: not as many as are wanted, or not finite.
+        ValueError: not as many as requested, or not finite.
     """
     actions = (read.argmax(-1).float() if read.ndim == 2 else read).tolist()
     if len(actions) != len(wanted):

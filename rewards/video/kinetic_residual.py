@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class KineticResidual(FlowRewardSettings):
     """Negative change of acceleration in a video's optical flow: 0 = constant acceleration (NewtonRewards).
 
-    A video that stands still has 0 too, so it wants another reward beside it: ``motion_degree``, ``mass_conservation``.
+    A video that stands still has 0 too, so it needs another reward beside it: ``motion_degree``, ``mass_conservation``.
     """
 
     kind: Literal["kinetic_residual"] = Field("kinetic_residual", description="negative change of acceleration")
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Nothing to load but a flow of your own."""
+        """Nothing to load but your own flow."""
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:

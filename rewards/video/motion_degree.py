@@ -32,7 +32,7 @@ class MotionDegree(FlowRewardSettings):
     )
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
-        """Nothing to load but a flow of your own."""
+        """Nothing to load but your own flow."""
         flow = flow_function(self.flow)
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:

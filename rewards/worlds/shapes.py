@@ -61,7 +61,7 @@ def score_each(
 
 
 def regions(images: Any, prompts: Sequence[str]) -> np.ndarray:
-    """How well the object in each box fits, [N, 1, H, W] in [-1, 1]; NaN outside boxes and for a caption that is none.
+    """How well the object in each box fits, [N, 1, H, W] in [-1, 1]; NaN outside boxes and for an invalid caption.
 
     1 is an object with all that is asked of the one it stands for in the best matching, -1 one that nothing asks for.
     Where boxes overlap, the lower score counts.
@@ -89,7 +89,7 @@ def regions(images: Any, prompts: Sequence[str]) -> np.ndarray:
 
 
 def judge(scene: Scene, spec: Spec) -> tuple[float, float]:
-    """(strict, dense) of a scene: strict is 1 where all that `spec` asks for holds and nothing else is there, or 0.
+    """(strict, dense) of a scene: strict is 1 if all that `spec` asks for holds and nothing else is there, or 0.
 
     Dense is objects * relation * background: `objects` the mean likeness of wanted and found objects in their
     best matching, with every missing or additional object a zero; `relation` and `background` 1 where right and
@@ -121,7 +121,7 @@ def best_match(likes: np.ndarray, spec: Spec, objects: tuple[Obj, ...]) -> tuple
 
 
 def relation_share(spec: Spec, match: dict[int, int], objects: tuple[Obj, ...]) -> float:
-    """The mean over pairs of 1 where the relation holds, else how far it is on the way there (below 1/2), or 0."""
+    """The mean over pairs of 1 if the relation holds, else how far it is on the way there (below 1/2), or 0."""
     first, second = spec.wants[0].count, spec.wants[1].count
     direction = np.array(RELATIONS[spec.relation or ""])
     shares = []

@@ -33,6 +33,6 @@ def shifts(video: np.ndarray) -> np.ndarray:
 
 
 def action_of(shift: np.ndarray) -> int:
-    """The direction that a shift goes furthest in, 0 where it is short."""
+    """The direction that a shift goes furthest in, 0 if it is short."""
     along = _WAYS @ shift
     return 1 + int(along.argmax()) if along.max() >= STILL else 0

@@ -24,7 +24,7 @@ _edit, _spec = lru_cache(4096)(parse_instruction), lru_cache(4096)(parse_caption
 def score_edits(images: Any, sources: Any, prompts: list[str]) -> dict[str, Any]:
     """'strict', 'dense', 'done' and 'kept' of images [N, 3, H, W] in [0, 1] made from `sources`; see `judge_edit`.
 
-    NaN with a reason where a prompt is no instruction, or its source does not hold exactly one such object.
+    NaN with a reason if a prompt is not an instruction, or its source does not hold exactly one such object.
     """
 
     def score(image: np.ndarray, asked: tuple[np.ndarray, str]) -> tuple[float, ...]:

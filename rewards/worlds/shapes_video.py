@@ -27,12 +27,12 @@ _spec = lru_cache(4096)(parse_caption)  # a group of samples shares its prompt
 
 @dataclass
 class Track:
-    """One object over the F frames of a video; None where it was not seen."""
+    """One object over the F frames of a video; None if it was not seen."""
 
     objects: list[Obj | None]
 
     def centres(self) -> np.ndarray:
-        """Its centres, [F, 2] in canvas units, NaN where it was not seen."""
+        """Its centres, [F, 2] in canvas units, NaN if it was not seen."""
         return np.array([(np.nan, np.nan) if o is None else centre(o) for o in self.objects])
 
     def seen(self) -> list[Obj]:
@@ -49,7 +49,7 @@ def centre(obj: Obj) -> tuple[float, float]:
 def follow(scenes: list[Scene]) -> list[Track]:
     """Joins the objects of F frames to tracks, frame by frame, so that the summed distances are least.
 
-    An object further than REACH from where every track was last seen begins a track of its own.
+    An object further than REACH from where every track was last seen begins its own track.
     """
     tracks: list[Track] = []
     for f, scene in enumerate(scenes):
@@ -73,9 +73,9 @@ def _allowed(motion: Motion, frames: int) -> np.ndarray:
 
 
 def motion_of(centres: np.ndarray, motion: Motion) -> float:
-    """How near a track's `centres` [F, 2], NaN where not seen, come to `motion`, in [0, 1].
+    """How near a track's `centres` [F, 2], NaN if not seen, come to `motion`, in [0, 1].
 
-    1 where the nearest path is within TOLERANCE, 0 where it is as far as from an object that stays where it is, or
+    1 if the nearest path is within TOLERANCE, 0 if it is as far as from an object that stays where it is, or
     where fewer than half of the frames were seen; where the path begins does not matter.
     """
     seen = ~np.isnan(centres[:, 0])

@@ -22,7 +22,7 @@ class Cached(WrapperSettings):
     """Another reward, computed once per sample: scores are cached by content, across runs and processes.
 
     The key is a digest of pixels (as float32), prompt, inputs, the reward's settings, and its weights or code as far as
-    the reward tells of them; change ``version`` where it cannot know. A missing score is not kept.
+    the reward reports them; change ``version`` where it cannot. A missing score is not kept.
     """
 
     kind: Literal["cached"] = Field("cached", description="another reward, computed once per sample")
@@ -42,8 +42,8 @@ class Cached(WrapperSettings):
         inner = self.reward.build(device).fixed()
         if inner.scope != "sample":
             raise RewardError(
-                f"reward {inner.name!r} compares samples of a {inner.scope}, so its scores cannot be kept one by one; "
-                "put the cache around the rewards it is made of"
+                f"reward {inner.name!r} compares samples of a {inner.scope}, so its scores cannot be cached "
+                "separately; cache the rewards inside it"
             )
         name = digest([identity(self.reward, inner), self.version])
         store = ScoreStore(expanded(self.folder, RewardError) / f"{inner.name}-{name[:16]}.sqlite")

@@ -38,7 +38,7 @@ class Consistent(WrapperSettings):
         """Build both.
 
         Raises:
-            RewardError: the reward that is to tell what is alike has no such space.
+            RewardError: the reward that defines similarity has no such space.
         """
         inner = self.reward.build(device)
         space = self.embed.build(device) if self.embed is not None else inner

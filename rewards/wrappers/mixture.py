@@ -58,7 +58,7 @@ class Member(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.reference is not None) != (self.normalise in ("reference", "quantile")):
-            raise ValueError("reference and normalise: reference or quantile need each other")
+            raise ValueError("reference needs normalise: reference or quantile, and these need reference")
         known = isinstance(self.reference, Reference) and len(self.reference.quantiles) < 2
         if self.normalise == "quantile" and known:
             raise ValueError("normalise: quantile needs at least two quantiles in reference")
@@ -66,11 +66,11 @@ class Member(Strict):
 
     @property
     def normalised_over(self) -> Scope:
-        """What its scale is taken from."""
+        """Scope over which its scale is computed."""
         return self.normalise if self.normalise in ("group", "batch") else "sample"  # type: ignore[return-value]
 
     def scope(self, reward: Reward) -> Scope:
-        """What must be scored together for this member."""
+        """Scope of samples that must be scored together for this member."""
         return widest([reward.scope, self.normalised_over])
 
 
@@ -97,7 +97,7 @@ class Mixture(RewardSettings):
     def _fits(self) -> Self:
         added = {name: part for name, part in self.parts.items() if part.gate is None}
         if not added:
-            raise ValueError("all parts are gates; one at least must score")
+            raise ValueError("all parts are gates; at least one must be a score")
         if self.how not in ("weighted", "log_tamed"):
             for name, part in added.items():
                 if part.weight <= 0:
@@ -167,7 +167,7 @@ class Mixture(RewardSettings):
         if self.how in POSITIVE:
             for name, column in scaled.items():
                 for index in (column < 0).nonzero().flatten().tolist():
-                    why = f"{name}: {self.how} takes no score below 0, and this is {column[index].item():g}"
+                    why = f"{name}: {self.how} accepts no scores below 0, got {column[index].item():g}"
                     reasons[index] = "; ".join(filter(None, [reasons.get(index), why]))
         options = {"discount": self.discount} if self.how == "lower_bound" else {}
         return getattr(combine, self.how)(values, weights, **options)
@@ -189,7 +189,7 @@ class Mixture(RewardSettings):
         return total
 
     def _range(self, limits: Mapping[str, Span]) -> Span:
-        """Lowest and highest value, as far as the members' ranges tell."""
+        """Lowest and highest value, as far as the members' ranges give them."""
         lows, highs = zip(*limits.values(), strict=True)
         weights = [self.parts[name].weight for name in limits]
         if self.how == "weighted":
@@ -233,7 +233,7 @@ def _scale(name: str, part: Member, reward: Reward) -> Callable[[Tensor, Tensor]
 
 
 def _joined(scores: Mapping[str, Scores]) -> dict[int, str]:
-    """Why a sample has no score, every member's word."""
+    """The reasons of all members why a sample has no score."""
     reasons: dict[int, str] = {}
     for name, member in scores.items():
         for index, why in member.reasons.items():

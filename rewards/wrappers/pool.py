@@ -79,7 +79,7 @@ class RewardCrew(Crew):
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as float32 or integer arrays, which Ray hands over without a copy."""
+    """Tensors as float32 or integer arrays, which Ray passes without a copy."""
     if value is None or isinstance(value, list):
         return value
     value = value.detach().cpu()

@@ -53,14 +53,14 @@ class Remote(RewardSettings):
     )
 
     def compares(self) -> Scope | None:
-        """Unknown: the server tells."""
+        """Unknown: the server reports it."""
         return None
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
         """Ask the server what it scores with.
 
         Raises:
-            RewardError: nobody answers there, it wants another token, or it speaks another version.
+            RewardError: no server answers there, it needs another token, or it has another version.
         """
         client = Client(self)
         about = client.first(wire.read_description)
@@ -97,7 +97,7 @@ class Client:
             raise RewardError(f"reward 'remote': {error}") from None
 
     def first(self, read: Any) -> Any:
-        """The server's description, waited for as long as for a score; RewardError where there is none."""
+        """The server's description, waited for as long as for a score; RewardError if there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
                 return read(self.call("GET", "/reward"))

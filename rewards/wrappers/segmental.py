@@ -51,7 +51,7 @@ class Segmental(WrapperSettings):
 
         inner = self.reward.build(device)
         if inner.scope != "sample":
-            raise RewardError(f"reward 'segmental': {inner.name!r} compares samples; frames must stand alone")
+            raise RewardError(f"reward 'segmental': {inner.name!r} compares samples; frames must be scored separately")
 
         def function(media: Tensor, prompts: list[str], group: Tensor | None, **inputs: Any) -> Scores:
             videos = media if media.ndim == 5 else media[:, None]
@@ -66,7 +66,7 @@ class Segmental(WrapperSettings):
         return replace(inner, function=function, embed=None, range=self._range(inner.range))
 
     def _range(self, span: tuple[float, float]) -> tuple[float, float]:
-        """The mean's; without ``normalise`` weights are at most 1, so 0 lies within."""
+        """The mean's; without ``normalise`` weights are at most 1, so 0 is within."""
         if self.normalise or not self.attenuation:
             return span
         return min(span[0], 0.0), max(span[1], 0.0)

@@ -1,4 +1,4 @@
-"""Reward gradients from part of the way: samples of the base, noised again and finished by the policy."""
+"""Reward gradients from part of the way: samples of the base, re-noised and finished by the policy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InstructVideo(RewardBackprop):
         return ("reference",)
 
     def begin(self, sample: Tensor, rollout: Scored, bench: Bench, left: int) -> tuple[Tensor, Tensor, Any]:
-        """The base's samples at the time from which the policy goes on."""
+        """The base's samples at the time from which the policy continues."""
         assert rollout.sampler is not None
         skip = rollout.sampler.steps - int(self.taken(rollout.sampler.steps))
         grid, step = rollout.course(sample, bench.generator)

@@ -14,7 +14,7 @@ from alignflow.errors import TrainingError
 
 
 class EditCritic(Critic):
-    """The critic of samples that the recipe draws by itself."""
+    """The critic of samples that the recipe generates itself."""
 
     def predicted(self, terms: NoisedTerms, rollout: Scored) -> Tensor:
         """At the step where the sample leaves the sampler."""
@@ -45,7 +45,7 @@ class NPEdit(FewStep):
         return found + super().check(config)
 
     def look(self, sample: Tensor, rollout: Scored, bench: Bench) -> dict[str, Tensor]:
-        """Where each sample leaves the sampler: latents, time, and the clean sample predicted there."""
+        """Point at which each sample leaves the sampler: latents, time, and the clean sample predicted there."""
         times, step = rollout.course(sample, bench.generator)
         before: list[Tensor] = []
         clean: list[Tensor] = []
@@ -70,7 +70,7 @@ class NPEdit(FewStep):
         """The judge's loss and distribution matching at the student's prediction.
 
         Raises:
-            TrainingError: a reward that is no probability.
+            TrainingError: a reward that is not a probability.
         """
         sample = terms.sample
         x_t, t_step = rollout.seen["x"][sample], rollout.seen["t"][sample]

@@ -13,7 +13,7 @@ from align.recipes.base import Bench, Point, Recipe, Scored, ScoredLoss, Tensor,
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Count | tuple[Count, Count]
-"""Sampling steps, or [lowest, highest] from which every rollout draws."""
+"""Sampling steps, or [lowest, highest] for a random number per rollout."""
 
 
 class RewardBackprop(Recipe):
@@ -27,7 +27,9 @@ class RewardBackprop(Recipe):
     scores_groups: ClassVar[bool] = True
     """Rewards may compare the samples of a prompt, because terms are samples in order."""
     kind: Literal["reward_backprop"] = "reward_backprop"
-    last: Steps = Field(1, description="final steps with gradient, or [lowest, highest] to draw from per rollout")
+    last: Steps = Field(
+        1, description="final steps with gradient, or [lowest, highest] for a random number per rollout"
+    )
     bridge: int | None = Field(
         None,
         ge=1,
@@ -36,15 +38,17 @@ class RewardBackprop(Recipe):
     )
     remaining: Steps = Field(
         1,
-        description="final steps that one step to the predicted clean sample replaces, or [lowest, highest] to draw "
-        "from per rollout; 1 = sampling as it is",
+        description="number of final steps replaced by one step to the predicted clean sample, or [lowest, highest] "
+        "for a random number per rollout; 1 = sampling as it is",
     )
-    noises: int = Field(0, ge=0, description="times each sample is noised again and takes the last step with gradient")
+    noises: int = Field(0, ge=0, description="times each sample is re-noised and takes the last step with gradient")
     margin: float | None = Field(
         None, description="reward from which a sample has no gradient, as in relu(margin - reward); null = no limit"
     )
     scale: float = Field(1.0, gt=0, description="factor of the reward in the loss")
-    kl: float = Field(0.0, ge=0, description="weight of the pull to the base, mean (v - v_ref)^2 at the last step")
+    kl: float = Field(
+        0.0, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2 at the last step"
+    )
 
     def taken(self, steps: float) -> float:
         """How many of the sampler's steps a sample takes."""
@@ -61,7 +65,7 @@ class RewardBackprop(Recipe):
             problems.append(("recipe.bridge", f"should be at most {left}, the steps that remaining leaves"))
         if self.bridge is not None and (self.last != 1 or self.kl):
             name = "kl" if self.kl else "last"
-            problems.append((f"recipe.{name}", "is of the last steps: leave it out beside bridge"))
+            problems.append((f"recipe.{name}", "applies to the last steps: leave it out with bridge"))
         return problems
 
     def rows_per_term(self, config: Any) -> int:
@@ -77,7 +81,7 @@ class RewardBackprop(Recipe):
         return rollout.latents[sample], *rollout.course(sample, bench.generator, left)
 
     def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> ScoredLoss:
-        """The samples, drawn with gradient through their last steps, and scored."""
+        """The samples, generated with gradient through their last steps, and scored."""
         sample, cond, guidance = terms.sample, rollout.cond_of(terms.sample), rollout.guidance
         left = whole(*ends(self.remaining), rollout.seed, "remaining")
         last = whole(*ends(self.last), rollout.seed, "last")

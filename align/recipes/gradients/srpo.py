@@ -18,9 +18,9 @@ Ends = tuple[float, float]
 class SRPO(Recipe):
     """SRPO: one step at any noise level, recovered by known noise; rewards of control words (arXiv 2509.06942)
 
-    A sample is drawn without gradient and noised again with its own initial noise. One step denoises it and one inverts
-    it, with the two words exchanged; both have a gradient. Defaults are those of the authors' code. Direct-Align alone
-    is without words and ``extra_inverted: null``.
+    A sample is generated without gradient and re-noised with its own initial noise. One step denoises it and one
+    inverts it, with the two words exchanged; both have a gradient. Defaults are those of the authors' code.
+    Direct-Align alone is without words and ``extra_inverted: null``.
     """
 
     needs = ("reward_gradient",)
@@ -33,7 +33,7 @@ class SRPO(Recipe):
     stride: float = Field(0.1, gt=0, le=1, description="share of t_range that a step covers")
     extra: Ends = Field((0.1, 0.25), description="k of (1 + k) r(desired) - r(undesired) at both ends of t_range")
     extra_inverted: Ends | None = Field((0.3, 0.01), description="k of the inverting step; null = no such step")
-    margin: float | None = Field(0.7, description="relative reward from which there is no gradient; null = no limit")
+    margin: float | None = Field(0.7, description="relative reward above which the gradient is 0; null = no limit")
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Interval and template."""
@@ -56,7 +56,7 @@ class SRPO(Recipe):
         return every_sample(rollout)
 
     def loss(self, terms: Terms, rollout: Scored, bench: Bench) -> ScoredLoss:
-        """Samples are drawn and scored without gradient, and recovered from their noised copies with it."""
+        """Samples are generated and scored without gradient, and recovered from their noised copies with it."""
         sample, count, guidance = terms.sample, len(terms), rollout.guidance
         times, step = rollout.course(sample, bench.generator)
         eps, cond = rollout.latents[sample], rollout.cond_of(sample)

@@ -46,7 +46,7 @@ class Beam(Method):
             fits.descend(task, trial, count)
 
     def cost(self, task: Task) -> Cost:
-        """What one beam costs."""
+        """Cost of one beam."""
         velocity = task.cost.velocity
         judged = self.lookahead * velocity + task.cost.value
         finished = velocity + task.cost.score

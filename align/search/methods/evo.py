@@ -41,7 +41,8 @@ class Generation:
 class Evo(Method):
     """EvoSearch: evolution at several sampling steps; elites survive, children are mutated (arXiv 2505.17618)
 
-    A mutation renews a part of the parent's noise and keeps its amount, at every step. Parents are drawn by tournament.
+    A mutation renews a part of the parent's noise and keeps its amount, at every step. Parents are chosen by
+    tournament.
     """
 
     kind: Literal["evo"] = Field("evo", description="evolutionary search")

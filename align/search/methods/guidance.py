@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mpgd": {"through": 0.0, "direct": 1.0, "recur": 1},
     "universal": {"through": 1.0, "direct": 1.0, "recur": 2, "iterate": 4},
 }
-"""Which gradients each published method takes (TFG, arXiv 2409.15761, shows them to be one)."""
+"""Gradients that each published method takes (TFG, arXiv 2409.15761, shows that they are one method)."""
 
 
 class Guidance(Method):
@@ -71,7 +71,7 @@ class Guidance(Method):
             self.draw(task, trial, count)
 
     def cost(self, task: Task) -> Cost:
-        """What one guided sample costs."""
+        """Cost of one guided sample."""
         guided = sum(float(t) <= self.latest for t in task.times[:-1])
         each = task.cost.value_and_grad if self.through else task.cost.velocity
         if self.direct:

@@ -58,7 +58,7 @@ class HyperNoise(Method):
     @model_validator(mode="after")
     def _has_something_to_use(self) -> Self:
         if not self.lr and self.folder is None:
-            raise problem_at("folder", "name the one that holds the LoRA: with lr 0 none is learned")
+            raise problem_at("folder", "name the one that holds the LoRA: with lr 0 none is trained")
         return self
 
     def search(self, task: Task) -> None:
@@ -81,7 +81,7 @@ class HyperNoise(Method):
 
 
 def holds_lora(folder: Path) -> bool:
-    """Whether there is anything in the folder to go on from."""
+    """Whether there is anything in the folder to continue from."""
     return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
 
 
@@ -89,7 +89,7 @@ class Shifter:
     """The generator's network with a LoRA that shifts noise and is switched off everywhere else.
 
     Raises:
-        LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is learned.
+        LoraError: the LoRA in the folder is damaged or of another model, or there is none and none is trained.
         RunFolderError: one is to be learned, and the folder holds what no such search wrote.
     """
 

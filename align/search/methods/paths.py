@@ -44,7 +44,7 @@ class Paths(Method):
         return found or [(0, 0, steps)]
 
     def cost(self, task: Task, stages: list[tuple[int, int, int]]) -> Cost:
-        """What one path costs."""
+        """Cost of one path."""
         moved = sum(there - low for _, low, there in stages) * task.cost.velocity
         judged = (len(stages) - 1) * task.cost.value + task.cost.score
         return stages[0][0] * task.cost.velocity + self.copies * (moved + judged)

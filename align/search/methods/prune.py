@@ -21,7 +21,7 @@ else:
 
 
 class Prune(Method):
-    """Latent-reward pruning: particles drawn by value without replacement at early steps, then the best (LatSearch)
+    """Latent-reward pruning: particles sampled by value without replacement at early steps, then the best (LatSearch)
 
     Made for a latent reward, which needs no decode; without one ``x0_hat`` is decoded and judged by the reward. Nothing
     is copied, so any sampler will do.
@@ -36,7 +36,7 @@ class Prune(Method):
         description="points at which particles are scored, as shares of the sampling steps",
     )
     temperature: float = Field(
-        1.0, gt=0, description="temperature of the draw, with probability ~ exp(value / temperature)"
+        1.0, gt=0, description="temperature of the sampling, with probability ~ exp(value / temperature)"
     )
 
     def search(self, task: Task) -> None:
@@ -67,7 +67,7 @@ class Prune(Method):
         return parents.where(parents.number == 0, parents.moved(near).named("neighbour", parents.number))
 
     def shares(self, task: Task, alive: Particles) -> Tensor:
-        """Probabilities ``[N]`` of being drawn, which add up to 1 in each prompt."""
+        """Sampling probabilities ``[N]``, which add up to 1 in each prompt."""
         scaled = (alive.value / self.temperature).nan_to_num(nan=-torch.inf)
         share = torch.zeros_like(scaled)
         for mine in self.by_prompt(task, alive):
@@ -75,7 +75,7 @@ class Prune(Method):
         return share
 
     def drawn(self, task: Task, alive: Particles, share: Tensor, trial: int, i: int) -> Tensor:
-        """Rows of those that are drawn at least once in as many draws as there are particles of the prompt."""
+        """Rows that are chosen at least once if a row is sampled for every particle of the prompt."""
         kept, random = [], task.random("prune", trial, i)
         for b, mine in enumerate(self.by_prompt(task, alive)):
             if len(mine):

@@ -1,4 +1,4 @@
-"""Psi-Sampler: initial noise drawn from its posterior by MCMC, then guided particles."""
+"""Psi-Sampler: initial noise sampled from its posterior by MCMC, then guided particles."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Psi(Weighted):
         return (1 - self.step_size / 4) / (1 + self.step_size / 4)
 
     def drift(self, state: Particles) -> Tensor:
-        """What the gradient adds to the noise of a proposal."""
+        """Contribution of the gradient to the noise of a proposal."""
         return self.step_size**0.5 / 2 * (self.strength * state.grad)
 
     def log_density(self, state: Particles, proposal: Particles) -> Tensor:

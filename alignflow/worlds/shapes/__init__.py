@@ -27,5 +27,5 @@ def weights(name: str) -> Path:
 
 
 def pipelines(world: str) -> dict[str, Path]:
-    """Kind of generator -> folder of its pipeline, of a world in `WORLDS`; empty where there is no such world."""
+    """Kind of generator -> folder of its pipeline, of a world in `WORLDS`; empty if there is no such world."""
     return {kind: folder for kind in WORLDS.get(world, ()) if (folder := _WEIGHTS / kind).is_dir()}

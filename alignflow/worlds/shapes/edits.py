@@ -2,7 +2,7 @@
 
 An edit names its object by colour and shape, of which a scene holds one. Every edit has one right result: what it does
 not name stays as it is. Places are the nine of the lattice on which `world` draws. A fill is the other kind of change:
-a hole hides an object, a caption says what to draw there.
+a hole hides an object, a caption describes what to draw there.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def box_at(place: tuple[float, float], width: float) -> Box:
 
 
 def find(scene: Scene, colour: str, shape: str) -> Obj:
-    """The one object of this colour and shape; raises ValueError where there is none or are several."""
+    """The one object of this colour and shape; raises ValueError if there is none or are several."""
     found = [o for o in scene.objects if (o.colour, o.shape) == (colour, shape)]
     if len(found) != 1:
         raise ValueError(f"the scene holds {len(found)} of {colour} {shape}, an edit needs exactly one")
@@ -134,7 +134,7 @@ def find(scene: Scene, colour: str, shape: str) -> Obj:
 def change(scene: Scene, edit: Edit) -> tuple[Obj | None, Obj | None]:
     """The object before (None if it is added) and after (None if it is removed).
 
-    Raises ValueError where the scene does not hold exactly one such object.
+    Raises ValueError if the scene does not hold exactly one such object.
     """
     if edit.kind == "add":
         size = edit.size or "medium"
@@ -171,7 +171,7 @@ def is_possible(scene: Scene, edit: Edit) -> bool:
 def is_held_out(edit: Edit) -> bool:
     """The split rule: a held-out colour and shape pair is named or made, or one combination in five by a stable hash.
 
-    A combination is all that the instruction says.
+    A combination is everything in the instruction.
     """
     made = (edit.to_colour or edit.colour, edit.to_shape or edit.shape)
     if {(edit.colour, edit.shape), made} & HELD_OUT_PAIRS:
@@ -235,7 +235,7 @@ class Task:
         return instruction(self.edit) if self.hole is None else _a(self.edit.colour, self.edit.shape)
 
     def to_dict(self) -> dict:
-        """What a prompt's metadata say: the edit and the scenes before and after, fit for JSON."""
+        """Metadata of a prompt: the edit and the scenes before and after, ready for JSON."""
         return {"edit": asdict(self.edit), "source": self.source.to_dict(), "target": self.target.to_dict()}
 
 
@@ -287,7 +287,7 @@ def dataset(
 
     Args:
         wrong: the chance of a prompt that asks for something else than the target shows.
-        each: tasks made of one scene, at most; those of one scene stand next to each other.
+        each: tasks made of one scene, at most; those of one scene are next to each other.
     """
     rng = np.random.default_rng([seed, 6])
     tasks = list(islice(TASKS[world](split, seed, each), n))
@@ -321,14 +321,14 @@ def place_name(box: Box) -> str:
 
 
 def draw_mask(hole: Box, size: int = CANVAS) -> np.ndarray:
-    """uint8 [size, size]: 255 where a pixel's middle lies in the hole, else 0."""
+    """uint8 [size, size]: 255 where a pixel's middle is in the hole, else 0."""
     middle = (np.arange(size) + 0.5) * CANVAS / size
     inside = [(middle > low) & (middle < high) for low, high in ((hole[0], hole[2]), (hole[1], hole[3]))]
     return np.uint8(255) * (inside[1][:, None] & inside[0][None, :])
 
 
 def read_mask(mask: np.ndarray) -> Box:
-    """The hole in a mask [h, w] in [0, 1], the inverse of `draw_mask`. Raises ValueError where there is none."""
+    """The hole in a mask [h, w] in [0, 1], the inverse of `draw_mask`. Raises ValueError if there is none."""
     rows, columns = np.flatnonzero((mask >= 0.5).any(1)), np.flatnonzero((mask >= 0.5).any(0))
     if not len(rows):
         raise ValueError("the mask is empty: there is nothing to repaint")
@@ -337,7 +337,7 @@ def read_mask(mask: np.ndarray) -> Box:
 
 
 def fill(scene: Scene, hole: Box, want: Want) -> tuple[Obj | None, Scene]:
-    """What the hole hides, and the scene with `want` in its place: the hole tells its place and size.
+    """The content of the hole, and the scene with `want` in its place: the hole gives its place and size.
 
     Raises ValueError where `want` leaves the colour open or asks for several.
     """

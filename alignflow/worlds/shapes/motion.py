@@ -31,7 +31,7 @@ from alignflow.worlds.shapes.world import (
 
 SIZE = 32  # pixels a side
 FRAMES = 9
-WIDTH = 18.0  # of every object
+WIDTH = 18.0  # width of every object
 ROOM = (11.0, 53.0)  # where centres may be, on both axes; the ground is where a centre at the second touches it
 GRAVITY = 84.0  # units a video squared: a fall takes the whole video from one end of ROOM to the other
 REBOUND = 0.85  # share of the speed that is left after a bounce
@@ -56,7 +56,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """What a caption asks for: objects of one kind, how all of them move, the background."""
+    """Request of a caption: objects of one kind, how all of them move, the background."""
 
     want: Want
     motion: Motion
@@ -233,7 +233,7 @@ def actions(motion: Motion, frames: int = FRAMES) -> list[int]:
 # ------------------------------------------------------------------------------------------------ videos
 @dataclass(frozen=True)
 class Video:
-    """What is in a video: its first frame, and how far all objects are from there in every frame, [FRAMES, 2]."""
+    """Content of a video: its first frame, and how far all objects are from there in every frame, [FRAMES, 2]."""
 
     scene: Scene
     path: np.ndarray
@@ -251,7 +251,7 @@ def _moved(obj: Obj, right: float, down: float) -> Obj:
 
 
 def sample_video(spec: VideoSpec, rng: np.random.Generator) -> Video:
-    """Draws a video that satisfies `spec`: several objects stand in a row across their motion, nothing is added."""
+    """Draws a video that satisfies `spec`: several objects are in a row across their motion, nothing is added."""
     inner = slice(1, -1) if spec.motion.kind in ("move", "bounce") else slice(None)
     options = paths(spec.motion, 3 if spec.motion.kind == "throw" else 5, times())[inner]
     path = options[rng.integers(len(options))]
@@ -281,7 +281,7 @@ def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarr
     """`n` videos, uint8 [n, FRAMES, 32, 32, 3], with their captions.
 
     Args:
-        wrong: the chance, taken twice for every caption, that it says one thing that is not so.
+        wrong: probability, applied twice to every caption, of one wrong detail.
     """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)

@@ -69,7 +69,7 @@ def parse_image(image: np.ndarray) -> Scene:
 
 
 def _split_by_colour(labels: np.ndarray, colour: np.ndarray) -> None:
-    """Gives each part of its own colour in a component a label of its own, in place, if it is a quarter or more."""
+    """Gives each part of its own colour in a component its own label, in place, if it is a quarter or more."""
     top = int(labels.max())
     for k, where in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[where] == k

@@ -59,7 +59,7 @@ class Obj:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in an image. `asdict` and `Scene.from_dict` take it to JSON and back."""
+    """Content of an image. `asdict` and `Scene.from_dict` convert it to JSON and back."""
 
     objects: tuple[Obj, ...]
     background: str
@@ -78,7 +78,7 @@ def size_name(width: float) -> str:
 
 
 def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether points (u, v) of the unit square, v down, lie inside `shape` drawn to fill that square."""
+    """Whether points (u, v) of the unit square, v down, are inside `shape` drawn to fill that square."""
     inside = (u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)
     if shape == "circle":
         return (u - 0.5) ** 2 + (v - 0.5) ** 2 <= 0.25
@@ -115,7 +115,7 @@ def relation_of(a: tuple, b: tuple, margin: float = 0.1) -> np.ndarray:
     """GenEval's relative position of box `a` to box `b`: a vector (right, down); a relation holds beyond 0.5.
 
     The offset of the centres is shrunk by margin * (sum of the boxes' extents) on each axis, then divided by
-    the length of the unshrunk offset; zero where the boxes lie on each other.
+    the length of the unshrunk offset; zero where the boxes are on each other.
     """
     first, second = np.asarray(a, float), np.asarray(b, float)
     offset = (first[:2] + first[2:] - second[:2] - second[2:]) / 2
@@ -137,7 +137,7 @@ class Want:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a caption asks for: one or two kinds of object, how the first lies to the second, the background."""
+    """Request of a caption: one or two kinds of object, how the first is placed to the second, the background."""
 
     wants: tuple[Want, ...]
     relation: str | None = None
@@ -314,7 +314,7 @@ def apart(a: Sequence[float], b: Sequence[float]) -> bool:
 def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     """Draws a scene that satisfies `spec`: nothing overlaps, nothing is added, open attributes are chosen freely.
 
-    An open colour or background is any, an open size is medium. Raises ValueError where no layout was found.
+    An open colour or background is any, an open size is medium. Raises ValueError if no layout was found.
     """
     kinds = [w for w in spec.wants for _ in range(w.count)]
     first = spec.wants[0].count
@@ -352,7 +352,7 @@ def dataset(split: str, n: int, seed: int, wrong: float = 0.0) -> tuple[np.ndarr
     """`n` images, uint8 [n, 64, 64, 3], with their captions; what the embedded models are trained on.
 
     Args:
-        wrong: the chance, taken twice for every caption, that it says one thing that is not so.
+        wrong: probability, applied twice to every caption, of one wrong detail.
     """
     rng = np.random.default_rng([seed, 1])
     specs = sample_specs(split, n, seed)
