@@ -75,20 +75,22 @@ def _count_operations(root: Path, fatal: int | None, tally: Path, copies: Path |
         if relative or any(isinstance(arg, str | os.PathLike) and str(arg).startswith(inside) for arg in args):
             operation(f"{event} {args[0]}")
 
-    def before(module: Any, name: str) -> None:
-        function = getattr(module, name)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            operation(name)
-            return function(*args, **kwargs)
-
-        setattr(module, name, counted)
-
     log = os.open(tally, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    before(os, "fsync")
-    before(torch, "save")
-    before(safetensors.torch, "serialize_file")
+    _before(os, "fsync", operation)
+    _before(torch, "save", operation)
+    _before(safetensors.torch, "serialize_file", operation)
     sys.addaudithook(audit)
+
+
+def _before(module: Any, name: str, operation: Callable[[str], None]) -> None:
+    """Call ``operation`` before every call of a module's function."""
+    function = getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        operation(name)
+        return function(*args, **kwargs)
+
+    setattr(module, name, counted)
 
 
 def _state(folder: Path) -> str:

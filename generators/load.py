@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,7 @@ def load(
         GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable, or a
             way of saving memory that this pipeline or machine does not support.
     """
-    if dtype not in DTYPES:
-        raise GeneratorError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    _check_dtype(dtype)
     cls = adapter(kind)
     folder = find(kind, path)
     index = _check(folder, cls)
@@ -91,9 +91,7 @@ def load(
     stored = quantisation(memory.quantise, trained, DTYPES[dtype])
     ready = networks(folder, parts, DTYPES[dtype], stored.quant_mapping if stored else None)
     pipeline = _pipeline(folder, index["_class_name"], cls.pipeline_class, dtype=DTYPES[dtype], **absent, **ready)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and name not in ready:
-            check_finite(folder / name, name, part)
+    _check_others(pipeline, folder, ready)
     pipeline.set_progress_bar_config(disable=True)
     resting = place(pipeline, device, memory, trained)
     for name in trained if memory.compute == "fp8" else ():
@@ -104,6 +102,18 @@ def load(
     if memory.vae_tiling or memory.vae_slicing:
         thrifty_vae(pipeline.vae, memory)
     return generator
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise GeneratorError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+
+
+def _check_others(pipeline: Any, folder: Path, ready: Mapping[str, Any]) -> None:
+    """Raise GeneratorError if a network that the pipeline loaded itself, not in ``ready``, holds NaN or infinity."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and name not in ready:
+            check_finite(folder / name, name, part)
 
 
 def _pipeline(folder: Path, name: str, wanted: str, **given: Any) -> Any:

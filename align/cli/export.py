@@ -17,31 +17,34 @@ if TYPE_CHECKING:
     from alignflow.upload import Target
 
 
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="run folder, checkpoint or, with --push, an export", show_default=False),
+]
+To = Annotated[str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)")]
+DType = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")]
+Average = Annotated[
+    bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
+]
+Push = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="upload to this model repository of the Hugging Face hub")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="with --push: show files, sizes and model card, and upload nothing")
+]
+Public = Annotated[bool, typer.Option("--public", help="with --push: create a public repository; default: private")]
+
+
 def export(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="run folder, checkpoint or, with --push, an export", show_default=False),
-    ],
-    to: Annotated[
-        str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)")
-    ] = "diffusers",
+    source: Source,
+    to: To = "diffusers",
     out: Annotated[Path | None, typer.Option(help="new folder; default: export/<to> in the run folder")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")
-    ] = None,
-    average: Annotated[
-        bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")
-    ] = False,
+    dtype: DType = None,
+    average: Average = False,
     checkpoint: Checkpoint = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="upload to this model repository of the Hugging Face hub")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="with --push: show files, sizes and model card, and upload nothing")
-    ] = False,
-    public: Annotated[
-        bool, typer.Option("--public", help="with --push: create a public repository; default: private")
-    ] = False,
+    push: Push = None,
+    dry_run: DryRun = False,
+    public: Public = False,
     revision: Annotated[str | None, typer.Option(help="with --push: branch; default: main")] = None,
     message: Annotated[str | None, typer.Option(help="with --push: commit message")] = None,
     as_json: AsJson = False,

@@ -31,40 +31,45 @@ POLICY = (
     "docs/howto/tables.md describes them"
 )
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE ...",
+        help="config or run to sample from (with overrides), folder of a finished search, or images, videos, "
+        "folders and tables as for score",
+        show_default=False,
+    ),
+]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(help="reward, as for score; may be repeated. Default: the config's, or the scores of the search"),
+]
+PerPrompt = Annotated[
+    int | None,
+    typer.Option(min=1, help="maximum number of pairs per prompt; default: all; one for best_worst and pass_fail"),
+]
+By = Annotated[list[str] | None, typer.Option(help="name of the score that decides: a part of the reward, or a reward")]
+Above = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SCORE", help="threshold_gap: score that a winner has to exceed; may be repeated"),
+]
+Top = Annotated[
+    int, typer.Option(min=1, help="threshold_gap: ranks that may win; best_of_n_reference: samples that win")
+]
+
 
 def pairs(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE ...",
-            help="config or run to sample from (with overrides), folder of a finished search, or images, videos, "
-            "folders and tables as for score",
-            show_default=False,
-        ),
-    ],
+    sources: Sources,
     policy: Annotated[str, typer.Option(help=POLICY)] = "best_worst",
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help="reward, as for score; may be repeated. Default: the config's, or the scores of the search"),
-    ] = None,
+    reward: Rewards = None,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,
     count: Annotated[int, typer.Option(min=1, help="samples per prompt, of a config or run")] = 8,
-    per_prompt: Annotated[
-        int | None,
-        typer.Option(min=1, help="maximum number of pairs per prompt; default: all; one for best_worst and pass_fail"),
-    ] = None,
+    per_prompt: PerPrompt = None,
     margin: Annotated[float, typer.Option(min=0, help="score gap that a pair has to exceed")] = 0.0,
-    by: Annotated[
-        list[str] | None, typer.Option(help="name of the score that decides: a part of the reward, or a reward")
-    ] = None,
-    above: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SCORE", help="threshold_gap: score that a winner has to exceed; may be repeated"),
-    ] = None,
-    top: Annotated[
-        int, typer.Option(min=1, help="threshold_gap: ranks that may win; best_of_n_reference: samples that win")
-    ] = 2,
+    by: By = None,
+    above: Above = None,
+    top: Top = 2,
     passing: Annotated[float | None, typer.Option(help="pass_fail: lowest score that passes")] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of samples and random partners")] = 0,
     device: Annotated[str, typer.Option(help="device of the rewards: auto, cpu, cuda, cuda:1 or mps")] = "auto",

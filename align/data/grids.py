@@ -67,42 +67,55 @@ def save_samples(
         DataError: mp4 without a codec.
     """
     table = {name: [_finite(value) for value in values] for name, values in (scores or {}).items()}
-    given = {} if sources is None else {"sources": sources}
-    _check_lengths(len(images), {"prompts": prompts, "seeds": seeds, **given, **table})
+    _check_lengths(len(images), prompts=prompts, seeds=seeds, sources=sources, **table)
     stills, before = [_image(still(image)) for image in images], [_image(image) for image in sources or ()]
     moving = {index: image for index, image in enumerate(images) if np.ndim(image) == 4}
     with new_folder(folder, replaces=replaces) as staging:
         beside = staging / SHEET if apart else staging
-        beside.mkdir(exist_ok=True)
         _write_stills(staging, beside, stills, before)
-        for index, frames in moving.items():
-            quality = None if max(frames.shape[1:3]) <= LOSSLESS else 90
-            (staging / f"{index:03d}.{video}").write_bytes(encode(frames, f".{video}", fps, quality=quality))
+        _write_videos(staging, moving, video, fps)
         if stills:
-            font = font_of(prompts)
-            labels = [_label(_legible(prompt, row, font), table, row) for row, prompt in enumerate(prompts)]
-            cells = [_beside(*pair) for pair in zip(before, stills, strict=True)] if before else stills
-            draw_grid(cells, labels, font).save(beside / GRID)
-        content: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
-        content |= {} if noise is None else {"noise_seeds": [int(seed) for seed in noise]}
-        content |= {"clips": video, "fps": fps} if moving else {}
-        content |= {"sources": True} if before else {}
-        write_json(staging / "prompts.json", content | ({"scores": table} if table else {}))
+            _write_grid(beside / GRID, stills, before, prompts, table)
+        content = _numbered(prompts, seeds, noise) | ({"clips": video, "fps": fps} if moving else {})
+        content |= ({"sources": True} if before else {}) | ({"scores": table} if table else {})
+        write_json(staging / "prompts.json", content)
     return folder
 
 
-def _check_lengths(count: int, columns: Mapping[str, Sequence[Any]]) -> None:
+def _numbered(prompts: Sequence[str], seeds: Sequence[int], noise: Sequence[int] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"prompts": list(prompts), "seeds": [int(seed) for seed in seeds]}
+    return found if noise is None else found | {"noise_seeds": [int(seed) for seed in noise]}
+
+
+def _check_lengths(count: int, **columns: Sequence[Any] | None) -> None:
     for name, column in columns.items():
-        if len(column) != count:
+        if column is not None and len(column) != count:
             raise ValueError(f"save_samples: {count} images, but {len(column)} {name}")
 
 
 def _write_stills(folder: Path, beside: Path, stills: Sequence[Any], before: Sequence[Any]) -> None:
     """The samples, or the middle frames of videos, into ``folder``, and their sources into ``beside``."""
+    beside.mkdir(exist_ok=True)
     for index, one in enumerate(stills):
         one.save(folder / f"{index:03d}.png")
     for index, one in enumerate(before):
         one.save(beside / f"{index:03d}{SOURCE}")
+
+
+def _write_videos(folder: Path, moving: Mapping[int, Any], video: str, fps: float) -> None:
+    for index, frames in moving.items():
+        quality = None if max(frames.shape[1:3]) <= LOSSLESS else 90
+        (folder / f"{index:03d}.{video}").write_bytes(encode(frames, f".{video}", fps, quality=quality))
+
+
+def _write_grid(
+    path: Path, stills: list[Any], before: list[Any], prompts: Sequence[str], table: dict[str, list[float | None]]
+) -> None:
+    """The contact sheet: every sample, right of its source if it has one, with prompt and scores."""
+    font = font_of(prompts)
+    labels = [_label(_legible(prompt, row, font), table, row) for row, prompt in enumerate(prompts)]
+    cells = [_beside(*pair) for pair in zip(before, stills, strict=True)] if before else stills
+    draw_grid(cells, labels, font).save(path)
 
 
 def still(image: Any) -> Any:

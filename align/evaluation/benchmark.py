@@ -27,9 +27,15 @@ from alignflow.errors import ConfigError, RunFolderError
 from rewards.base import wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from align.config.settings import Config
+    from generators.base import Generator
+    from rewards.base import Reward
 
 Row = dict[str, Any]
+Found = tuple[dict[str, float], dict[str, str]]
+"""Scores of a sample by reward, and reasons of missing ones."""
 SAMPLES, RESULTS = "samples.jsonl", "results.json"
 
 
@@ -67,7 +73,6 @@ def benchmark(
         device = devices.chosen(config.generator.device)
         built = build_rewards(dict(config.evaluate.rewards), device)
         other, beside = None if against is None else OtherSamples(against), comparing(built, against)
-        rewards = {key: reward for key, reward in built.items() if key not in beside}
         rows = _taken_up(out, _identity(config, prompts, name, count, policy, against))
         generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])
         if policy is not None:
@@ -76,18 +81,36 @@ def benchmark(
         asked = [(number, copy) for number in range(len(prompts)) for copy in range(count)]
         while len(rows) < len(asked):
             some = asked[len(rows) : len(rows) + config.evaluate.chunk]
-            chosen = [prompts[number] for number, _ in some]
-            seeds = [derive(config.evaluate.seed, "benchmark", number, copy) for number, copy in some]
-            media, inputs = generate(generator, chosen, seeds, wanted(built), config.evaluate)
-            scored = score_rows(media, chosen, inputs, rewards)
-            others = [other.media(*key, prompts[key[0]].text) for key in some] if other else []
-            texts = [prompt.text for prompt in chosen]
-            both = compared(media, others, texts, inputs, beside) if other else None
-            for row, ((number, copy), one) in enumerate(zip(some, media, strict=True)):
-                scores = [scored[row], *([both[row]] if both else [])]
+            sampled = _sampled(config, generator, prompts, some, built, beside, other)
+            for (number, copy), (one, scores) in zip(some, sampled, strict=True):
                 rows.append(_saved(out, prompts[number], number, copy, one, scores))
             say(f"{len(rows)} of {len(asked)} samples")
         return _written(out, name, rows, count, against)
+
+
+def _sampled(
+    config: Config,
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    some: Sequence[tuple[int, int]],
+    rewards: Mapping[str, Reward],
+    beside: Mapping[str, Reward],
+    other: OtherSamples | None,
+) -> list[tuple[Any, list[Found]]]:
+    """Media of the (prompt, copy) in ``some``, each with its scores and, with ``other``, those of the comparison.
+
+    Args:
+        rewards: all of them; ``beside`` are those that compare.
+    """
+    chosen = [prompts[number] for number, _ in some]
+    seeds = [derive(config.evaluate.seed, "benchmark", number, copy) for number, copy in some]
+    media, inputs = generate(generator, chosen, seeds, wanted(rewards), config.evaluate)
+    found = [[one] for one in score_rows(media, chosen, inputs, {k: v for k, v in rewards.items() if k not in beside})]
+    if other:
+        others = [other.media(*key, prompts[key[0]].text) for key in some]
+        both = compared(media, others, [prompt.text for prompt in chosen], inputs, beside)
+        found = [[*scores, versus] for scores, versus in zip(found, both, strict=True)]
+    return list(zip(media, found, strict=True))
 
 
 def _identity(
@@ -129,10 +152,7 @@ def _taken_up(out: Path, identity: Row) -> list[Row]:
     return rows
 
 
-def _saved(
-    out: Path, prompt: Prompt, number: int, copy: int, media: Any,
-    found: Sequence[tuple[dict[str, float], dict[str, str]]],
-) -> Row:  # fmt: skip
+def _saved(out: Path, prompt: Prompt, number: int, copy: int, media: Any, found: Sequence[Found]) -> Row:
     """The row of a sample, which is written. ``found`` are scores and reasons, then those of comparisons if any."""
     columns = [{name: value if math.isfinite(value) else None for name, value in scores.items()} for scores, _ in found]
     reasons = {name: why for _, reason in found for name, why in reason.items()}

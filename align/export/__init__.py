@@ -110,24 +110,37 @@ def export(
         again = _write_and_reload(job, generator, staging)
         scale, difference = float(policy.velocities.abs().max()), again.difference(policy)
         _check_reloaded(to, difference, scale, job.tolerance * max(1.0, scale))
-        effect = policy.moved(base)
-        share = again.moved(policy) / effect if effect else None
-        if share is not None and share > LOST:
-            raise ExportError(
-                f"--to {to}: rounding to {job.dtype} loses {share:.0%} of what training changed (velocities differ by "
-                f"up to {again.moved(policy):.2g}, training changed them by up to {effect:.2g}); nothing was kept. "
-                + _remedy(job)
-            )
+        effect, moved = policy.moved(base), again.moved(policy)
+        share = _lost_share(job, moved, effect)
         found = {"folder": str(out), "from": str(trained.folder), "step": trained.step}
         found["files"] = sorted(str(file.relative_to(staging)) for file in staging.rglob("*") if file.is_file())
         found |= {"difference": difference, "effect": effect, "velocity": scale, "tolerance": job.tolerance}
-        found |= {"moved": again.moved(policy), "share": share, "warning": None}
-        if share is not None and share > NOTICED:
-            found["warning"] = f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
-        if lost is not None:
-            found["warning"] = f"averaging the gate over time changed velocities by up to {lost:.2g}"
+        found |= {"moved": moved, "share": share, "warning": _warning(job, share, lost)}
         write_card(staging, job.config, trained, to, found)
     return found
+
+
+def _lost_share(job: Job, moved: float, effect: float) -> float | None:
+    """Share of the training's ``effect`` that rounding takes; None if nothing was trained.
+
+    Raises:
+        ExportError: it is more than :data:`LOST`.
+    """
+    share = moved / effect if effect else None
+    if share is not None and share > LOST:
+        raise ExportError(
+            f"--to {job.to}: rounding to {job.dtype} loses {share:.0%} of what training changed (velocities differ by "
+            f"up to {moved:.2g}, training changed them by up to {effect:.2g}); nothing was kept. {_remedy(job)}"
+        )
+    return share
+
+
+def _warning(job: Job, share: float | None, averaged: float | None) -> str | None:
+    if averaged is not None:
+        return f"averaging the gate over time changed velocities by up to {averaged:.2g}"
+    if share is not None and share > NOTICED:
+        return f"rounding to {job.dtype} loses {share:.0%} of what training changed. {_remedy(job)}"
+    return None
 
 
 def _averaged(generator: Generator) -> float:

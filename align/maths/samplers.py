@@ -133,9 +133,7 @@ def step(
     x, v = precise(x), precise(v)
     now, then = _times(t, x), _times(t_next, x)
     if kind in STOCHASTIC:
-        removed, added = _noise_exchange(kind, now, then, noise_level, t_second)
-        mean = column(1 - removed, x) * x + column(then - now - removed * (1 - now), x) * v
-        std = added.to(x.dtype)
+        mean, std = _stochastic(kind, x, v, now, then, noise_level, t_second)
     else:
         mean, std = _deterministic(kind, x, v, now, then, previous), x.new_zeros(len(x))
     if x_next is None:
@@ -143,6 +141,15 @@ def step(
             raise ValueError(f"a {kind} step needs noise to draw with, or x_next to score")
         x_next = mean if noise is None else mean + column(std, x) * noise.to(x)
     return Step(x_next, mean, std, _log_density(x_next.detach(), mean, std))
+
+
+def _stochastic(
+    kind: str, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise_level: float, t_second: float | None
+) -> tuple[Tensor, Tensor]:
+    """Mean ``[N, ...]`` and deviation ``[N]`` of the step."""
+    removed, added = _noise_exchange(kind, t, t_next, noise_level, t_second)
+    mean = column(1 - removed, x) * x + column(t_next - t - removed * (1 - t), x) * v
+    return mean, added.to(x.dtype)
 
 
 def _deterministic(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from align.data.tables import Cell
 from align.evaluation.files import build, score_items
 from align.preference.pair_sources import Sample, Source
 from align.preference.pair_store import Row, Store, needs_parquet
-from align.preference.pairing import Pairing, form
+from align.preference.pairing import Formed, Pairing, form
 from align.runs.lock import locked
 from align.runs.progress import Progress
 from alignflow.errors import DataError
@@ -60,16 +60,6 @@ def build_pairs(
         _score(source, ready, store, device, chunk, say)
         rows = store.rows
         formed = form(rows, how)
-        unread = [row for row in rows if row["unread"]]
-        found = {
-            "prompts": len({row["group"] for row in rows}),
-            "samples": len(rows),
-            "unread": len(unread),
-            "scored": sum(row["score"] is not None for row in rows),
-            "pairs": len(formed.winner),
-            "ties": sum(formed.tie),
-            "unpaired": formed.unpaired,
-        }
         if not formed.winner:
             why = "; ".join(f"{count} prompts: {said}" for said, count in formed.unpaired.items()) or "no sample passed"
             raise DataError(f"no pairs by policy {how.policy}: {why}{_first_reason(rows)}")
@@ -80,7 +70,19 @@ def build_pairs(
             "source": origin,
         }
         store.write_pairs(formed, columns, copy=copy)
-    return found
+    return _counts(rows, formed)
+
+
+def _counts(rows: Sequence[Row], formed: Formed) -> dict[str, Any]:
+    return {
+        "prompts": len({row["group"] for row in rows}),
+        "samples": len(rows),
+        "unread": sum(bool(row["unread"]) for row in rows),
+        "scored": sum(row["score"] is not None for row in rows),
+        "pairs": len(formed.winner),
+        "ties": sum(formed.tie),
+        "unpaired": formed.unpaired,
+    }
 
 
 def _score(

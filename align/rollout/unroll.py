@@ -55,10 +55,7 @@ def unroll(
     Raises:
         ValueError: times that do not fall, fewer than two, or a negative ``last``.
     """
-    if len(times) < 2 or bool((times.diff() >= 0).any()):
-        raise ValueError(f"times should fall, two of them at least; given {times.tolist()}")
-    if last is not None and last < 0:
-        raise ValueError(f"last should be a number of steps, at least 0; given {last}")
+    _check_steps(times, last)
     count = len(times) - 1
     first = 0 if last is None else max(count - last, 0)
     advance = step or ode_steps(times)
@@ -75,6 +72,13 @@ def unroll(
                     v = velocity(read, times[i])
             x = advance(i, x, v)
     return x
+
+
+def _check_steps(times: Tensor, last: int | None) -> None:
+    if len(times) < 2 or bool((times.diff() >= 0).any()):
+        raise ValueError(f"times should fall, two of them at least; given {times.tolist()}")
+    if last is not None and last < 0:
+        raise ValueError(f"last should be a number of steps, at least 0; given {last}")
 
 
 def known_scores(values: Tensor, media: Tensor) -> Tensor:

@@ -126,14 +126,7 @@ class Trainer:
         self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
         self.samples_in_loss = "reward_gradient" in self.recipe.needs
-        if self.samples_in_loss and self.reward is not None:
-            assert config.reward is not None
-            check_gradient(self.recipe.kind, self.reward, known_scope(config.reward))
-        if self.refreshed is not None and "ahead" in self.roles:
-            raise TrainingError(
-                "rollout.overlap: 'next' scores a rollout while the reward is trained on the one before it; use "
-                "'chunks'"
-            )
+        self._check_reward()
         self.bench = Bench(
             self.generator, {name: one.roles for name, one in self.learners.items()}, accelerator.autocast, self.reward,
             contexts(config, self.generator),
@@ -152,6 +145,17 @@ class Trainer:
         self.held_out = HeldOut(self)
         self.rescue = Rescue(self, 0, print)  # replaced in fit; benchmarks take steps without checkpoints
 
+    def _check_reward(self) -> None:
+        """Raise RewardError or TrainingError if recipe or rollout cannot use the built reward."""
+        if self.samples_in_loss and self.reward is not None:
+            assert self.config.reward is not None
+            check_gradient(self.recipe.kind, self.reward, known_scope(self.config.reward))
+        if self.refreshed is not None and "ahead" in self.roles:
+            raise TrainingError(
+                "rollout.overlap: 'next' scores a rollout while the reward is trained on the one before it; use "
+                "'chunks'"
+            )
+
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def fit(self, on_step: OnStep | None = None) -> dict[str, Any]:
@@ -162,10 +166,7 @@ class Trainer:
         self.identity = keeping.identity_of(self)
         done, notes = keeping.resume(self)
         if config.memory.cache_prompts != "none":
-            on_disk = config.memory.cache_prompts == "disk"
-            folder = self.run.path / "prompts" if on_disk else None
-            with self.accelerator.main_process_first():
-                remember(self.generator, [*self.source.prompts, *self.held_out.prompts], folder)
+            self._cache_prompts()
         self._start_trackers()
         progress = Progress(config.train.steps, done, quiet=not self.run.writes)
         progress.say(f"run folder {self.run.path}" + (f", continuing after step {done}" if done else ""))
@@ -215,6 +216,11 @@ class Trainer:
             yield f"{left_out}, because the network discards their output: {', '.join(idle)}"
         if self.held_out.prompts and self.reward and (said := alone.note("reward", self.reward)):
             yield said
+
+    def _cache_prompts(self) -> None:
+        folder = self.run.path / "prompts" if self.config.memory.cache_prompts == "disk" else None
+        with self.accelerator.main_process_first():
+            remember(self.generator, [*self.source.prompts, *self.held_out.prompts], folder)
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""

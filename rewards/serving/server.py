@@ -89,10 +89,7 @@ def create_app(
     fingerprint = identity(settings, reward)
     app.exception_handler(HTTPException)(_explained)
 
-    def allowed(request: Request) -> None:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401, "the token is missing or wrong")
+    allowed = _token_check(token)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -118,6 +115,17 @@ def create_app(
         return _reply(wire.pack_scores(scores, asked.id, fingerprint))
 
     return app
+
+
+def _token_check(token: str | None) -> Callable[[Request], None]:
+    """A dependency that refuses requests without the token."""
+
+    def allowed(request: Request) -> None:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            raise HTTPException(401, "the token is missing or wrong")
+
+    return allowed
 
 
 async def _explained(request: Request, error: HTTPException) -> JSONResponse:
