@@ -32,8 +32,9 @@ from align.data.files import write_json
 from align.runs.run_folder import RunFolder
 from align.training.accelerating import accelerator_of
 from align.training.trainer import Trainer
-from benchmarks import random_weights, roofline
-from benchmarks.card_page import table
+from benchmarks import roofline
+from benchmarks.helpers import random_weights
+from benchmarks.helpers.card_page import table
 from benchmarks.step import Recorder, peak_memory
 
 MODELS = ("sd35-medium", "flux-dev", "wan21-1.3b", "qwen-image")

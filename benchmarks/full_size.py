@@ -30,7 +30,7 @@ from align.checking.estimate import GB, Estimate, estimate
 from align.config.load import load_config
 from align.config.settings import Config
 from align.data.files import new_folder
-from benchmarks import random_weights
+from benchmarks.helpers import random_weights
 
 CONFIG, MODEL = "configs/sd35-medium/nft.yaml", "stabilityai/stable-diffusion-3.5-medium"
 SHORT = (

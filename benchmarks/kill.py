@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kill_jobs import JOBS
+from benchmarks.helpers.kill_jobs import JOBS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -27,7 +27,7 @@ from align.data.files import write_json
 from align.report.changes import change_of
 from align.report.reading import Run, read_run
 from align.training.trainer import train
-from benchmarks.leaderboard_page import write_page
+from benchmarks.helpers.leaderboard_page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "leaderboard.json"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.config.registry import reward_columns, summary
-from benchmarks import python_reference, reference
+from benchmarks.helpers import python_reference, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("alignflow", "generators", "rewards", "align")

@@ -13,8 +13,9 @@ from align.checking.architectures import KNOWN, on_meta
 from align.config.sampling import Sampler
 from align.data.files import write_json
 from align.rollout.rollout import decode, draw
-from benchmarks import card, random_weights, roofline
-from benchmarks.card_page import table
+from benchmarks import card, roofline
+from benchmarks.helpers import random_weights
+from benchmarks.helpers.card_page import table
 
 
 @pytest.mark.parametrize("model", card.MODELS)

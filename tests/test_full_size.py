@@ -8,7 +8,8 @@ import torch
 
 from align.checking.architectures import KNOWN, stored_buffers
 from align.checking.estimate import Estimate, Item
-from benchmarks import full_size, random_weights
+from benchmarks import full_size
+from benchmarks.helpers import random_weights
 
 MB = 2**20
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import leaderboard, leaderboard_page
+from benchmarks import leaderboard
+from benchmarks.helpers import leaderboard_page
 
 
 def record(recipe: str, seed: int, before: float, after: float, **changed: Any) -> dict[str, Any]:

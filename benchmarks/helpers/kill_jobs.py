@@ -12,7 +12,7 @@ TRAIN = """\
 generator: {path: shapes, device: cpu}
 prompts: {train: "shapes:train", heldout: "shapes:heldout", limit: 8}
 rollout: {prompts: 2, group: 2, sampler: {steps: 2}}
-reward: {kind: "benchmarks.kill_jobs:red"}
+reward: {kind: "benchmarks.helpers.kill_jobs:red"}
 recipe: {kind: nft}
 train: {steps: 3, lr: 0.01}
 evaluate: {every: 2, prompts: 2, sampler: {steps: 2}}
@@ -22,7 +22,7 @@ checkpoint: {every: 1, keep: 2}
 SEARCH = """\
 generator: {path: shapes, device: cpu}
 prompts: {source: "shapes:heldout", limit: 3}
-reward: {kind: "benchmarks.kill_jobs:red"}
+reward: {kind: "benchmarks.helpers.kill_jobs:red"}
 search: {kind: best_of_n, sampler: {steps: 2}}
 budget: {network_calls: 8}
 batch: 1

@@ -206,4 +206,4 @@ def _scoring(model: Any, chunk: int) -> Callable[..., Tensor]:
 
 def reward(tiny: bool) -> Mapping[str, Any]:
     """Settings of :class:`RandomClip` for a config."""
-    return {"kind": "benchmarks.random_weights:RandomClip", "options": {"tiny": tiny}}
+    return {"kind": "benchmarks.helpers.random_weights:RandomClip", "options": {"tiny": tiny}}

@@ -1,0 +1,1 @@
+"""Parts of the commands in ``benchmarks`` that are not commands themselves."""
