@@ -98,6 +98,7 @@ class StandIn(Fake):
             **super().routes(body),
             "GET /v1/list_loras": self.list_loras,
             "POST /v1/set_lora": lambda: self.set_lora(body),
+            "POST /v1/unmerge_lora_weights": self.restart,
             "POST /get_weights_checksum": lambda: self.checksum(body),
             f"POST {SGLANG.path}": lambda: self.sample(body),
         }
@@ -106,23 +107,27 @@ class StandIn(Fake):
         return getattr(Faults, fault)(self, found) if fault else (SGLANG.replies, msgpack.packb([found]))
 
     def set_lora(self, body: dict[str, Any]) -> dict[str, Any]:
-        if self.deaf:
-            return {"status": "ok", "message": "set"}
+        """Read a LoRA, unless it is in use."""
         path = Path(body["lora_path"])
+        with self.lock:
+            if not self.deaf and self.loaded.get(body["target"]) != str(path):
+                self._read(path)
+                self.loaded = {body["target"]: str(path)}
+        return {"status": "ok", "message": "set"}
+
+    def _read(self, path: Path) -> None:
         if not path.is_file():
             raise LookupError(f"Failed to set LoRA adapter: no file {path}")
         tensors = load_file(path)
         changes = any(bool(value.any()) for name, value in tensors.items() if ".lora_B." in name)
         self.weights = hashlib.sha256(path.read_bytes()).hexdigest() if changes else "base"
-        self.loaded = {body["target"]: str(path)}
         if self.generator is not None:
             with contextlib.suppress(ValueError):
                 self.generator.pipeline.unload_lora_weights()
             self.generator.pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
-        return {"status": "ok", "message": "set"}
 
     def restart(self) -> None:
-        """Without the LoRA that it had."""
+        """Lose the LoRA."""
         self.loaded, self.weights = {}, "base"
 
     def list_loras(self) -> dict[str, Any]:

@@ -9,19 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from launched import launch
 from tiny import sd3_pipeline
-from tiny_run import final_tensors, settings
+from tiny_run import final_tensors, policy_gap, settings
 
 pytest.importorskip("msgpack", reason="the client needs: pip install 'alignflow[sglang]'")
 
 from standin import StandIn, serving, wire
 
 from align.config.settings import Config
+from align.maths.seeds import derive
 from align.policy.build import add_trained, build_generator, parameters_of
+from align.rollout import sources
 from align.rollout.elsewhere import remote_of
 from align.rollout.engine import Order
 from align.rollout.paths import arranged
 from align.rollout.rollout import draw
+from align.rollout.servers import SEEDS
 from align.rollout.sglang_engine import media_of, tensor
 from align.training.trainer import train
 
@@ -110,20 +114,59 @@ def test_samples_are_those_of_the_policy(model: Path, tmp_path: Path, kind: str,
         torch.testing.assert_close(reply.states[:, 1:], path.x_next, atol=2e-5, rtol=1e-4)
 
 
+def trained_rows(config: Config) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == "train"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["nft", "grpo"])
-def test_a_run_trains_on_the_engine(model: Path, tmp_path: Path, recipe: str) -> None:
+def test_a_run_on_the_engine_is_the_run_without(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setattr(sources, "derive", lambda *parts: derive(*parts) % SEEDS)  # the seeds that the engine is sent
     plain = build_generator(settings(tmp_path, model).generator, settings(tmp_path, model).memory, "cpu")
-    server = StandIn(plain)
-    with serving(server) as url:
-        config = tiny(tmp_path, model, url, recipe, recompute=recipe == "grpo")
-        train(config)
-    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["event"] == "train"]
+    server, found = StandIn(plain), {}
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+        with serving(server) as url:
+            engine = {} if name == "there" else {"engine": None}
+            config = tiny(tmp_path / name, model, url, recipe, recompute=recipe == "grpo", **engine)
+            train(config)
+        found[name] = config
+    rows = trained_rows(found["there"])
     assert [row["missing"] for row in rows] == [0, 0]
     assert [row["engine/stale"] + row["engine/wrong"] for row in rows] == [0, 0]
     assert [path for path, _ in server.asked].count("/rollout/generate") == 2 * 4
-    assert all(value.isfinite().all() for value in final_tensors(config).values())
+    assert [row["reward"] for row in rows] == pytest.approx(
+        [row["reward"] for row in trained_rows(found["here"])], abs=1e-5
+    )
+    assert policy_gap(*map(final_tensors, found.values())) < 1e-3
     if recipe == "grpo":
         assert [row["ratio"] for row in rows] == [1, 1]
         assert rows[0]["logp_gap/max"] == 0
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from align.config.load import load_config
+from align.training.trainer import train
+train(load_config(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_server(model: Path, tmp_path: Path) -> None:
+    plain = build_generator(settings(tmp_path, model).generator, settings(tmp_path, model).memory, "cpu")
+    server = StandIn(plain)
+    with serving(server) as url:
+        config = tiny(tmp_path, model, url, "grpo", recompute=True)
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(config.model_dump(mode="json")))
+        launch(2, tmp_path, TRAIN, str(file))
+    rows = trained_rows(config)
+    assert [row["samples"] for row in rows] == [4, 4]
+    assert [row["missing"] + row["engine/stale"] + row["engine/wrong"] for row in rows] == [0, 0]
+    policies = {body["lora_path"] for path, body in server.asked if path == "/v1/set_lora"}
+    assert len(policies) == 2  # one for each rollout, the same from both processes

@@ -66,7 +66,7 @@ SGLANG = Protocol(
         "rollout_return_step_indices",
     ),
     replies="application/msgpack",
-    others=("/v1/set_lora", "/v1/list_loras", "/get_weights_checksum"),
+    others=("/v1/set_lora", "/v1/unmerge_lora_weights", "/v1/list_loras", "/get_weights_checksum"),
     start="sglang serve --model-path MODEL --port 30000",
 )  # fmt: skip
 VLLM_OMNI = Protocol(
@@ -100,6 +100,8 @@ class Server:
             raise TrainingError(str(error)) from None
         self.policy, self.checksum, self.plain = "", "", ""
         """Digest of its policy, SHA-256 of its weights with that policy, and without any LoRA."""
+        self.changed = False
+        """Whether something else than this program changed its weights since they were given to it."""
         self.lock = threading.Lock()
 
     def call(self, method: str, path: str, timeout: float, body: Any = None) -> tuple[str, bytes]:

@@ -1,15 +1,16 @@
 """The engine ``sglang``: SGLang-diffusion servers, one sample a request.
 
-Protocol as read in sgl-project/sglang, ``python/sglang/multimodal_gen/runtime``, commits of its main branch:
-``entrypoints/post_training/rollout_api.py`` (078e5e2a), ``io_struct.py`` (the fields that ``servers.SGLANG`` lists),
-``utils.py`` (067e8f42 with tensors as base64, and its successor with raw bytes), ``weights_api.py`` (0730031c),
-``entrypoints/openai/common_api.py`` (0730031c), ``post_training/scheduler_rl_mixin.py`` (1e7c5863),
-``rollout_denoising_mixin.py`` (0470d4fd) and ``pipelines_core/lora/pipeline.py`` (013aa626)::
+Protocol as read in sgl-project/sglang, ``python/sglang/multimodal_gen/runtime``, at these commits:
+``entrypoints/post_training/rollout_api.py`` 078e5e2a, ``io_struct.py`` 00e1106f, ``weights_api.py`` 0730031c and
+``utils.py`` 067e8f42 (tensors as base64; a later version sends raw bytes, and both are read);
+``entrypoints/openai/common_api.py`` 0730031c; ``post_training/scheduler_rl_mixin.py`` 1e7c5863 and
+``rollout_denoising_mixin.py`` 0470d4fd; ``pipelines_core/lora/pipeline.py`` 013aa626::
 
-    POST /v1/set_lora            lora_nickname, lora_path, target: reads a file and merges it, each path once
-    GET  /v1/list_loras          the path of the LoRA in use for each network
-    POST /get_weights_checksum   SHA-256 of each network's weights, with what is merged into them
-    POST /rollout/generate       JSON -> msgpack [{prompt, seed, generated_output, dit_trajectory, ...}, ...]
+    POST /v1/set_lora              lora_nickname, lora_path, target: reads a file and merges it, unless it is in use
+    POST /v1/unmerge_lora_weights  restores the weights without a LoRA
+    GET  /v1/list_loras            the path of the LoRA in use for each network
+    POST /get_weights_checksum     SHA-256 of each network's weights, with what is merged into them
+    POST /rollout/generate         JSON -> msgpack [{prompt, seed, generated_output, dit_trajectory, ...}, ...]
 
 Its replies do not name the weights. The LoRA of each policy is therefore a file whose folder is named by the digest:
 ``list_loras`` says after each sample which one is in use, and the checksum says after each rollout that the weights
@@ -91,6 +92,7 @@ class Sglang:
                 continue
             found, server.policy = self._checksum(server), ""
             if found != server.checksum:
+                server.changed = True
                 raise RejectedError("stale", f"{server.url}: the weights changed while it sampled")
             server.policy = policy
 
@@ -111,6 +113,9 @@ class Sglang:
             }
             if len(paths) == 1:
                 body |= {name: body[name][0] for name in ("lora_nickname", "lora_path", "target")}  # type: ignore[index]
+            if server.changed:  # the path is in use, so that setting it again would do nothing
+                server.call("POST", "/v1/unmerge_lora_weights", self.settings.timeout, {"target": "all"})
+                server.changed = False
             server.call("POST", "/v1/set_lora", self.settings.timeout, body)
             if self._used(server) != policy:
                 raise UnansweredError(f"{server.url} accepted the policy's LoRA, but does not list it as active")

@@ -1,6 +1,6 @@
 """The engine ``vllm_omni``: vLLM-Omni servers, one image a request.
 
-Protocol as read in vllm-project/vllm-omni: ``docs/serving/image_generation_api.md`` and
+Protocol as read in vllm-project/vllm-omni at these commits: ``docs/serving/image_generation_api.md`` and
 ``vllm_omni/entrypoints/openai/protocol/images.py`` (00a3619b), ``vllm_omni/diffusion/lora/manager.py`` (09d1b31e)::
 
     POST /v1/images/generations   JSON -> {"data": [{"b64_json": PNG}]}; lora: {name, path, scale} holds for the request
