@@ -368,8 +368,8 @@ class Generator(ABC):
         return seeded_noise(seeds, self.latent_shape()).to(self.device)
 
     @contextmanager
-    def sized(self, size: tuple[int, int] | None) -> Iterator[None]:
-        """Draw at the evaluation's ``size``, (height, width) in pixels, inside the block; None = at the same.
+    def sized(self, size: tuple[int, int] | None, setting: str = "evaluate.size") -> Iterator[None]:
+        """Draw at a ``size``, (height, width) in pixels, inside the block; None = at the same. Errors name ``setting``.
 
         Raises:
             GeneratorError: the model cannot sample at that size.
@@ -379,7 +379,7 @@ class Generator(ABC):
             try:
                 self.check_size()
             except GeneratorError as error:
-                raise GeneratorError(str(error).replace("generator.size", "evaluate.size")) from None
+                raise GeneratorError(str(error).replace("generator.size", setting)) from None
             yield
         finally:
             self.size = before

@@ -14,6 +14,7 @@ from align.checking.folder_check import (
     folder_problems,
     lora_problems,
     scheduler_line,
+    size_unit,
     target_problems,
 )
 from align.checking.sizes import terms_per_sample
@@ -21,12 +22,13 @@ from align.checking.users_check import user_problems
 from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
 from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
+from align.data import buckets
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.tables import is_tie, table_problems
 from align.preference.table import stored_rewards
 from align.rollout import servers
 from align.runs import devices
-from alignflow.errors import ConfigError, Problem
+from alignflow.errors import AlignflowError, ConfigError, Problem
 from alignflow.extras import remedy
 from alignflow.paths import exists, expanded
 from alignflow.words import count, one_line
@@ -105,6 +107,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
             + ("" if config.prompts.bad == "stop" else ", unusable rows left out"),
         ),
         ("rollout", source),
+        *([("buckets", line)] if (line := bucket_line(config)) else []),
         *servers.found_out(config)[0],
         ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
@@ -157,6 +160,29 @@ def _read(source: str, skipped: dict[str, str] | None = None) -> list[Prompt]:
     return read_prompts(source, 1 if source.split(":")[0] in WORLDS else None, skipped=skipped)
 
 
+def bucket_sizes(config: Config) -> list[tuple[int, int]]:
+    """The buckets of stored rows, in multiples of what the model needs where that is known without loading it."""
+    settings, size = config.rollout.buckets, config.generator.size  # type: ignore[union-attr]
+    assert settings is not None
+    assert size is not None
+    return buckets.sizes(size, math.lcm(settings.step, size_unit(config.generator) or 1), settings.ratio)
+
+
+def bucket_line(config: Config) -> str:
+    """The buckets with their rows; '' without buckets, and where a row cannot be read, which is reported by itself."""
+    rollout = config.rollout
+    if isinstance(rollout, OnlineRollout) or rollout.buckets is None:
+        return ""
+    try:
+        stored = read_stored(rollout.file, rollout.columns, {})
+        rows = [row for row in stored if not is_tie(row.metadata.get("tie"), row.where)]
+        return buckets.divided(rows, rollout.columns, rollout.buckets, bucket_sizes(config), {})[1].said(
+            rollout.prompts
+        )
+    except AlignflowError:
+        return ""
+
+
 def _stored(config: Config) -> list[Problem]:
     rollout = config.rollout
     if isinstance(rollout, OnlineRollout):
@@ -170,6 +196,8 @@ def _stored(config: Config) -> list[Problem]:
         for row in rows:
             if not is_tie(row.metadata.get("tie"), row.where):
                 stored_rewards(row, rollout, is_unread(config.recipe) or config.recipe.any_order)
+        if rollout.buckets is not None:
+            buckets.divided(rows, rollout.columns, rollout.buckets, bucket_sizes(config))
 
     return table_problems("rollout.file", rollout.file, read)
 

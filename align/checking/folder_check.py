@@ -94,6 +94,15 @@ def _size_problems(
     return [Problem(f"{section}.size", said)]
 
 
+def size_unit(generator: GeneratorConfig) -> int | None:
+    """Divisor of height and width in pixels, as the pipeline's folder says; None if that is not known here."""
+    folder = folder_of(generator)
+    try:
+        return _unit(folder, read_index(folder)) if folder is not None else None
+    except GeneratorError:
+        return None
+
+
 def _unit(folder: Path, index: dict[str, Any]) -> int | None:
     """Divisor of height and width in pixels: the VAE's reduction times the network's patch size; None if unknown."""
     parts = components(index)

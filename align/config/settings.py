@@ -316,6 +316,22 @@ def _check_size(config: Config) -> Problems:
     return []
 
 
+def _check_buckets(config: Config) -> Problems:
+    """Buckets need a size whose pixels they have, and a network whose inputs may have any of these sizes."""
+    rollout, generator = config.rollout, config.generator
+    if isinstance(rollout, OnlineRollout) or rollout.buckets is None:
+        return []
+    found: Problems = []
+    if generator.size is None:
+        found.append(("generator.size", "is missing; rollout.buckets have about its number of pixels"))
+    if generator.kind == "generic":
+        found.append(("rollout.buckets", "a pipeline without an adapter samples at one size; leave this out"))
+    if config.memory.cache_prompts != "none" and registry.inputs(generator.kind):
+        said = f"prompts of {generator.kind} are cached with their images at one size: leave this out, or do not cache"
+        found.append(("rollout.buckets", said))
+    return found
+
+
 CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_evaluation,
     _check_reward,
@@ -323,6 +339,7 @@ CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_comparisons,
     _check_precision,
     _check_size,
+    _check_buckets,
     memory_problems,
     needs.problems,
 )

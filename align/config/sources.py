@@ -126,6 +126,24 @@ class OnlineRollout(Settings):
         return self
 
 
+class Buckets(Settings):
+    """Sizes for stored media of different shapes (aspect buckets, SDXL, arXiv 2307.01952): each step uses one size."""
+
+    step: int = Field(
+        64,
+        ge=8,
+        le=1024,
+        multiple_of=8,
+        description="height and width of a bucket are multiples of this many pixels, and of what the model needs",
+    )
+    ratio: float = Field(2.0, ge=1, le=16, description="ratio of the longer to the shorter side, at most")
+    beyond: Literal["crop", "stop"] = Field(
+        "crop",
+        description="a row with a larger ratio: crop = cropped to the last bucket | stop = an error, or left out with "
+        "prompts.bad: skip",
+    )
+
+
 class StoredRollout(Settings):
     """Train on a table with a column ``prompt`` and :attr:`columns`; file names are relative to the table."""
 
@@ -135,6 +153,11 @@ class StoredRollout(Settings):
     kind: str
     file: str = Field(description=".jsonl, .csv or .parquet file, or hub:owner/name[:split]")
     prompts: int = Field(16, ge=1, description="rows per step, over all processes")
+    buckets: Buckets | None = Field(
+        None,
+        description="divide rows by their ratio of sides among sizes with about the pixels of generator.size, "
+        "{step: 64, ratio: 2}; null = every row is cropped to generator.size",
+    )
 
     @property
     def group(self) -> int:

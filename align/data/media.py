@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from align.data.files import write_bytes
-from align.data.video import VIDEO, encode_video, is_video, read_video
+from align.data.video import VIDEO, encode_video, is_video, read_video, video_size
 from alignflow.errors import DataError
 from alignflow.files.images import ImageError, check_video, named, opaque, opened, orientation
 
@@ -72,6 +72,24 @@ def read_media(source: Path | bytes, size: tuple[int, int] | None = None) -> Ten
 def read_pixels(source: Path | bytes) -> np.ndarray:
     """Pixels of an image or video, see :func:`read_recording`."""
     return read_recording(source).pixels
+
+
+def size_of(source: Path | bytes) -> tuple[int, int]:
+    """Height and width in pixels, turned as its camera says; of an image from its header, of a video from one frame.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or needs a codec that is not installed.
+    """
+    if isinstance(source, Path) and not _there(source):
+        raise DataError(f"no file {named(source)}")
+    if is_video(source):
+        return video_size(source)
+    try:
+        with opened(source) as image:
+            width, height = image.size
+            return (width, height) if orientation(image) > 4 else (height, width)  # 5 to 8 lie on their side
+    except (ImageError, FileNotFoundError) as error:
+        raise DataError(f"{named(source)} is not an image that can be read: {error}") from None
 
 
 def read_recording(source: Path | bytes) -> Recording:

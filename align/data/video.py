@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,29 @@ def read_video(source: Path | bytes) -> Video:
     Raises:
         DataError: not there, damaged, without frames, larger than allowed, or no codec is installed.
     """
+    return _in_a_file(source, None)
+
+
+def video_size(source: Path | bytes) -> tuple[int, int]:
+    """Height and width of a video's first frame; raises DataError as :func:`read_video`."""
+    height, width = _in_a_file(source, 1)[0].shape[1:3]
+    return height, width
+
+
+def _in_a_file(source: Path | bytes, most: int | None) -> Video:
     if isinstance(source, bytes):
         with tempfile.NamedTemporaryFile(suffix=".video") as file:
             file.write(source)
             file.flush()
-            return _read(Path(file.name), "the video")
-    return _read(source, named(source))
+            return _read(Path(file.name), "the video", most)
+    return _read(source, named(source), most)
 
 
-def _read(path: Path, name: str) -> Video:
+def _read(path: Path, name: str, most: int | None) -> Video:
+    """At most so many frames; None = all."""
     plugin = video_plugin(path.suffix)
     try:
-        frames, times, rate = _ffmpeg(path) if plugin == "FFMPEG" else _pyav(path)
+        frames, times, rate = _ffmpeg(path, most) if plugin == "FFMPEG" else _pyav(path, most)
     except ImageError as error:
         raise DataError(f"{name} is not a video that can be read: {error}") from None
     except Exception as error:  # each codec has errors of its own
@@ -91,14 +103,14 @@ def _stacked(frames: Iterable[np.ndarray]) -> np.ndarray:
 # -- ffmpeg -----------------------------------------------------------------------------------------------------------
 
 
-def _ffmpeg(path: Path) -> tuple[np.ndarray, list[float], float | None]:
+def _ffmpeg(path: Path, most: int | None) -> tuple[np.ndarray, list[float], float | None]:
     import imageio_ffmpeg
 
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "level+info",
         "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-max_pixels", str(limit(IMAGE_LIMIT)),
         "-i", f"file:{path}", "-map", "0:V:0", "-vf", "showinfo=checksum=0", "-fps_mode", "passthrough",
-        "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-",
+        "-pix_fmt", "rgb24", "-c:v", "ppm", *(("-frames:v", str(most)) if most else ()), "-f", "image2pipe", "-",
     ]  # fmt: skip
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL)
@@ -145,14 +157,14 @@ def _ppms(file: Any) -> Iterator[np.ndarray]:
 # -- PyAV -------------------------------------------------------------------------------------------------------------
 
 
-def _pyav(path: Path) -> tuple[np.ndarray, list[float], float | None]:
+def _pyav(path: Path, most: int | None) -> tuple[np.ndarray, list[float], float | None]:
     import av
 
     times: list[float] = []
 
     def frames(container: Any, stream: Any) -> Iterator[np.ndarray]:
         check_video(1, stream.codec_context.width, stream.codec_context.height)
-        for frame in container.decode(stream):
+        for frame in islice(container.decode(stream), most):
             check_video(len(times) + 1, frame.width, frame.height)
             times.append(float(frame.time if frame.time is not None else len(times)))
             turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4

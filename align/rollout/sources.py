@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from align.data.buckets import Batches, Division, divided, sizes
 from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
 from align.data.latents import Latents
@@ -80,6 +84,10 @@ class OnlineSource:
     def needs(self) -> Needs:
         """Inputs that are read of every prompt."""
         return Needs(tuple(dict.fromkeys((*self.generator.inputs, *self.wants))), ())
+
+    def sized(self, step: int) -> AbstractContextManager[None]:
+        """As :meth:`StoredSource.sized`; all samples have the generator's size."""
+        return nullcontext()
 
     def leave_out(self, places: Collection[str]) -> None:
         """Use no prompt that is at one of ``places``."""
@@ -248,6 +256,41 @@ class StoredSource:
         if not skip:
             check_media(self.prompts, generator.inputs, generator.pipeline_class)
             check_media(self.prompts, wants, f"recipe {config.recipe.kind}")
+        self.division = self._divided(self.skipped if skip else None)
+
+    def _divided(self, skipped: dict[str, str] | None) -> Division | None:
+        """The rows among the buckets; rows that fit none are left out."""
+        settings, generator = self.settings, self.generator
+        if settings.buckets is None:
+            return None
+        among = sizes(
+            generator.size, math.lcm(settings.buckets.step, generator.size_multiple()), settings.buckets.ratio
+        )
+        for one in among:
+            with generator.sized(one, "rollout.buckets"):  # said now, not at the step that needs it
+                pass
+        used, found = divided(self.prompts, settings.columns, settings.buckets, among, skipped)
+        self.prompts, self.rewards = [self.prompts[n] for n in used], [self.rewards[n] for n in used]
+        return found
+
+    @cached_property
+    def batches(self) -> Batches | None:
+        """The batches of the rows in buckets, once rows that cannot be used are left out."""
+        if self.division is None:
+            return None
+        return Batches(self.division.bucket, self.settings.prompts, self.seed)
+
+    def chosen(self, step: int) -> list[int]:
+        """The rows of step ``step``, over all processes."""
+        if self.batches is not None:
+            return self.batches.at(step)
+        return indices_at(step, self.settings.prompts, len(self.prompts), self.seed)
+
+    def sized(self, step: int) -> AbstractContextManager[None]:
+        """Context in which the generator has the size of a step's rows."""
+        if self.division is None:
+            return nullcontext()
+        return self.generator.sized(self.division.sizes[self.division.bucket[self.chosen(step)[0]]])
 
     @property
     def needs(self) -> Needs:
@@ -259,21 +302,24 @@ class StoredSource:
         kept = [number for number, prompt in enumerate(self.prompts) if prompt.place not in places]
         self.prompts = [self.prompts[number] for number in kept]
         self.rewards = [self.rewards[number] for number in kept]
+        if self.division is not None:
+            self.division = replace(self.division, bucket=[self.division.bucket[number] for number in kept])
+            self.__dict__.pop("batches", None)
 
     def __call__(
         self, step: int, acting: Acting = nullcontext, phases: Phases | None = None, ready: Any = None
     ) -> Scored:
         """The rows of step ``step``, with their rewards."""
-        if not self.share.of(self.settings.prompts):
+        if not self.share.of(len(self.chosen(step))):
             empty = torch.empty(0)
             return nothing_asked(None).become(Scored, latents=empty, media=empty, scores=Scores(empty))
-        with (phases or Phases()).phase("rollout"), acting():
+        with (phases or Phases()).phase("rollout"), acting(), self.sized(step):
             return self._stored(step)
 
     def _stored(self, step: int) -> Scored:
         generator, settings = self.generator, self.settings
-        chosen = indices_at(step, settings.prompts, len(self.prompts), self.seed)
-        local, size = self.share.of(settings.prompts), settings.group
+        chosen, size = self.chosen(step), settings.group
+        local = self.share.of(len(chosen))
         rows = [self.prompts[chosen[i]] for i in local]
         frames = getattr(generator, "frames", None)
         stored = [read_sample(row, name, generator.size, frames) for row in rows for name in settings.columns]

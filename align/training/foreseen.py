@@ -57,7 +57,7 @@ def counted(config: Config) -> bool:
     take every role's velocity once a term."""
     recipe = config.recipe
     looks = type(recipe).look is not Recipe.look
-    if recipe.kind in ESTIMATED:
+    if recipe.kind in ESTIMATED or getattr(config.rollout, "buckets", None) is not None:  # whose batches may be smaller
         return False
     return (
         not (looks or "reward_gradient" in recipe.needs or "text_gradient" in recipe.needs)

@@ -216,6 +216,8 @@ class Trainer:
             yield f"{left_out}, because the network discards their output: {', '.join(idle)}"
         if self.held_out.prompts and self.reward and (said := alone.note("reward", self.reward)):
             yield said
+        if isinstance(self.source, StoredSource) and (division := self.source.division):
+            yield f"buckets, {division.said(self.config.rollout.prompts)}"
 
     def _cache_prompts(self) -> None:
         folder = self.run.path / "prompts" if self.config.memory.cache_prompts == "disk" else None
@@ -224,6 +226,10 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates; returns the row for ``metrics.jsonl``."""
+        with self.source.sized(step):
+            return self._step(step)
+
+    def _step(self, step: int) -> dict[str, Any]:
         calls = self.generator.network_calls
         self.rescue.moved = self.drawing.ahead
         drawn, scoring = self.processes.together(lambda: self.drawing.next(step))
