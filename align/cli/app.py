@@ -24,6 +24,7 @@ from align.cli.bundle import bundle, repeat
 from align.cli.doctor import doctor
 from align.cli.export import export
 from align.cli.label import label
+from align.cli.new import new, show
 from align.cli.shared import (
     AsJson,
     Checkpoint,
@@ -346,6 +347,10 @@ app.command(epilog="Example: alignflow sweep configs/shapes/nft.yaml train.lr=1e
 )
 
 
+app.command(
+    epilog="Example: alignflow new mine.yaml --model shapes --prompts shapes:train --reward shapes --device cpu"
+)(new)
+app.command(epilog="Example: alignflow show recipe nft")(show)
 app.command(epilog="Example: alignflow recipes --json")(about.recipes)
 app.command(epilog="Example: alignflow doctor --json")(doctor)
 app.command(epilog="Example: alignflow env --torch")(about.env)

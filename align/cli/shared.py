@@ -21,11 +21,30 @@ if TYPE_CHECKING:
 else:
     within_reach = lazy("align.checking.reachable:within_reach")
 
+
+def settings_completed(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Settings, kinds and values that may follow on the command line."""
+    from align.config.completing import complete
+
+    given = [context.params.get("config") or context.params.get("source"), *(context.params.get("overrides") or [])]
+    return complete(context.info_name or "", [str(word) for word in given if word], incomplete)
+
+
+def kinds_of_room(context: typer.Context, incomplete: str) -> list[str]:
+    """Names in the room of ``alignflow show``."""
+    from align.config import showing
+
+    room = str(context.params.get("room") or "")
+    return [name for name in showing.kinds(room) if name.startswith(incomplete)] if room in showing.ROOMS else []
+
+
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="MORE.yaml|KEY=VALUE", help="configs merged over the first, then overrides such as train.lr=1e-4"
+        metavar="MORE.yaml|KEY=VALUE",
+        help="configs merged over the first, then overrides such as train.lr=1e-4",
+        autocompletion=settings_completed,
     ),
 ]
 

@@ -74,12 +74,15 @@ def inputs(kind: str) -> tuple[str, ...]:
 
 def declared(kind: str, attribute: str) -> Any:
     """A constant of an adapter's class or of its base classes, read as text; None if there is none."""
-    file = ADAPTERS / f"{kind}.py"
+    outside = kind.startswith("generators.")  # a base class beside the adapters, such as that of videos
+    file = ADAPTERS.parent / f"{kind.partition('.')[2]}.py" if outside else ADAPTERS / f"{kind}.py"
     body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
     classes = [node for node in body if isinstance(node, ast.ClassDef)]
     for node in (node for cls in classes for node in cls.body):
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [attribute]:
-            return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if [ast.unparse(target) for target in targets] == [attribute]:
+                return ast.literal_eval(node.value)
     bases = {ast.unparse(base) for cls in classes for base in cls.bases}
     parents = [
         node.module for node in body if isinstance(node, ast.ImportFrom) and bases & {a.name for a in node.names}
@@ -91,7 +94,8 @@ def declared(kind: str, attribute: str) -> Any:
 
 def makes_videos(kind: str) -> bool:
     """Whether an adapter's class or one of its base classes is the one of videos; False outside the repository."""
-    file = ADAPTERS / f"{kind}.py"
+    outside = kind.startswith("generators.")  # a base class beside the adapters, such as that of videos
+    file = ADAPTERS.parent / f"{kind.partition('.')[2]}.py" if outside else ADAPTERS / f"{kind}.py"
     body = ast.parse(file.read_text(encoding="utf-8")).body if is_file(file) else []
     bases = {ast.unparse(base) for node in body if isinstance(node, ast.ClassDef) for base in node.bases}
     parents = [

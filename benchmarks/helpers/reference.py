@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from align.cli.app import app
 from align.config import registry
+from align.config.describe import choice_of, default_of, models_of, one_line, plain, type_of
 from align.config.settings import Config
 from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
 from align.reasoning.settings import ReasonConfig
@@ -24,7 +22,6 @@ from align.rewriting.joint_settings import JointConfig
 from align.rewriting.settings import EvolveConfig, RewriterConfig
 from align.search.base import Method
 from align.search.settings import SearchConfig
-from alignflow.kinds import OneOf
 from rewards.base import RewardSettings
 
 WRITTEN = "Written by `python -m benchmarks.pages`."
@@ -32,12 +29,6 @@ HOW = (
     "A setting is written `section: {name: value}` in a config, or `section.name=value` after a command.\n"
     "*Required* settings have no default."
 )
-BOUNDS = {"ge": "from {}", "min": "from {}", "gt": "above {}", "le": "to {}", "max": "to {}", "lt": "below {}"}
-BOUNDS["multiple_of"] = "in steps of {}"
-NAMES: dict[Any, str] = {
-    type(None): "null", Any: "any value", Path: "path",
-    bool: "true or false", int: "integer", float: "number", str: "text", dict: "mapping",
-}  # fmt: skip
 NESTED: dict[Any, str] = {list: "[].", dict: ".NAME."}
 LINKS = {"reward": "rewards.md", "recipe": "recipes.md", "search": "search.md"}
 OTHERS: dict[str, type[BaseModel]] = {
@@ -122,9 +113,9 @@ def _tree(cls: type[BaseModel], path: str, level: int) -> Iterator[str]:
     for name, field in sections.items():
         where = f"{path}.{name}" if path else name
         yield from ("", f"{'#' * level} {where}", "", _sentence(field.description or ""))
-        choice = _choice(field)
+        choice = choice_of(field)
         if choice is None:
-            yield from _tree(_models(field.annotation)[0], where, min(level + 1, 5))
+            yield from _tree(models_of(field.annotation)[0], where, min(level + 1, 5))
         elif choice.what in LINKS:
             yield from ("", f"[Kinds and their settings]({LINKS[choice.what]})")
         else:
@@ -143,12 +134,12 @@ def _rows(cls: type[BaseModel], path: str, skip: Any = ()) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         if name in skip:
             continue
-        said = _choice(field)
+        said = choice_of(field)
         linked = said is not None and said.what in LINKS
-        value = f"[{said.what}]({LINKS[said.what]})" if said and linked else _type(field.annotation, field.metadata)
-        cells = [f"`{path}{name}`", value, _default(field), field.description or ""]
+        value = f"[{said.what}]({LINKS[said.what]})" if said and linked else type_of(field.annotation, field.metadata)
+        cells = [f"`{path}{name}`", value, default_of(field), field.description or ""]
         yield f"| {' | '.join(map(_cell, cells))} |"
-        nested = [] if said else [one for one in _models(field.annotation) if not issubclass(one, RewardSettings)]
+        nested = [] if said else [one for one in models_of(field.annotation) if not issubclass(one, RewardSettings)]
         if len(nested) == 1 and path.count(".") < 2:
             inner = NESTED.get(get_origin(field.annotation), ".")
             yield from _rows(nested[0], f"{path}{name}{inner}")
@@ -156,69 +147,9 @@ def _rows(cls: type[BaseModel], path: str, skip: Any = ()) -> Iterator[str]:
 
 def _is_section(field: FieldInfo) -> bool:
     """Whether a field is its own section rather than a row of a table."""
-    return _choice(field) is not None or (len(_models(field.annotation)) == 1 and get_origin(field.annotation) is None)
-
-
-def _choice(field: FieldInfo) -> OneOf | None:
-    marks = [*field.metadata]
-    for part in get_args(field.annotation):
-        marks += part.__metadata__ if get_origin(part) is Annotated else []
-    found = [mark for mark in marks if isinstance(mark, OneOf)]
-    return found[0] if found and get_origin(field.annotation) not in (dict, list) else None
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    parts = [annotation, *get_args(annotation)]
-    parts += [inner for part in parts for inner in get_args(part)]
-    return [*dict.fromkeys(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))]
-
-
-def _type(annotation: Any, metadata: Any = ()) -> str:
-    """A type in words: ``integer >= 1``, ``"a" or "b"``, ``list of text``."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type(args[0], [inner for one in args[1:] for inner in getattr(one, "metadata", [one])])
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(part, metadata if part in (int, float) else ()) for part in args))
-    if origin is tuple:
-        words = [_type(part) for part in args if part is not ...]
-        if ... in args:
-            return f"list of {words[0]}"
-        return f"list of {len(words)}: {words[0]}" if len(set(words)) == 1 else f"[{', '.join(words)}]"
-    if origin in (list, set, frozenset):
-        return f"list of {_type(args[0])}"
-    if origin is dict:
-        return f"mapping of name to {_type(args[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "reward" if issubclass(annotation, RewardSettings) else "mapping"
-    bounds = [BOUNDS[name].format(value) for one in metadata for name, value in _bounds(one)]
-    return " ".join([NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))), *bounds])
-
-
-def _bounds(mark: Any) -> list[tuple[str, float]]:
-    found = [(name, getattr(mark, name, None)) for name in BOUNDS]
-    return [(name, value) for name, value in found if isinstance(value, int | float)]
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
-    if value is PydanticUndefined:
-        return "" if "default:" in (field.description or "") else "*required*"
-    if isinstance(value, BaseModel):
-        given = value.model_dump(mode="json", exclude_defaults=True)
-        return f"`{given}`" if given else ""
-    return f"`{_plain(value)}`"
-
-
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_plain(one) for one in value)}]"
-    text = str(value)
-    return text if len(text) <= 60 and text.strip() else repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return choice_of(field) is not None or (
+        len(models_of(field.annotation)) == 1 and get_origin(field.annotation) is None
+    )
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -237,7 +168,7 @@ def _registered(of: typer.Typer) -> Iterator[tuple[str, typer.models.CommandInfo
 def _command(name: str, info: typer.models.CommandInfo) -> Iterator[str]:
     assert info.callback is not None
     text = info.help or inspect.getdoc(info.callback) or ""
-    yield from ("", f"## alignflow {name}", "", _line(text), "")
+    yield from ("", f"## alignflow {name}", "", one_line(text), "")
     if info.epilog:
         yield from ("```sh", info.epilog.strip().removeprefix("Example: "), "```", "")
     signature = inspect.signature(info.callback, eval_str=True)
@@ -250,11 +181,11 @@ def _parameter(one: inspect.Parameter) -> str:
     declared = [part for part in (mark.default, *(mark.param_decls or ())) if str(part).startswith("-")]
     if isinstance(mark, typer.models.OptionInfo):
         name = ", ".join(f"`{part}`" for part in declared or [f"--{one.name.replace('_', '-')}"])
-        value = "" if kind is bool else mark.metavar or _type(kind, [mark]).removesuffix(" or null")
+        value = "" if kind is bool else mark.metavar or type_of(kind, [mark]).removesuffix(" or null")
     else:
-        name, value = f"`{mark.metavar or one.name.upper()}`", _type(kind, [mark]).removesuffix(" or null")
+        name, value = f"`{mark.metavar or one.name.upper()}`", type_of(kind, [mark]).removesuffix(" or null")
     required = one.default is inspect.Parameter.empty
-    default = "*required*" if required else "" if not one.default else f"`{_plain(one.default)}`"
+    default = "*required*" if required else "" if not one.default else f"`{plain(one.default)}`"
     return f"| {' | '.join(map(_cell, [name, value, default, mark.help or '']))} |"
 
 
@@ -262,21 +193,17 @@ def _parameter(one: inspect.Parameter) -> str:
 
 
 def _first(cls: type[BaseModel]) -> str:
-    return _line((cls.__doc__ or "").strip().partition("\n\n")[0])
-
-
-def _line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().replace("``", "`")
+    return one_line((cls.__doc__ or "").strip().partition("\n\n")[0])
 
 
 def _sentence(text: str) -> str:
-    text = _line(text)
+    text = one_line(text)
     return f"{text[:1].upper()}{text[1:]}".rstrip(".") + "."
 
 
 def _cell(text: str) -> str:
     """Text of a cell: one line, bars escaped, angle brackets outside code escaped."""
-    text = _line(text).replace("|", "\\|")
+    text = one_line(text).replace("|", "\\|")
     return "".join(part if n % 2 else part.replace("<", "&lt;") for n, part in enumerate(re.split(r"(`[^`]*`)", text)))
 
 

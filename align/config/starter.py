@@ -1,0 +1,102 @@
+"""A commented config to start from: for one's model, prompts and reward. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from align.config import registry
+from alignflow.errors import ConfigError
+from alignflow.paths import is_dir
+from alignflow.words import listing
+from alignflow.worlds.shapes import WORLDS
+from generators.folder import INDEX, read_index
+
+STOCHASTIC = "{kind: flow_sde, steps: 10, noise_level: 0.7}"
+
+
+def kind_of(model: str) -> str:
+    """The adapter of a model: of an embedded world, or of a folder by its ``model_index.json``.
+
+    Raises:
+        ConfigError: it is neither, or several adapters read it; names the option to give.
+    """
+    if model == "shapes":
+        return WORLDS["shapes"][0]
+    if not is_dir(model):
+        raise ConfigError(
+            f"{model} is not a folder on this machine, so its pipeline is unknown: add --generator KIND, one of "
+            f"{', '.join(registry.generators())}"
+        )
+    name = str(read_index(Path(model)).get("_class_name"))
+    found = [kind for kind in registry.generators() if registry.declared(kind, "pipeline_class") == name]
+    if len(found) > 1:
+        raise ConfigError(f"{model}/{INDEX} is a {name}, which {listing(found)} read: add --generator with one of them")
+    return found[0] if found else "generic"
+
+
+def reward_of(text: str) -> str:
+    """The reward's section: ``{kind: clip}`` of a kind or ``file.py:function``, or YAML as it was given."""
+    return text if text.lstrip().startswith("{") else f"{{kind: {json.dumps(text) if ':' in text else text}}}"
+
+
+def starter(
+    model: str,
+    prompts: str,
+    reward: str,
+    *,
+    recipe: str = "nft",
+    generator: str | None = None,
+    heldout: str | None = None,
+    device: str = "auto",
+) -> str:
+    """The text of a training config.
+
+    Args:
+        model: folder, hub id, or ``shapes``.
+        prompts: source of prompts, as ``prompts.train``.
+        reward: kind, ``file.py:function``, or a mapping in YAML.
+        generator: adapter; None = told from the folder.
+
+    Raises:
+        ConfigError: the adapter is unknown, or there is no such recipe.
+    """
+    kind = generator or kind_of(model)
+    recipes = registry.recipes()
+    if recipe not in recipes:
+        raise ConfigError(f"no recipe {recipe!r}; there are {listing(recipes, recipe)}")
+    stochastic = "trajectory" in recipes[recipe].needs
+    sampler = STOCHASTIC if stochastic else "{kind: ode, steps: 10}"
+    small = device == "cpu" or model == "shapes"
+    place = f"{{kind: {kind}, path: {json.dumps(model)}, device: {device}" + ("}" if small else ", dtype: bfloat16}")
+    needs = registry.inputs(kind)
+    also = f" Every prompt comes with: {', '.join(needs)}, as columns of a table." if needs else ""
+    held = f", heldout: {json.dumps(heldout)}}}" if heldout else "}  # add heldout: prompts that training never sees"
+    chunk = 64 if small else 8
+    precision = "" if small else ", precision: bf16, gradient_checkpointing: true"
+    return f"""\
+# A starting point. Check it with `alignflow check FILE`, and its memory with `alignflow check FILE --card 24gb`.
+# Settings of a recipe: `alignflow show recipe {recipe}`; all others: docs/reference/training.md.
+
+# The model that is aligned, and what of it is trained: a LoRA of this rank.
+generator: {place}
+policy: {{kind: lora, rank: 32, alpha: 64}}
+
+# One prompt a line, or a table; a few hundred are a start.{also}
+prompts: {{train: {json.dumps(prompts)}{held}
+
+# The score that is raised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
+reward: {reward_of(reward)}
+
+# A step samples `prompts` x `group` samples with this sampler, scores them, and compares those of a prompt.
+rollout: {{kind: online, prompts: 8, group: 8, chunk: {chunk}, decode_chunk: 4, sampler: {sampler}}}
+recipe: {{kind: {recipe}}}
+
+# Steps of the run, learning rate, and terms of the loss per pass (`chunk` costs memory and changes no result).
+train: {{steps: 100, lr: 1.0e-4, chunk: {chunk}{precision}}}
+
+# Held-out scores and sample grids every so many steps. Sample as you will use the model.
+evaluate: {{every: 25, prompts: 24, chunk: 4, sampler: {{kind: ode, steps: 20}}}}
+samples: {{every: 25, count: 8}}
+checkpoint: {{every: 25, keep: 2}}
+"""
