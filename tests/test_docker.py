@@ -1,14 +1,17 @@
-"""The Dockerfile by its text: instructions in order, sources that exist, pinned packages, no root. Nothing is built."""
+"""The Dockerfile by its text, and built where a builder works: sources exist, packages pinned, no root, no secret."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from alignflow import secrets
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs/docker/Dockerfile"
@@ -78,3 +81,38 @@ def test_the_device_chooses_the_wheels_of_torch(device, tmp_path):
         return
     index = "--index-url INDEX " if device == "cpu" else ""
     assert (done.returncode, (tmp_path / "given").read_text()) == (0, f"install {index}torch==2.0\n")
+
+
+def test_no_secret_is_built_in():
+    declared = [word for name in ("ARG", "ENV") for words in words_of(name) for word in words.split()]
+    named = {name: value for name, _, value in (word.partition("=") for word in declared)}
+    assert list(secrets.find(named)) == []
+    assert not [word for word in declared if re.search("token|secret|password|credential|_key", word, re.IGNORECASE)]
+    listed = (ROOT / "docs/docker/Dockerfile.dockerignore").read_text().splitlines()
+    assert listed[0] == "*"  # so no file of the checkout gets in that is not named
+
+
+def builder() -> str | None:
+    """A program that builds images and works here."""
+    for name in ("docker", "podman", "buildah"):
+        if shutil.which(name) and not subprocess.run([name, "info"], capture_output=True, timeout=60).returncode:
+            return name
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_image_builds_and_runs():
+    if (program := builder()) is None:
+        pytest.skip("neither docker, podman nor buildah works here")
+    tag = "alignflow-test:cpu"
+    file = ["-f", str(FILE), "-t", tag, "--build-arg", "DEVICE=cpu", "--build-arg", "EXTRAS=data", str(ROOT)]
+    subprocess.run([program, "build", *file], check=True)
+    try:
+        if program != "buildah":
+            done = subprocess.run(
+                [program, "run", "--rm", tag, "--version"], capture_output=True, text=True, check=True
+            )
+            assert "alignflow" in done.stdout
+    finally:
+        subprocess.run([program, "rmi", tag], capture_output=True)
