@@ -91,7 +91,7 @@ def moments(run: Path) -> dict[int, torch.Tensor]:
 def assert_same_gradients(one: Path, two: Path, gap: float = 1e-4) -> None:
     a, b = moments(one), moments(two)
     largest = max(float(value.norm()) for value in a.values())
-    assert largest > 1e-6
+    assert largest > 1e-8
     for number, value in a.items():
         other = b.get(number, torch.zeros_like(value))  # a parameter without a gradient has no moment
         assert float((value - other).norm()) < gap * float(value.norm()) + 1e-7 * largest, number
@@ -166,6 +166,27 @@ def test_a_sharded_network_computes_as_a_whole_one_in_every_setting(model: Path,
     for name, sections in found.items():
         one = alone(tmp_path / f"{name} alone", model, "nft", sections)
         assert_same_gradients(one, tmp_path / name / "run", 0.05 if "bfloat16" in name else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_four_processes_learn_as_one_however_the_network_is_held(model: Path, tmp_path: Path) -> None:
+    """Three prompts: the fourth process has no samples. Two replicas of two shards each are HSDP."""
+    replicas = {"parallel": {"replicas": 2}}
+    cases = {
+        f"{policy} {how}": ("nft", how != "whole", False, {**ONE_UPDATE, **POLICIES[policy], **more})
+        for policy in POLICIES
+        for how, more in (("whole", {}), ("shards", {}), ("replicas", replicas))
+    }
+    launch(4, tmp_path, RUN, str(tmp_path), str(model), json.dumps(cases), timeout=1500)
+    for policy in POLICIES:
+        one = alone(tmp_path / policy, model, "nft", {**ONE_UPDATE, **POLICIES[policy]})
+        for how, held in (("whole", 1.0), ("shards", 0.25), ("replicas", 0.5)):
+            two = tmp_path / f"{policy} {how}" / "run"
+            assert_same_gradients(one, two)
+            for rank in range(4):
+                sizes = json.loads((two / f"sizes-{rank}.json").read_text())["sizes"]
+                assert all(abs(mine / everyones - held) < 0.1 for mine, everyones in sizes.values())
 
 
 EXPERTS = """

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from align.checking import context_check
 from align.checking.folder_check import (
     evaluation_problems,
     folder_problems,
@@ -52,6 +53,9 @@ def geometry(config: Config, processes: int = 1) -> str:
     chunks = math.ceil(per_process / train.chunk)
     size = min(per_process, train.chunk)
     where = "one process" if processes == 1 else f"{processes} processes"
+    if config.parallel.context > 1:
+        groups = "one group" if processes == 1 else f"each of {processes} groups"
+        where = f"{groups} of {config.parallel.context} processes"
     return (
         f"{made} per rollout; {each:g} x each = {count(terms, 'term')}; "
         f"{count(train.updates, 'optimizer step')} per rollout, in {count(chunks, 'chunk')} of {count(size, 'term')} "
@@ -116,7 +120,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
             f"lr {train.lr:g} {train.schedule}, warmup {train.warmup}, ema {train.ema:g}, autocast {train.precision}",
         ),
         ("memory", one_line({"kind": train.optimizer, **config.memory.model_dump(exclude_defaults=True)})),
-        ("batch", geometry(config, _processes())),
+        ("batch", geometry(config, max(1, _processes() // config.parallel.context))),
         ("sampling", f"{count(network_calls(config), 'network call')} per rollout"),
         ("held out", held_out if config.prompts.heldout else "none: prompts.heldout is not set"),
     ]
@@ -127,7 +131,17 @@ def essentials(config: Config) -> list[tuple[str, str]]:
 
 def check_files(config: Config) -> None:
     """Raise ConfigError, which lists every file and package that the config needs and this machine does not have."""
-    parts = (_prompts, _stored, _videos, _policy, trackers, master_weights, sharding.problems, evaluation_problems)
+    parts = (
+        _prompts,
+        _stored,
+        _videos,
+        _policy,
+        trackers,
+        master_weights,
+        sharding.problems,
+        evaluation_problems,
+        context_check.problems,
+    )
     problems = [*generator_problems(config.generator), *(problem for part in parts for problem in part(config))]
     problems += servers.found_out(config)[1]
     problems += memory.missing(config.memory, config.train.optimizer, device=config.generator.device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of, stored_buffers
+from align.checking.context_check import part_of_tokens
 from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
 from align.policy import held
@@ -219,7 +220,8 @@ def _phases(
     config: Config, network: nn.Module, parts: dict[str, Part], shapes: Shapes, encoders: list[nn.Module]
 ) -> dict[str, tuple[Item, ...]]:
     size = SIZES[config.train.precision] if config.train.precision != "no" else SIZES[config.generator.dtype]
-    blocks = block_widths(network, shapes.image_tokens, shapes.text_tokens)
+    image, words = part_of_tokens(config, parts["transformer"].name, shapes)
+    blocks = block_widths(network, image, words)
     factor = SAVED[_way(config)]
     one = max(blocks) * factor * size  # for one sample
     rows, text = shapes.sampled_rows, ""
@@ -229,11 +231,11 @@ def _phases(
     decoding = Item("decoding", *_decoding(config, parts, shapes))
     rows = shapes.trained_rows
     if config.train.gradient_checkpointing:
-        state = (shapes.image_tokens + shapes.text_tokens) * shapes.width * size
+        state = (image + words) * shapes.width * size
         bytes_, text = rows * (len(blocks) * state + one), f"inputs of {len(blocks)} blocks, all of one"
     else:
         bytes_, text = rows * sum(blocks) * factor * size, f"all of {len(blocks)} blocks"
-    tokens = f"{shapes.image_tokens} + {shapes.text_tokens} tokens"
+    tokens = f"{image} + {words} tokens"
     updating = [Item("activations", bytes_, f"{text}, {rows} samples at a time, {tokens}")]
     if config.generator.dtype == "float32" and config.train.precision != "no":
         share = 1 / len(blocks) if config.train.gradient_checkpointing else 1

@@ -76,7 +76,7 @@ def remedies(config: Config, phase: str | None = None) -> list[Remedy]:
 def _at_a_time(config: Config) -> list[Remedy]:
     """Remedies that process fewer things at a time and do not change the result."""
     memory, train, rollout = config.memory, config.train, config.rollout
-    online, world = rollout.kind == "online", processes()
+    online, world = rollout.kind == "online", max(1, processes() // config.parallel.context)
     samples = math.ceil(rollout.prompts * rollout.group / world)
     terms = max(terms_per_update(config, world).values())
     drawn = min(getattr(rollout, "chunk", 1), samples)

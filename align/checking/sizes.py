@@ -131,7 +131,7 @@ def _trained(config: Config, *, guided: bool) -> int:
         guided: whether to count the guidance of sampled steps, which doubles the policy's rows.
     """
     doubled = guided and getattr(getattr(config.rollout, "sampler", None), "guidance", 1.0) != 1.0
-    terms, found = terms_per_update(config, _world()), []
+    terms, found = terms_per_update(config, _shares(config)), []
     for name, learns in config.recipe.learners().items():
         if learns.updates == 0:
             continue
@@ -158,7 +158,7 @@ def terms_per_update(config: Config, processes: int) -> dict[str, int]:
 
 
 def _rollout(config: Config, numbers: int) -> tuple[float, str]:
-    samples = math.ceil(config.rollout.prompts * config.rollout.group / _world())
+    samples = math.ceil(config.rollout.prompts * config.rollout.group / _shares(config))
     steps = 0
     if "trajectory" in config.recipe.needs:
         steps = config.rollout.sampler.stochastic_count  # type: ignore[union-attr]
@@ -170,6 +170,6 @@ def _rollout(config: Config, numbers: int) -> tuple[float, str]:
     return float(4 * numbers * (samples + drawn * each * steps)), how
 
 
-def _world() -> int:
-    """Number of processes of this launch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _shares(config: Config) -> int:
+    """Number of shares into which the samples are divided: processes of this launch, or groups of them."""
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // config.parallel.context)

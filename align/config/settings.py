@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from align.config import needs, registry
+from align.config import needs, parallel, registry
 from align.config.memory import problems as memory_problems
 from align.config.model import POLICIES, FullPolicy, GatePolicy, GeneratorConfig, LoRAPolicy, UsersPolicy
+from align.config.parallel import Parallel
 from align.config.sampling import Sampler
 from align.config.sources import ROLLOUTS as ROLLOUTS
 from align.config.sources import GroupFilter as GroupFilter
@@ -222,6 +223,7 @@ class Config(RunSettings):
     recipe: Annotated[Recipe, RECIPE] = Field(description="training algorithm")
     train: Train = Field(Train(), description="optimisation")
     memory: Memory = Field(Memory(), description="memory settings, or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
+    parallel: Parallel = Field(Parallel(), description="division among processes, beside the prompts")
     evaluate: Evaluate = Field(Evaluate(), description="evaluation on held-out prompts")
     samples: Samples = Field(Samples(), description="images or videos saved during training")
     checkpoint: Checkpoint = Field(Checkpoint(), description="full training states to resume from")
@@ -342,4 +344,5 @@ CHECKS: tuple[Callable[[Config], Problems], ...] = (
     _check_buckets,
     memory_problems,
     needs.problems,
+    parallel.problems,
 )

@@ -125,7 +125,7 @@ def evaluate(
             places = mine[start : start + settings.chunk]
             some = [prompts[asked[place]] for place in places]
             drawn, inputs = generate(generator, some, [seeds[place] for place in places], wanted(rewards), settings)
-            rows += score_rows(drawn, some, inputs, rewards)
+            rows += score_rows(drawn, some, inputs, rewards) if processes is None or processes.leads else []
             spread.add(drawn)
             first = {row: place for row, place in enumerate(places) if place < show}
             media |= {place: drawn[row].cpu() for row, place in first.items()}

@@ -30,7 +30,8 @@ class Scoring:
         reward: its scope decides which samples must be scored together.
         thread: where it does; None = when the scores are asked for.
         device: on which media are scored; they wait on the CPU.
-        processes: those that share the rollout, for a reward that compares all samples of a batch.
+        processes: those that share the rollout, for a reward that compares all samples of a batch. Of those that
+            compute the same samples together only the first scores; see :meth:`Processes.led`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Scoring:
     ) -> None:
         self.reward, self.thread, self.device = reward, thread, device
         self.processes = processes if reward.scope == "batch" and processes and processes.share.world > 1 else None
+        self.idle = processes is not None and self.processes is None and not processes.leads
         self.parts: list[Part] = []
         self.futures: list[Future[Scores]] = []
         self.waiting: list[Part] = []
@@ -61,6 +63,8 @@ class Scoring:
         Args:
             lost: which of them have no score, and why.
         """
+        if self.idle:
+            return
         rows = list(range(self.count, self.count + len(prompts)))
         self.lost |= {self.count + number: why for number, why in (lost or {}).items()}
         self.count += len(prompts)
@@ -76,7 +80,10 @@ class Scoring:
             self.waiting = [_slice(whole, slice(open_, None))]
 
     def scores(self) -> Scores:
-        """Scores of all samples, when they are there; raises what the reward raised. Lost samples have none."""
+        """Scores of all samples, when they are there; raises what the reward raised. Lost samples have none.
+
+        A process that is not the first of those that compute the same samples has no scores.
+        """
         if self.processes is not None:
             return without(self._among(self.processes), self.lost)
         self._start(self.waiting)

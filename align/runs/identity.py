@@ -15,6 +15,7 @@ MEMORY_ALONE = (
     "train.gradient_checkpointing",
     "rollout.chunk",
     "rollout.decode_chunk",
+    "parallel",
     *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
 )
 """Settings that change memory and speed, and results by rounding alone: who ran out of memory continues with less."""

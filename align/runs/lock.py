@@ -98,7 +98,7 @@ class Lock:
     def _living(self, content: bytes) -> str | None:
         """Who holds the lock, in words; None if that process has gone."""
         try:
-            age = time.time() - self.path.stat().st_mtime
+            age = self._now() - self.path.stat().st_mtime
         except OSError:
             return None
         try:
@@ -117,6 +117,18 @@ class Lock:
         if here:
             return f"{said}; wait for it, stop it, or choose another folder with --out"
         return f"{said}; if that process has ended, try again in {STALE:.0f} s or delete {self.path}"
+
+    def _now(self) -> float:
+        """The time by the clock that gives files of this folder theirs, which this machine's may not agree with."""
+        probe = aside(self.path)
+        try:
+            probe.write_bytes(b"")
+            return probe.stat().st_mtime
+        except OSError:
+            return time.time()
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def _retire(self, content: bytes) -> None:
         """Remove the lock of a holder that has gone, unless another process did so first and holds it now."""

@@ -12,6 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from align.checking import context_check
 from align.checking.check import master_weights, trackers
 from align.config import sharding
 from align.runs.devices import require
@@ -34,15 +35,17 @@ def accelerator_of(config: Config) -> Accelerator:
     wanted = config.generator.device
     if wanted != "auto":
         require(wanted)
-    if wrong := [*trackers(config), *master_weights(config), *sharding.problems(config)]:
+    checks = (trackers, master_weights, sharding.problems, context_check.problems)
+    if wrong := [problem for check in checks for problem in check(config)]:
         raise ConfigError(wrong, config.name)
     AcceleratorState._reset_state()  # a second run in one process may use another precision
     if PartialState._shared_state and PartialState().num_processes == 1:
         PartialState._reset_state()  # or another device
+    sharded = sharding.asked()
     with _without_fsdp():
         with _on_card(wanted):
             state = PartialState(cpu=wanted == "cpu")
-        _check(config, state)
+        _check(config, state, sharded)
         return Accelerator(
             mixed_precision=config.train.precision,
             cpu=wanted == "cpu",
@@ -80,7 +83,7 @@ def _on_card(name: str) -> Iterator[None]:
             os.environ[DEVICE] = before
 
 
-def _check(config: Config, state: PartialState) -> None:
+def _check(config: Config, state: PartialState, sharded: bool) -> None:
     wanted, found = config.generator.device, state.device.type
     problems = []
     if state.distributed_type not in REPLICATED:
@@ -95,5 +98,22 @@ def _check(config: Config, state: PartialState) -> None:
         )
     if config.train.precision == "fp16" and found == "cpu":
         problems.append(Problem("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'"))
+    problems += _divisions(config, state.num_processes, sharded)
     if problems:
         raise ConfigError(problems, config.name)
+
+
+def _divisions(config: Config, world: int, sharded: bool) -> list[Problem]:
+    """Processes of this launch that cannot be divided as the section ``parallel`` says."""
+    ways, copies = config.parallel.context, config.parallel.replicas
+    problems = []
+    if world % ways:
+        said = f"{ways} processes compute a sample together, and this launch has {world}"
+        problems.append(Problem("parallel.context", f"{said}: start a multiple of {ways}"))
+    if copies > 1 and not sharded:
+        said = f"{copies} copies of a sharded network, and this launch shards none"
+        problems.append(Problem("parallel.replicas", f"{said}: launch with FSDP2 (docs/memory.md), or use 1"))
+    elif world % copies:
+        said = f"{copies} copies cannot be spread evenly over {world} processes"
+        problems.append(Problem("parallel.replicas", f"{said}: use a divisor of {world}"))
+    return problems

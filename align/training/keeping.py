@@ -84,7 +84,7 @@ def resume(trainer: Trainer) -> tuple[int, list[str]]:
         CheckpointError: it is damaged, or another run's.
     """
     run, notes = trainer.run, []
-    path = checkpoint.latest(run.checkpoints)
+    path = trainer.processes.settled(lambda: checkpoint.latest(run.checkpoints))  # one answer: folders may be cached
     if path is None:
         if run.asked:
             found = (

@@ -49,15 +49,28 @@ class Share:
 class Processes:
     """Exchanges between the processes of one accelerator.
 
+    Args:
+        context: consecutive processes that compute the same samples together, each a part of the tokens (see
+            :mod:`align.training.context`). They have one share of the work, and what each of them holds of a sample is
+            the same, so results are combined from the first of each group alone.
+
     Attributes:
+        world: all processes, of which this one is number ``rank``.
+        share: the work of this process's group.
+        leads: this process is the first of its group.
+        divided: ids of parameters whose gradient each process of a group has a part of. That of any other parameter is
+            whole in each of them.
         sharded: every process holds a part of the trained network, see :mod:`align.training.sharding`.
         lost: this process failed inside a network that all call together, so nothing more can be exchanged.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.share = Share(accelerator.process_index, accelerator.num_processes)
-        self.sharded, self.lost = sharding.asked() and self.share.world > 1, False
+    def __init__(self, accelerator: Accelerator, context: int = 1) -> None:
+        self.accelerator, self.context = accelerator, context
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.share = Share(self.rank // context, self.world // context)
+        self.leads = self.rank % context == 0
+        self.divided: frozenset[int] = frozenset()
+        self.sharded, self.lost = sharding.asked() and self.world > 1, False
 
     def uneven(self, acting: Callable[[], AbstractContextManager[None]] = nullcontext) -> AbstractContextManager[None]:
         """Context in which processes call the network unequally often; see
@@ -65,21 +78,27 @@ class Processes:
         return nullcontext()
 
     def objects(self, mine: list[Any]) -> list[Any]:
-        """The lists of all processes as one, in the order of the processes."""
-        return mine if self.share.world == 1 else gather_object(mine)
+        """The lists of all shares as one, in their order."""
+        if self.world == 1:
+            return mine
+        return [item for one in gather_object([mine])[:: self.context] for item in one]
 
     def sent(self, value: Any, owner: int) -> Any:
-        """The value of the process of rank ``owner``; the others' ``value`` is ignored."""
-        if self.share.world == 1:
+        """The value of the processes of share ``owner``; the others' ``value`` is ignored."""
+        if self.world == 1:
             return value
-        return broadcast_object_list([value], from_process=owner)[0]
+        return broadcast_object_list([value], from_process=owner * self.context)[0]
+
+    def led(self, value: T) -> T:
+        """The value of the first process of this process's group; the others' ``value`` is ignored."""
+        return value if self.context == 1 else gather_object([value])[self.rank - self.rank % self.context]
 
     def settled(self, work: Callable[[], T]) -> T:
         """The result of ``work`` in the main process, in every process; its errors are raised in every process."""
-        if self.share.world == 1:
+        if self.world == 1:
             return work()
         found: list[Any] = [None, None]
-        if self.share.rank == 0:
+        if self.rank == 0:
             try:
                 found[0] = work()
             except Exception as error:
@@ -90,9 +109,9 @@ class Processes:
         return value
 
     def gather(self, values: Tensor) -> Tensor:
-        """``[N_rank, ...]`` of each process -> ``[N, ...]`` of all, on the CPU; the rest of the shape may be unknown to
+        """``[N_share, ...]`` of each share -> ``[N, ...]`` of all, on the CPU; the rest of the shape may be unknown to
         a process that holds none."""
-        if self.share.world == 1:
+        if self.world == 1:
             return values.cpu()
         shapes = self.objects([tuple(values.shape)])
         rest = next((shape[1:] for shape in shapes if shape[0]), shapes[0][1:])
@@ -100,12 +119,14 @@ class Processes:
         padded = values.new_zeros((longest, *rest), device=self.accelerator.device)
         if len(values):
             padded[: len(values)] = values.to(padded.device)
-        parts = self.accelerator.gather(padded).cpu().split(longest) if longest else [padded.cpu()] * len(shapes)
+        parts = [padded.cpu()] * len(shapes)
+        if longest:
+            parts = list(self.accelerator.gather(padded).cpu().split(longest))[:: self.context]
         return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])
 
     def gather_scores(self, scores: Scores) -> Scores:
-        """Scores of all processes' samples, on the CPU; a process without samples has none of the parts."""
-        if self.share.world == 1:
+        """Scores of all shares' samples, on the CPU; a process without samples has none of the parts."""
+        if self.world == 1:
             parts = {name: column.cpu() for name, column in scores.parts.items()}
             return Scores(self.gather(scores.values), scores.reasons, parts, scores.steps)
         counts = self.objects([len(scores.values)])
@@ -120,9 +141,13 @@ class Processes:
         return Scores(self.gather(scores.values), reasons, parts, steps)
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum of every process's tensor, all of one shape, on the CPU."""
-        if self.share.world == 1:
+        """The sum of every share's tensor, all of one shape, on the CPU."""
+        if self.world == 1:
             return values.cpu()
+        return self._sum(values if self.leads else torch.zeros_like(values))
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum of every process's tensor, all of one shape, on the CPU."""
         return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()  # type: ignore[union-attr]
 
     @torch.no_grad()
@@ -132,11 +157,18 @@ class Processes:
         This stands in for DistributedDataParallel, which waits for a backward pass of every process through every
         parameter: a process without samples, or an expert that no sample reaches, has none. Those of shards have been
         added up in the backward pass.
+
+        Processes that compute the same samples together have a part each of a gradient in :attr:`divided`, so these
+        parts are added up like those of other samples. Of any other gradient each has the whole, and the first one's
+        counts.
         """
         parameters = [parameter for parameter in parameters if not is_shard(parameter)]
-        if self.share.world == 1 or not parameters:
+        if self.world == 1 or not parameters:
             return
-        given = self.add(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
+        for parameter in parameters if not self.leads else ():
+            if parameter.grad is not None and id(parameter) not in self.divided:
+                parameter.grad.zero_()
+        given = self._sum(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
         there = [parameter for parameter, known in zip(parameters, given.tolist(), strict=True) if known]
         for some in _batches(there):
             for parameter in some:
@@ -151,7 +183,7 @@ class Processes:
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sums of numbers by name; a name that a process lacks counts as 0 there."""
-        if self.share.world == 1:
+        if self.world == 1:
             return dict(values)
         found: dict[str, float] = {}
         for one in self.objects([values]):
@@ -168,7 +200,7 @@ class Processes:
         return {name: mean(column) for name, column in columns.items()}
 
     def mean(self, values: Tensor) -> float:
-        """Mean of the finite values of all processes, NaN if there is none."""
+        """Mean of the finite values of all shares, NaN if there is none."""
         return mean(self.gather(values.detach().float()))
 
     def together(self, work: Callable[[], T]) -> T:
@@ -190,7 +222,7 @@ class Processes:
 
     def any(self, mine: bool) -> bool:
         """Whether it is true in any process: a signal may reach one of them first."""
-        return mine if self.share.world == 1 else bool(self.gather(torch.tensor([mine])).any())
+        return mine if self.world == 1 else bool(self._sum(torch.tensor([int(mine)])).any())
 
 
 def mean(values: Tensor) -> float:

@@ -16,25 +16,39 @@ import torch
 from torch import Tensor, distributed
 
 from align.rollout.rollout import Scored, of_samples
+from align.training.context import divide
 from generators.base import Conditioning, Generator
 from generators.experts import Experts
 from generators.swap import blocks
 
 if TYPE_CHECKING:
+    from align.config.settings import Config
     from align.training.processes import Processes
 
 
-def shard(generator: Generator, processes: Processes) -> InStep:
+def spread(config: Config, generator: Generator, processes: Processes) -> None:
+    """Divide the trained networks among the processes: the tokens they compute on, their weights, both or neither."""
+    divide(config, generator, processes)
+    if processes.sharded:
+        shard(generator, processes, config.parallel.replicas)
+
+
+def shard(generator: Generator, processes: Processes, replicas: int = 1) -> InStep:
     """Leave each process its part of the trained networks, block by block; calls from here on are in step.
 
     Gradients are added up over the processes, in the parameters' own precision. Weights are computed with as without
     sharding: mixed precision stays with autocast.
+
+    Args:
+        replicas: copies of the networks, each spread over as many consecutive processes (HSDP).
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     device = processes.accelerator.device.type
-    mesh = init_device_mesh(device, (processes.share.world,))
+    each = processes.world // replicas
+    shape, names = ((replicas, each), ("replicate", "shard")) if replicas > 1 else ((each,), ("shard",))
+    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     for network in generator.backbones().values():
         for block in [*blocks(network), network]:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
@@ -96,11 +110,11 @@ class InStep:
     def _others(self, calling: bool) -> bool:
         """Whether any process is about to call; all that do not know an example of a call are then given one."""
         mine = torch.tensor([calling, self.example is None])
-        found = [torch.empty_like(mine) for _ in range(self.processes.share.world)]
+        found = [torch.empty_like(mine) for _ in range(self.processes.world)]
         distributed.all_gather(found, mine, group=self.group)
         callers = [rank for rank, (calls, _) in enumerate(found) if calls]
         if callers and any(bool(lacks) for _, lacks in found):
-            sent = [packed(self.example) if callers[0] == self.processes.share.rank else None]
+            sent = [packed(self.example) if callers[0] == self.processes.rank else None]
             distributed.broadcast_object_list(sent, src=callers[0], group=self.group)
             if self.example is None and sent[0] is not None:
                 self.example = unpacked(sent[0], self.generator.device)

@@ -34,7 +34,7 @@ from align.runs.progress import Progress, shown
 from align.runs.run_folder import RunFolder, flatten
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
-from align.training import agreement, keeping, truth
+from align.training import agreement, keeping, nodes, truth
 from align.training.accelerating import accelerator_of
 from align.training.foreseen import foresee
 from align.training.held_out import HeldOut
@@ -44,7 +44,7 @@ from align.training.lr import due
 from align.training.missing import Missing, tally
 from align.training.processes import Processes
 from align.training.rescue import Rescue
-from align.training.sharding import shard
+from align.training.sharding import spread
 from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.compiled import compile_networks
@@ -87,6 +87,7 @@ def entered(config: Config, *, resume: bool = False, overwrite: bool = False) ->
     greet(config)
     try:
         run.take(processes.settled(lambda: run.enter(resolved, resume=resume, overwrite=overwrite)))
+        nodes.check(run.path, processes, Progress(0, quiet=not run.writes).say)
         with explained(config):
             with phase_named("load"):
                 trainer = Trainer(config, run, accelerator)
@@ -113,10 +114,9 @@ class Trainer:
             for network in self.generator.backbones().values():
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
         compile_networks(self.generator.backbones().values(), config.memory.compile)
-        self.processes = Processes(accelerator)
+        self.processes = Processes(accelerator, config.parallel.context)
         self.share = self.processes.share
-        if self.processes.sharded:
-            shard(self.generator, self.processes)
+        spread(config, self.generator, self.processes)
         # not wrapped for several processes: their gradients are added up by hand, once an update, or by the shards
         where = False if config.memory.swap_blocks else None  # swapped blocks stay on the CPU
         self.network = accelerator.prepare_model(self.generator.backbone, where, evaluation_mode=True)
@@ -268,7 +268,7 @@ class Trainer:
             return drawn.become(Scored, scores=Scores(torch.full((len(drawn.seeds),), math.nan)))
         assert scoring is not None
         assert self.reward is not None
-        scores = self.processes.together(scoring.scores)
+        scores = self.processes.led(self.processes.together(scoring.scores))
         if "step_scores" in self.recipe.needs and drawn.seeds:
             chunk = self.config.rollout.decode_chunk  # type: ignore[union-attr]
             scores = replace(scores, steps=scores_by_step(self.generator, self.reward, drawn, chunk))

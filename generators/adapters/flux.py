@@ -18,6 +18,7 @@ class Flux(Generator):
     """Network on 2 x 2 packed latents; ``dev`` takes its guidance scale as an input, and CFG on top is "true CFG"."""
 
     pipeline_class = "FluxPipeline"
+    splits_tokens = True
     user_attention = ("attn",)
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")
     text_loras = ("text_encoder",)

@@ -20,6 +20,7 @@ class Flux2(Generator):
     """Latents are 2 x 2 VAE patches, standardised by its batch norm; text features come from three hidden layers."""
 
     pipeline_class = "Flux2Pipeline"
+    splits_tokens = True
     accepts = ("size", "text_length", "embedded_guidance", "negative_prompt")
     lora_targets = (*(f"attn.{name}" for name in DOUBLE), "attn.to_qkv_mlp_proj")
     guidance_default = 4.0
@@ -52,8 +53,8 @@ class Flux2(Generator):
             timestep=t,
             guidance=self.guidance_input(t),
             encoder_hidden_states=embeds,
-            txt_ids=self.pipeline._prepare_text_ids(embeds[:1])[0].to(x.device),
-            img_ids=ids,
+            txt_ids=self.pipeline._prepare_text_ids(embeds[:1]).to(x.device),
+            img_ids=ids[None],
             return_dict=False,
         )[0]
         height, width = x.shape[-2:]

@@ -20,6 +20,7 @@ class Wan(VideoGenerator):
     """
 
     pipeline_class = "WanPipeline"
+    splits_tokens = True
     user_attention = ("attn2",)
     optional: tuple[str, ...] = ("transformer_2",)
 
