@@ -82,7 +82,7 @@ def test_commas_outside_brackets_and_quotes_separate(text, parts):
     ("words", "said"),
     [
         (["train.betas=[0.9,0.99]"], "nothing is varied"),
-        (["seed=0,1,"], "seed (override 'seed=0,1,'): an alternative is empty"),
+        (["seed=0,1,"], "seed (override 'seed=0,1,'): a value is empty"),
         (["seed=0,1", "seed=2,3"], "seed (override 'seed=2,3'): is varied twice"),
         (["name=a,b"], "name (override 'name=a,b'): is set by the sweep"),
         (["seed=0,1", "out=x"], "out (override 'out=x'): is set by the sweep"),

@@ -34,8 +34,8 @@ class AWM(GroupRecipe, AnchorRecipe):
     advantage_clip: float = Field(
         5.0, gt=0, description="advantage that becomes 1; larger ones are clipped, all are divided by it"
     )
-    kl: float = Field(1e-3, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
-    anchor: float = Field(1.0, ge=0, description="weight of the pull towards the anchor; 0 = none")
+    kl: float = Field(1e-3, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
+    anchor: float = Field(1.0, ge=0, description="weight of the penalty towards the anchor; 0 = none")
 
     def roles(self, config: Any) -> tuple[str, ...]:
         """The anchor where it has a weight."""

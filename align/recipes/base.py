@@ -228,7 +228,7 @@ class ForwardRecipe(Recipe):
         6, ge=1, description="re-noised copies per sample, one in each of this many equal time slices"
     )
     t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of the times t of the re-noised copies")
-    kl: float = Field(0.0, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    kl: float = Field(0.0, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     trains: Literal["network", "text", "both"] = Field(
         "network", description="parts with a LoRA: network | text = the text encoders | both"
     )

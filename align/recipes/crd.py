@@ -48,10 +48,10 @@ class CRD(WholeGroupRecipe):
     anchor_decay: tuple[Fraction, Fraction, Fraction] = Field(
         (0.25, 0.005, 0.999), description="decay of the anchor after rollout n, [a, b, c]: min(a + b n, c)"
     )
-    kl: float = Field(0.1, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    kl: float = Field(0.1, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     guidance: float = Field(4.5, ge=0, description="classifier-free guidance scale of the base; 1 = no guidance")
     adaptive_kl: bool = Field(
-        True, description="multiply the pull by the sample's reward in [0, 1], at least 1e-4 / kl"
+        True, description="multiply the penalty by the sample's reward in [0, 1], at least 1e-4 / kl"
     )
 
     def roles(self, config: Any) -> tuple[str, ...]:

@@ -30,11 +30,11 @@ class DGPO(WholeGroupRecipe):
         description="change of a sample's error against the anchor at which its gradient ends; null = no limit",
     )
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
-    kl: float = Field(1e-3, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    kl: float = Field(1e-3, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale of the base; 1 = no guidance")
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """The base for gate and pull, the anchor for gate and clip, each where it is used."""
+        """The base for gate and penalty, the anchor for gate and clip, each where it is used."""
         base = self.kl > 0 or self.gate_reference == "base"
         anchor = self.ratio_clip is not None or self.gate_reference == "anchor"
         return (*(("reference",) if base else ()), *(("anchor",) if anchor else ()))

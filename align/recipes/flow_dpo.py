@@ -76,7 +76,7 @@ class FlowDPO(ForwardRecipe):
         return 2
 
     def roles(self, config: Any) -> tuple[str, ...]:
-        """One reference for the preference: the base, or the policy of the last refresh; the base for the pull."""
+        """One reference for the preference: the base, or the policy of the last refresh; the base for the penalty."""
         return tuple(dict.fromkeys(("anchor" if self.reference_every else "reference", *super().roles(config))))
 
     def wants(self) -> tuple[str, ...]:

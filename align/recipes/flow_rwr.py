@@ -37,7 +37,7 @@ class FlowRWR(ForwardRecipe):
         description="use the old policy's velocity as a control variate for the unit-weight part of the "
         "regression target",
     )
-    kl: float = Field(0.1, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    kl: float = Field(0.1, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
 
     @property
     def compares(self) -> bool:

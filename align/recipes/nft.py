@@ -35,7 +35,7 @@ class NFT(GroupRecipe, ForwardRecipe):
     beta: float = Field(
         1.0, gt=0, description="distance of v+ and v- from v_old, relative to v - v_old; small values take larger steps"
     )
-    kl: float = Field(1e-4, ge=0, description="weight of the pull towards the base, mean (v - v_ref)^2; 0 = none")
+    kl: float = Field(1e-4, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     advantage_clip: float = Field(
         5.0, gt=0, description="advantage that counts as certainty (probability 0 or 1); larger ones are clipped"
     )

@@ -204,7 +204,7 @@ class Dpo(Method):
     """DPO on pairs of rewrites (Prompt-A-Video, arXiv 2412.15156)."""
 
     kind: Literal["dpo"] = Field("dpo", description="preferences between rewrites by threshold and gap")
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference (Prompt-A-Video: 0.1)")
+    beta: float = Field(0.1, gt=0, description="strength of the penalty towards the reference (Prompt-A-Video: 0.1)")
     gap: float = Field(
         1.4, ge=0, description="least difference of the scores of a pair, exclusive (Prompt-A-Video: 1.4)"
     )
