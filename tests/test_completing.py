@@ -32,12 +32,7 @@ NFT, FK = str(ROOT / "configs/shapes/nft.yaml"), str(ROOT / "configs/shapes/sear
         ("train", [NFT, "train.schedule"], "=", ["constant", "cosine", "linear"]),
         ("train", [NFT, "train.schedule", "="], "co", ["constant", "cosine"]),
         ("train", [NFT], "train.lr", ["train.lr=0.0003"]),
-        (
-            "train",
-            [NFT],
-            "evaluate.rewards.gold.kind=shapes",
-            [f"evaluate.rewards.gold.kind=shapes{one}" for one in ("", "_edit", "_fill", "_video")],
-        ),
+        ("train", [NFT], "evaluate.rewards.gold.kind=pick", ["evaluate.rewards.gold.kind=pick_score"]),
         ("train", ["nothing.yaml"], "reward.kind=pick", ["reward.kind=pick_score"]),
         ("search", [FK], "search.part", ["search.particles=4"]),
         ("check", [FK], "bud", ["budget.network_calls=", "budget.decodes=", "budget.reward_calls=", "budget.seconds="]),
