@@ -10,10 +10,10 @@ trajectory as handles to shared memory of the server's machine, which a client e
 x_0 is therefore what the VAE's encoder makes of the 8-bit image, as for stored samples. It differs from the sampler's
 latents by the rounding and by what the VAE loses, and there are no steps for a likelihood ratio.
 
-A reply does not name its weights: the request does, with a LoRA that is read from a folder named by the policy's
-digest, so that an older policy is never used by mistake. Once a run, the first image of a LoRA that changes something
-is compared with the image without it, because a server that ignores the LoRA would not say so. Later versions take
-LoRAs only by names from their start (``--dynamic-lora``): they are refused as another protocol.
+A reply does not name its weights. The request names a LoRA that is read from a folder with the policy's digest as its
+name, so that an older policy is not used by mistake. A server that ignores the LoRA would not say so: its first image
+with a LoRA that changes something is compared with the image without. Later versions take LoRAs only by names from
+their start (``--dynamic-lora``). They are refused as another API.
 """
 
 from __future__ import annotations
