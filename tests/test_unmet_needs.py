@@ -107,7 +107,7 @@ def test_old_names_of_settings_give_the_new_ones(old, new, run):
 
 MINE = """\
 from align.maths import losses
-from align.recipes.base import ForwardRecipe, noised
+from align.recipes.base import ForwardRecipe
 
 
 class Mine(ForwardRecipe):
@@ -119,7 +119,7 @@ class Mine(ForwardRecipe):
         return scores.values.nan_to_num()
 
     def loss(self, terms, rollout, bench):
-        x0, eps, point = noised(terms, rollout)
+        x0, eps, point = self.noised(terms, rollout)
         return losses.weighted_fm(bench.velocity("behaviour", point), x0, eps, terms.credit)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.maths.losses import Loss, weighted_fm
-from align.recipes.base import ForwardRecipe, NoisedTerms, noised
+from align.recipes.base import ForwardRecipe, NoisedTerms
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored
 from rewards.base import Scores
@@ -34,5 +34,5 @@ class Recording(ForwardRecipe):
 
     def loss(self, terms: NoisedTerms, rollout: Scored, bench: Bench) -> Loss:  # type: ignore[override]
         SEEN.setdefault("loss", []).append((rollout, terms))
-        x0, eps, point = noised(terms, rollout)
+        x0, eps, point = self.noised(terms, rollout)
         return weighted_fm(bench.velocity("policy", point), x0, eps, torch.ones(len(terms)))
