@@ -295,7 +295,7 @@ def test_errors_of_commands(run, monkeypatch, raised, code):
     assert found == code
     known = not isinstance(raised, KeyError)
     assert ("Traceback" not in err) == known
-    assert f"error: {raised if known else 'this is a fault'}" in err
+    assert f"error: {raised if known else 'this is a bug'}" in err
     assert "Traceback" in run("recipes", "--debug")[2]
 
 

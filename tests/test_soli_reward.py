@@ -215,7 +215,7 @@ def test_weights_that_do_not_fit_are_named(base, network, tmp_path):
         ({"attention_query_other_layers.0.in_proj_bias": None}, "chain.1.in_proj_bias"),
         ({key: None for key in state if "query" in key or "head.0" in key}, "missing"),
         ({"good.weight": torch.zeros(2)}, r"unexpected \(good.weight\)"),
-        ({"language_model.model.embed_tokens.weight": torch.zeros(8, WIDTH)}, "knows .* tokens"),
+        ({"language_model.model.embed_tokens.weight": torch.zeros(8, WIDTH)}, "has .* tokens"),
     ):
         save_file({key: value for key, value in {**state, **change}.items() if value is not None}, file)
         with pytest.raises(RewardError, match=rf"reward 'soli_reward': .*{said}"):

@@ -132,7 +132,7 @@ def test_pieces_that_do_not_belong_together(folder, tmp_path, hpsv2):
     torch.save(tiny_rewards.OpenClip(100).state_dict(), tmp_path / "small.pt")
     with pytest.raises(RewardError, match=r"the head reads 768 features, .*pick has 32; set the CLIP"):
         aesthetic(folder, "v1", tmp_path / "wide.pth").build()
-    with pytest.raises(RewardError, match=r"tokenizer .*clip knows 514 tokens, the model .*small.pt only 100"):
+    with pytest.raises(RewardError, match=r"tokenizer .*clip has 514 tokens, the model .*small.pt only 100"):
         hpsv2(tmp_path / "small.pt")
     with pytest.raises(RewardError, match="a file of weights has no tokenizer"):
         rewards.parse({"kind": "clip", "model": str(folder / "clip.pt")}).build()

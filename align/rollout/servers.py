@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignflow.errors import AlignflowError, Problem, TrainingError
+from alignflow.lazy import lazy
 from rewards.base import RewardError, resolved
-from rewards.serving import fetch
 from rewards.serving.dispatch import UnansweredError
 
 if TYPE_CHECKING:
     from align.config.engines import HttpEngine
     from align.config.settings import Config
+    from rewards.serving import fetch
+else:
+    fetch = lazy("rewards.serving.fetch")
 
 LARGEST = 2 << 30
 """Bytes of a reply: a video and the latents of its steps, as float32."""
