@@ -92,9 +92,8 @@ def _values(root: type[BaseModel], data: Mapping[str, Any], key: str, start: str
     steps = path.split(".") if path else []
     cls, _ = _at(root, data, steps)
     if name == "kind":
-        outer, _ = _at(root, data, steps[:-1])
-        info = outer.model_fields.get(steps[-1]) if outer is not None and steps else None
-        choice = choice_of(info) if info is not None else None
+        section = _field(root, data, steps)
+        choice = choice_of(section) if section is not None else None
         if choice is not None:
             known = dict(choice.choices())
             yield from ((kind, _first(one)) for kind, one in known.items() if kind.startswith(start))
@@ -121,21 +120,33 @@ def _at(
     root: type[BaseModel], data: Mapping[str, Any], path: Sequence[str]
 ) -> tuple[type[BaseModel] | None, Mapping[str, Any]]:
     """The settings class at a dotted path, and what is set there."""
+    if not path:
+        return root, data
+    info, value = _field(root, data, path), _set(data, path)
+    return (None, {}) if info is None else (_class_of(info, value), value if isinstance(value, Mapping) else {})
+
+
+def _set(data: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The value at a dotted path, None where nothing is set."""
+    value: Any = data
+    for step in path:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def _field(root: type[BaseModel], data: Mapping[str, Any], path: Sequence[str]) -> FieldInfo | None:
+    """The field at a dotted path; a name that the user chose, as of a reward, is a field of the mapping's type."""
     cls: type[BaseModel] | None = root
-    steps = list(path)
-    while steps and cls is not None:
-        step = steps.pop(0)
-        info = cls.model_fields.get(step)
-        if info is None:
-            return None, {}
-        value = data.get(step)
-        if get_origin(info.annotation) is dict and steps:  # a name that the user chose
-            name = steps.pop(0)
-            value = value.get(name) if isinstance(value, Mapping) else None
+    info: FieldInfo | None = None
+    for number, step in enumerate(path):
+        if info is not None and get_origin(info.annotation) is dict:
             info = FieldInfo.from_annotation(get_args(info.annotation)[-1])
-        cls = _class_of(info, value)
-        data = value if isinstance(value, Mapping) else {}
-    return cls, data
+        else:
+            info = cls.model_fields.get(step) if cls is not None else None
+        if info is None:
+            return None
+        cls = _class_of(info, _set(data, path[: number + 1]))
+    return info
 
 
 def _class_of(info: FieldInfo, value: Any) -> type[BaseModel] | None:
