@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from align.cli import about, pages
+from align.cli import data as data_cli
 from align.cli import pairs as pairs_cli
 from align.cli import prompts as prompts_cli
 from align.cli import reward as reward_cli
@@ -67,6 +68,7 @@ app.command(epilog="Example: alignflow benchmark runs/shapes-nft geneval evaluat
 app.command(epilog="Example: alignflow label pairs.parquet --out votes.jsonl")(label)
 app.command(epilog="Example: alignflow ui runs")(ui)
 app.add_typer(prompts_cli.app)
+app.add_typer(data_cli.app)
 
 
 ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}

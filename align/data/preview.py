@@ -1,0 +1,147 @@
+"""A page with the first items of a config's training data: texts, media, shares of the sources, rows left out and why.
+
+Rows are read one by one until enough of them can be used; media are opened only for those.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from align.data.files import write_text
+from align.data.grids import still
+from align.data.inputs import pixels_of
+from align.data.media import encode
+from align.data.prompts import Prompt, read_prompts, read_table
+from align.data.tables import is_tie
+from align.preference.table import stored_rewards
+from alignflow.errors import DataError
+from alignflow.text import printable
+
+if TYPE_CHECKING:
+    from align.config.settings import Config
+
+SIDE = 192
+"""Pixels of the longer side of an image on the page."""
+_STYLE = (
+    "body{font:15px/1.4 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
+    "ul{list-style:none;padding:0}li.item{border-top:1px solid #8884;padding:.7rem 0;display:flex;gap:1rem;"
+    "align-items:flex-start}figure{margin:0;font-size:12px}small{color:#888}img{display:block;max-width:192px}"
+)
+
+
+@dataclass
+class Item:
+    """One training item: its text, place, notes such as scores, and name -> pixels of its media."""
+
+    prompt: Prompt
+    notes: list[str] = field(default_factory=list)
+    media: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """The first items of one source, its share of a rollout in the beginning, and place -> why of rows left out."""
+
+    file: str
+    share: float
+    items: list[Item] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def preview(config: Config, count: int) -> list[Source]:
+    """The first ``count`` items that can be used of each source of training data.
+
+    Raises:
+        DataError: a source cannot be read at all.
+    """
+    if config.rollout.kind != "online":
+        found = Source(config.rollout.file, 1.0)
+        rows = read_table(config.rollout.file, config.rollout.columns, found.dropped)
+        found.items = [*islice(_stored(rows, config, found.dropped), count)]
+        return [found]
+    sources = [Source(one.file, one.points[0][1]) for one in config.prompts.sources]
+    total = sum(source.share for source in sources) or 1.0
+    limit = min(count, config.prompts.limit or count)
+    for source in sources:
+        source.share /= total
+        prompts = read_prompts(source.file, limit, skipped=source.dropped)
+        source.items = [*_opened(prompts, source.dropped, lambda prompt: [])]
+    return sources
+
+
+def _stored(rows: Iterable[Prompt], config: Config, dropped: dict[str, str]) -> Iterator[Item]:
+    rollout = config.rollout
+    assert rollout.kind != "online"
+
+    def notes(prompt: Prompt) -> list[str]:
+        if rollout.kind == "pairs" and is_tie(prompt.metadata.get("tie"), prompt.where):
+            raise DataError("the pair is a tie, which teaches nothing")
+        scores = stored_rewards(prompt, rollout, config.recipe.any_order)
+        return [f"reward of {name}: {score:g}" for name, score in zip(rollout.columns, scores, strict=False)]
+
+    return _opened(rows, dropped, notes)
+
+
+def _opened(prompts: Iterable[Prompt], dropped: dict[str, str], notes: Callable[[Prompt], list[str]]) -> Iterator[Item]:
+    """Items whose media can be read; others go to ``dropped``."""
+    for prompt in prompts:
+        try:
+            item = Item(prompt, notes(prompt), {name: pixels_of(prompt, name) for name in prompt.media})
+        except DataError as error:
+            dropped[prompt.where] = str(error)
+        else:
+            yield item
+
+
+def page(name: str, sources: list[Source]) -> str:
+    """The HTML of a preview, which needs no other file."""
+    parts = [f"<h1>Training data of {_text(name)}</h1>"]
+    for source in sources:
+        count, lost = len(source.items), len(source.dropped)
+        parts.append(f"<h2>{_text(source.file)}</h2><p>{source.share:.0%} of a rollout; first {count} items")
+        parts.append(f"; {lost} of the rows read are left out</p><ul>")
+        parts += [_item(item) for item in source.items]
+        parts.append("</ul>")
+        if source.dropped:
+            rows = "".join(f"<li>{_text(why)}</li>" for why in source.dropped.values())
+            parts.append(f"<h3>Left out</h3><ol>{rows}</ol>")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    title = f"<title>{_text(name)}: data</title><style>{_STYLE}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}{title}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _item(item: Item) -> str:
+    figures = "".join(f"<figure>{_figure(pixels)}{_text(name)}</figure>" for name, pixels in item.media.items())
+    about = [item.prompt.place, *item.notes, *(f"{key}: {value}" for key, value in item.prompt.metadata.items())]
+    words = f"{_text(item.prompt.text)}<br><small>{_text(' · '.join(about))}</small>"
+    return f'<li class="item">{figures}<div>{words}</div></li>'
+
+
+def _figure(pixels: Any) -> str:
+    image = Image.fromarray(still(pixels)).convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    data = base64.b64encode(encode(np.asarray(image), ".png")).decode()
+    frames = f"{len(pixels)} frames, " if pixels.ndim == 4 else ""
+    return f'<img src="data:image/png;base64,{data}" alt="">{frames}{pixels.shape[-2]} x {pixels.shape[-3]} '
+
+
+def _text(value: object) -> str:
+    return html.escape(printable(value, 600))
+
+
+def write(config: Config, out: Path, count: int) -> list[Source]:
+    """Write the page of :func:`preview` to ``out``; the sources."""
+    sources = preview(config, count)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page(config.name, sources))
+    return sources
