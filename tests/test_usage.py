@@ -39,7 +39,7 @@ def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sec
             Path(__file__).parents[1] / "configs" / "quickstart.yaml",
             [
                 *("train.steps=1", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=2", "evaluate.rewards={}"),
-                *("evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.01", f"out={tmp_path / 'run'}"),
+                *("evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.05", f"out={tmp_path / 'run'}"),
             ],
         )
     else:
