@@ -156,7 +156,7 @@ def test_configs_in_pages_pass_check(page, folder):
             continue
         if not name:
             name = "part.yaml"
-            base = "extends: configs/quickstart.yaml\n" if "extends:" not in part else ""
+            base = "extends: configs/shapes/nft.yaml\n" if "extends:" not in part else ""
             (folder / name).write_text(base + part)
         assert wrong_with([name], []) == [], part
 

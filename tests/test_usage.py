@@ -38,8 +38,8 @@ def run_folder(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, **sec
         config = load_config(
             Path(__file__).parents[1] / "configs" / "quickstart.yaml",
             [
-                *("train.steps=1", "rollout.prompts=2", "rollout.group=4", "evaluate.prompts=2", "evaluate.rewards={}"),
-                *("evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.05", f"out={tmp_path / 'run'}"),
+                *("train.steps=1", "rollout.prompts=4", "rollout.group=8", "evaluate.prompts=2", "evaluate.rewards={}"),
+                *("evaluate.gold=null", "samples.count=2", "train.ema=0", "train.lr=0.01", f"out={tmp_path / 'run'}"),
             ],
         )
     else:
