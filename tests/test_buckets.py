@@ -252,10 +252,9 @@ def test_learning_rate_0_changes_nothing(model: Path, tmp_path: Path) -> None:
 RUN = """
 import sys
 from pathlib import Path
+from align.config.load import load_config
 from align.training.trainer import train
-from test_buckets import FLOW, stored
-folder, model, file = map(Path, sys.argv[1:4])
-train(stored(folder, model, FLOW, file=file))
+train(load_config(Path(sys.argv[1]), []))
 """
 
 
@@ -264,9 +263,11 @@ def test_two_processes_learn_as_one(model: Path, tmp_path: Path) -> None:
     file, found = table(tmp_path), []
     for count in (1, 2):
         folder = tmp_path / str(count)
-        folder.mkdir()
-        launch(count, folder, RUN, str(folder), str(model), str(file))
-        found.append(final_tensors(stored(folder, model, FLOW, file=file)))
+        config = stored(folder, model, FLOW, file=file)
+        written = folder / "config.yaml"
+        written.write_text(dump_config(config))
+        launch(count, folder, RUN, str(written))
+        found.append(final_tensors(config))
     assert policy_gap(*found) < 2e-3
 
 
