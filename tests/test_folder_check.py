@@ -105,7 +105,7 @@ def test_a_scheduler_that_is_no_flow(config, folder, tmp_path, name):
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
     (line,) = said(config(other))
-    assert f"holds a {name} that is not set to a flow" in line
+    assert f"holds a {name} that is not configured for a flow" in line
 
 
 @pytest.mark.parametrize("content", ["[1]", "[" * 100_000, "{", '{"_class_name": 3}'])

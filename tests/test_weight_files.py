@@ -244,7 +244,7 @@ def test_packages_that_are_not_installed(folder):
     for kind, name in (("hpsv2", "hpsv2"), ("image_reward", "image-reward")):
         settings = {"kind": kind, "backend": "package", "weights": str(folder / "clip.pt")}
         with pytest.raises(
-            RewardError, match=rf"package {name} cannot be imported here .*extra {name}; docs/rewards.md.*native"
+            RewardError, match=rf"package {name} cannot be imported here .*extra {name}, see docs/rewards.md.*native"
         ):
             rewards.parse(settings).build()
 
