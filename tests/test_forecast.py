@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
@@ -17,7 +20,8 @@ from align.policy.build import build_generator
 from align.runs import threads
 from align.runs.forecast import Forecast, Unit
 from align.runs.progress import Progress
-from align.training.foreseen import counted, units
+from align.runs.threads import Speed
+from align.training.foreseen import counted, foresee, units
 from align.training.trainer import train
 from alignflow import cores
 
@@ -172,3 +176,27 @@ def test_the_progress_line_counts_down_by_the_forecast(capsys, monkeypatch):
     progress.foresee(Forecast([Unit("step", at, 1, 0, 0, work) for at, work in ((1, 1), (2, 60))], 100.0))
     progress.update(1, {})
     assert capsys.readouterr().out == "step 1/2  5:00 left\n"
+
+
+@pytest.mark.parametrize(("compiled", "timed"), [("none", ["a cat"]), ("blocks", [])])
+def test_calls_that_compile_are_not_timed(
+    compiled: str, timed: list[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first calls of compiled blocks take minutes, and the rest of the run does not."""
+    asked: list[str] = []
+
+    def settled(generator: object, prompts: Sequence[str], rows: int, **how: object) -> Speed:
+        asked.extend(prompts)
+        return Speed(1, "", 0.1 if prompts else None)
+
+    monkeypatch.setattr("align.training.foreseen.settle", settled)
+    said: list[str] = []
+    trainer = SimpleNamespace(
+        config=tiny_run.settings(tmp_path, model, memory={"compile": compiled}), share=SimpleNamespace(world=1),
+        generator=None, source=SimpleNamespace(prompts=["a cat"]), held_out=SimpleNamespace(prompts=[]),
+        threads_before=None, accelerator=SimpleNamespace(autocast=nullcontext),
+    )  # fmt: skip
+    foresee(trainer, 0, SimpleNamespace(say=said.append, foresee=lambda forecast: None))  # type: ignore[arg-type]
+    assert asked == timed
+    assert said[-1].startswith("forecast: ")
+    assert said[-1].endswith("scoring not included") == bool(timed)

@@ -25,11 +25,15 @@ DRIFT_ROWS = 32
 
 
 def foresee(trainer: Trainer, done: int, progress: Progress) -> None:
-    """Choose the number of threads, say it with the forecast, and let the progress line use the forecast."""
+    """Choose the number of threads, say it with the forecast, and let the progress line use the forecast.
+
+    With ``memory.compile`` nothing is timed before the first step.
+    """
     config, share = trainer.config, trainer.share
     chunk = min(getattr(config.rollout, "chunk", config.train.chunk), config.rollout.prompts * config.rollout.group)
+    compiled = config.memory.compile != "none"  # the first calls compile, so their time says nothing about the others
     speed = settle(
-        trainer.generator, trainer.source.prompts, chunk,
+        trainer.generator, () if compiled else trainer.source.prompts, chunk,
         setting=config.train.threads, before=trainer.threads_before, context=trainer.accelerator.autocast,
     )  # fmt: skip
     ahead = units(config, len(trainer.held_out.prompts), done)
