@@ -36,7 +36,8 @@ def endless(folder: Path, model: Path, policy: str) -> Config:
 
 def steps(config: Config) -> list[int]:
     log = config.run_dir / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [row["step"] for row in rows if row["event"] == "train"]
 
 
 @contextmanager
