@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +33,11 @@ from torch import Tensor
 
 from align.data.media import to_bytes
 from align.rollout.engine import Order, RejectedError, Reply
-from align.rollout.lora_folder import LoraFolder, pack
+from align.rollout.lora_folder import LoraFolder
+from align.rollout.on_servers import OnServers
 from align.rollout.paths import arranged
 from align.rollout.rollout import OVERFLOW
-from align.rollout.servers import SEEDS, SGLANG, Server, Servers, greet
+from align.rollout.servers import SEEDS, SGLANG, Server
 from alignflow.errors import TrainingError
 from alignflow.extras import optional
 from generators.base import Generator
@@ -51,28 +51,14 @@ GRID = 2e-3
 """Largest difference of two times that are called the same; the engine computes them in its own precision."""
 
 
-class Sglang:
+class Sglang(OnServers):
     """Samples by SGLang-diffusion servers; one that does not have the newest weights is given them first."""
-
-    chunk: int | None = 1
 
     def __init__(self, settings: SglangEngine, config: Config, generator: Generator) -> None:
         self.msgpack = optional("msgpack", "rollout.engine 'sglang'", TrainingError)
-        self.settings, self.generator, self.sampler = settings, generator, config.rollout.sampler  # type: ignore[union-attr]
-        self.servers = Servers(settings)
-        self.parallel = len(self.servers)
-        self.folder = LoraFolder(settings.folder, settings.folder_there)
+        super().__init__(settings, config, generator, LoraFolder)
         self.modules = list(generator.backbones())
         self.times = generator.times(self.sampler.steps).cpu().double()
-        greet(config)
-
-    def pack(self, trained: Mapping[str, Tensor]) -> bytes:
-        """The LoRA in place in diffusers' names, as a safetensors file."""
-        return pack(self.generator)
-
-    def push(self, weights: bytes, policy: str) -> None:
-        """Write the LoRA into the folder; each server reads it before its next sample."""
-        self.folder.write(weights, policy)
 
     def draw(self, order: Order, policy: str) -> Reply:
         """One sample."""

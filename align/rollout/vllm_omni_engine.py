@@ -21,7 +21,6 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,9 @@ from torch import Tensor
 from align.data.latents import Latents
 from align.data.media import read_media, to_bytes
 from align.rollout.engine import Order, RejectedError, Reply
-from align.rollout.lora_folder import PeftFolder, pack
-from align.rollout.servers import SEEDS, VLLM_OMNI, Server, Servers, greet
+from align.rollout.lora_folder import PeftFolder
+from align.rollout.on_servers import OnServers
+from align.rollout.servers import SEEDS, VLLM_OMNI, Server
 from alignflow.errors import DataError
 from generators.base import Generator
 from rewards.serving.dispatch import UnansweredError
@@ -43,27 +43,13 @@ if TYPE_CHECKING:
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class VllmOmni:
+class VllmOmni(OnServers):
     """Images by vLLM-Omni servers, and their latents by the VAE of this process."""
 
-    chunk: int | None = 1
-
     def __init__(self, settings: VllmOmniEngine, config: Config, generator: Generator) -> None:
-        self.settings, self.generator, self.sampler = settings, generator, config.rollout.sampler  # type: ignore[union-attr]
-        self.servers = Servers(settings)
-        self.parallel = len(self.servers)
-        self.folder = PeftFolder(settings.folder, settings.folder_there)
+        super().__init__(settings, config, generator, PeftFolder)
         self.latents = Latents(generator, "none", Path())
         self.lock = threading.Lock()
-        greet(config)
-
-    def pack(self, trained: Mapping[str, Tensor]) -> bytes:
-        """The LoRA in place in diffusers' names, as a safetensors file."""
-        return pack(self.generator)
-
-    def push(self, weights: bytes, policy: str) -> None:
-        """Write the LoRA into the folder; every request names it."""
-        self.folder.write(weights, policy)
 
     def draw(self, order: Order, policy: str) -> Reply:
         """One sample."""
