@@ -85,7 +85,7 @@ policy: {{kind: lora, rank: 32, alpha: 64}}
 # One prompt a line, or a table; a few hundred are a start.{also}
 prompts: {{train: {json.dumps(prompts)}{held}
 
-# The score that is raised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
+# The score that is optimised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
 reward: {reward_of(reward)}
 
 # A step samples `prompts` x `group` samples with this sampler, scores them, and compares those of a prompt.

@@ -14,8 +14,8 @@ from align.recipes.base import AnchorRecipe, Bench, GroupRecipe, NoisedTerms, Sc
 class AWM(GroupRecipe, AnchorRecipe):
     """Advantage Weighted Matching: policy gradient on flow-matching errors of noised samples (arXiv 2509.25050)
 
-    ``exp`` of how much smaller the error has become since the rollout is the ratio of a clipped surrogate. Two pulls
-    hold the policy: to the base and to the anchor, a moving average. Defaults are those of the authors' code.
+    ``exp`` of how much smaller the error has become since the rollout is the ratio of a clipped surrogate. Two
+    penalties keep the policy near the base and the anchor, a moving average. Defaults are those of the authors' code.
     """
 
     behaviour = "behaviour"

@@ -230,7 +230,9 @@ class ForwardRecipe(Recipe):
     t_range: tuple[float, float] = Field((0.0, 1.0), description="interval of the times t of the re-noised copies")
     kl: float = Field(0.0, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     trains: Literal["network", "text", "both"] = Field(
-        "network", description="parts with a LoRA: network | text = the text encoders | both"
+        "network",
+        description="parts with a LoRA: network | text = the text encoders | both; text encoders need "
+        "memory.cache_prompts: none",
     )
 
     def learners(self) -> dict[str, Learns]:
