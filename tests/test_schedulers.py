@@ -73,6 +73,7 @@ def test_what_stands_in_is_said_in_one_line(pipeline, name, settings, message):
 
 
 def test_nothing_is_said_where_the_run_takes_those_steps(pipeline):
+    assert remark(with_scheduler(pipeline, EULER), ["dpm2", "ode"]) == ""
     assert remark(with_scheduler(pipeline, "DPMSolverMultistepScheduler", **FLOW), ["dpm2"]) == ""
     assert remark(with_scheduler(pipeline, "DPMSolverMultistepScheduler", **FLOW), ["dpm2", "ode"])
     assert remark(with_scheduler(pipeline, "FlowMatchLCMScheduler"), ["cps"]) == ""
