@@ -130,6 +130,24 @@ def test_diffusers_has_its_own(tmp_path, in_memory, name):
     assert found["difference"] == 0 < found["effect"]
 
 
+@pytest.mark.parametrize(("world", "kind"), [("shapes-edit", "flux_kontext"), ("shapes-fill", "flux_fill")])
+def test_an_editor_that_reads_few_words_is_asked_few(tmp_path, world, kind):
+    generator = load(kind, world, options=Options(size=(32, 32)))
+    assert generator.too_long([check.PROMPT])
+    moved(generator)
+    save_lora(generator, tmp_path / "run" / "lora")
+    tree = {
+        "generator": {"kind": kind, "path": world, "device": "cpu", "size": [32, 32]},
+        "prompts": {"train": f"{world}:train"},
+        "reward": {"kind": world.replace("-", "_")},
+        "recipe": {"kind": "nft"},
+    }
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(tree))
+    found = export(find_policy(tmp_path / "run"), "diffusers", tmp_path / "out")
+    assert found["difference"] <= 1e-5 * max(1.0, found["velocity"])
+    assert found["effect"] > 100 * found["difference"]
+
+
 def test_half_precision_is_rounded_and_no_more(tmp_path):
     source = find_policy(trained(tmp_path, SD3, model=True))
     exact, rounded = export(source, "kohya", tmp_path / "a"), export(source, "kohya", tmp_path / "b", "bfloat16")

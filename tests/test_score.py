@@ -10,8 +10,11 @@ import pytest
 import torch
 import written
 from PIL import Image
+from tiny_run import settings
 
 from align.data.media import encode
+from align.data.prompts import Prompt
+from align.evaluation.evaluate import sample_to_folder
 
 run = written.run
 ROOT = Path(__file__).parent.parent
@@ -173,6 +176,26 @@ def test_sample_folders_bring_their_prompts_and_no_contact_sheet(run, levels):
     assert code == 0
     assert [row["file"] for row in json.loads(out)] == ["ours/000.png"]
     assert "ours/grid.png is the contact sheet of a sample folder; skipped" in err
+
+
+def test_what_sample_writes_is_scored_and_paired_as_it_is(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = [Prompt("a red circle"), Prompt("a blue square")]
+    sample_to_folder(settings(tmp_path, model), Path("drawn"), prompts=asked, count=2)
+    assert Path("drawn/sheet/grid.png").is_file()
+    light = f"light={REWARD}"
+    code, out, err = run("score", "drawn", "--reward", light, "--json")
+    assert code == 0, err
+    names = [f"drawn/{number:03d}.png" for number in range(4)]
+    rows = [(row["file"], row["prompt"]) for row in json.loads(out)]
+    assert rows == list(zip(names, ["a red circle"] * 2 + ["a blue square"] * 2, strict=True))
+    _, out, _ = run("score", "drawn", "--prompt", "grey", "--reward", light, "--json")
+    assert [row["file"] for row in json.loads(out)] == names
+    code, out, err = run("pairs", "drawn", "--reward", light)
+    assert code == 0, err
+    assert "pairs    2" in out
+    _, _, err = run("score", "drawn/sheet/grid.png", names[0], "--prompt", "x", "--reward", light)
+    assert "drawn/sheet/grid.png is the contact sheet of a sample folder; skipped" in err
 
 
 def prompted(media, prompts):

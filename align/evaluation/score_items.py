@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.data.grids import GRID, SHEET, SOURCE
 from align.data.prompts import Prompt, prompt_of_row
 from align.data.tables import HUB, Cell, read_rows, table_path
 from align.data.video import VIDEO
@@ -16,8 +17,6 @@ from alignflow.paths import expanded
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 TABLES = (".csv", ".jsonl", ".parquet")
-GRID = "grid.png"
-SOURCE = "-source.png"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
     except (OSError, ValueError):
         inside = False
     if not inside:
-        if path.name == GRID and index.of(path.parent):
+        if path.name == GRID and index.of(_folder(path)):
             say(f"{path} is the contact sheet of a sample folder; skipped")
         else:
             yield path
@@ -135,9 +134,14 @@ def _files(path: Path, index: _Index, say: Callable[[str], None]) -> Iterator[Pa
         raise DataError(f"no images or videos in folder {path}")
 
 
+def _folder(file: Path) -> Path:
+    """The folder that would be the sample folder of a file: its own, or the one around its :data:`SHEET`."""
+    return file.parent.parent if file.parent.name == SHEET else file.parent
+
+
 def _beside(file: Path, index: _Index) -> bool:
     """Whether a file beside the samples of a sample folder is not a sample."""
-    about = index.of(file.parent)
+    about = index.of(_folder(file))
     if not about:
         return False
     still = file.suffix == ".png" and "clips" in about and file.with_suffix(f".{about['clips']}").is_file()

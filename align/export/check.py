@@ -50,10 +50,18 @@ def answers(generator: Generator, *, decode: bool) -> Answers:
     shapes = {name: (1, 1 if name == "mask" else 3, *generator.size) for name in generator.inputs}
     inputs = {name: torch.rand(shape, generator=source) for name, shape in shapes.items()}
     with torch.no_grad():
-        cond, x = generator.encode([PROMPT], inputs), generator.noise([0])
+        cond, x = generator.encode([_prompt(generator)], inputs), generator.noise([0])
         velocities = [generator.velocity(x, torch.tensor(t), cond) for t in TIMES]
         media = generator.decode(x - velocities[0]) if decode else torch.zeros(1)
     return Answers(torch.cat(velocities).cpu(), media.float().cpu())
+
+
+def _prompt(generator: Generator) -> str:
+    """As many words of :data:`PROMPT` as the model reads."""
+    words = PROMPT.split()
+    while len(words) > 1 and generator.too_long([" ".join(words)]):
+        words.pop()
+    return " ".join(words)
 
 
 def trained_loras(generator: Generator) -> dict[str, Lora]:
