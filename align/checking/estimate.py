@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.checking.architectures import Part, arguments, count, on_meta, parts_of, stored_buffers
 from align.checking.context_check import part_of_tokens
+from align.checking.reward_sizes import reward_bytes
 from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
 from align.policy import held
@@ -187,30 +188,7 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
 
 
 def _rewards(config: Config) -> list[Item]:
-    from rewards.encoders.clip import ClipReward
-
-    settings = [config.reward, *config.evaluate.rewards.values()]
-    unknown, sizes = [], {}
-    for one in settings:
-        if isinstance(one, ClipReward):
-            known = CLIP.get(one.model) if one.model != "shapes" else 2_000_000
-            if known is not None:
-                sizes[one.model] = known * SIZES[one.dtype]
-                continue
-        kind = getattr(one, "kind", "shapes")
-        if kind not in ("shapes", "checks"):
-            unknown.append(kind)
-    how = f"without {', '.join(dict.fromkeys(unknown))}, whose size is not known here" if unknown else ""
-    return [Item("rewards", float(sum(sizes.values())), how)]
-
-
-CLIP = {
-    "yuvalkirstain/PickScore_v1": 986_109_441,
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 986_109_441,
-    "openai/clip-vit-large-patch14": 427_616_513,
-    "openai/clip-vit-base-patch32": 151_277_313,
-}
-"""Scoring model -> parameters."""
+    return [Item("rewards", *reward_bytes([config.reward, *config.evaluate.rewards.values()]))]
 
 
 # -- phases -----------------------------------------------------------------------------------------------------------
