@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from test_latents import pairs
 from tiny_run import some_slow
 
 from align.data.prompts import Prompt
@@ -143,6 +144,24 @@ def test_the_forecast_counts_the_calls_of_a_run(model: Path, tmp_path: Path, cap
     assert said < first
     assert lines[said].startswith(f"forecast: {calls:,} network calls (48 to sample, ")
     assert round(sum(unit.calls for unit in units(config, 4))) == calls
+
+
+@pytest.mark.parametrize("timesteps", [1, 2])
+def test_the_forecast_counts_the_calls_of_a_run_on_stored_pairs(model: Path, tmp_path: Path, capsys, timesteps):
+    """With one term per pair too, both updates have terms."""
+    config = tiny_run.settings(
+        tmp_path, model, {"kind": "flow_dpo", "timesteps": timesteps, "reference_every": 1}, reward=None,
+        rollout={"kind": "pairs", "file": str(pairs(tmp_path)), "prompts": 2}, prompts={"heldout": None},
+        train={"steps": 2, "updates": 2}, evaluate={"every": 0, "at_start": False},
+    )  # fmt: skip
+    assert counted(config)
+    calls = train(config)["network_calls"]
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("forecast")).startswith(f"forecast: {calls:,} network calls")
+    step = next(line for line in lines if line.startswith("step 1/2"))
+    assert step.startswith("step 1/2  loss 0.")
+    assert "pair accuracy" in step
+    assert "reward" not in step
 
 
 def test_a_resumed_run_forecasts_the_rest(model: Path, tmp_path: Path):

@@ -20,6 +20,8 @@ PHASES = {
     "evaluate": "evaluating",
 }
 """Phase of a training step -> text of the line during it."""
+LEARNED = {"loss": "loss", "accuracy": "pair accuracy"}
+"""Entry of a training step's row -> its name in the line of a run without a reward."""
 
 
 class Progress:
@@ -92,8 +94,13 @@ def clock(seconds: float) -> str:
 
 
 def shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:
-    """Values of a training step's row in the progress line; for a reward that compares samples, its parts."""
+    """Values of a training step's row in the progress line; for a reward that compares samples, its parts.
+
+    Without a reward, as on stored pairs, the scores of the file say nothing about the policy: the line shows the loss
+    and, of pairs, the share that the policy favours as the file does.
+    """
     compares = reward is not None and reward.scope in ("group", "batch")
     parts = {name: said(value) for name, value in row.items() if compares and name.startswith("reward/")}
-    shown = (parts or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}
+    learned = {name: said(row[key]) for key, name in LEARNED.items() if reward is None and key in row}
+    shown = (parts or learned or {"reward": said(row["reward"])}) | {"": f"{row['images_per_second']:.3g} samples/s"}
     return shown | ({"missing": f"{row['missing']} of {row['samples']}"} if row["missing"] else {})

@@ -48,6 +48,7 @@ class Learning:
         self.found: list[tuple[Tensor, Scores, Tensor]] = []
         self.recompute = getattr(config.rollout, "recompute", False)
         self.keep: int | None = getattr(config.rollout, "keep", None)
+        self.unit = config.rollout.group if config.rollout.kind == "pairs" else 1
         self.ratios: list[Tensor] | None = None
         """Ratios of the run's first update while it is made."""
         self.gaps: dict[str, float] = {}
@@ -89,11 +90,11 @@ class Learning:
                 terms = terms[kept[mine][terms.sample]]
             spare = self._spare(learner, terms, rollout, credit)
             if name == "policy" and self.recompute:
-                parts = [_part(terms, before, number, learner.updates) for number in range(learner.updates)]
+                parts = [self._part(terms, before, number, learner.updates) for number in range(learner.updates)]
                 work = [piece for part in parts for piece in self._work(part, rollout, spare)]
                 rollout = truth.recomputed(learner.objective, work, rollout, self.bench)  # type: ignore[arg-type]
             rows = [
-                self._update(learner, _part(terms, before, number, learner.updates), rollout, spare)
+                self._update(learner, self._part(terms, before, number, learner.updates), rollout, spare)
                 for number in range(learner.updates)
             ]
             prefix = "" if name == "policy" else f"{name}/"
@@ -214,6 +215,20 @@ class Learning:
                     self.ratios.append(ratio.float())
         return {name: float(value) for name, value in sums.items()} | {LOST: lost}, first
 
+    def _part(self, terms: Terms | None, before: int, number: int, updates: int) -> Terms | None:
+        """The terms of update ``number``; the terms of a sample, or of a stored pair, are spread over the updates.
+
+        A stored pair counts as one: its winner stands at an even place, so that two updates divided by samples would
+        leave one of them without terms where a pair has one term.
+
+        Args:
+            before: samples of the processes before this one, so that the parts do not depend on their number.
+        """
+        if terms is None:
+            return None
+        place = terms.slot + (terms.sample + before) // self.unit
+        return terms[(place % updates == number).nonzero().flatten()]
+
     def _known(self, terms: Terms, loss: Loss, mine: bool) -> Tensor:
         """``[M]`` which terms have a score; all of them where the loss did not score."""
         if not isinstance(loss, bases.ScoredLoss):
@@ -230,17 +245,6 @@ def _completed(rollout: Scored, found: list[tuple[Tensor, Scores, Tensor]]) -> S
     parts = [Part(sample.tolist(), to_bytes(media).cpu(), [], None, {}) for sample, _, media in found]
     media = torch.cat([part.media for part in parts])[torch.cat([sample for sample, _, _ in found]).argsort()]
     return rollout.become(Scored, media=media, scores=joined(parts, [scores for _, scores, _ in found]))
-
-
-def _part(terms: Terms | None, before: int, number: int, updates: int) -> Terms | None:
-    """The terms of update ``number``; a sample's terms are spread over the updates.
-
-    Args:
-        before: samples of the processes before this one, so that the parts do not depend on their number.
-    """
-    if terms is None:
-        return None
-    return terms[((terms.slot + terms.sample + before) % updates == number).nonzero().flatten()]
 
 
 def _averaged(rows: list[dict[str, float]]) -> dict[str, float]:
