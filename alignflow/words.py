@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewards.base import RewardSettings
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -49,3 +53,18 @@ def one_line(settings: Mapping[str, object]) -> str:
     """``nft beta=1.0 kl=0.1``."""
     rest = " ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")
     return f"{settings.get('kind', '')} {rest}".strip()
+
+
+def reward_lines(reward: RewardSettings | None) -> list[tuple[str, str]]:
+    """(name, settings) of a reward's line in a report; a mixture adds a line per part: its name, kind and scale."""
+    if reward is None:
+        return [("reward", "none")]
+    settings = reward.model_dump(mode="json", exclude_none=True)
+    parts = settings.get("parts")
+    if settings["kind"] != "mixture" or not isinstance(parts, dict):
+        return [("reward", one_line(settings))]
+    found = [("reward", one_line({name: value for name, value in settings.items() if name != "parts"}))]
+    for name, part in parts.items():
+        scale = {key: value for key, value in part.items() if key != "reward"}
+        found.append(("", f"{name}: {one_line(part['reward'])}, {one_line(scale)}"))
+    return found

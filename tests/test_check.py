@@ -131,3 +131,20 @@ def test_check_asks_for_the_generator_and_the_prompts_of_every_command(tmp_path,
         assert "generator.path: no folder ./gone" in err
         assert f"{prompts}: " in err
         assert "gone.txt does not exist" in err
+
+
+def test_a_mixture_has_a_line_per_part(run):
+    reward = (
+        "reward={kind: mixture, parts: {gold: {reward: {kind: shapes}, weight: 2, normalise: group}, "
+        "match: {reward: {kind: clip, model: shapes}}}}"
+    )
+    code, out, _ = run("check", str(SHIPPED / "shapes/nft.yaml"), reward)
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines()]
+    assert "gold: shapes score=dense, weight=2.0 normalise=group" in lines
+    assert any(line.startswith("match: clip ") and line.endswith(", weight=1.0 normalise=none") for line in lines)
+    assert "{'" not in "".join(line for line in lines if "shapes score" in line or line.startswith("reward"))
+
+
+def test_list_is_another_name_of_recipes(run):
+    assert run("list")[:2] == run("recipes")[:2]

@@ -32,7 +32,7 @@ from align.runs import devices
 from alignflow.errors import AlignflowError, ConfigError, Problem
 from alignflow.extras import remedy
 from alignflow.paths import exists, expanded
-from alignflow.words import count, one_line
+from alignflow.words import count, one_line, reward_lines
 from alignflow.worlds.shapes import WORLDS, pipelines
 
 
@@ -113,7 +113,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
         ("rollout", source),
         *([("buckets", line)] if (line := bucket_line(config)) else []),
         *servers.found_out(config)[0],
-        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True)) if config.reward else "none"),
+        *reward_lines(config.reward),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
         (
             "train",

@@ -354,6 +354,7 @@ app.command(
 )(new)
 app.command(epilog="Example: alignflow show recipe nft")(show)
 app.command(epilog="Example: alignflow recipes --json")(about.recipes)
+app.command("list", hidden=True, epilog="Example: alignflow list --json")(about.recipes)
 app.command(epilog="Example: alignflow doctor --json")(doctor)
 app.command(epilog="Example: alignflow env --torch")(about.env)
 app.command(epilog="Example: alignflow schema > alignflow.schema.json")(about.schema)

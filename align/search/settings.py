@@ -25,7 +25,7 @@ from alignflow.errors import ConfigError
 from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import RunSettings, Settings
 from alignflow.strict import Named
-from alignflow.words import one_line
+from alignflow.words import one_line, reward_lines
 from generators.settings import Memory
 from rewards.base import RewardSettings
 from rewards.scopes import without_gradient
@@ -130,7 +130,7 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
         ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {devices.said(generator.device)}"),
         ("prompts", f"{config.prompts.source}, {config.prompts.limit or 'all'}"),
-        ("reward", one_line(config.reward.model_dump(mode="json", exclude_none=True))),
+        *reward_lines(config.reward),
         ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),
         ("sampler", sampler_line(method.sampler)),
         ("budget", f"{config.budget} per prompt"),
