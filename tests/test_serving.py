@@ -460,3 +460,18 @@ def post(url: str, body: bytes):
             return reply.status, json.load(reply), reply.headers
     except urllib.error.HTTPError as error:
         return error.code, json.load(error), error.headers
+
+
+def test_the_line_of_a_server_names_its_model():
+    said = []
+
+    class StopError(Exception):
+        pass
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise StopError
+
+    with pytest.raises(StopError):
+        serve(rewards.parse("clip"), port=0, say=say)
+    assert said[0].startswith("serving clip (model shapes) on http://127.0.0.1:")

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from align.config.load import load_config
 from align.data.grids import save_samples
-from align.training.tracking import log_samples, samples_of
+from align.training.tracking import log_samples, samples_of, sent_config
 
 
 def tracker(name: str, inner: Any) -> Any:
@@ -131,3 +133,16 @@ def test_prompts_are_shown_as_plain_text(tmp_path):
     (sent,) = samples_of(folder, tmp_path)
     assert "\x1b" not in sent.caption
     assert "\x00" not in sent.caption
+
+
+def test_a_tracker_gets_the_resolved_config(tmp_path):
+    """Accelerate hands it to TensorBoard as hyperparameters, which are numbers, booleans and text alone."""
+    shipped = Path(__file__).parent.parent / "configs/shapes/nft.yaml"
+    sent = sent_config(load_config(shipped, ["train.lr=0.003", "trackers=[tensorboard]"]))
+    assert (sent["train.lr"], sent["recipe.kind"], sent["trackers"]) == (0.003, "nft", '["tensorboard"]')
+    assert {type(value) for value in sent.values()} <= {bool, int, float, str}
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("mine", config=sent)
+    accelerator.end_training()
+    (file,) = tmp_path.rglob("hparams.yml")
+    assert "train.lr: 0.003" in file.read_text()

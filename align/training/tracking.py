@@ -5,19 +5,40 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import BaseModel
 
 from align.data.media import encode, read_pixels
+from alignflow import secrets
 from alignflow.text import first_line, printable
+
+Scalar = bool | int | float | str
 
 PLAYED = ("gif", "mp4")
 """Videos that every tracker's page plays; others are sent as gif."""
+
+
+def sent_config(config: BaseModel) -> dict[str, Scalar]:
+    """The resolved settings by their dotted names, as trackers keep them beside the run's curves.
+
+    Numbers, booleans and text stay as they are; lists are JSON; null is left out, which TensorBoard does not take.
+    """
+    return dict(_flat(config.model_dump(mode="json"), ""))
+
+
+def _flat(tree: Mapping[str, Any], before: str) -> Iterator[tuple[str, Scalar]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        elif value is not None:
+            plain = value if isinstance(value, Scalar) else json.dumps(value, ensure_ascii=False)
+            yield f"{before}{name}", secrets.shown(plain) if isinstance(plain, str) else plain
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from align.runs.progress import Progress, shown
 from align.runs.run_folder import RunFolder, flatten
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
-from align.training import agreement, keeping, nodes, truth
+from align.training import agreement, keeping, nodes, tracking, truth
 from align.training.accelerating import accelerator_of
 from align.training.foreseen import foresee
 from align.training.held_out import HeldOut
@@ -360,7 +360,7 @@ class Trainer:
 
     def _start_trackers(self) -> None:
         if self.config.trackers:
-            self.accelerator.init_trackers(self.config.name)
+            self.accelerator.init_trackers(self.config.name, config=tracking.sent_config(self.config))
 
     def log(self, row: dict[str, Any]) -> None:
         """Write a row to ``metrics.jsonl`` and to the trackers."""

@@ -223,7 +223,9 @@ def serve(
         _listen(listener, host, port)
         tested = self_test(reward)
         place = f"[{host}]" if ":" in host else host
-        say(f"serving {reward.name} on http://{place}:{listener.getsockname()[1]}, self-test {json.dumps(tested)}")
+        model = getattr(settings, "model", None)
+        what = f"{reward.name} (model {model})" if isinstance(model, str) else reward.name
+        say(f"serving {what} on http://{place}:{listener.getsockname()[1]}, self-test {json.dumps(tested)}")
         config = uvicorn.Config(
             app,
             log_level="error",
