@@ -5,10 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rewards.base import RewardSettings
+from typing import Any
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -55,11 +52,10 @@ def one_line(settings: Mapping[str, object]) -> str:
     return f"{settings.get('kind', '')} {rest}".strip()
 
 
-def reward_lines(reward: RewardSettings | None) -> list[tuple[str, str]]:
+def reward_lines(settings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """(name, settings) of a reward's line in a report; a mixture adds a line per part: its name, kind and scale."""
-    if reward is None:
+    if settings is None:
         return [("reward", "none")]
-    settings = reward.model_dump(mode="json", exclude_none=True)
     parts = settings.get("parts")
     if settings["kind"] != "mixture" or not isinstance(parts, dict):
         return [("reward", one_line(settings))]

@@ -113,7 +113,7 @@ def essentials(config: Config) -> list[tuple[str, str]]:
         ("rollout", source),
         *([("buckets", line)] if (line := bucket_line(config)) else []),
         *servers.found_out(config)[0],
-        *reward_lines(config.reward),
+        *reward_lines(config.reward.model_dump(mode="json", exclude_none=True) if config.reward else None),
         ("recipe", one_line(config.recipe.model_dump(mode="json", exclude_none=True))),
         (
             "train",

@@ -130,7 +130,7 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
         ("run", f"{config.name}, seed {config.seed}, into {config.run_dir}"),
         ("generator", f"{generator.kind} {generator.path}, {generator.dtype}, device {devices.said(generator.device)}"),
         ("prompts", f"{config.prompts.source}, {config.prompts.limit or 'all'}"),
-        *reward_lines(config.reward),
+        *reward_lines(config.reward.model_dump(mode="json", exclude_none=True)),
         ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),
         ("sampler", sampler_line(method.sampler)),
         ("budget", f"{config.budget} per prompt"),
