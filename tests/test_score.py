@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import written
 from PIL import Image
+from pyarrow import parquet
 from tiny_run import settings
 
 from align.data.media import encode
@@ -141,6 +143,34 @@ def test_scores_are_written_meanwhile_and_gone_on_with(name, run, levels):
     assert code == 2
     assert "choose another file" in err
     assert Path(name).read_text() == text
+
+
+def test_scores_as_parquet_are_gone_on_with(run, levels):
+    asked = ("--prompt", "a", "--reward", f"light={REWARD}", "--out", "scores.parquet", "--chunk", "2")
+    assert run("score", "many/0.png", "many/1.png", *asked)[0] == 0
+    code, out, err = run("score", "many", "gone.png", *asked)
+    assert (code, "4 rows added" in out, "2 rows are there already" in err) == (2, True, True)
+    table = parquet.read_table("scores.parquet")
+    assert table.column_names == ["file", "prompt", "light", "reasons"]
+    assert table["light"].to_pylist()[:5] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert table["light"].to_pylist()[5:] == [None]
+    assert "no image gone.png" in table["reasons"].to_pylist()[5]
+    code, _, err = run("score", "many", "--prompt", "a", "--reward", f"other={REWARD}", "--out", "scores.parquet")
+    assert code == 2
+    assert "has the columns file, prompt, light, reasons, not file, prompt, other, reasons" in err
+    Path("scores.parquet").write_bytes(b"PAR1 cut")
+    code, _, err = run("score", "many", *asked)
+    assert code == 2
+    assert "is not a file of scores" in err
+    assert Path("scores.parquet").read_bytes() == b"PAR1 cut"
+
+
+def test_parquet_needs_its_package(run, levels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    code, _, err = run("score", "many", "--prompt", "a", "--reward", f"light={REWARD}", "--out", "scores.parquet")
+    assert code == 2
+    assert "--out scores.parquet needs the package datasets" in err
+    assert "pip install" in err
 
 
 def test_an_output_that_is_something_else_is_kept(run, levels):

@@ -290,7 +290,8 @@ def score(
     device: Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1 or mps")] = "auto",
     chunk: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     out: Annotated[
-        Path | None, typer.Option(help="output .csv, .jsonl or .json, written as scores arrive; existing rows are kept")
+        Path | None,
+        typer.Option(help="output .csv, .jsonl, .json or .parquet, written as scores arrive; existing rows are kept"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Incremental output of scores as CSV, JSONL or JSON, resumed where an earlier run stopped."""
+"""Incremental output of scores as CSV, JSONL, JSON or parquet, resumed where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from align.data.files import write_text, writing
+from align.data.files import write_bytes, write_text, writing
 from alignflow.errors import DataError
+from alignflow.extras import optional
 from alignflow.text import first_line
 
 EVERY = 5.0
-"""Seconds after which a JSON file, which cannot grow by a line, is written anew."""
+"""Seconds after which a JSON or parquet file, which cannot grow by a line, is written anew."""
+WHOLE = (".json", ".parquet")
+"""Files that are written as a whole, rows of an earlier run included."""
 
 
 class Output:
     """A file of rows; :attr:`done` holds (file, prompt) of those that an earlier run wrote.
 
     Args:
-        path: ``.csv``, ``.jsonl`` or ``.json``.
+        path: ``.csv``, ``.jsonl``, ``.json`` or ``.parquet``, which has the columns of the CSV.
         names: columns of scores.
 
     Raises:
-        DataError: another suffix, or the file holds something else, such as other columns.
+        DataError: another suffix, or the file holds something else, such as other columns; parquet without the package
+            that reads and writes it.
         RunFolderError: the disk refuses.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path, self.names, self.kind = path, list(names), path.suffix.lower()
-        if self.kind not in (".csv", ".jsonl", ".json"):
-            raise DataError(f"--out {path}: scores are written as .csv, .jsonl or .json")
+        if self.kind not in (".csv", ".jsonl", *WHOLE):
+            raise DataError(f"--out {path}: scores are written as .csv, .jsonl, .json or .parquet")
+        if self.kind == ".parquet":
+            optional("datasets", f"--out {path}", DataError)  # which brings pyarrow
         self.head = ["file", "prompt", *self.names, "reasons"]
         self.rows: list[dict[str, Any]] = []
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.done = self._read() if path.exists() else set()
-            self.file: IO[str] | None = None if self.kind == ".json" else path.open("a", encoding="utf-8", newline="")
+            self.file: IO[str] | None = None if self.kind in WHOLE else path.open("a", encoding="utf-8", newline="")
             if self.kind == ".csv" and self.file is not None and not self.file.tell():
                 self._line(self.head)
         self.written = time.monotonic()
@@ -48,17 +54,14 @@ class Output:
         """Write rows of :func:`align.evaluation.files.score_items`."""
         with writing(self.path):
             for row in rows:
-                kept = {
-                    "file": row["file"],
-                    "prompt": row["prompt"],
-                    "scores": row["scores"],
-                    "reasons": row["reasons"],
-                }
+                kept = {name: row[name] for name in ("file", "prompt", "scores", "reasons")}
                 kept |= {"parts": row["parts"]} if row["parts"] else {}
                 if self.kind == ".csv":
-                    why = "; ".join(f"{name}: {said}" for name, said in row["reasons"].items())
                     scores = ["" if row["scores"][name] is None else repr(row["scores"][name]) for name in self.names]
-                    self._line([row["file"], row["prompt"], *scores, why])
+                    self._line([row["file"], row["prompt"], *scores, _why(row)])
+                elif self.kind == ".parquet":
+                    scored = {name: row["scores"][name] for name in self.names}
+                    self.rows.append({"file": row["file"], "prompt": row["prompt"], **scored, "reasons": _why(row)})
                 elif self.file is not None:
                     self.file.write(json.dumps(kept, ensure_ascii=False) + "\n")
                 else:
@@ -76,8 +79,22 @@ class Output:
             self.file.close()
 
     def _whole(self) -> None:
-        write_text(self.path, json.dumps(self.rows, ensure_ascii=False, indent=2) + "\n")
+        if self.kind == ".parquet":
+            write_bytes(self.path, self._parquet())
+        else:
+            write_text(self.path, json.dumps(self.rows, ensure_ascii=False, indent=2) + "\n")
         self.written = time.monotonic()
+
+    def _parquet(self) -> bytes:
+        pyarrow, parquet = (optional(name, self.path.name, DataError) for name in ("pyarrow", "pyarrow.parquet"))
+        kinds = {name: pyarrow.float64() for name in self.names}
+        columns = {
+            name: pyarrow.array([row[name] for row in self.rows], type=kinds.get(name, pyarrow.string()))
+            for name in self.head
+        }
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.table(columns), buffer)
+        return buffer.getvalue()
 
     def _line(self, cells: Sequence[str]) -> None:
         assert self.file is not None
@@ -88,6 +105,8 @@ class Output:
     def _read(self) -> set[tuple[str, str]]:
         """(file, prompt) of the rows that are there; a last line that was cut off is removed."""
         try:
+            if self.kind == ".parquet":
+                return self._read_parquet(self.path.read_bytes())
             text = self.path.read_text(encoding="utf-8")
             if self.kind == ".csv":
                 return self._read_csv(text)
@@ -105,17 +124,36 @@ class Output:
                 raise
             raise DataError(f"{self.path} is not a file of scores ({first_line(error)}); choose another") from None
 
+    def _read_parquet(self, content: bytes) -> set[tuple[str, str]]:
+        parquet = optional("pyarrow.parquet", self.path.name, DataError)
+        try:
+            table = parquet.read_table(io.BytesIO(content))
+        except OSError as error:  # of a damaged file; the disk itself was read before
+            raise ValueError(first_line(error)) from None
+        self._check_head(table.column_names)
+        self.rows = table.to_pylist()
+        return {(row["file"], row["prompt"]) for row in self.rows}
+
+    def _check_head(self, found: Sequence[str]) -> None:
+        if list(found) != self.head:
+            has, needs = ", ".join(found), ", ".join(self.head)
+            raise DataError(f"{self.path} has the columns {has}, not {needs}; choose another file")
+
     def _read_csv(self, text: str) -> set[tuple[str, str]]:
         whole = text if text.endswith("\n") else text[: text.rfind("\n") + 1]
         rows = list(csv.reader(io.StringIO(whole)))
         if rows and len(rows[-1]) != len(self.head):  # cut inside a quoted cell of several lines
             raise DataError(f"{self.path} ends inside a row; remove its last lines, or choose another file")
-        if rows and rows[0] != self.head:
-            has, needs = ", ".join(rows[0]), ", ".join(self.head)
-            raise DataError(f"{self.path} has the columns {has}, not {needs}; choose another file")
+        if rows:
+            self._check_head(rows[0])
         self._cut(text, whole)
         return {(row[0], row[1]) for row in rows[1:]}
 
     def _cut(self, text: str, whole: str) -> None:
         if whole != text:
             write_text(self.path, whole)
+
+
+def _why(row: dict[str, Any]) -> str:
+    """Reasons of missing scores in one cell."""
+    return "; ".join(f"{name}: {said}" for name, said in row["reasons"].items())
