@@ -219,3 +219,25 @@ def test_calls_that_compile_are_not_timed(
     assert asked == timed
     assert said[-1].startswith("forecast: ")
     assert said[-1].endswith("scoring not included") == bool(timed)
+
+
+def test_the_line_counts_inside_a_step(model: Path, tmp_path: Path, capsys, monkeypatch):
+    """Samples of the rollout, samples to score and terms of the updates, chunk by chunk."""
+    seen: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Progress, "doing", lambda self, what, done=0, of=0: seen.append((what, done, of)))
+    train(
+        tiny_run.settings(
+            tmp_path, model, rollout={"chunk": 4}, train={"steps": 1, "updates": 2, "chunk": 4},
+            evaluate={"every": 0, "at_start": False}, prompts={"heldout": None},
+        )
+    )  # fmt: skip
+    counts = {name: [(done, of) for what, done, of in seen if what == name and of] for name in ("rollout", "reward")}
+    assert counts == {"rollout": [(0, 8), (4, 8)], "reward": [(0, 8), (4, 8)]}
+    assert [(done, of) for what, done, of in seen if what == "update" and of] == [(4 * n, 16) for n in range(4)]
+    monkeypatch.undo()
+    capsys.readouterr()
+    progress = Progress(2)
+    progress.terminal = True
+    progress.doing("update", 96, 384)
+    progress.doing("evaluate")
+    assert capsys.readouterr().out == "\x1b[2Kstep 0/2  learning 96/384 ...\r\x1b[2Kstep 0/2  evaluating ...\r"

@@ -96,7 +96,8 @@ class Drawing:
     def _draw(self, step: int, role: str) -> Draw:
         device = self.bench.generator.device
         scores = self.reward is not None and "reward_gradient" not in self.recipe.needs
-        scoring = Scoring(self.reward, self.thread, self.processes, device) if scores and self.reward else None
+        counted = self.phases.counted
+        scoring = Scoring(self.reward, self.thread, self.processes, device, counted) if scores and self.reward else None
         acting = self._acting(role)
         with self.processes.uneven(acting) if self.processes else nullcontext():
             return self.source(step, acting, self.phases, scoring.add if scoring else None), scoring

@@ -5,7 +5,7 @@ The pieces are the same either way, so that overlapping changes no score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,7 @@ class Scoring:
         device: on which media are scored; they wait on the CPU.
         processes: those that share the rollout, for a reward that compares all samples of a batch. Of those that
             compute the same samples together only the first scores; see :meth:`Processes.led`.
+        counted: is called with the number of scored samples, and of all, as they come.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Scoring:
         thread: ThreadPoolExecutor | None = None,
         processes: Processes | None = None,
         device: torch.device | str = "cpu",
+        counted: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        self.reward, self.thread, self.device = reward, thread, device
+        self.reward, self.thread, self.device, self.counted = reward, thread, device, counted
         self.processes = processes if reward.scope == "batch" and processes and processes.share.world > 1 else None
         self.idle = processes is not None and self.processes is None and not processes.leads
         self.parts: list[Part] = []
@@ -88,7 +90,10 @@ class Scoring:
             return without(self._among(self.processes), self.lost)
         self._start(self.waiting)
         self.waiting = []
-        found = [future.result() for future in self.futures] or [self._score(part) for part in self.parts]
+        found: list[Scores] = []
+        for number, part in enumerate(self.parts):
+            self.counted(sum(len(one.rows) for one in self.parts[:number]), self.count)
+            found.append(self.futures[number].result() if self.futures else self._score(part))
         return without(joined(self.parts, found), self.lost)
 
     def wait(self) -> None:

@@ -170,12 +170,14 @@ class OnlineSource:
         settings = self.settings
         for some in pieces:
             with phases.phase("rollout"), acting():
+                phases.counted(some.start, len(asked.seeds))
                 part, path = draw(
                     self.generator, asked.cond, asked.seeds[some], settings.sampler, row=asked.row[some],
                     start=None if start is None else start[some], steps=asked.steps, keep=self.kept,
                     predictions=self.predictions, chunk=settings.chunk,
                 )  # fmt: skip
             with phases.phase("decode"):
+                phases.counted(some.start, len(asked.seeds))
                 seen, lost = decode_to_cpu(self.generator, part, settings.decode_chunk)
             yield part, path, seen, lost
 

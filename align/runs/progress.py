@@ -66,10 +66,16 @@ class Progress:
         elapsed = time.monotonic() - self.started
         return elapsed / max(done - self.first, 1) * (self.total - done) if left is None else left
 
-    def doing(self, what: str) -> None:
-        """The current activity inside the unit in progress; shown only on a terminal's line, which updates itself."""
+    def doing(self, what: str, done: int = 0, of: int = 0) -> None:
+        """The current activity inside the unit in progress; shown only on a terminal's line, which updates itself.
+
+        Args:
+            done: samples or terms of this process that the activity is through with.
+            of: how many there are; 0 = not known.
+        """
         if self.terminal:
-            self._write(f"{self.line}  {PHASES.get(what, what)} ...", end="\r")
+            count = f" {done}/{of}" if of else ""
+            self._write(f"{self.line}  {PHASES.get(what, what)}{count} ...", end="\r")
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ class Learning:
         self.ratios: list[Tensor] | None = None
         """Ratios of the run's first update while it is made."""
         self.gaps: dict[str, float] = {}
+        self.counted: Callable[[int, int], None] | None = None
+        """Is called with the number of terms that this process is through with, and of all, of the learner in turn."""
+        self.through = self.terms = 0
 
     def filtered(self, rollout: Scored) -> tuple[Scored, list[int]]:
         """The rollout with its void groups marked, and the numbers of all processes' void groups."""
@@ -89,6 +92,7 @@ class Learning:
             if kept is not None and name == "policy" and terms is not None:
                 terms = terms[kept[mine][terms.sample]]
             spare = self._spare(learner, terms, rollout, credit)
+            self.through, self.terms = 0, 0 if terms is None else len(terms)
             if name == "policy" and self.recompute:
                 parts = [self._part(terms, before, number, learner.updates) for number in range(learner.updates)]
                 work = [piece for part in parts for piece in self._work(part, rollout, spare)]
@@ -194,6 +198,9 @@ class Learning:
         lost = 0.0
         for number, (some, source) in enumerate(self._work(terms, rollout, spare)):
             mine = spare is None or some is not spare[0]
+            if self.counted is not None:
+                self.counted(self.through, self.terms)
+            self.through += len(some) if mine else 0
             with self.bench.acting(learner.name):
                 loss = learner.objective.loss(some, source, self.bench)
                 known = self._known(some, loss, mine)

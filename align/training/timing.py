@@ -15,17 +15,19 @@ class Phases:
     """Seconds per named phase since the last :meth:`take`; what no phase claims is ``other``.
 
     Args:
-        entered: is called with a phase's name when it begins.
+        entered: is called with a phase's name when it begins, and with name, done and total by :meth:`counted`.
     """
 
-    def __init__(self, entered: Callable[[str], None] | None = None) -> None:
+    def __init__(self, entered: Callable[..., None] | None = None) -> None:
         self.entered = entered
+        self._name = ""
         self._seconds: dict[str, float] = {}
         self._started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block as ``name``; on a GPU the block ends when its kernels have."""
+        self._name = name
         if self.entered is not None:
             self.entered(name)
         before = time.perf_counter()
@@ -36,6 +38,11 @@ class Phases:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - before
+
+    def counted(self, done: int, of: int) -> None:
+        """Report that the phase that began last is through with ``done`` of its ``of`` samples or terms."""
+        if self.entered is not None:
+            self.entered(self._name, done, of)
 
     def take(self) -> dict[str, float]:
         """Seconds per phase, ``other`` included, and start over."""

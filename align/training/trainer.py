@@ -174,7 +174,7 @@ class Trainer:
             progress.say(note)
         foresee(self, done, progress)
         clock = time.perf_counter()
-        self.phases.entered = progress.doing
+        self.phases.entered, self.learning.counted = progress.doing, self.phases.counted
         self.phases.take()
         self.rescue = Rescue(self, done, progress.say)
         with GracefulStop(progress.say) as stop, self.rescue:
