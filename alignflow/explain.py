@@ -36,14 +36,18 @@ WORDS = {
 
 
 def explain(error: ValidationError, root: Settings, data: Any, places: Mapping[tuple[str, ...], str]) -> list[Problem]:
-    """Every problem of a failed validation of ``data`` against ``root``."""
+    """Every problem of a failed validation of ``data`` against ``root``.
+
+    What is missing because of a kind has the place that sets the kind.
+    """
     problems: dict[Problem, None] = {}
     details = error.errors(include_url=False)
     for detail in details[:MOST]:
         path = strip_tags(detail["loc"], data)
         keys = tuple(str(key) for key in path)
         message = _message(detail, root, data, path) + _set_elsewhere(detail, keys, places)
-        problems[Problem(".".join(keys), message, _place(keys, places))] = None
+        kind = places.get((*keys[:-1], "kind")) if detail["type"] == "missing" else None
+        problems[Problem(".".join(keys), message, kind or _place(keys, places))] = None
     if len(details) > MOST:
         problems[Problem("", f"and {len(details) - MOST} more problems")] = None
     return list(problems)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import sysconfig
+import traceback
 import unicodedata
+from pathlib import Path
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _KEPT = "\n\t"
+_OURS = tuple(str(Path(__file__).parents[1] / name) for name in ("align", "alignflow", "generators", "rewards"))
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
 def printable(text: object, limit: int = 2000) -> str:
@@ -24,3 +29,18 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """The first line of an exception's message, printable; the exception's class where it has no message."""
     lines = printable(error).strip().splitlines()
     return printable(lines[0], limit) if lines else type(error).__name__
+
+
+def line_of(error: BaseException) -> str:
+    """``my_reward.py, line 12``: the last line of code of the user's that led to an exception; empty if there is none.
+
+    Lines of this project are left out, and those of installed packages where code that is not installed called them.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename[:1] != "<"]
+    users = [frame for frame in frames if not _below(frame.filename, _OURS)]
+    own = [frame for frame in users if not _below(frame.filename, _INSTALLED)]
+    return next((f"{Path(frame.filename).name}, line {frame.lineno}" for frame in [*own[-1:], *users[:1]]), "")
+
+
+def _below(file: str, folders: tuple[str, ...]) -> bool:
+    return any(file.startswith(f"{folder}{sep}") for folder in folders for sep in "/\\")

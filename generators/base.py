@@ -331,15 +331,15 @@ class Generator(ABC):
             self._negative = Conditioning({name: value.to(device) for name, value in self._negative.tensors.items()})
         return self
 
-    def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, guidance: float = 1.0) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning, guidance: float = 1.0) -> Tensor:
         """Velocity ``v = eps - x0`` at ``x_t``, with classifier-free guidance unless ``guidance == 1``.
 
         Args:
-            x: ``[N, ...]`` float32 latents at time ``t [N]`` (or a scalar tensor).
+            x: ``[N, ...]`` float32 latents at time ``t [N]``, or one number.
             cond: N rows.
             guidance: scale ``g`` of ``v_uncond + g (v_cond - v_uncond)``; both halves go through in one call.
         """
-        t = t.to(x.device, torch.float32).expand(x.shape[0])
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
         if guidance == 1.0:
             self.network_calls += x.shape[0]
             return self._predicted(x, t, cond).float()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, ValidationError
 
 from alignflow import plugins
 from alignflow.kinds import from_outside
-from alignflow.text import first_line, printable
+from alignflow.text import first_line, line_of, printable
 from rewards.base import INPUTS, Reward, RewardError, RewardSettings, Scope, resolved
 
 if TYPE_CHECKING:
@@ -140,6 +138,5 @@ def _told(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), 300)
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last and last[0].filename[:1] != "<" else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
+    place = line_of(error)
+    return f"{type(error).__name__}: {first_line(error)}" + (f" ({place})" if place else "")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from alignflow.secrets import shown
+from alignflow.text import line_of
 from rewards.base import Reward, RewardError, RewardExitError, Scores
-from rewards.guard import lend
+from rewards.guard import foreign, lend
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def checked_scores(
 
     Returns:
         values ``[N]`` float32, on the CPU without graph unless the reward is differentiable. A value is NaN, with a
-        reason, if the reward returned NaN, infinity or None; all values are NaN if it raised an exception.
+        reason, if the reward returned NaN, infinity or None; all values are NaN if it raised an exception. The
+        reason then names the line, where the reward is code from outside this package.
 
     Raises:
         RewardError: media or the returned scores have the wrong shape, an input is missing, the reward modified its
@@ -55,7 +57,8 @@ def checked_scores(
         ) from error
     except Exception as error:
         logger.debug("reward %s failed", reward.name, exc_info=True)
-        why = shown(f"{type(error).__name__}: {error}")
+        place = line_of(error) if foreign(reward.function) else ""
+        why = shown(f"{type(error).__name__}: {error}" + (f" ({place})" if place else ""))
         loan.check()
         return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
     loan.check()

@@ -82,6 +82,7 @@ def test_overrides_in_either_form(write, run):
         (("--train.lr=1e-4",), "settings are written without dashes: train.lr=1e-4"),
         (("train.lr", "=", "1e-4"), "an override reads key=value"),
         (("reward={kind: 'a:b', scale: 3}",), "arguments of a reward of your own go under options: {scale: ...}"),
+        (("rollout.kind=pairs",), "rollout.file (override 'rollout.kind=pairs'): is missing"),
         (("reward.kind=hps",), "did you mean 'hpsv3'? There are hpsv3, hpsv2, "),
     ],
 )

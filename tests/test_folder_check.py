@@ -128,7 +128,7 @@ def test_the_lora_that_training_starts_from(config, folder, tmp_path):
     key = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
     save_file({key.format("A"): torch.ones(4, 32)}, tmp_path / "half.safetensors")
     (line,) = said(config(folder, f"policy.init={tmp_path / 'half.safetensors'}"))
-    assert "holds only the A of its 1 pairs" in line
+    assert "holds only the A of its 1 pair," in line
     whole = {key.format("A"): torch.ones(4, 32), key.format("B"): torch.ones(32, 4)}
     save_file(whole, tmp_path / "whole.safetensors")
     check_files(config(folder, f"policy.init={tmp_path / 'whole.safetensors'}"))

@@ -12,7 +12,7 @@ from tiny_run import RECIPES, settings, some_slow
 
 from align.config import registry
 from align.data.media import from_bytes
-from align.evaluation.evaluate import evaluate_run
+from align.evaluation.evaluate import Evaluation, evaluate_run, scored
 from align.evaluation.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
 from align.evaluation.spread import Spread
 from align.rollout.rollout import diversity
@@ -58,6 +58,18 @@ def test_what_a_resumed_run_forgets_is_forgotten_prompt_by_prompt_too(model: Pat
     write_scores(config.run_dir, 99, "policy", before[0])
     train(config, resume=True)
     assert {step: read_scores(config.run_dir, step) for step in scored_steps(config.run_dir)} == before
+
+
+def test_a_line_counts_missing_scores_and_says_why_there_are_none() -> None:
+    gone, some, all_ = torch.full((4,), torch.nan), torch.tensor([0.25, torch.nan, 0.25, 0.25]), torch.ones(4)
+    scores, reasons = (
+        {"a": gone, "b": some, "c": all_},
+        {"a": dict.fromkeys(range(4), "OSError: no\nkey"), "b": {1: "?"}},
+    )
+    result = Evaluation(["p"] * 4, [0] * 4, scores, torch.empty(0), 0.0, 0.0, reasons=reasons)
+    assert scored(result, "a") == "no score (OSError: no key)"
+    assert scored(result, "b") == "0.250 (3 of 4 scored)"
+    assert scored(result, "c") == "1.000"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_one_bad_request_spoils_no_other():
         for thread in threads:
             thread.join()
     assert found["good"].reasons == {}
-    assert found["bad"].reasons == dict.fromkeys(range(2), "ValueError: poison")
+    assert found["bad"].reasons[1].startswith("ValueError: poison (flaky.py, line ")
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import subprocess
 import sys
@@ -56,7 +57,13 @@ def test_an_exception_is_a_reason_for_all():
 
     scores = scored(broken)
     assert scores.values.isnan().all()
-    assert scores.reasons == dict.fromkeys(range(3), "KeyError: 'server gone'")
+    assert scores.reasons[2].startswith("KeyError: 'server gone' (test_rewards.py, line ")
+
+    def deep(media):
+        return torch.stack([])
+
+    line = inspect.getsourcelines(deep)[1] + 1
+    assert scored(deep).reasons[0].endswith(f"(test_rewards.py, line {line})")
 
     def stopped(media):
         raise KeyboardInterrupt

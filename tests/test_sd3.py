@@ -102,8 +102,9 @@ def test_negative_is_the_empty_prompt_and_encoded_once(generator, monkeypatch):
     calls = generator.network_calls
     with torch.no_grad():
         generator.velocity(noise, torch.tensor(0.5), cond, 4.5)
-        generator.velocity(noise, torch.tensor(0.5), cond)
-    assert generator.network_calls == calls + 6 + 3
+        by_tensor = generator.velocity(noise, torch.tensor(0.5), cond)
+        assert generator.network_calls == calls + 6 + 3
+        assert torch.equal(generator.velocity(noise, 0.5, cond), by_tensor)
 
 
 def test_rows_do_not_depend_on_their_batch(generator):

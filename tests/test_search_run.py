@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def test_search_writes_what_it_found_and_runs_again_to_the_same(folder, run):
     code, out, err = run("search", "search.yaml", "--out", "one", "--as", "pairs", "pairs")
     assert code == 0, err
     assert "network calls a prompt" in out
+    assert re.search(r"^[2-9] pairs in pairs$", out, re.MULTILINE)
     one = Path("one")
     summary = json.loads((one / "results.json").read_text())
     assert (summary["status"], summary["prompts"], summary["method"]) == ("finished", 3, "best_of_n")
@@ -108,7 +110,8 @@ def test_interrupt_keeps_prompts_and_resume_goes_on_to_the_same(folder, run, mon
 
 def test_results_become_data_or_say_why_not(folder, run):
     assert run("search", "search.yaml", "--out", "one", "prompts.limit=2")[0] == 0
-    assert run("search", "one", "--as", "finetune", "set")[0] == 0
+    code, out, _ = run("search", "one", "--as", "finetune", "set")
+    assert (code, out.split("\n")[0]) == (0, "2 samples in set")
     lines = [json.loads(line) for line in Path("set/samples.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["a red cube", "a blue ball"]
     assert all((Path("set") / line["sample"]).is_file() for line in lines)

@@ -140,7 +140,7 @@ def test_reasons_hold_neither_secrets_nor_escapes(monkeypatch):
         raise RuntimeError("\x1b[31mno swordfish-1 here")
 
     reasons = Reward("r", fails)(torch.zeros(2, 3, 8, 8), ["a", "b"]).reasons
-    assert reasons == dict.fromkeys(range(2), f"RuntimeError: no {HIDDEN} here")
+    assert reasons[1].startswith(f"RuntimeError: no {HIDDEN} here (test_secrets.py, line ")
 
 
 def test_the_terminal_is_printed_to_without_escapes_and_secrets(write, run):

@@ -52,6 +52,7 @@ from alignflow.cores import set_up
 from alignflow.errors import AlignflowError, ConfigError, RunFolderError
 from alignflow.renamed import check_words
 from alignflow.terminal import echo
+from alignflow.words import count as counted
 
 app = typer.Typer(
     name="alignflow",
@@ -223,7 +224,7 @@ def search(
         raise RunFolderError(f"{source} is a folder: name a config to search, or add --as pairs FOLDER")
     if write_as is not None:
         kind, folder = write_as
-        echo(f"{write(run_dir, kind, folder)} of {kind} in {folder}")
+        echo(f"{counted(write(run_dir, kind, folder), 'pair' if kind == 'pairs' else 'sample')} in {folder}")
 
 
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")

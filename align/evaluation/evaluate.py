@@ -32,8 +32,10 @@ from align.rollout.rollout import decode, draw
 from align.runs import checkpoint as checkpoints
 from align.runs import devices
 from align.runs.lock import check_unwritten, locked
+from align.runs.progress import said
 from align.runs.threads import settle
 from alignflow.errors import CheckpointError, ConfigError
+from alignflow.text import printable
 from generators.base import Conditioning, Generator
 from rewards.base import Reward, wanted
 
@@ -90,6 +92,16 @@ class Evaluation:
             )
             for i, prompt in enumerate(self.prompts)
         ]
+
+
+def scored(result: Evaluation, name: str) -> str:
+    """The mean score of a reward in words: how many samples have one, if not all, and the first reason if none has."""
+    row, count = result.row(), len(result.prompts)
+    missing, told = row["missing"][name], said(row["scores"][name])
+    if not missing:
+        return told
+    reason = " ".join(next(iter(result.reasons.get(name, {}).values()), "no reason given").split())
+    return f"{told} ({count - missing} of {count} scored)" if missing < count else f"{told} ({printable(reason, 300)})"
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from align.data.tables import Cell
 from align.labelling.votes import Candidates, Media, Votes
 from align.ui.guarded import PROTECTION, protected, run
 from alignflow.text import printable
+from alignflow.words import count
 
 PAGE = Path(__file__).with_name("page.html")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
@@ -110,5 +111,5 @@ def serve(pairs: list[Candidates], votes: Votes, port: int, say: Callable[[str],
         ConfigError: the port is taken.
     """
     done = len(votes.voted & {pair.key for pair in pairs})
-    about = f"{len(pairs)} pairs, {done} of them with a vote; votes go into {printable(str(votes.path))}."
+    about = f"{count(len(pairs), 'pair')}, {done} of them with a vote; votes go into {printable(str(votes.path))}."
     run(lambda token, chosen: create_app(pairs, votes, token, chosen), port, about, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.preference.agreement import Interval, Report
+from alignflow.words import count
 
 SOURCES = {
     "zero": "not tuned",
@@ -24,7 +25,7 @@ def lines(report: Report) -> list[str]:
     ]
     if order.pairs:
         found.append(
-            f"order         {order.pairs} pairs both ways: {order.consistency:.1%} the same verdict, "
+            f"order         {count(order.pairs, 'pair')} both ways: {order.consistency:.1%} the same verdict, "
             f"position bias {order.position_bias:+.3f}, gaps change by up to {order.largest_change:.2g}"
         )
     return found

@@ -29,6 +29,7 @@ from align.runs.identity import data_digest, model_digest
 from align.runs.owned import REWRITER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import DataError
+from alignflow.words import count
 from rewards.judges.lora import save_lora
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Training(Loop):
                 f"none of {len(pairs)} pairs of rewrites has a gap above {how.gap:g} and a chosen one above the "
                 "thresholds; set a smaller method.gap"
             )
-        self.say(f"{len(chosen)} pairs of rewrites")
+        self.say(f"{count(len(chosen), 'pair')} of rewrites")
         lessons = [self._lesson(row) for row in rows]
 
         def step(number: int) -> dict[str, float]:

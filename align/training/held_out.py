@@ -11,7 +11,7 @@ import torch
 from align.data.prompts import Prompt
 from align.data.screening import Needs, recorded, usable
 from align.evaluation import alone
-from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid
+from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, scored
 from align.evaluation.per_prompt import write_scores
 from align.policy.build import build_rewards
 from align.report import warnings, write_report
@@ -19,7 +19,7 @@ from align.report.reading import read_run
 from align.runs import checkpoint
 from align.runs.best import Best
 from align.runs.ending import EarlyEnd
-from align.runs.progress import Progress, said
+from align.runs.progress import Progress
 from align.training.lr import due
 from align.training.tracking import log_samples
 from rewards.base import Reward, wanted
@@ -101,7 +101,7 @@ class HeldOut:
             trainer.log(row)
             hacked = trainer.processes.settled(lambda: warnings.hacked(read_run(run.path)))
             better = self.best.see(step, row["scores"], hacked=hacked is not None)
-            scores = "  ".join(f"{name} {said(value)}" for name, value in row["scores"].items())
+            scores = "  ".join(f"{name} {scored(result, name)}" for name in result.scores)
             progress.say(f"held-out, step {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
             if hacked is not None:
                 progress.say(f"reward hacking at step {step}: {hacked}")

@@ -21,6 +21,7 @@ from alignflow.files.tensor_files import Entry, TensorFileError
 from alignflow.files.weights import first, is_finite
 from alignflow.paths import exists, is_dir, is_file
 from alignflow.text import printable
+from alignflow.words import count
 
 FILE = "pytorch_lora_weights.safetensors"
 """Name of the file that diffusers reads by default."""
@@ -247,7 +248,8 @@ def _check(found: LoraFile, entries: Mapping[str, Entry]) -> None:
     for half, other in (("A", "B"), ("B", "A")):
         if not any(getattr(pair, other.lower()) for pair in pairs.values()):
             raise LoraFileError(
-                f"{path} holds only the {half} of its {len(pairs)} pairs, every {other} is missing; export it again"
+                f"{path} holds only the {half} of its {count(len(pairs), 'pair')}, every {other} is missing; export it "
+                "again"
             )
     wrong = [text for stem, pair in pairs.items() if (text := _problem(found, entries, stem, pair))]
     if wrong:
