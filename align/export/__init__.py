@@ -241,7 +241,8 @@ def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], sta
     """The LoRA of every network in the file of its name; component -> its file."""
     if job.to != "diffusers" and (text := sorted(set(policy) - set(generator.backbones()))):
         raise ExportError(
-            f"--to {job.to}: the LoRA of {' and '.join(text)} has no place there; use diffusers or merged"
+            f"--to {job.to}: the run trained {' and '.join(text)} too, which this layout is not written for, because "
+            "diffusers could not read it back; use --to diffusers or --to merged, or train with recipe.trains=network"
         )
     files = {name: staging / file for name, file in job.names(list(policy)).items()}
     for file, (tensors, about) in _contents(job, generator, policy).items():
@@ -258,10 +259,6 @@ def _contents(
     """File name -> its tensors and header."""
     if job.to == "diffusers":
         return dict(files_of(policy))
-    if text := sorted(set(policy) - set(generator.backbones())):
-        raise ExportError(
-            f"--to {job.to}: the LoRA of {' and '.join(text)} has no place there; use diffusers or merged"
-        )
     found: dict[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]] = {}
     names = job.names(list(policy))
     for component, network in generator.backbones().items():

@@ -20,7 +20,7 @@ else:
 
 
 class GoalBaseline(ModelRewardSettings):
-    """Goal-baseline CLIP: 1 - |P(image - goal)|^2 / 2, P towards the line from baseline to goal."""
+    """Goal-baseline CLIP: similarity to a goal sentence; what it shares with a baseline sentence counts less."""
 
     kind: Literal["goal_baseline"] = Field("goal_baseline", description="goal-baseline CLIP")
     baseline: str | tuple[str, ...] = Field(
