@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,19 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=float, default=0.1, help="share of the fuzz cases to run; 1 is all of them")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test with the mark ``few(n)``, all parameters but the first n that are not slow become slow."""
+    seen = Counter()
+    for item in items:
+        few = item.get_closest_marker("few")
+        if few and not item.get_closest_marker("slow"):
+            name = item.nodeid.split("[")[0]
+            seen[name] += 1
+            if seen[name] > few.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -168,6 +168,7 @@ def test_a_guidance_scale_for_a_network_without_one_is_refused():
         adapter("flux")(tiny_image.flux(guidance_embeds=False), Options(embedded_guidance=3.5))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     "kind", ["flux", "flux2", "flux2_klein", "qwen_image", "sana", "sana_sprint", "z_image", *VIDEO_KINDS]
 )

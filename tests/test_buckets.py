@@ -217,6 +217,7 @@ def test_processes_share_every_batch(model: Path, tmp_path: Path) -> None:
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["samples", "pairs"])
 def test_runs_on_files_of_different_shapes(
     kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

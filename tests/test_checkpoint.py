@@ -123,6 +123,7 @@ def as_before_learners(path: Path) -> None:
     manifest.write(path, about, version=2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "recipe", [{"kind": "nft", "timesteps": 2}, {"kind": "flow_dpo", "timesteps": 2, "reference_every": 3}]
 )
@@ -180,6 +181,7 @@ def test_an_intact_checkpoint_before_a_damaged_one_is_named(tmp_path: Path) -> N
         checkpoint.verify(paths[2])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "other", [{"seed": 1}, {"recipe": {"kind": "flow_rwr", "timesteps": 2}}, {"train": {"steps": 2, "lr": 0.5}}]
 )

@@ -134,6 +134,7 @@ def test_the_recipe_trains_a_step_through_a_config(folder, model):
     assert [row["grad_norm"] > 0 for row in rows if row["event"] == "train"] == [True]
 
 
+@pytest.mark.slow
 def test_a_file_in_its_room_is_all_it_takes(tmp_path, model):
     for package in ("align", "alignflow", "generators", "rewards"):
         skip = shutil.ignore_patterns("__pycache__")

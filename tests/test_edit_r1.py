@@ -25,6 +25,7 @@ def bright_sources(media: Tensor, prompts: list[str], image: Tensor) -> Tensor:
     return redness(media, prompts) - redness(image, prompts)
 
 
+@pytest.mark.slow
 def test_it_is_nft_where_no_group_is_solved(model: Path, tmp_path: Path) -> None:
     found = []
     for name, kind in (("a", "edit_r1"), ("b", "nft")):

@@ -99,6 +99,7 @@ def generator():
 # -- end to end -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_config_trains_an_editor_from_a_table(kind, edits, tmp_path):
     config = config_of(tmp_path, kind)

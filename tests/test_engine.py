@@ -246,6 +246,7 @@ def rows(config: Config) -> list[dict[str, Any]]:
     return [row for row in found if row["event"] == "train"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("overlap", ["none", "next"])
 def test_an_engine_trains_as_this_process_does(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
@@ -260,6 +261,7 @@ def test_an_engine_trains_as_this_process_does(
     assert "engine/stale" not in rows(here)[0]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("overlap", ["none", "chunks"])
 def test_grpo_trains_on_the_steps_of_an_engine_as_on_its_own(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: str

@@ -47,6 +47,7 @@ def rows_of(config: Config, event: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == event]
 
 
+@pytest.mark.slow
 def test_stage_two_goes_on_from_stage_one(model: Path, tmp_path: Path) -> None:
     first = imitation(tmp_path, model)
     train(first)

@@ -194,6 +194,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("recipe", VARIANTS, ids=lambda recipe: recipe["kind"])
 def test_accumulation_equals_a_large_batch_with_other_options(recipe: Any, model: Path, tmp_path: Path) -> None:
     """A missing score among them, and two updates: the second update's gradients agree as well."""

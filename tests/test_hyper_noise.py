@@ -114,6 +114,7 @@ def test_the_generator_is_left_as_it_was(generator, tuned):
     search(generator, DARK, PROMPTS, hyper(), {"decodes": 4})  # and may be asked again
 
 
+@pytest.mark.slow
 def test_what_is_learned_darkens_other_prompts_and_noises(generator, asked, tmp_path):
     """At two network calls more than a plain sample; the folder goes on from batch to batch."""
     folder = str(tmp_path / "noise")

@@ -35,6 +35,7 @@ def test_flux2_counts_its_chat_template_among_the_tokens(kind, build):
 EDITORS = [("qwen_image_edit", "QwenImageEditPipeline"), ("qwen_image_edit_plus", "QwenImageEditPlusPipeline")]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("kind", "name"), EDITORS)
 def test_a_qwen_editor_brings_its_source_to_the_pipelines_areas(kind, name):
     """Sides of the two images the pipeline makes of a 32 x 96 one, and what a step of it draws."""
@@ -55,6 +56,7 @@ def test_a_qwen_editor_brings_its_source_to_the_pipelines_areas(kind, name):
     torch.testing.assert_close(media, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_flux2_shrinks_a_source_beyond_a_megapixel_as_its_pipeline_does():
     options = Options(size=(1040, 1040), text_length=64)
     generator, pipeline = adapter("flux2_klein_edit")(tiny_flux2.klein(), options), tiny_flux2.klein()

@@ -65,6 +65,7 @@ def quiet(line: str) -> None:
     """Says nothing."""
 
 
+@pytest.mark.slow
 def test_each_stage_goes_on_from_the_ones_before(config, monkeypatch):
     """Random words would be too long for the generator, so the captions are the wanted texts."""
     captions = []

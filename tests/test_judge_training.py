@@ -58,6 +58,7 @@ def config(folder: Path, model: Path, kind: str, *overrides: str, brighter: bool
     return load_judge_training(path, overrides)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "paco")) for kind in TAUGHT])
 def test_the_held_out_pairs_are_told_apart_after_it_and_not_before(kind, model, tmp_path):
     brighter = kind == "reward_dance"  # the opposite of what the untaught model happens to prefer

@@ -56,6 +56,7 @@ def run(folder: Path, model: Path, table: Path, cache: str, steps: int = 4, resu
     return config
 
 
+@pytest.mark.slow
 def test_every_file_is_encoded_once_and_trains_the_same_weights(
     model: Path, tmp_path: Path, encoded: list[int]
 ) -> None:

@@ -64,6 +64,7 @@ def run(recipe: str, folder: Path, *overrides: str) -> dict[str, Any]:
     return train(load_config(config, [*SHORT, *overrides, f"out={folder / recipe}"]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("recipe", some_slow(FAST))
 def test_a_few_updates_raise_the_reward_on_held_out_prompts(recipe: str, tmp_path: Path) -> None:
     rise, overrides = FAST[recipe]
@@ -79,6 +80,7 @@ def test_more_updates_raise_gold(recipe: str, tmp_path: Path) -> None:
     assert summary["gold_after"] > summary["gold_before"] + rise
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("recipe", some_slow([*FAST, "edit_r1", "re_dmd", "texforce", "opd"]))
 def test_learning_rate_zero_raises_nothing(recipe: str, tmp_path: Path) -> None:
     one = ["evaluate.prompts=12", "rollout.prompts=2", "train.steps=1", "train.lr=0"]

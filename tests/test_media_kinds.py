@@ -261,6 +261,7 @@ def test_a_frame_that_is_held_for_long_is_a_pause():
             assert (len(found.pixels), found.fps) == (count, 100)
 
 
+@pytest.mark.slow
 def test_limits_are_named_and_can_be_raised(tmp_path, monkeypatch):
     big = saved(Image.new("L", (12_000, 12_000)), "PNG", compress_level=1)
     with pytest.raises(DataError, match=r"12000 x 12000 pixels .* set ALIGNFLOW_IMAGE_PIXELS=144000000 to read it"):

@@ -256,6 +256,7 @@ def test_a_listener_reads_the_thought_and_is_the_judge_of_the_start(tmp_path, mo
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stage, monkeypatch):
     monkeypatch.setattr(rounds, "read_written", by_length)

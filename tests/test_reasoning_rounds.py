@@ -144,6 +144,7 @@ def restless(text: str, shows: str = "pair", names=(), frames: int = 0) -> Writt
     return Written(True, found.verdict, "x", (), (0,)) if frames and len(text) % 2 else found
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stage", ["grpo", "rejection"])
 def test_a_run_over_rounds_trains_on_all_of_them_and_goes_on_to_the_same_bits(stage, tmp_path, model, monkeypatch):
     monkeypatch.setattr(rounds, "read_written", restless)

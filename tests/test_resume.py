@@ -193,6 +193,7 @@ def test_checkpoint_of_another_model_is_refused(model: Path, tmp_path: Path) -> 
         train(settings(tmp_path / "a", model, train={"steps": 2}, policy={"kind": "lora", "rank": 8}), resume=True)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["roles.safetensors", "optimizer.pt", "manifest.json"])
 def test_truncated_checkpoint_is_refused(name: str, model: Path, tmp_path: Path) -> None:
     config = settings(tmp_path, model, train={"steps": 2})

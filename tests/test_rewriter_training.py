@@ -53,6 +53,7 @@ def table(folder, scores=(0.1, 0.9, 0.5)) -> str:
     return str(path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ALL)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, method):
     whole = load_rewriter(tiny_rewriter.training(tmp_path, model, method, "whole"))

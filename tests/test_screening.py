@@ -177,6 +177,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_a_checkpoint(model, tmp_path):
     said = launch(2, tmp_path, CODE, str(tmp_path), str(model), "broken", timeout=120)
     assert "1: OSError: the share is gone" in said

@@ -47,6 +47,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == "train"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ban", [True, False])
 def test_solved_groups_are_void_and_their_prompts_banned(ban: bool, model: Path, tmp_path: Path) -> None:
     runs = []

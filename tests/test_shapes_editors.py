@@ -55,6 +55,7 @@ def test_the_adapter_draws_what_the_pipeline_draws(world, monkeypatch):
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_editor_loads_and_edits_without_our_packages(tmp_path):
     code = f"""
 import sys, torch

@@ -79,6 +79,7 @@ def test_base_follows_prompts_only_sometimes(pipe):
     assert dense.max(1).mean() > dense.mean() + 0.15
 
 
+@pytest.mark.slow
 def test_the_number_of_silent_t5_tokens_hardly_matters(pipe):
     prompts = world.prompts("train", 6, seed=12)
     few, many = draw(pipe, prompts, 1), draw(pipe, prompts, 256)

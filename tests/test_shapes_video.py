@@ -182,6 +182,7 @@ def test_verifier_as_a_reward(rendered):
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verifier_reads_videos_after_the_autoencoder():
     vae = AutoencoderKLWan.from_pretrained(weights("wan") / "vae").eval()
     videos, captions = motion.dataset("heldout", 120, seed=8)
@@ -193,6 +194,7 @@ def test_verifier_reads_videos_after_the_autoencoder():
     assert read["dense"].mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_base_follows_prompts_only_sometimes():
     pipe = WanPipeline.from_pretrained(weights("wan"))
     prompts = motion.prompts("heldout", 30, seed=10)
@@ -202,6 +204,7 @@ def test_base_follows_prompts_only_sometimes():
     assert dense.max(1).mean() > dense.mean() + 0.1
 
 
+@pytest.mark.slow
 def test_wan_loads_and_draws_without_our_packages(tmp_path):
     code = f"""
 import sys, torch

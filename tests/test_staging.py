@@ -71,6 +71,7 @@ def test_a_sample_that_overflowed_has_no_score(
     assert torch.equal(scores.values[right], from_bytes(drawn.media[right]).flatten(1).mean(1))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("recipe", ["grpo", "re_dmd", "vgpo"])
 def test_a_trajectory_on_the_cpu_trains_the_same_weights(recipe: str, model: Path, tmp_path: Path) -> None:
     found = []

@@ -108,6 +108,7 @@ def test_more_blocks_than_there_are() -> None:
         Swap(nn.Linear(2, 2), 1, torch.device("cpu"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("recipe", ["nft", "grpo", "reward_backprop", "re_dmd"])
 def test_a_run_with_everything_on_the_cpu_trains_the_same_weights(recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
@@ -154,6 +155,7 @@ def test_the_estimate_counts_two_swapped_blocks() -> None:
     assert len(blocks(network)) == 8
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("model", "preset", "card"),
     [
@@ -182,6 +184,7 @@ def test_a_compiled_network_is_not_told_to_swap() -> None:
     assert any(line.startswith(fitting.MISFIT) for line in fitting.lines(config, "24gb"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("recipe", ["nft", {"kind": "grpo", "kl": 0.1}])
 def test_roles_of_all_weights_on_the_cpu_train_the_same_weights(recipe: Any, model: Path, tmp_path: Path) -> None:
     found = []

@@ -246,6 +246,7 @@ def test_a_run_changes_the_loras_it_trains_and_nothing_else(
         assert any(changed for name, changed in moved.items() if name.split("/")[1].startswith(f"{part}."))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("trains", ["text", "both"])
 def test_a_run_goes_on_to_the_bit(trains: str, model: Path, tmp_path: Path) -> None:
     runs = []
@@ -385,6 +386,7 @@ def test_merged_weights_compute_as_both_loras(trains: str, model: Path, tmp_path
         assert not [name for name, _ in part.named_parameters() if "lora" in name or "base_layer" in name]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("trains", ["text", "both"])
 def test_a_finished_run_is_exported_evaluated_and_continued(trains: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()

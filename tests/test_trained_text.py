@@ -60,6 +60,7 @@ def test_the_gradient_is_that_of_text_which_every_role_encodes(trains: str, mode
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-6 * float(other.abs().max()) + 1e-9)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS[:-1])
 def test_the_parts_that_are_trained_move_and_no_others(kind: str, model: Path, tmp_path: Path) -> None:
     for trains, parts in PARTS.items():

@@ -255,6 +255,7 @@ def test_a_head_learns_from_what_was_written(model, tmp_path, monkeypatch):
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -322,6 +323,7 @@ def test_the_folder_scores_as_the_run_did_with_gradients_and_reasons(read, added
     assert told.values[0] == pytest.approx(found.values[0].item(), abs=1e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize("kind", ["vlm", "layers", "thought", "clip"])
 def test_a_stopped_training_goes_on_to_the_same_bits(kind, stop, model, tmp_path):
