@@ -83,7 +83,7 @@ def check_parts(folder: Path, index: dict[str, Any]) -> None:
     """Raise GeneratorError if a component has no folder, or its weights are there as a variant only."""
     missing = [name for name in components(index) if not (folder / name).is_dir()]
     if missing:
-        raise GeneratorError(f"{folder} is incomplete: model_index.json names {', '.join(missing)}, which are missing")
+        raise GeneratorError(f"{folder} is incomplete: it lacks {', '.join(missing)} of model_index.json")
     for name in components(index):
         files = [file.name for file in (folder / name).iterdir()]
         variants = sorted({found[2] for file in files if (found := _VARIANT.fullmatch(file)) and found[2] != "index"})

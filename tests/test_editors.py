@@ -135,7 +135,7 @@ def test_sample_takes_images_by_name_or_from_a_table(edits, tmp_path, run):
     assert run("sample", str(file), "--prompts-file", str(tmp_path / "edits.jsonl"), "--out", table)[0] == 0
     assert json.loads(Path(table, "prompts.json").read_text())["prompts"] == [row["prompt"] for row in edits]
     code, _, err = run("sample", str(file), "--prompt", "edit 4", *images[:2], "--out", str(tmp_path / "none"))
-    assert code == 2
+    assert code == 2, err
     assert "--prompt 'edit 4': FluxFillPipeline needs 'mask' with every prompt" in err
     assert not (tmp_path / "none").exists()
 

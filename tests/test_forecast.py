@@ -241,3 +241,13 @@ def test_the_line_counts_inside_a_step(model: Path, tmp_path: Path, capsys, monk
     progress.doing("update", 96, 384)
     progress.doing("evaluate")
     assert capsys.readouterr().out == "\x1b[2Kstep 0/2  learning 96/384 ...\r\x1b[2Kstep 0/2  evaluating ...\r"
+
+
+def test_a_call_that_fails_is_left_to_the_run(free: None, model: Path, tmp_path: Path) -> None:
+    config = tiny_run.settings(tmp_path, model)
+    generator = build_generator(config.generator, config.memory, "cpu")
+    before, generator.velocity = generator.network_calls, None  # type: ignore[assignment, method-assign]
+    speed = threads.settle(generator, [Prompt("a cat")], 4)
+    assert speed.seconds is None
+    assert speed.threads == torch.get_num_threads()
+    assert generator.network_calls == before

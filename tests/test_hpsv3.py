@@ -111,8 +111,8 @@ def test_what_does_not_fit_is_named(base, network, tmp_path):
     file = tmp_path / "wrong.safetensors"
     for change, said in (
         ({"rm_head.5.weight": torch.zeros(3, 16), "rm_head.5.bias": torch.zeros(3)}, "has 3 outputs; HPSv3 has a mean"),
-        ({"rm_head.0.weight": torch.zeros(1024, 8)}, "no checkpoint of HPSv3"),
-        ({"rm_head.0.weight": torch.zeros(1024)}, "no checkpoint of HPSv3"),
+        ({"rm_head.0.weight": torch.zeros(1024, 8)}, "is not a checkpoint of HPSv3"),
+        ({"rm_head.0.weight": torch.zeros(1024)}, "is not a checkpoint of HPSv3"),
         ({"visual.merger.extra": torch.zeros(2)}, "visual.merger.extra"),
     ):
         save_file(state | change, file)

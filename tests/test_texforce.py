@@ -428,7 +428,7 @@ def test_a_finished_run_is_exported_evaluated_and_continued(trains: str, model: 
         (
             {"generator": {"kind": "wan", "path": "shapes-video"}},
             "generator.kind",
-            "diffusers reads no LoRA of wan's; use one of flux, ",
+            "diffusers cannot load a LoRA of those of wan; use one of flux, ",
         ),
         ({"rollout": {"sampler": {"kind": "ode", "steps": 3}}}, "rollout.sampler.kind", "needs a stochastic sampler"),
     ],

@@ -112,7 +112,11 @@ def test_two_processes_equal_one(kind: str, model: Path, tmp_path: Path) -> None
     [
         ({"memory": {"cache_prompts": "memory"}}, "memory.cache_prompts", "nft trains the text encoders"),
         ({"policy": {"kind": "full"}}, "policy.kind", "nft trains LoRAs on the text encoders"),
-        ({"generator": {"kind": "wan", "path": "shapes-video"}}, "generator.kind", "diffusers reads no LoRA of wan's"),
+        (
+            {"generator": {"kind": "wan", "path": "shapes-video"}},
+            "generator.kind",
+            "cannot load a LoRA of those of wan",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -223,7 +223,7 @@ def test_gains_losses_and_kinds(tmp_path: Path) -> None:
         ("counting", 2, -0.2),
     ]
     page = write_report(run.folder).read_text()
-    assert "2 rose, 1 fell, 1 stayed" in page
+    assert "2 rose, 1 fell, 1 did not change" in page
     assert "By kind of prompt" in page
     older = made(tmp_path / "older", scores, whole=False)
     assert by_prompt(older, change(older, "gold")) is None

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_named(base, tmp_path):
     with pytest.raises(RewardError, match="has no lora_B"):
         build(base, file)
     torch.save({key: value for key, value in state.items() if "rm_head" not in key}, file)
-    with pytest.raises(RewardError, match="no checkpoint of VideoReward"):
+    with pytest.raises(RewardError, match="is not a checkpoint of VideoReward"):
         build(base, file)
     with pytest.raises(RewardError, match="KwaiVGI/VideoAlign"):
         build(base, file, template=str(tmp_path / "none.py"))

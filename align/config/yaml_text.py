@@ -88,7 +88,7 @@ def read(text: str, place: Callable[[int], str], limits: Limits | None = None) -
 def _over(limit: str, given: str, limits: Limits, place: str) -> ConfigError:
     most = f"{getattr(limits, limit):,}"
     words = {"size": "characters", "depth": "levels of nesting", "values": "values with every alias written out"}
-    said = f"{given}, and a config has at most {most} {words[limit]}; ALIGNFLOW_CONFIG_{limit.upper()} sets another"
+    said = f"{given}; a config has at most {most} {words[limit]}; ALIGNFLOW_CONFIG_{limit.upper()} changes the limit"
     return ConfigError([Problem("", said, place)])
 
 

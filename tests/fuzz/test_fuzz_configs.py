@@ -188,7 +188,7 @@ def test_limits_can_be_set(tmp_path, monkeypatch, limit):
     Path("base.yaml").write_text("train: {betas: [0.9, 0.99]}\n")
     Path("run.yaml").write_text("extends: base.yaml\n")
     monkeypatch.setenv(f"ALIGNFLOW_CONFIG_{limit}", "1")
-    with pytest.raises(ConfigError, match=f"ALIGNFLOW_CONFIG_{limit} sets another"):
+    with pytest.raises(ConfigError, match=f"ALIGNFLOW_CONFIG_{limit} changes the limit"):
         load_config("run.yaml")
     monkeypatch.setenv(f"ALIGNFLOW_CONFIG_{limit}", "many")
     with pytest.raises(ConfigError, match="should be a positive whole number, given 'many'"):
