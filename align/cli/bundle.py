@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
-from align.cli.shared import Overrides, Resume, print_values
+from align.cli.shared import Overrides, Resume, print_values, runs_completed
 from alignflow.terminal import echo
 
 
 def bundle(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished training run", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="folder of a finished training run", show_default=False, autocompletion=runs_completed
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="FILE.tar", help="file to write", show_default=False)],
     limit: Annotated[
         float, typer.Option(min=0, help="MB up to which a model, a LoRA or the media of a table are packed")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from align.cli.shared import AsJson, Checkpoint, checkpoint_of, print_values, trained_of
+from align.cli.shared import (
+    AsJson,
+    Checkpoint,
+    checkpoint_of,
+    formats_completed,
+    print_values,
+    runs_completed,
+    trained_of,
+)
 from alignflow.errors import ConfigError
 from alignflow.terminal import echo
 
@@ -19,9 +27,19 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="run folder, checkpoint or, with --push, an export", show_default=False),
+    typer.Argument(
+        metavar="RUN",
+        help="run folder, checkpoint or, with --push, an export",
+        show_default=False,
+        autocompletion=runs_completed,
+    ),
 ]
-To = Annotated[str, typer.Option(help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)")]
+To = Annotated[
+    str,
+    typer.Option(
+        help="diffusers, comfyui, kohya (LoRA files) or merged (whole pipeline)", autocompletion=formats_completed
+    ),
+]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; default: float32 (merged: as in the run)")]
 Average = Annotated[
     bool, typer.Option("--average", help="write experts with a gate as one LoRA with their mean shares over time")

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
-from align.cli.shared import AsJson
+from align.cli.shared import AsJson, runs_completed
 from alignflow.errors import RunFolderError
 from alignflow.terminal import echo, table
 
 
-def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False)]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="run folder", show_default=False, autocompletion=runs_completed)],
+) -> None:
     """Write the report of a run folder, a single HTML page."""
     from align.report import write_report
     from align.report.search import write_search_report
@@ -27,7 +29,12 @@ def report(run_dir: Annotated[Path, typer.Argument(help="run folder", show_defau
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN ...", help="folders of runs, searches, benchmarks or sweeps", show_default=False),
+        typer.Argument(
+            metavar="RUN ...",
+            help="folders of runs, searches, benchmarks or sweeps",
+            show_default=False,
+            autocompletion=runs_completed,
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="page; default: compare.html here, or in the folder of a single sweep")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from align.cli.shared import Prompt, PromptsFile, print_values, prompts_of, settings_of, trained_of
+from align.cli.shared import Prompt, PromptsFile, policies_completed, print_values, prompts_of, settings_of, trained_of
 from alignflow.errors import ConfigError
 from alignflow.lazy import lazy
 from alignflow.terminal import echo
@@ -60,7 +60,7 @@ Top = Annotated[
 
 def pairs(
     sources: Sources,
-    policy: Annotated[str, typer.Option(help=POLICY)] = "best_worst",
+    policy: Annotated[str, typer.Option(help=POLICY, autocompletion=policies_completed)] = "best_worst",
     reward: Rewards = None,
     prompt: Prompt = None,
     prompts_file: PromptsFile = None,

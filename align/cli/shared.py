@@ -38,6 +38,43 @@ def kinds_of_room(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in showing.kinds(room) if name.startswith(incomplete)] if room in showing.ROOMS else []
 
 
+def runs_completed(incomplete: str) -> list[str]:
+    """Run folders; the shell completes files where there is none."""
+    from align.config import completing_names
+
+    return completing_names.runs(incomplete)
+
+
+def sources_completed(incomplete: str) -> list[str]:
+    """Run folders and configs; the shell completes files where there is no run."""
+    from align.config import completing_names
+
+    return completing_names.sources(incomplete)
+
+
+def checkpoints_completed(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """``best`` and the steps of the run on the command line."""
+    from align.config import completing_names
+
+    given = [context.params.get("source"), *context.args]  # an option without its value ends the parsing of arguments
+    folder = next((Path(str(word)) for word in given if word and Path(str(word)).is_dir()), None)
+    return completing_names.checkpoints(folder, incomplete)
+
+
+def policies_completed(incomplete: str) -> list[str]:
+    """Policies of ``alignflow pairs``."""
+    from align.config import completing_names
+
+    return completing_names.named(completing_names.POLICIES, incomplete)
+
+
+def formats_completed(incomplete: str) -> list[str]:
+    """Formats of ``alignflow export``."""
+    from align.config import completing_names
+
+    return completing_names.named(completing_names.FORMATS, incomplete)
+
+
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -49,13 +86,17 @@ Overrides = Annotated[
 ]
 
 SourceArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG_OR_RUN", help="YAML config or run folder", show_default=False, autocompletion=sources_completed
+    ),
 ]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
         metavar="best|STEP|FOLDER",
         help="checkpoint of the run: best (kept by checkpoint.best), a step or a folder; default: the newest weights",
+        autocompletion=checkpoints_completed,
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
