@@ -334,7 +334,9 @@ def _beside(data: dict[str, Any], folder: Path) -> None:
         for holder, name in several or [(data.get(section), key)]:
             file = child(holder, name)
             if holder and isinstance(file, str) and not exists(file) and exists(folder / file):
-                holder[name] = str(folder / file)
+                plain = os.path.normpath(folder / file)  # another file where a folder on the way is a link
+                same = exists(Path(plain)) and os.path.samefile(plain, folder / file)
+                holder[name] = plain if same else str(folder / file)
 
 
 def with_preset(data: dict[str, Any], layer: Layer) -> dict[str, Any]:
