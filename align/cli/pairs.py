@@ -12,17 +12,19 @@ from align.cli.shared import Prompt, PromptsFile, policies_completed, print_valu
 from alignflow.errors import ConfigError
 from alignflow.lazy import lazy
 from alignflow.terminal import echo
+from alignflow.words import count, listing
 
 if TYPE_CHECKING:
     from align.cli import score
     from align.data import prompts as prompt_tables
     from align.evaluation.score_items import items_of
-    from align.preference import build_pairs, pair_sources
+    from align.preference import build_pairs, folder_pairs, pair_sources
     from align.preference.pairing import Pairing
     from rewards.base import RewardSettings
 else:
     score, prompt_tables = lazy("align.cli.score"), lazy("align.data.prompts")
     build_pairs, pair_sources = lazy("align.preference.build_pairs"), lazy("align.preference.pair_sources")
+    folder_pairs = lazy("align.preference.folder_pairs")
     items_of = lazy("align.evaluation.score_items:items_of")
     Pairing = lazy("align.preference.pairing:Pairing")
 
@@ -32,7 +34,7 @@ POLICY = (
 )
 
 Sources = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="SOURCE ...",
         help="config or run to sample from (with overrides), folder of a finished search, or images, videos, "
@@ -58,8 +60,19 @@ Top = Annotated[
 ]
 
 
+Chosen = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="folder of the better samples, with --rejected, instead of SOURCE and policy"),
+]
+Rejected = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="folder of the worse samples, with the names of --chosen")
+]
+
+
 def pairs(
-    sources: Sources,
+    sources: Sources = None,
+    chosen: Chosen = None,
+    rejected: Rejected = None,
     policy: Annotated[str, typer.Option(help=POLICY, autocompletion=policies_completed)] = "best_worst",
     reward: Rewards = None,
     prompt: Prompt = None,
@@ -87,6 +100,9 @@ def pairs(
     )
     how.check()
     asked = prompts_of(prompt, prompts_file)
+    if chosen is not None or rejected is not None or not sources:
+        _folders(sources, chosen, rejected, asked, how, bool(reward), out, copy)
+        return
     source, default = _source(sources, asked, count, seed)
     settings = score.named_rewards(reward) if reward else default
     if not settings and not isinstance(source, pair_sources.Searched):
@@ -104,6 +120,32 @@ def pairs(
     print_values({**shown, "prompts without a pair": ", ".join(unpaired) or None, "table": str(out / "pairs.parquet")})
     if found["unread"]:
         echo(f"error: {found['unread']} of {found['samples']} files could not be read", err=True)
+        raise typer.Exit(2)
+
+
+def _folders(
+    sources: list[str] | None, chosen: Path | None, rejected: Path | None, prompts: list[prompt_tables.Prompt],
+    how: Pairing, scored: bool, out: Path, copy: bool,
+) -> None:  # fmt: skip
+    """Pairs of two folders, whose names say which sample is better."""
+    if chosen is None or rejected is None:
+        lacks = "a SOURCE, or --chosen and --rejected" if chosen is rejected else "both --chosen and --rejected"
+        raise ConfigError(f"give {lacks}")
+    if sources or scored or how != Pairing(seed=how.seed):
+        raise ConfigError("--chosen and --rejected are pairs already: leave out SOURCE, --reward and policies")
+    found = folder_pairs.pair_folders(
+        chosen, rejected, prompts, out, copy=copy, origin=f"--chosen {chosen} --rejected {rejected}"
+    )
+    say, alone, unread = _say(), found["alone"], found["unread"]
+    for why in unread.values():
+        say(why)
+    print_values({
+        "pairs": found["pairs"],
+        "names without a partner": f"{len(alone)} ({listing(alone)})" if alone else None,
+        "table": str(out / "pairs.parquet"),
+    })  # fmt: skip
+    if unread:
+        echo(f"error: {count(len(unread), 'file')} could not be read", err=True)
         raise typer.Exit(2)
 
 
