@@ -91,7 +91,7 @@ def test_a_run_goes_on_to_the_bit(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nft", "dgpo", "flow_dpo"])
-def test_two_processes_equal_one(kind: str, model: Path, tmp_path: Path) -> None:
+def test_text_on_two_processes_is_that_of_one(kind: str, model: Path, tmp_path: Path) -> None:
     moments = {}
     sections = {**ONE_UPDATE, "rollout": {"prompts": 3, "group": 2, **ODE}}
     for count in (1, 2):
