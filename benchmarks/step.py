@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from align.runs.run_folder import RunFolder
 from align.training.accelerating import accelerator_of
 from align.training.lr import due
 from align.training.trainer import Trainer
+from generators.conditioning import Conditioning
 
 Call = Callable[[], None]
 
@@ -61,7 +63,7 @@ class Recorder:
 
     def _noting(self, kind: str, function: Any, remake: Callable[..., Call]) -> Any:
         def noted(*arguments: Any) -> Any:
-            kept = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+            kept = [_detached(a) for a in arguments]
             self.calls[kind].append(remake(function, kept, torch.is_grad_enabled()))
             return function(*arguments)
 
@@ -90,6 +92,14 @@ class Recorder:
             _wait()
             seconds[kind] = time.perf_counter() - started
         return seconds
+
+
+def _detached(argument: Any) -> Any:
+    """Without the graph of text encoders, which a replay would pass through again."""
+    if isinstance(argument, Conditioning):
+        tensors = {name: value.detach() for name, value in argument.tensors.items()}
+        return replace(argument, tensors=tensors, negative=_detached(argument.negative))
+    return argument.detach() if isinstance(argument, torch.Tensor) else argument
 
 
 def _plain(function: Any, arguments: list[Any], with_grad: bool) -> Call:
