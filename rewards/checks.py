@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +17,17 @@ from rewards.base import Reward, RewardError, RewardExitError, Scores
 from rewards.guard import foreign, lend
 
 logger = logging.getLogger(__name__)
+_RAISED: ContextVar[bool] = ContextVar("exceptions_raised", default=False)
+
+
+@contextmanager
+def exceptions_raised() -> Iterator[None]:
+    """Inside, an exception of code from outside this package is a RewardError and not a missing score."""
+    token = _RAISED.set(True)
+    try:
+        yield
+    finally:
+        _RAISED.reset(token)
 
 
 def checked_scores(
@@ -40,7 +52,7 @@ def checked_scores(
 
     Raises:
         RewardError: media or the returned scores have the wrong shape, an input is missing, the reward modified its
-            arguments, or it raised RewardError itself.
+            arguments, or it raised RewardError itself, or anything inside :func:`exceptions_raised`.
     """
     _check_inputs(reward, media, prompts, group)
     count = len(prompts)
@@ -60,6 +72,9 @@ def checked_scores(
         place = line_of(error) if foreign(reward.function) else ""
         why = shown(f"{type(error).__name__}: {error}" + (f" ({place})" if place else ""))
         loan.check()
+        if _RAISED.get() and foreign(reward.function):
+            said = "a sample without a score is NaN in what it returns"
+            raise RewardError(f"reward {reward.name!r} fails on a grey sample: {why}; {said}") from error
         return Scores(torch.full((count,), torch.nan), dict.fromkeys(range(count), why))
     loan.check()
     return _whole(reward, result if isinstance(result, Scores) else Scores(result), media)

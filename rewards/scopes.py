@@ -41,6 +41,20 @@ def has_parts(settings: RewardSettings) -> bool:
     return any(known_scope(reward) == "sample" or has_parts(reward) for reward in rewards)
 
 
+def runs_users_code(settings: RewardSettings) -> bool:
+    """Whether scoring calls code from outside this package, in this process and without a cache."""
+    from rewards.call import CallableReward
+    from rewards.wrappers.cached import Cached
+    from rewards.wrappers.mixture import Mixture
+    from rewards.wrappers.pool import Pool
+
+    if isinstance(settings, Mixture):
+        return any(runs_users_code(member.reward) for member in settings.parts.values())
+    if isinstance(settings, WrapperSettings):
+        return not isinstance(settings, Cached | Pool) and runs_users_code(settings.reward)
+    return isinstance(settings, CallableReward)
+
+
 def without_gradient(settings: RewardSettings, place: str = "reward") -> dict[str, str]:
     """Innermost rewards that leave a reward without gradient: place such as ``reward.parts.a.reward`` -> kind."""
     from rewards.wrappers.mixture import Mixture

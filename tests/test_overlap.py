@@ -227,7 +227,7 @@ def test_a_reward_that_never_scored_stops_at_once_and_one_that_did_is_waited_for
 @pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
     """The second of two; no role changes."""
-    silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}
+    silent = {"kind": "flaky:falls_silent", "options": {"after": 5}}
     run = config(
         tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0, "chunk": 2}
     )  # fmt: skip
@@ -241,7 +241,7 @@ def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_
 
 
 def test_patience_ends_with_a_checkpoint(model: Path, tmp_path: Path) -> None:
-    silent = {"kind": "flaky:falls_silent", "options": {"after": 4}}
+    silent = {"kind": "flaky:falls_silent", "options": {"after": 5}}
     options = {"steps": 8, "unscored": 1}
     run = config(tmp_path / "a", model, "none", reward=silent, train=options, checkpoint={"every": 0})
     with pytest.raises(RewardError, match=r"2 rollouts in a row: 8 x the reward returned nan.*--resume"):

@@ -277,7 +277,7 @@ def test_a_run_outlives_a_killed_a_hanging_and_a_corrupted_server(model, tmp_pat
 
 def test_a_server_that_dies_for_good_costs_the_samples_that_are_reported(model, tmp_path, flaky, process):  # noqa: F811
     """It dies in the second rollout, after two of its four requests."""
-    silent = {"kind": "flaky:falls_silent", "options": {"after": 6}}
+    silent = {"kind": "flaky:falls_silent", "options": {"after": 7}}
     here = config(tmp_path / "here", model, "none", reward=silent)
     train(here)
     served.wait_for(process)
@@ -296,7 +296,7 @@ def test_nan_from_a_server_drops_that_sample_alone(model, tmp_path, flaky):  # n
     runs = []
     with served.in_thread({"kind": "flaky:blinks"}) as url:
         for name, reward in {"here": {"kind": "flaky:blinks"}, "there": {"kind": "remote", "url": url}}.items():
-            (flaky / "nan").touch()
+            (flaky / "nan").write_text("1" if name == "here" else "")  # a run first tries code of its own process
             runs.append(config(tmp_path / name, model, "none", reward=reward))
             train(runs[-1])
             assert [row["missing"] for row in rows(runs[-1])] == [1, 0, 0]

@@ -109,6 +109,21 @@ def test_a_broken_reward_stops_the_run_with_its_name(
     assert reward in str(caught.value)
 
 
+def test_a_reward_that_fails_is_told_by_its_line_before_anything_is_evaluated(model: Path, tmp_path: Path) -> None:
+    mixed = {"kind": "mixture", "parts": {"a": {"reward": "shapes"}, "b": {"reward": "tiny_run:raises"}}}
+    line = r"fails on a grey sample: RuntimeError: the judge fell asleep \(tiny_run.py, line \d+\); a sample without"
+    for name, sections in (
+        ("alone", {"reward": {"kind": "tiny_run:raises"}}),
+        ("member", {"reward": mixed}),
+        ("held_out", {"evaluate": {"rewards": {"gold": {"kind": "tiny_run:raises"}}}}),
+    ):
+        (tmp_path / name).mkdir()
+        config = settings(tmp_path / name, model, **sections)
+        with pytest.raises(RewardError, match=line):
+            train(config)
+        assert not config.run_dir.exists()
+
+
 def test_bad_prompts_are_said_before_any_work(model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n\n")

@@ -46,6 +46,7 @@ from align.training.processes import Processes
 from align.training.rescue import Rescue
 from align.training.sharding import spread
 from align.training.timing import Phases
+from align.training.trial import try_rewards
 from alignflow.errors import TrainingError
 from generators.compiled import compile_networks
 from rewards.base import Scores, wanted
@@ -91,6 +92,7 @@ def entered(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         with explained(config):
             with phase_named("load"):
                 trainer = Trainer(config, run, accelerator)
+            try_rewards(trainer)  # before there is a folder, which the next attempt would have to overwrite
             run.id = processes.settled(lambda: run.create(resolved, environment(torch_too=True)))
             yield trainer
     finally:
