@@ -246,7 +246,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(
 ) -> None:
     import tiny_run
 
-    scores = iter([0.9, 0.1, 0.5, 0.3, 0.2])  # of the base first, which does not count
+    scores = iter([0.0, 0.9, 0.1, 0.5, 0.3, 0.2])  # of a grey sample, then of the base, which does not count
     monkeypatch.setattr(tiny_run, "brightness", lambda media, prompts: torch.full((len(media),), next(scores)))
     config = settings(
         tmp_path, model, train={"steps": 4},
