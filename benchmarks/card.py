@@ -56,6 +56,8 @@ def config_of(model: str, recipe: str, tiny: bool, words: Sequence[str] = (), *,
     chosen = {
         "reward": reward or random_weights.reward(tiny),
         "evaluate.rewards.pickscore": reward or random_weights.reward(tiny),
+        "evaluate.rewards.hpsv2": None,
+        "evaluate.gold": None,
         "memory.cache_prompts": "memory",
         "rollout.prompts": 1,
     }

@@ -36,7 +36,8 @@ CONFIG, MODEL = "configs/sd35-medium/nft.yaml", "stabilityai/stable-diffusion-3.
 SHORT = (
     "generator.device=cpu", "generator.size=[128, 128]", "rollout.prompts=1", "rollout.group=2",
     "rollout.sampler.steps=2", "recipe.timesteps=1", "train.steps=1", "reward={kind: compressibility}",
-    "evaluate.rewards.pickscore={kind: compressibility}", "evaluate.at_start=false", "evaluate.prompts=1",
+    "evaluate.rewards.pickscore={kind: compressibility}", "evaluate.rewards.hpsv2=null", "evaluate.gold=null",
+    "evaluate.at_start=false", "evaluate.prompts=1",
     "evaluate.sampler.steps=2", "samples.count=1",
 )  # fmt: skip
 PHASES = {
