@@ -289,6 +289,15 @@ ONE_UPDATE = {
 }
 
 
+def assert_same_moments(first: list[Tensor], second: list[Tensor]) -> None:
+    """Moments of one process and of two, up to the order of summation."""
+    assert len(first) == len(second) > 0
+    largest = max(float(value.norm()) for value in first)
+    assert largest > 1e-6
+    for one, two in zip(first, second, strict=True):
+        assert float((one - two).norm()) < 1e-3 * float(one.norm()) + 1e-5 * largest
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("trains", "sharded"), [("text", False), ("both", False), ("text", True)])
 def test_two_processes_equal_one(
@@ -304,11 +313,7 @@ def test_two_processes_equal_one(
         recipe = json.dumps({"kind": "texforce", "trains": trains})
         launch(count, folder, RUN, str(folder), str(model), recipe, json.dumps(ONE_UPDATE))
         moments[count] = list(optimizer_moments(folder / "run"))
-    assert len(moments[1]) == len(moments[2]) > 0
-    largest = max(float(value.norm()) for value in moments[1])
-    assert largest > 1e-6
-    for one, two in zip(moments[1], moments[2], strict=True):
-        assert float((one - two).norm()) < 1e-3 * float(one.norm()) + 1e-5 * largest
+    assert_same_moments(moments[1], moments[2])
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from launched import launch
 from pydantic import ValidationError
 from test_learners import bench_of, drawn, shake
-from test_texforce import ONE_UPDATE, RUN
+from test_texforce import ONE_UPDATE, RUN, assert_same_moments
 from test_training import optimizer_moments
 from tiny_run import final_tensors, settings
 
@@ -100,11 +100,7 @@ def test_text_on_two_processes_is_that_of_one(kind: str, model: Path, tmp_path: 
         recipe = json.dumps({"kind": kind, "trains": "both"})
         launch(count, folder, RUN, str(folder), str(model), recipe, json.dumps(sections))
         moments[count] = list(optimizer_moments(folder / "run"))
-    assert len(moments[1]) == len(moments[2]) > 0
-    largest = max(float(value.norm()) for value in moments[1])
-    assert largest > 1e-6
-    for one, two in zip(moments[1], moments[2], strict=True):
-        assert float((one - two).norm()) < 1e-3 * float(one.norm()) + 1e-5 * largest
+    assert_same_moments(moments[1], moments[2])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,6 +115,11 @@ def pairs(
     except KeyboardInterrupt:
         echo(f"stopped; run the same command again to continue in {out}", err=True)
         raise typer.Exit(130) from None
+    _show(found, out)
+
+
+def _show(found: dict[str, Any], out: Path) -> None:
+    """The counts of a finished command; exit code 2 where files could not be read."""
     unpaired = [f"{number} ({why})" for why, number in found.pop("unpaired").items()]
     shown = {name: value for name, value in found.items() if value or name in ("pairs", "samples")}
     print_values({**shown, "prompts without a pair": ", ".join(unpaired) or None, "table": str(out / "pairs.parquet")})

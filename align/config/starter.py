@@ -40,6 +40,34 @@ def reward_of(text: str) -> str:
     return text if text.lstrip().startswith("{") else f"{{kind: {json.dumps(text) if ':' in text else text}}}"
 
 
+TEMPLATE = """\
+# A starting point. Check it with `alignflow check FILE`, and its memory with `alignflow check FILE --card 24gb`.
+# Settings of a recipe: `alignflow show recipe {recipe}`; all others: docs/reference/training.md.
+
+# The model that is aligned, and what of it is trained: a LoRA of this rank.
+generator: {place}
+policy: {{kind: lora, rank: 32, alpha: 64}}
+
+# One prompt a line, or a table; a few hundred are a start.{also}
+prompts: {{train: {prompts}{held}
+
+# The score that is optimised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
+reward: {reward}
+
+# A step samples `prompts` x `group` samples with this sampler, scores them, and compares those of a prompt.
+rollout: {{kind: online, prompts: 8, group: 8, chunk: {chunk}, decode_chunk: 4, sampler: {sampler}}}
+recipe: {{kind: {recipe}}}
+
+# Steps of the run, learning rate, and terms of the loss per pass (`chunk` costs memory and changes no result).
+train: {{steps: 100, lr: 1.0e-4, chunk: {chunk}{precision}}}
+
+# Held-out scores and sample grids every so many steps. Sample as you will use the model.
+evaluate: {{every: 25, prompts: 24, chunk: 4, sampler: {{kind: ode, steps: 20}}}}
+samples: {{every: 25, count: 8}}
+checkpoint: {{every: 25, keep: 2}}
+"""
+
+
 def starter(
     model: str,
     prompts: str,
@@ -74,29 +102,7 @@ def starter(
     held = f", heldout: {json.dumps(heldout)}}}" if heldout else "}  # add heldout: prompts that training never sees"
     chunk = 64 if small else 8
     precision = "" if small else ", precision: bf16, gradient_checkpointing: true"
-    return f"""\
-# A starting point. Check it with `alignflow check FILE`, and its memory with `alignflow check FILE --card 24gb`.
-# Settings of a recipe: `alignflow show recipe {recipe}`; all others: docs/reference/training.md.
-
-# The model that is aligned, and what of it is trained: a LoRA of this rank.
-generator: {place}
-policy: {{kind: lora, rank: 32, alpha: 64}}
-
-# One prompt a line, or a table; a few hundred are a start.{also}
-prompts: {{train: {json.dumps(prompts)}{held}
-
-# The score that is optimised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
-reward: {reward_of(reward)}
-
-# A step samples `prompts` x `group` samples with this sampler, scores them, and compares those of a prompt.
-rollout: {{kind: online, prompts: 8, group: 8, chunk: {chunk}, decode_chunk: 4, sampler: {sampler}}}
-recipe: {{kind: {recipe}}}
-
-# Steps of the run, learning rate, and terms of the loss per pass (`chunk` costs memory and changes no result).
-train: {{steps: 100, lr: 1.0e-4, chunk: {chunk}{precision}}}
-
-# Held-out scores and sample grids every so many steps. Sample as you will use the model.
-evaluate: {{every: 25, prompts: 24, chunk: 4, sampler: {{kind: ode, steps: 20}}}}
-samples: {{every: 25, count: 8}}
-checkpoint: {{every: 25, keep: 2}}
-"""
+    return TEMPLATE.format(
+        recipe=recipe, place=place, also=also, prompts=json.dumps(prompts), held=held, reward=reward_of(reward),
+        chunk=chunk, sampler=sampler, precision=precision,
+    )  # fmt: skip
