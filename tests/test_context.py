@@ -121,6 +121,17 @@ def test_each_kind_of_loss_has_the_gradient_of_one_process(video: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+def test_a_score_missing_in_one_process_is_missing_in_its_group(video: Path, tmp_path: Path) -> None:
+    missing = {"reward": {"kind": "tiny_run:missing_in_the_last"}, "rollout": {"prompts": 6}}
+    several(2, tmp_path, video, {"two": ("reward_backprop", False, False, sections(video, 2, **missing))})
+    one = alone(tmp_path / "one", video, "reward_backprop", sections(video, **missing))
+    assert_same_gradients(one, tmp_path / "two/run")
+    for run in (one, tmp_path / "two/run"):
+        assert [row["missing"] for row in rows(run) if row["event"] == "train"] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_what_stands_before_the_network_is_counted_once(tmp_path: Path) -> None:
     """A text encoder and the network of a tiny FLUX are trained together: the gradient of the first is no part."""
     import tiny_image

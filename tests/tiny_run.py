@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,12 @@ def mean_pixel(media: Tensor, prompts: list[str]) -> Tensor:
 def compared_in_secret(media: Tensor, prompts: list[str], group: Tensor | None = None) -> Tensor:
     """``redness``, by code that asks for the group, which settings do not show."""
     return redness(media, prompts)
+
+
+def missing_in_the_last(media: Tensor, prompts: list[str]) -> Tensor:
+    """``mean_pixel``, missing for the prompt "a blue ball" in process 1 or where there is no other."""
+    lost = [os.environ.get("RANK", "1") == "1" and prompt == "a blue ball" for prompt in prompts]
+    return torch.where(torch.tensor(lost), torch.nan, mean_pixel(media, prompts))
 
 
 def with_distance(media: Tensor, prompts: list[str]) -> Scores:

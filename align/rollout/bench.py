@@ -63,6 +63,7 @@ class Bench:
         reward: of the run, for :meth:`reward`.
         only: learner -> makes the context in which the network computes as that learner, for learners other than the
             policy that share its network.
+        agreed: scores without those that are missing in another process that computes the same samples.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Bench:
         autocast: Callable[[], Context] = nullcontext,
         reward: Reward | None = None,
         only: Mapping[str, Callable[[], Context]] | None = None,
+        agreed: Callable[[Scores], Scores] = lambda scores: scores,
     ) -> None:
         self.generator, self.learners, self.autocast, self.scorer = generator, dict(roles), autocast, reward
         self.roles, self.only = self.learners["policy"], dict(only or {})
+        self.agreed = agreed
         self._acting = "policy"
         self._point: Point | None = None
         self._known: dict[str, Tensor] = {}
@@ -227,7 +230,7 @@ class Bench:
         self, media: Tensor, sample: Tensor, rollout: Asked, prompts: Sequence[str] | None = None
     ) -> tuple[Tensor, Scores]:
         """:meth:`reward` as rewards ``[M]`` with gradient, 0 and without it where missing, and the scores without."""
-        scores = self.reward(media, sample, rollout, prompts)
+        scores = self.agreed(self.reward(media, sample, rollout, prompts))
         return known_scores(scores.values, media), replace(scores, values=scores.values.detach())
 
     def scored(self, latents: Tensor, sample: Tensor, rollout: Asked) -> tuple[Tensor, Scores, Tensor]:

@@ -66,6 +66,7 @@ def divide(config: Config, generator: Generator, processes: Processes) -> None:
     device, ways = processes.accelerator.device, processes.context
     shape, names = (processes.share.world, 1, ways), ("data", "ring", "ulysses")
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)["ring", "ulysses"]
+    processes.group = mesh["ulysses"].get_group()
     how = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=ways, mesh=mesh))
     how.setup(processes.rank, processes.world, device, mesh=mesh)
     for network in generator.backbones().values():
@@ -73,7 +74,7 @@ def divide(config: Config, generator: Generator, processes: Processes) -> None:
         for one in processors(network):
             one._parallel_config = how
         apply_context_parallel(network, how.context_parallel_config, network._cp_plan)  # type: ignore[arg-type]
-        network.register_forward_pre_hook(partial(_enter, mesh["ulysses"].get_group()), with_kwargs=True)
+        network.register_forward_pre_hook(partial(_enter, processes.group), with_kwargs=True)
     networks = generator.backbones().values()
     processes.divided = frozenset(id(value) for network in networks for value in network.parameters())
 

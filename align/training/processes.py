@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from align.config import sharding
 from align.policy.shards import is_shard
@@ -58,6 +58,7 @@ class Processes:
         world: all processes, of which this one is number ``rank``.
         share: the work of this process's group.
         leads: this process is the first of its group.
+        group: of the processes that compute the same samples together; None where each computes alone.
         divided: ids of parameters whose gradient each process of a group has a part of. That of any other parameter is
             whole in each of them.
         sharded: every process holds a part of the trained network, see :mod:`align.training.sharding`.
@@ -69,6 +70,7 @@ class Processes:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.share = Share(self.rank // context, self.world // context)
         self.leads = self.rank % context == 0
+        self.group: distributed.ProcessGroup | None = None
         self.divided: frozenset[int] = frozenset()
         self.sharded, self.lost = sharding.asked() and self.world > 1, False
 
@@ -92,6 +94,21 @@ class Processes:
     def led(self, value: T) -> T:
         """The value of the first process of this process's group; the others' ``value`` is ignored."""
         return value if self.context == 1 else gather_object([value])[self.rank - self.rank % self.context]
+
+    def agreed(self, scores: Scores) -> Scores:
+        """Scores without those that are missing in another process of this process's group.
+
+        The processes of a group take the gradient of one loss together, so they must leave out the same samples.
+        """
+        if self.group is None:
+            return scores
+        lost = scores.values.detach().isnan().to(self.accelerator.device, torch.int32)
+        distributed.all_reduce(lost, distributed.ReduceOp.MAX, group=self.group)
+        missing = lost.bool().to(scores.values.device)
+        values = torch.where(missing, math.nan, scores.values)
+        elsewhere = "missing in another process that computes the same sample"
+        reasons = {**dict.fromkeys(missing.nonzero().flatten().tolist(), elsewhere), **scores.reasons}
+        return replace(scores, values=values.detach() if missing.all() else values, reasons=reasons)
 
     def settled(self, work: Callable[[], T]) -> T:
         """The result of ``work`` in the main process, in every process; its errors are raised in every process."""

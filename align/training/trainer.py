@@ -131,7 +131,7 @@ class Trainer:
         self._check_reward()
         self.bench = Bench(
             self.generator, {name: one.roles for name, one in self.learners.items()}, accelerator.autocast, self.reward,
-            contexts(config, self.generator),
+            contexts(config, self.generator), self.processes.agreed,
         )  # fmt: skip
         self.learning = Learning(config, self.learners, self.bench, self.processes)
         online = config.rollout.kind == "online"
