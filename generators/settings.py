@@ -72,6 +72,11 @@ class Memory(Settings):
         description="where the stochastic steps of a rollout are kept until the updates: device | cpu = pinned memory, "
         "from which each chunk of the loss copies its steps",
     )
+    rewards: Literal["device", "cpu"] = Field(
+        "device",
+        description="where rewards compute: device | cpu, except one whose gradient is followed; a reward of kind "
+        "placed stays on its own device",
+    )
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(
         "none", description="storage format of the frozen base weights under a LoRA; none = generator.dtype"
     )

@@ -259,16 +259,10 @@ def test_every_setting_saves_what_it_says(large: Any) -> None:
     assert kept(full, "optimizer") == 2 * network
 
 
-WITHOUT_REWARDS = (
-    "reward={kind: compressibility}", "evaluate.rewards.pickscore=null", "evaluate.rewards.hpsv2=null",
-    "evaluate.gold=null",
-)  # fmt: skip
-
-
 @pytest.mark.parametrize("name", memory.PRESETS)
 def test_presets_fit_their_cards(name: str, large: Any) -> None:
-    """Without rewards, whose models a config may place on the CPU."""
-    config = large(f"memory={name}", *WITHOUT_REWARDS)
+    config = large(f"memory={name}")
+    assert config.memory.rewards == ("cpu" if name == "12gb" else "device")
     assert config.memory.cache_prompts == "memory"
     assert config.train.gradient_checkpointing
     assert estimate.estimate(config).bytes < fitting.card_bytes(name)

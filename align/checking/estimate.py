@@ -17,6 +17,7 @@ from align.checking.context_check import part_of_tokens
 from align.checking.reward_sizes import reward_bytes
 from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
+from align.config.memory import followed, placed
 from align.policy import held
 from alignflow.errors import ConfigError, Problem
 from alignflow.lazy import lazy
@@ -188,7 +189,11 @@ def _learning(config: Config, trained: int, shapes: Shapes) -> list[Item]:
 
 
 def _rewards(config: Config) -> list[Item]:
-    return [Item("rewards", *reward_bytes([config.reward, *config.evaluate.rewards.values()]))]
+    named, on_card = {"reward": config.reward, **config.evaluate.rewards}, followed(config)
+    bytes_, how = reward_bytes([*placed(named, config.memory, on_card).values()])
+    if config.memory.rewards == "cpu":
+        how = f"{how}, as {config.recipe.kind} follows its gradient; others on the CPU" if how else "on the CPU"
+    return [Item("rewards", bytes_, how)]
 
 
 # -- phases -----------------------------------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.checking.reward_sizes import reward_bytes
 from align.checking.sizes import terms_per_update
+from align.config.memory import followed, placed
 from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
 from align.runs.phases import phase_of
 from alignflow.errors import TrainingError
+from generators.settings import Memory
 
 if TYPE_CHECKING:
     from align.config.settings import Config
@@ -118,6 +121,7 @@ def _stored(config: Config) -> list[Remedy]:
     frozen, on_card = config.policy.kind != "full", config.generator.device != "cpu"
     steps = [
         (config.generator.dtype == "float32", "generator.dtype", "bfloat16", "half of every weight", ALWAYS),
+        (on_card and _movable(config), "memory.rewards", "cpu", "scoring takes longer", ALWAYS),
         (
             frozen and on_card and config.memory.quantise == "none",
             "memory.quantise", "nf4", "a quarter of the frozen base", ALWAYS,
@@ -129,6 +133,13 @@ def _stored(config: Config) -> list[Remedy]:
         (not frozen, "policy.kind", "lora", "no roles, gradients and states of the base", ALWAYS),
     ]  # fmt: skip
     return [Remedy(path, value, price, phases) for wanted, path, value, price, phases in steps if wanted]
+
+
+def _movable(config: Config) -> bool:
+    """Whether networks of rewards are on the card that ``memory.rewards`` would put on the CPU."""
+    named, cpu = {"reward": config.reward, **config.evaluate.rewards}, Memory(rewards="cpu")
+    here, there = (placed(named, memory, followed(config)) for memory in (config.memory, cpu))
+    return reward_bytes([*there.values()])[0] < reward_bytes([*here.values()])[0]
 
 
 def _smaller(config: Config) -> list[Remedy]:

@@ -15,6 +15,7 @@ from generators.settings import Memory
 if TYPE_CHECKING:
     from align.config.model import GeneratorConfig
     from align.config.settings import Config
+    from rewards.base import RewardSettings
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------
@@ -30,9 +31,11 @@ def _preset(samples: int, terms: int, optimizer: str, **memory: Any) -> dict[str
     }
 
 
+SMALL: dict[str, Any] = {"quantise": "nf4", "vae_tiling": True, "vae_slicing": True, "trajectories": "cpu"}
+
 PRESETS: Mapping[str, dict[str, Any]] = {
-    "12gb": _preset(1, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True, trajectories="cpu"),
-    "16gb": _preset(2, 1, "paged_adamw8bit", quantise="nf4", vae_tiling=True, vae_slicing=True, trajectories="cpu"),
+    "12gb": _preset(1, 1, "paged_adamw8bit", rewards="cpu", **SMALL),
+    "16gb": _preset(2, 1, "paged_adamw8bit", **SMALL),
     "24gb": _preset(4, 2, "adamw8bit", quantise="int8", vae_tiling=False, vae_slicing=True, trajectories="cpu"),
     "48gb": _preset(8, 4, "adamw", quantise="none", vae_tiling=False, vae_slicing=True),
     "80gb": _preset(16, 8, "adamw", quantise="none", vae_tiling=False, vae_slicing=False),
@@ -47,6 +50,33 @@ def preset(name: str, place: str = "") -> dict[str, Any]:
     others = f"there are {listing(PRESETS)}, or a mapping of settings"
     message = f"no such preset{nearest(name, PRESETS, others)}"
     raise ConfigError([Problem("memory", f"{message}, given {name!r}", place)])
+
+
+# -- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def placed(
+    rewards: Mapping[str, RewardSettings | None], memory: Memory, followed: RewardSettings | None = None
+) -> dict[str, RewardSettings | None]:
+    """Name -> reward where ``memory.rewards`` puts it; equal rewards stay equal.
+
+    Args:
+        followed: the reward whose gradient a recipe or a search follows. It stays on the device of the samples, because
+            its forward and backward pass are part of every step.
+    """
+    if memory.rewards == "device":
+        return dict(rewards)
+    from rewards.wrappers.placed import Placed
+
+    return {
+        name: reward if reward is None or reward == followed else Placed(reward=reward, device="cpu")
+        for name, reward in rewards.items()
+    }
+
+
+def followed(config: Config) -> RewardSettings | None:
+    """The reward whose gradient the recipe of a run follows, if it follows one."""
+    return config.reward if "reward_gradient" in config.recipe.required else None
 
 
 # -- what does not go together ----------------------------------------------------------------------------------------

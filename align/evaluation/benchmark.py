@@ -71,7 +71,7 @@ def benchmark(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         device = devices.chosen(config.generator.device)
-        built = build_rewards(dict(config.evaluate.rewards), device)
+        built = build_rewards(dict(config.evaluate.rewards), device, config.memory)
         other, beside = None if against is None else OtherSamples(against), comparing(built, against)
         rows = _taken_up(out, _identity(config, prompts, name, count, policy, against))
         generator = build_generator(config.generator, config.memory, device, kinds=[config.evaluate.sampler.kind])

@@ -273,7 +273,7 @@ def evaluate_run(
     of_run = lora is None and (run_dir is not None or checkpoint is not None)
     learning = "reward" if of_run else None
     device = devices.chosen(config.generator.device)
-    rewards = build_rewards({**trained, **config.evaluate.rewards}, device, learning=learning)
+    rewards = build_rewards({**trained, **config.evaluate.rewards}, device, config.memory, learning=learning)
     learning_reward = rewards.get("reward") if trained else None
     if not rewards:
         raise ConfigError("evaluate.rewards is empty and no reward is trained: there is nothing to score with")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from align.config.memory import INSTALL, require
+from align.config.memory import INSTALL, placed, require
 from align.config.model import GeneratorConfig
 from align.policy import held
 from align.policy.added import added_off, added_parameters
@@ -186,12 +186,19 @@ def build_optimizer(train: Train, parameters: Sequence[nn.Parameter]) -> torch.o
 
 
 def build_rewards(
-    settings: Mapping[str, RewardSettings | None], device: torch.device | str, *, learning: str | None = None
+    settings: Mapping[str, RewardSettings | None],
+    device: torch.device | str,
+    memory: Memory | None = None,
+    *,
+    learning: str | None = None,
+    followed: RewardSettings | None = None,
 ) -> dict[str, Reward]:
     """Name -> ready reward; equal settings are built once, entries without settings are left out.
 
     Args:
+        memory: ``memory.rewards`` places them; all are on ``device`` by default.
         learning: which may be one that learns while the policy does; none by default.
+        followed: the one whose gradient is followed, which stays on ``device``.
 
     Raises:
         RewardError: one cannot be loaded, or learns and may not.
@@ -199,7 +206,7 @@ def build_rewards(
     hush()
     built: list[tuple[RewardSettings, Reward]] = []
     rewards = {}
-    for name, wanted in settings.items():
+    for name, wanted in placed(settings, memory or Memory(), followed).items():
         if wanted is None:
             continue
         ready = next((reward for known, reward in built if known == wanted), None)

@@ -61,7 +61,7 @@ def _train(config: LatentTrainConfig, say: Callable[[str], None]) -> dict[str, A
     heldout = (
         read_prompts(config.prompts.heldout, config.prompts.measured, config.seed) if config.prompts.heldout else []
     )
-    reward = build_rewards({"reward": config.reward}, device)["reward"]
+    reward = build_rewards({"reward": config.reward}, device, config.memory)["reward"]
     generator = build_generator(config.generator, config.memory, device, kinds=[config.sampler.kind])
     check_needs([*prompts, *heldout], generator, {"reward": reward})
     train, test = (_drawn(config, generator, reward, some, which) if some else None

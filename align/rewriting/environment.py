@@ -80,7 +80,7 @@ class Environment:
     def build(cls, config: RewritingSettings) -> Environment:
         """Generator and rewards of a config; AlignflowError if one cannot be loaded."""
         device = devices.chosen(config.generator.device)
-        rewards = build_rewards({"reward": config.reward, **config.gold}, device)
+        rewards = build_rewards({"reward": config.reward, **config.gold}, device, config.memory)
         how = config.rendering
         generator = build_generator(config.generator, config.memory, device, kinds=[how.sampler.kind])
         if config.generator_lora is not None:

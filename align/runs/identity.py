@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.prompts import Prompt
+from generators.settings import Memory
 
 MEMORY_ALONE = (
     "train.chunk",
@@ -16,7 +17,7 @@ MEMORY_ALONE = (
     "rollout.chunk",
     "rollout.decode_chunk",
     "parallel",
-    *(f"memory.{name}" for name in ("cache_prompts", "offload", "attention", "compile", "vae_tiling", "vae_slicing")),
+    *(f"memory.{name}" for name in Memory.model_fields if name not in ("quantise", "compute")),
 )
 """Settings that change memory and speed, and results by rounding alone: who ran out of memory continues with less."""
 

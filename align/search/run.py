@@ -118,7 +118,8 @@ def _foreseen(config: SearchConfig, generator: Generator, prompts: list[Prompt])
 def load(config: SearchConfig, prompts: Sequence[Prompt]) -> tuple[Generator, dict[str, Reward]]:
     """Generator, with its LoRA, and rewards, the one that is raised among them as ``reward``; checked to fit."""
     device = devices.chosen(config.generator.device)
-    rewards = build_rewards({"reward": config.reward, **config.gold}, device)
+    followed = config.reward if config.search.gradients else None
+    rewards = build_rewards({"reward": config.reward, **config.gold}, device, config.memory, followed=followed)
     check_reward(config.search, rewards["reward"], latent_reward(config))
     for name in config.gold:
         check_alone(rewards[name])

@@ -53,7 +53,7 @@ class HeldOut:
     def _rewards(self) -> dict[str, Reward]:
         settings, reward = self.config.evaluate, self.trainer.reward
         other = {name: one for name, one in settings.rewards.items() if one != self.config.reward}
-        built = build_rewards(other, self.trainer.accelerator.device)
+        built = build_rewards(other, self.trainer.accelerator.device, self.config.memory)
         rewards = {name: built.get(name, reward) for name in settings.rewards}
         trained = {"reward": reward} if reward else {}
         return {**trained, **{name: one for name, one in rewards.items() if one}}

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from align.checking.remedies import explained
+from align.config.memory import followed
 from align.data.files import new_folder
 from align.data.inputs import remember
 from align.data.media import from_bytes
@@ -125,7 +126,9 @@ class Trainer:
         self.generator.network = self.network
         self.learners = build_learners(config, build_roles(config, self.generator), self.processes)
         self.roles = self.learners["policy"].roles
-        self.reward = build_rewards({"reward": config.reward}, accelerator.device, learning="reward").get("reward")
+        self.reward = build_rewards(
+            {"reward": config.reward}, accelerator.device, config.memory, learning="reward", followed=followed(config)
+        ).get("reward")
         self.refreshed = self.reward.refresh if self.reward else None
         self.samples_in_loss = "reward_gradient" in self.recipe.needs
         self._check_reward()
