@@ -27,8 +27,6 @@ from align.report.using import snippet
 from align.report.verdict import judge
 from alignflow.errors import RunFolderError
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -285,41 +283,3 @@ def test_edits_are_shown_beside_their_sources(tmp_path: Path) -> None:
 def test_report_imports_no_torch() -> None:
     code = "import sys, align.report, align.data.grids; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-def open_page(*arguments: str) -> str:
-    """Run the browser once without a window."""
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        *arguments,
-    ]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine")
-def test_browser_shows_it_without_sideways_scrolling(pages: dict[str, Path], tmp_path: Path) -> None:
-    # A window is never narrower than about 500 px, so laptop and phone are frames of one wide window.
-    laptop, phone, height = 1280, 390, 1600
-    page = json.dumps(pages["honest"].read_text()).replace("</", "<\\/")
-    probe = tmp_path / "probe.html"
-    probe.write_text(
-        f'<body style="margin:0;display:flex"><iframe width="{laptop}" height="{height}" style="border:0"></iframe>'
-        f'<iframe width="{phone}" height="{height}" style="border:0"></iframe><script>'
-        "for (const frame of document.querySelectorAll('iframe')) {"
-        " frame.onload = () => document.title += ' ' + frame.contentDocument.documentElement.scrollWidth;"
-        f" frame.srcdoc = {page}; }}</script>"
-    )
-    window = (f"--window-size={laptop + phone},{height}", "--virtual-time-budget=4000", probe.as_uri())
-    title = re.search("<title>(.*?)</title>", open_page("--dump-dom", *window))
-    assert title is not None
-    assert sorted(title[1].split(), key=int) == [str(phone), str(laptop)]
-    open_page(f"--screenshot={tmp_path / 'page.png'}", *window)
-    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
-    for view in (pixels[:, :laptop], pixels[:, laptop:]):
-        assert len(np.unique(view)) > 40
-        assert view.std() > 8

@@ -46,7 +46,7 @@ def sections(arms: Sequence[Arm], names: Sequence[str]) -> list[Section]:
     by_cost = [card for axis in COSTS for name in names[:1] for card in _by_cost(trained, name, axis)]
     found = [
         Section("Held-out scores", f"Means over the held-out prompts.{bands}", [*held_out, *by_cost]),
-        Section("Training", f"By training step.{bands}", _training(trained)),
+        Section("Training", f"By training step.{bands}", _training(trained), folded=True),
         Section("Reward and budget", "Best reward so far against each cost of a prompt.", _searches(searched)),
     ]
     return [section for section in found if section.figures]

@@ -17,6 +17,7 @@ from align.report.images import gallery
 from align.report.page import fill
 from align.report.prompts import by_prompt
 from align.report.reading import Run, read_run
+from align.report.unit_cost import unit_cost
 from align.report.using import snippet
 from align.report.verdict import changes, judge
 from align.report.verdict import headline as headline_of
@@ -51,6 +52,7 @@ def render(run: Run) -> str:
         "repeated": repeated(run),
         "by_prompt": by_prompt(run, next(iter(compared), None)),
         "facts": facts(run),
+        "unit_cost": unit_cost(run, compared),
         "gallery": gallery(run),
         "sections": sections(run),
         "environment": environment(run),

@@ -39,11 +39,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its cards."""
+    """A heading with its cards; ``folded`` on a phone, until it is opened."""
 
     title: str
     note: str
     figures: list[Figure] = field(default_factory=list)
+    folded: bool = False
 
 
 def sections(run: Run) -> list[Section]:
@@ -58,8 +59,8 @@ def sections(run: Run) -> list[Section]:
     )
     found = [
         Section("Does it get better?", f"{shown}by training step.", _progress(run)),
-        Section("Is it healthy?", "What to look at when the scores do not rise.", _health(run)),
-        Section("Where does the time go?", "By training step.", _speed(run)),
+        Section("Is it healthy?", "What to look at when the scores do not rise.", _health(run), folded=True),
+        Section("Where does the time go?", "By training step.", _speed(run), folded=True),
     ]
     return [section for section in found if section.figures]
 

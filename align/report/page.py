@@ -11,6 +11,7 @@ from markupsafe import Markup
 from align.report.charts import draw, short, table
 
 _HERE = Path(__file__).parent
+SCRIPTS = ("report", "folding", "viewer")
 
 
 def fill(template: str, **values: Any) -> str:
@@ -29,5 +30,6 @@ def fill(template: str, **values: Any) -> str:
     )
     templates.globals.update(draw=draw, table=table)
     templates.filters.update(short=short)
-    css, js = (Markup((_HERE / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    css = Markup((_HERE / "report.css").read_text(encoding="utf-8"))
+    js = Markup("".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS))
     return templates.get_template(template).render(css=css, js=js, **values)
