@@ -44,6 +44,24 @@ def test_welch_in_closed_form():
     assert independent([1], [2, 3]) == (None, None)
 
 
+def test_runs_with_their_own_evaluation_noise_are_one_setting_over_all_prompts(tmp_path):
+    gold = {"a": ([0.1, 0.5], [0.3, 0.7]), "b": ([0.2, 0.7], [0.4, 0.9])}
+    runs = [
+        training(tmp_path / f"{arm}{seed}", values[seed], seeds=[10 * seed, 10 * seed + 1], recipe__kind=arm,
+                 seed=seed, evaluate__seed=seed)
+        for arm, values in gold.items()
+        for seed in (0, 1)
+    ]  # fmt: skip
+    found = compare(runs)
+    assert [(arm.label, arm.seeds) for arm in found.arms] == [("a", [0, 1]), ("b", [0, 1])]
+    (one,) = found.scores[0].differences
+    assert (one.pairing, one.prompts.pairs, one.prompts.delta) == ("noise", 4, pytest.approx(0.15))
+    assert one.seeds is not None
+    assert one.seeds.delta == pytest.approx(0.15)
+    mixed = [*runs[:3], training(tmp_path / "b2", gold["b"][1], recipe__kind="b", seed=1)]  # evaluated with seed 0
+    assert [arm.seeds for arm in compare(mixed).arms] == [[0, 1], [0, 1]]
+
+
 def test_the_difference_is_paired_by_prompt_and_noise(tmp_path):
     a = training(tmp_path / "a", [0.1, 0.5, 0.3, 0.9])
     b = training(tmp_path / "b", [0.2, 0.7, 0.4, 1.1], recipe__kind="awm")

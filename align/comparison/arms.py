@@ -41,8 +41,14 @@ class Arm:
         return [one.seed for one in self.entries]
 
     def known(self, name: str) -> dict[Key, float]:
-        """A score by prompt, the mean over the seeds, of the prompts that have it with every seed."""
+        """A score by prompt, the mean over the seeds, of the prompts that have it with every seed.
+
+        Where every run was evaluated with its own noise, the runs have no prompt and noise in common; then the prompts
+        of all of them.
+        """
         columns = [one.known(name) for one in self.entries]
+        if all(_own_noise(one) for one in self.entries):
+            return {key: value for one in columns for key, value in one.items()}
         return {key: mean([one[key] for one in columns]) for key in columns[0] if all(key in one for one in columns)}
 
     def settings(self) -> dict[str, Any]:
@@ -75,13 +81,23 @@ def arms_of(entries: Sequence[Entry], each: bool = False) -> list[Arm]:
 
 
 def _joins(one: Entry, group: Sequence[Entry]) -> bool:
-    """Whether a run differs from those of a group only in its seed; unknown without a config."""
-    same = one.kind == group[0].kind and _but_seed(one) == _but_seed(group[0])
+    """Whether a run differs from those of a group only in its seed; unknown without a config.
+
+    The seed of the evaluation is the same in all of them, or that of each run.
+    """
+    own = all(_own_noise(other) for other in (one, *group))
+    same = one.kind == group[0].kind and _but_seed(one, own) == _but_seed(group[0], own)
     return bool(one.config) and same and one.seed not in [other.seed for other in group]
 
 
-def _but_seed(one: Entry) -> str:
-    kept = {key: value for key, value in settings_of(one).items() if key != "seed"}
+def _own_noise(one: Entry) -> bool:
+    """Whether the seed of the evaluation is that of the run, as ``benchmarks.learning`` has it."""
+    return one.kind == "training run" and one.seed is not None and one.section("evaluate").get("seed") == one.seed
+
+
+def _but_seed(one: Entry, own: bool) -> str:
+    left_out = ("seed", "evaluate.seed") if own else ("seed",)
+    kept = {key: value for key, value in settings_of(one).items() if key not in left_out}
     return json.dumps(kept, sort_keys=True, default=str)
 
 

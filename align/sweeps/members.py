@@ -69,7 +69,7 @@ def members_of(axes: Sequence[Axis]) -> list[Member]:
             for axis, value in pairs
             if len(axis.values) > 1
         }
-        name = _free(_name(varied), taken)
+        name = _free(name_of(varied), taken)
         taken.add(name)
         found.append(Member(name, files, overrides, varied))
     return found
@@ -85,7 +85,12 @@ def _short_names(axes: Sequence[Axis]) -> dict[str, str]:
     }
 
 
-def _name(varied: Mapping[str, str]) -> str:
+def name_of(varied: Mapping[str, str]) -> str:
+    """Name of a run, which a folder may have, from what distinguishes it: ``shapes-nft-lr-1e-3-seed-0``.
+
+    Args:
+        varied: key -> value; the value of :data:`~align.sweeps.words.CONFIG` stands without its key.
+    """
     last = [key.rpartition(".")[2] for key in varied]
     parts = []
     for key, value in varied.items():
