@@ -16,7 +16,7 @@ from align.config import registry
 from align.data.inputs import encode, read_sample
 from align.data.media import read_media
 from align.data.prompts import PAIR, Prompt, read_stored
-from align.report.search import mean_curve, write_search_report
+from align.report.search import write_search_report
 from align.search import run as runs
 from align.search.export import write_as
 from align.search.settings import SearchConfig, load_search
@@ -218,16 +218,6 @@ def test_the_page_shows_every_prompt_and_needs_nothing_else(folder, run):
     assert page.count("data:image/png") == 2 * 3 + 2 * 3
     with pytest.raises(RunFolderError, match=r"no results\.json"):
         write_search_report(Path())
-
-
-def test_mean_curve_is_the_mean_of_the_best_so_far():
-    steps = [
-        [{"calls": 1, "reward": 0.0}, {"calls": 3, "reward": 1.0}],
-        [{"calls": 1, "reward": 2.0}, {"calls": 3, "reward": 2.0}],
-    ]
-    x, y = mean_curve(steps, "calls")
-    assert (x[0], x[-1], y[0], y[-1]) == (1, 3, 1.0, 1.5)
-    assert mean_curve([], "calls") == ([], [])
 
 
 def test_a_lora_goes_onto_the_generator(folder, model):

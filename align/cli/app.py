@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -212,10 +212,7 @@ def search(
             again = ["alignflow", "search", *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
             echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
             raise typer.Exit(130) from None
-        gold = {f"gold {name}": f"{cell(v['plain'])} -> {cell(v['best'])}" for name, v in summary["gold"].items()}
-        reward = f"{cell(summary['reward']['plain'])} -> {cell(summary['reward']['best'])}"
-        costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
-        print_values({"prompts": summary["prompts"], "reward": reward, **gold, **costs, "folder": str(run_dir)})
+        print_values({**_searched(summary), "folder": str(run_dir)})
         if (page := run_dir / "report.html").is_file():
             from align.report.search import headline
 
@@ -225,6 +222,18 @@ def search(
     if write_as is not None:
         kind, folder = write_as
         echo(f"{counted(write(run_dir, kind, folder), 'pair' if kind == 'pairs' else 'sample')} in {folder}")
+
+
+def _searched(summary: dict[str, Any]) -> dict[str, Any]:
+    """Results of a search by name: scores of the plain and the best samples, costs, best-of-N where it was run."""
+    scores = {"reward": summary["reward"], **{f"gold {name}": one for name, one in summary["gold"].items()}}
+    found = {name: f"{cell(one['plain'])} -> {cell(one['best'])}" for name, one in scores.items()}
+    costs = {f"{name.replace('_', ' ')} a prompt": value for name, value in summary["spent"].items()}
+    if best := summary.get("best_of_n"):
+        same = {"reward": best["reward"], **{f"gold {name}": one for name, one in best["gold"].items()}}
+        told = ", ".join(f"{name} {cell(one['best_of_n'])}" for name, one in same.items())
+        costs["best_of_n"] = f"{told}, {cell(best['spent'].get('network_calls', 0.0))} network calls a prompt"
+    return {"prompts": summary["prompts"], **found, **costs}
 
 
 @app.command(epilog="Example: alignflow check configs/shapes/nft.yaml rollout.group=24")

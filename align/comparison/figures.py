@@ -9,11 +9,11 @@ from dataclasses import replace
 from align.comparison.arms import Arm
 from align.comparison.entries import Entry
 from align.comparison.matching import incomparable
+from align.report.budget_curves import AXES, best_so_far, mean_curve
 from align.report.charts import Chart, Series, Value, thin
 from align.report.figures import SHOWN, Figure, Section
 from align.report.intervals import mean, standard_error, t95
 from align.report.reading import Curve, Run, number
-from align.report.search import AXES, mean_curve
 
 BY_STEP = {
     "kl_velocity": ("KL in velocity", "Mean squared distance of the policy's velocity from the base's.", ""),
@@ -149,9 +149,9 @@ def _searches(arms: Sequence[Arm]) -> list[Figure]:
     for name, label in AXES.items():
         series = []
         for arm in (arm for arm in arms if arms[0].first.reward_of("reward") == arm.first.reward_of("reward")):
-            curves = [row["curve"] for row in arm.first.rows if row["kept"] and name in (row["curve"] or [{}])[0]]
-            x, y = mean_curve(curves, name)
-            series.append(Series(arm.label, x, y, tone=arm.tone))
-        note = "Best reward so far among the samples of the search, mean over prompts."
+            curves = [best_so_far(row) for row in arm.first.rows if row["kept"]]
+            x, y = mean_curve([one for one in curves if one and all(name in point for point in one)], name)
+            series.append(Series(arm.label, x, y, tone=arm.tone, stepped=True))
+        note = "Best reward so far, the plain sample included, mean over prompts."
         found += _figure(f"Reward against {label}", note, [one for one in series if one.x], label, "reward", not found)
     return found

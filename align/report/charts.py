@@ -23,6 +23,7 @@ class Series:
         spread: half-height of the band around it.
         tone: its colour in the style sheet.
         within: lowest and highest value there can be, where the band ends.
+        stepped: every value holds until the next one, as a best value so far does.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Series:
     spread: Sequence[Value] | None = None
     tone: str = "ink"
     within: tuple[float, float] = (-math.inf, math.inf)
+    stepped: bool = False
 
     @property
     def last(self) -> Value:
@@ -92,7 +94,7 @@ def draw(chart: Chart, width: int = 360, height: int = 190) -> Markup:
     heights = _tops(chart) if chart.stacked else [h for series in chart.series for h in series.limits()]
     y_ticks = ticks(*_domain([*heights, *([] if chart.reference is None else [chart.reference])]))
     frame = Frame(width, height, x_min, x_max if x_max > x_min else x_min + 1, y_ticks[0], y_ticks[-1])
-    body = [_axes(frame, y_ticks, x_max > x_min), _names(frame, chart)]
+    body = [_axes(frame, y_ticks, x_max > x_min, not chart.axis.endswith("seconds")), _names(frame, chart)]
     if chart.reference is not None:
         y = frame.y(chart.reference)
         body.append(f'<line class="reference" x1="{LEFT}" x2="{width - RIGHT}" y1="{y}" y2="{y}"/>')
@@ -187,7 +189,7 @@ def _domain(heights: Sequence[float]) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.3 * high else low), high
 
 
-def _axes(frame: Frame, y_ticks: Sequence[float], moving: bool) -> str:
+def _axes(frame: Frame, y_ticks: Sequence[float], moving: bool, counted: bool) -> str:
     right, floor = frame.width - RIGHT, frame.height - BOTTOM
     parts = []
     for value in y_ticks:
@@ -197,10 +199,10 @@ def _axes(frame: Frame, y_ticks: Sequence[float], moving: bool) -> str:
     steps = [frame.x_min]
     if moving:
         steps = [s for s in ticks(frame.x_min, frame.x_max, frame.width // 80) if frame.x_min <= s <= frame.x_max]
-        steps = [s for s in steps if float(s).is_integer()]
+        steps = [s for s in steps if not counted or float(s).is_integer()]
     for value in steps:
-        x = frame.x(value)
-        parts.append(f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{value:,.0f}</text>')
+        x, text = frame.x(value), f"{value:,.0f}" if float(value).is_integer() else short(value)
+        parts.append(f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{text}</text>')
     return "".join(parts)
 
 
@@ -227,9 +229,13 @@ def _runs(points: Sequence[tuple[float, Value, Value]]) -> list[list[tuple[float
 def _line(series: Series, frame: Frame) -> str:
     parts = []
     for stretch in _runs([(x, y, y) for x, y in zip(series.x, series.y, strict=True)]):
-        points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y, _ in stretch)
+        path = [(x, y) for x, y, _ in stretch]
+        if series.stepped:
+            held = [((x, y), (x, after)) for (_, y), (x, after) in pairwise(path)]
+            path = [path[0], *(corner for corners in held for corner in corners)]
+        points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in path)
         parts.append(f'<polyline class="line {series.tone}" points="{points}"/>')
-        if len(stretch) == 1 or len(series.x) <= 16:
+        if len(stretch) == 1 or (len(series.x) <= 16 and not series.stepped):
             parts.extend(
                 f'<circle class="dot {series.tone}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6"/>'
                 for x, y, _ in stretch

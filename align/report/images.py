@@ -166,7 +166,7 @@ def _pair(first: Samples, last: Samples, key: tuple[str, int]) -> Pair:
 
 
 def _scores(first: Samples, last: Samples, key: tuple[str, int]) -> list[Score]:
-    return [_score(name, _value(first, name, key), _value(last, name, key)) for name in first.scores | last.scores]
+    return [score_of(name, _value(first, name, key), _value(last, name, key)) for name in first.scores | last.scores]
 
 
 def _value(visit: Samples, name: str, key: tuple[str, int]) -> float | None:
@@ -174,7 +174,8 @@ def _value(visit: Samples, name: str, key: tuple[str, int]) -> float | None:
     return column[row] if row is not None and row < len(column) else None
 
 
-def _score(name: str, before: float | None, after: float | None) -> Score:
+def score_of(name: str, before: float | None, after: float | None) -> Score:
+    """A caption's score; its direction is empty where both ends read the same, or one is missing."""
     decimals = 2 if max(abs(before or 0), abs(after or 0)) < 10 else 1
     start, end = ("no score" if v is None else f"{v:,.{decimals}f}".replace("-", MINUS) for v in (before, after))
     rising = before is not None and after is not None and after > before

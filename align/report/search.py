@@ -7,31 +7,35 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from align.data.files import write_text
+from align.report.budget_curves import AXES, Row, figures
 from align.report.changes import Change
-from align.report.charts import Chart, Series, short
+from align.report.charts import short
 from align.report.facts import duration, listing
-from align.report.figures import Figure
-from align.report.images import PAIR_SIDE, STRIP_SIDE, InlineImage, playing
+from align.report.images import PAIR_SIDE, STRIP_SIDE, InlineImage, Score, playing, score_of
 from align.report.page import fill
 from align.report.reading import read_yaml
+from align.report.search_baseline import Baseline, baseline_of, bounds
 from alignflow.errors import RunFolderError
 
-AXES = {"network_calls": "network calls", "reward_calls": "reward calls", "decodes": "decodes", "seconds": "seconds"}
-MAX_PROMPTS, POINTS = 12, 48
-Row = dict[str, Any]
+MAX_PROMPTS = 12
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One prompt: the plain sample, the best one and where it came from, the other candidates kept."""
+    """One prompt: the plain sample, the best one and where it came from, the other candidates kept.
+
+    Args:
+        baseline: the sample of best-of-N; None if it was not run.
+        scores: each with the one of best-of-N as text, empty if it was not run.
+    """
 
     prompt: str
     plain: InlineImage | None
     best: InlineImage | None
-    scores: list[tuple[str, str, str]]
+    baseline: InlineImage | None
+    scores: list[tuple[Score, str]]
     lineage: str
     others: list[tuple[str, InlineImage | None]]
 
@@ -50,15 +54,17 @@ def write_search_report(run_dir: Path) -> Path:
     config = run_dir / "config.yaml"
     known = [row for row in rows if row["kept"]]
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    compared = changes(summary, rows)
+    compared, baseline = changes(summary, rows), baseline_of(summary, rows)
     page = {
         "run": summary,
         "name": summary["name"],
         "facts": facts(summary),
-        "verdict": verdict(compared),
+        "verdict": verdict(compared, baseline),
         "notes": notes(summary, rows),
+        "baseline": baseline,
+        "bounds": bounds,
         "changes": [(one, label(one, read_yaml(text))) for one in compared],
-        "figures": figures(known),
+        "figures": figures(known, summary["method"]),
         "shown": [show(run_dir, row) for row in known[:MAX_PROMPTS]],
         "total": len(known),
         "listing": [entry for entry in listing(run_dir) if entry[0] != "report.html"],
@@ -86,8 +92,11 @@ def _change(role: str, name: str, pairs: Sequence[tuple[float | None, float | No
     return Change.of_pairs(role, name, known) if known else None
 
 
-def verdict(compared: Sequence[Change]) -> tuple[str, str]:
-    """Tone and sentence: by gold where there is one, else by the reward itself."""
+def verdict(compared: Sequence[Change], baseline: Baseline | None = None) -> tuple[str, str]:
+    """Tone and sentence: by gold where there is one, else by the reward itself.
+
+    A rise is not called good where best-of-N reaches clearly more with the same network calls.
+    """
     if not compared:
         return "calm", "No prompt has a score both before and after the search."
     one = compared[0]
@@ -97,7 +106,10 @@ def verdict(compared: Sequence[Change]) -> tuple[str, str]:
     if one.direction == "same":
         return "calm", f"{name} did not change: {one.value(one.after)}."
     verb = {"up": "rose from", "down": "fell from"}.get(one.direction, "shows no clear change:")
-    return {"up": "good", "down": "bad"}.get(one.direction, "calm"), f"{name} {verb} {ends}."
+    tone = {"up": "good", "down": "bad"}.get(one.direction, "calm")
+    if tone == "good" and baseline is not None and baseline.main.direction == "down":
+        tone = "calm"
+    return tone, f"{name} {verb} {ends}."
 
 
 def notes(summary: Row, rows: Sequence[Row]) -> list[str]:
@@ -114,6 +126,8 @@ def notes(summary: Row, rows: Sequence[Row]) -> list[str]:
     elif stays is None and any(_below(row) for row in rows):
         count = sum(map(_below, rows))
         told.append(f"For {count:,} of {len(rows):,} prompts the best sample found scores below the plain one.")
+    if baseline := baseline_of(summary, rows):
+        told.append(baseline.sentence)
     return told
 
 
@@ -153,37 +167,19 @@ def facts(summary: Row) -> list[tuple[str, str]]:
     return [*found, ("prompts without a score", str(missing))] if missing else found
 
 
-def figures(rows: Sequence[Row]) -> list[Figure]:
-    """Best reward so far against each cost, the mean over prompts."""
-    made: list[Figure] = []
-    for name, label in AXES.items():
-        x, y = mean_curve([row["curve"] for row in rows], name)
-        if len(x) > 1 and (made or name == "network_calls"):
-            note = "Best reward so far among the samples of the search, mean over prompts."
-            chart = Chart(
-                f"Reward against {label}", note, [Series("reward", x, y, tone="reward")], axis=label, unit="reward"
-            )
-            made.append(Figure(chart.title, note, [chart], lead=not made))
-    return made
-
-
-def mean_curve(curves: Sequence[Sequence[Row]], cost: str) -> tuple[list[float], list[float | None]]:
-    """Costs, evenly from where every prompt has a sample to the largest, and the mean of the best rewards by then."""
-    if not curves:
-        return [], []
-    first, last = max(curve[0][cost] for curve in curves), max(curve[-1][cost] for curve in curves)
-    if last <= first:
-        return [last], [sum(curve[-1]["reward"] for curve in curves) / len(curves)]
-    x = [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
-    best = [[max(point["reward"] for point in curve if point[cost] <= here + 1e-9) for curve in curves] for here in x]
-    return x, [sum(values) / len(values) for values in best]
-
-
 def show(run_dir: Path, row: Row) -> Shown:
     """One prompt's part of the gallery."""
     folder = run_dir / "candidates" / f"{row['number']:04d}"
-    scores = [("reward", _said(row["plain"]), _said(row["reward"]))]
-    scores += [(name, _said(both["plain"]), _said(both["best"])) for name, both in row["gold"].items()]
+    other = row.get("best_of_n")
+    values = {"reward": {"plain": row["plain"], "best": row["reward"], "best_of_n": other and other["reward"]}}
+    values |= row["gold"]
+    scores = [
+        (
+            score_of(name, one["plain"], one["best"]),
+            score_of(name, one["plain"], one["best_of_n"]).after if other else "",
+        )
+        for name, one in values.items()
+    ]
     others = [
         (
             f"{_said(one['reward'])}{' (worst)' if one is row['kept'][-1] else ''}",
@@ -193,7 +189,8 @@ def show(run_dir: Path, row: Row) -> Shown:
     ]
     plain = _image(folder / row["plain_file"], PAIR_SIDE) if "plain_file" in row else None
     best = _image(folder / row["kept"][0]["file"], PAIR_SIDE)
-    return Shown(row["prompt"], plain, best, scores, ", ".join(row["lineage"]), others)
+    baseline = _image(folder / other["file"], PAIR_SIDE) if other and "file" in other else None
+    return Shown(row["prompt"], plain, best, baseline, scores, ", ".join(row["lineage"]), others)
 
 
 def _image(file: Path, side: int) -> InlineImage | None:

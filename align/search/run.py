@@ -32,12 +32,13 @@ from align.runs.progress import Progress, clock, said
 from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
 from align.runs.threads import settle
+from align.search.baseline import best_of_n, plain_sampler
 from align.search.budget import Budget
 from align.search.driver import check_alone, check_reward, make, spend
 from align.search.methods.best_of_n import BestOfN
 from align.search.results import Candidate, Found
 from align.search.settings import SearchOnly
-from align.search.task import LatentReward
+from align.search.task import LatentReward, Task
 from alignflow.errors import RunFolderError, SearchError
 from alignflow.lazy import lazy
 from generators.base import Generator
@@ -109,7 +110,8 @@ def _foreseen(config: SearchConfig, generator: Generator, prompts: list[Prompt])
     speed, sampler = settle(generator, prompts, config.chunk), config.search.sampler
     lines, each = [speed.said] if speed.said else [], config.budget.network_calls
     if prompts and each is not None:
-        calls = len(prompts) * (each + sampler.steps * (1 if sampler.guidance == 1.0 else 2))
+        plain = sampler.steps * (1 if sampler.guidance == 1.0 else 2)
+        calls = len(prompts) * (each * (2 if config.baseline else 1) + plain)
         took = f", {clock(calls * speed.seconds)} here, decoding and scoring not included" if speed.seconds else ""
         lines.append(f"forecast: at most {calls:,} network calls{took}")
     return lines
@@ -151,33 +153,38 @@ def _trained_latent(folder: str, device: str) -> LatentReward:
 def search_batch(
     config: SearchConfig, generator: Generator, rewards: dict[str, Reward], store: Store, numbers: Sequence[int]
 ) -> None:
-    """Search some prompts together, and write what each gave beside its plain sample."""
-    prompts = [store.prompts[number] for number in numbers]
-    sampler = config.search.sampler
-    if sampler.stochastic:
-        sampler = sampler.model_copy(update={"kind": "ode", "noise_level": None})
-    plain = SearchOnly(search=BestOfN(n=1, sampler=sampler), budget=Budget(decodes=1))
-    both = []
-    for settings in (plain, SearchOnly(search=config.search, budget=config.budget)):
-        task = make(
-            generator, rewards["reward"], prompts, numbers, settings, config.seed,
+    """Search some prompts together, and write what each gave beside its plain sample, and best-of-N if it is set."""
+    sampler, reward = plain_sampler(config.search.sampler), rewards["reward"]
+
+    def task_of(places: Sequence[int], settings: SearchOnly) -> Task:
+        some = [numbers[place] for place in places]
+        return make(
+            generator, reward, [store.prompts[number] for number in some], some, settings, config.seed,
             chunk=config.chunk, decode_chunk=config.decode_chunk, keep=config.keep,
             latent_reward=latent_reward(config),
         )  # fmt: skip
-        both.append((spend(settings.search, task), task.meter))
-    wants = wanted(rewards)
-    inputs = encode(generator, prompts, wants)[1] if wants else {}
-    meter = both[1][1]
+
+    everything, outcomes = range(len(numbers)), []
+    plain = SearchOnly(search=BestOfN(n=1, sampler=sampler), budget=Budget(decodes=1))
+    for settings in (plain, SearchOnly(search=config.search, budget=config.budget)):
+        task = task_of(everything, settings)
+        outcomes.append((spend(settings.search, task), task.meter))
+    (before, _), (found, meter) = outcomes
     busy = {name: seconds / len(numbers) for name, seconds in meter.busy.items()}
-    for place, (before, found) in enumerate(zip(both[0][0], both[1][0], strict=True)):
+    baselines = best_of_n(task_of, found, sampler, config.budget) if config.baseline else [None] * len(found)
+    prompts, wants = [store.prompts[number] for number in numbers], wanted(rewards)
+    inputs = encode(generator, prompts, wants)[1] if wants else {}
+    for place, (start, one, baseline) in enumerate(zip(before, found, baselines, strict=True)):
         given = {name: value[place : place + 1] for name, value in inputs.items()}
-        shown = {"plain": before.best, "best": before.best if plain_wins(before, found) else found.best}
+        shown = {"plain": start.best, "best": better(start, one).best}
+        if baseline is not None:
+            shown["best_of_n"] = better(start, baseline).best
         golds = {
-            name: {which: _score(reward, one, found.prompt, given) for which, one in shown.items()}
-            for name, reward in rewards.items()
+            name: {which: _score(judge, sample, one.prompt, given) for which, sample in shown.items()}
+            for name, judge in rewards.items()
             if name != "reward"
         }
-        store.write(found, before, golds, busy)
+        store.write(one, start, golds, busy, baseline)
 
 
 def _kept(folder: Path, prompt: Prompt, name: str) -> str:
@@ -192,6 +199,11 @@ def _kept(folder: Path, prompt: Prompt, name: str) -> str:
 def plain_wins(plain: Found, found: Found) -> bool:
     """Whether the plain sample scores higher than everything the search found, so that it is the best there is."""
     return plain.best is not None and not found.reward >= plain.reward
+
+
+def better(plain: Found, found: Found) -> Found:
+    """The one of the two with the best sample."""
+    return plain if plain_wins(plain, found) else found
 
 
 def _score(reward: Reward, one: Candidate | None, prompt: str, inputs: dict[str, Any]) -> float:
@@ -215,8 +227,15 @@ class Store:
         """Numbers of the prompts whose result is there."""
         return [row["number"] for row in self.rows()]
 
-    def write(self, found: Found, plain: Found, golds: dict[str, dict[str, float]], busy: dict[str, float]) -> None:
-        """One prompt's result, in one step."""
+    def write(
+        self,
+        found: Found,
+        plain: Found,
+        golds: dict[str, dict[str, float]],
+        busy: dict[str, float],
+        baseline: Found | None = None,
+    ) -> None:
+        """One prompt's result, in one step; ``baseline`` is that of best-of-N."""
         prompt = self.prompts[found.number]
         row = {**found.row(), "plain": plain.reward, "gold": golds, "busy": busy}
         with new_folder(self.folder / f"{found.number:04d}", replaces=True) as staging:
@@ -229,6 +248,11 @@ class Store:
                 kept = {"reward": plain.reward, "number": None, "lineage": [PLAIN], "file": row["plain_file"]}
                 row |= {"kept": [kept, *row["kept"]], "reward": plain.reward, "lineage": [PLAIN]}
                 row["searched"] = found.reward
+            if baseline is not None:
+                best = better(plain, baseline)
+                row["best_of_n"] = {"reward": best.reward, "curve": baseline.curve, "spent": baseline.spent}
+                if best.best is not None:
+                    row["best_of_n"]["file"] = self._image(staging, "best_of_n", best.best)
             write_json(staging / "found.json", row)
 
     def _image(self, folder: Path, name: str, one: Candidate) -> str:
@@ -265,8 +289,23 @@ class Store:
                 name: _compared([(row["gold"][name]["plain"], row["gold"][name]["best"]) for row in rows])
                 for name in self.config.gold
             },
-            "spent": {name: sum(one[name] for one in spent) / len(spent) for name in spent[0]} if spent else {},
+            **self._baseline(rows),
+            "spent": _means(spent),
             "overhead": 1 - busy / seconds if seconds else 0.0,
+        }
+
+    def _baseline(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Best-of-N against the search, if the config has it as baseline."""
+        if not self.config.baseline:
+            return {}
+        first, gold = "best_of_n", self.config.gold
+        golds = {name: [(row["gold"][name][first], row["gold"][name]["best"]) for row in rows] for name in gold}
+        return {
+            first: {
+                "reward": _compared([(row[first]["reward"], row["reward"]) for row in rows], first),
+                "gold": {name: _compared(pairs, first) for name, pairs in golds.items()},
+                "spent": _means([row[first]["spent"] for row in rows]),
+            }
         }
 
     def close(self, status: str) -> dict[str, Any]:
@@ -333,8 +372,14 @@ def _open(file: Path) -> Any:
         return image.convert("RGB")
 
 
-def _compared(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, float]:
+def _means(spent: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean costs of some prompts; a prompt without any cost counts as 0."""
+    names = dict.fromkeys(name for one in spent for name in one)
+    return {name: sum(one.get(name, 0.0) for one in spent) / len(spent) for name in names}
+
+
+def _compared(pairs: Sequence[tuple[float | None, float | None]], first: str = "plain") -> dict[str, float]:
     """Means of both, and of the difference with its standard error, over prompts that have both."""
     known = torch.tensor([pair for pair in pairs if None not in pair], dtype=torch.float64).view(-1, 2)
     rise = known[:, 1] - known[:, 0]
-    return {"plain": mean(known[:, 0]), "best": mean(known[:, 1]), "rise": mean(rise), "stderr": standard_error(rise)}
+    return {first: mean(known[:, 0]), "best": mean(known[:, 1]), "rise": mean(rise), "stderr": standard_error(rise)}

@@ -75,6 +75,11 @@ class SearchConfig(RunSettings):
     )
     search: Annotated[Method, METHOD] = Field(description="search method")
     budget: Budget = Field(description="budget per prompt")
+    baseline: Literal["best_of_n"] | None = Field(
+        None,
+        description="result to compare the search with: best_of_n = independent samples of the same prompts, with as "
+        "many network calls as the search spent, which doubles the cost | null = none",
+    )
     gold: Annotated[dict[str, Annotated[RewardSettings, REWARD]], Named] = Field(
         {}, description="rewards by name that are reported for the plain and the best sample, but not optimised"
     )
@@ -106,6 +111,8 @@ class SearchConfig(RunSettings):
         if self.search.gradients and self.reward.gradient() is False:
             at_fault = without_gradient(self.reward)
             problems += [(place, self.search.without_gradient(reward)) for place, reward in at_fault.items()]
+        if self.baseline == self.search.kind:
+            problems.append(("baseline", f"the search is {self.baseline} itself; set it to null"))
         if wrong := self.search.wrong_latent(self.latent_reward is not None):
             problems.append(("latent_reward", wrong))
         if self.latent_reward is not None and ":" not in self.latent_reward and not Path(self.latent_reward).is_dir():
@@ -134,6 +141,7 @@ def essentials(config: SearchConfig) -> list[tuple[str, str]]:
         ("search", one_line(method.model_dump(mode="json", exclude_none=True, exclude={"sampler"}))),
         ("sampler", sampler_line(method.sampler)),
         ("budget", f"{config.budget} per prompt"),
+        *([("baseline", f"{config.baseline}, with the network calls of the search")] if config.baseline else []),
         ("gold", ", ".join(config.gold) or "none"),
     ]
 
