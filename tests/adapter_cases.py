@@ -5,7 +5,7 @@ One entry per pipeline and guidance mode in :data:`CASES`; ``tests/test_adapters
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import tiny_video
 import torch
 from torch import Tensor
 
-from align.policy.lora import add_lora
+from align.policy.lora import NETWORK, add_lora
 from generators.base import Generator, Options
 from generators.codec import pack
 
@@ -70,9 +70,11 @@ def images(channels: int) -> Tensor:
     return torch.nn.functional.interpolate(torch.rand(2, channels, 8, 8, generator=source), (64, 64), mode="bilinear")
 
 
-def moved(generator: Generator) -> list[tuple[str, torch.nn.Parameter]]:
+def moved(
+    generator: Generator, targets: str | Sequence[str] | None = None, parts: Sequence[str] = NETWORK
+) -> list[tuple[str, torch.nn.Parameter]]:
     """LoRA parameters, far from where they start."""
-    parameters = add_lora(generator, 4, 8)
+    parameters = add_lora(generator, 4, 8, targets, parts=parts)
     source = torch.Generator().manual_seed(1)
     for _, value in parameters:
         value.data += 0.2 * torch.randn(value.shape, generator=source)

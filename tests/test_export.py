@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from align.export import check, export, layouts, sentence
 from align.export.layouts import ExportError
-from align.policy.lora import FILE, LoraError, save_lora
+from align.policy.lora import FILE, NETWORK, LoraError, save_lora
 from align.policy.trained import find_policy, load_policy
 from align.runs import manifest
 from alignflow.errors import CheckpointError, RunFolderError
@@ -51,6 +52,10 @@ def tiny_widths(monkeypatch):
             for place in (module, lora_pipeline):
                 if hasattr(place, name):
                     monkeypatch.setattr(place, name, space[name])
+    for network in ("FluxTransformer2DModel", "HunyuanVideoTransformer3DModel"):
+        layout = layouts.LAYOUTS[network]
+        blocks = tuple(replace(one, fixed=dict.fromkeys(one.fixed, 32)) for one in layout.blocks)
+        monkeypatch.setitem(layouts.LAYOUTS, network, replace(layout, blocks=blocks))
 
 
 @pytest.fixture
@@ -63,15 +68,20 @@ def generator_of(case: Case) -> Generator:
     return adapter(case.kind)(case.build(), case.options)
 
 
-def trained(folder: Path, case: Case, targets: str | None = None, model: bool = False, policy: str = "lora") -> Path:
+def trained(
+    folder: Path,
+    case: Case,
+    targets: str | list[str] | None = None,
+    model: bool = False,
+    policy: str = "lora",
+    parts: tuple[str, ...] = NETWORK,
+) -> Path:
     """A run folder as training leaves it: its config and a LoRA far from zero, for a pipeline that may lie beside."""
     if model:
         case.build().save_pretrained(folder / "model")
     generator = generator_of(case)
-    if targets is not None:
-        generator.lora_targets = targets
     if policy == "lora":
-        moved(generator)
+        moved(generator, targets, parts)
         save_lora(generator, folder / "run" / "lora")
     else:
         generator.backbone.proj_out.weight.data *= 1.5

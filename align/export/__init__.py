@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from align.config.load import load_config
 from align.data.files import new_folder
@@ -22,6 +23,7 @@ from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices
 from align.runs.lock import check_unwritten, locked
 from alignflow.files import tensor_files
+from alignflow.files.lora_encoders import PUBLISHED
 from generators.base import Generator
 from generators.load import DTYPES
 
@@ -62,12 +64,14 @@ class Job:
         return build_generator(settings, config.memory, device, kinds=[config.evaluate.sampler.kind])
 
     def names(self, components: list[str]) -> dict[str, str]:
-        """File of each network's LoRA."""
+        """File of each network's LoRA; those of text encoders are in the first network's."""
         if self.to == "diffusers":
             return {component: file_of(component) for component in components}
         stem = self.config.name
+        several = "transformer_2" in components
         return {
-            c: f"{stem}_{STAGES[c]}.safetensors" if len(components) > 1 else f"{stem}.safetensors" for c in components
+            c: f"{stem}_{STAGES.get(c, 'high_noise')}.safetensors" if several else f"{stem}.safetensors"
+            for c in components
         }
 
 
@@ -217,11 +221,17 @@ def _write_and_reload(job: Job, generator: Generator, staging: Path) -> check.An
     network = type(generator.pipeline.transformer).__name__
     _free(generator)
     again = job.load()
-    layout = None if job.to == "diffusers" else layouts.layout_of(network, job.to)
-    if layout is None or layout.converter is None:
+    if job.to == "diffusers":
         check.read_lora(again, files, policy, job.tolerance)
+        return check.answers(again, decode=False)
+    layout, known = layouts.layout_of(network, job.to), again.backbones()
+    networks = {component: lora for component, lora in policy.items() if component in known}
+    if layout.converter is None:
+        check.read_lora(again, files, networks, job.tolerance)
     else:
-        check.read_weights(again, files, layout, policy, job.tolerance)
+        check.read_weights(again, files, layout, networks, job.tolerance)
+    text = {component: lora for component, lora in policy.items() if component not in known}
+    check.read_encoders(again, files, text, job.tolerance)
     return check.answers(again, decode=False)
 
 
@@ -239,11 +249,6 @@ def _fingerprints(generator: Generator) -> dict[str, str]:
 
 def _write_loras(job: Job, generator: Generator, policy: Mapping[str, Lora], staging: Path) -> dict[str, Path]:
     """The LoRA of every network in the file of its name; component -> its file."""
-    if job.to != "diffusers" and (text := sorted(set(policy) - set(generator.backbones()))):
-        raise ExportError(
-            f"--to {job.to}: the run trained {' and '.join(text)} too, which this layout is not written for, because "
-            "diffusers could not read it back; use --to diffusers or --to merged, or train with recipe.trains=network"
-        )
     files = {name: staging / file for name, file in job.names(list(policy)).items()}
     for file, (tensors, about) in _contents(job, generator, policy).items():
         dtype = DTYPES[job.dtype]
@@ -259,16 +264,33 @@ def _contents(
     """File name -> its tensors and header."""
     if job.to == "diffusers":
         return dict(files_of(policy))
-    found: dict[str, tuple[Mapping[str, torch.Tensor], Mapping[str, str]]] = {}
-    names = job.names(list(policy))
-    for component, network in generator.backbones().items():
-        lora, shapes = policy[component], linear_layers(network)
-        layout = layouts.layout_of(type(network).__name__, job.to)
-        lora = layouts.whole(lora, shapes, layout) if job.to == "kohya" and layout.whole else lora
-        theirs = layouts.published(lora, {name: shape[0] for name, shape in shapes.items()}, layout)
-        tensors = layouts.comfyui(theirs, layout) if job.to == "comfyui" else layouts.kohya(theirs)
-        found[names[component]] = tensors, {"modelspec.title": job.config.name}
-    return found
+    network = type(generator.pipeline.transformer).__name__
+    layout, names = layouts.layout_of(network, job.to), job.names(list(policy))
+    text = sorted(set(policy) - set(generator.backbones()))
+    if text and not (layout.text and {*text} <= PUBLISHED.keys()):
+        raise ExportError(
+            f"--to {job.to}: the run trained {' and '.join(text)} too, for which this layout of {network} has no "
+            "names; use --to diffusers or merged, or train with recipe.trains=network"
+        )
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    networks = generator.backbones()
+    for component, lora in policy.items():
+        own = networks.get(component)
+        tensors = (
+            layouts.encoder(lora, component, layout, job.to) if own is None else _published(job, lora, own, layout)
+        )
+        found[names[component]] = found.get(names[component], {}) | tensors
+    return {file: (tensors, {"modelspec.title": job.config.name}) for file, tensors in found.items()}
+
+
+def _published(job: Job, lora: Lora, network: nn.Module, layout: layouts.Layout) -> dict[str, torch.Tensor]:
+    """Tensors of a network's LoRA in the published names."""
+    shapes = linear_layers(network)
+    rows = {name: shape[0] for name, shape in shapes.items()}
+    layouts.check_sizes(lora, rows, type(network).__name__, job.to)
+    lora = layouts.whole(lora, shapes, layout) if job.to == "kohya" and layout.whole else lora
+    theirs = layouts.published(lora, rows, layout)
+    return layouts.comfyui(theirs, layout) if job.to == "comfyui" else layouts.kohya(theirs)
 
 
 def _free(generator: Generator) -> None:

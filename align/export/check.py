@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align.export.layouts import ExportError, Layout, published
-from align.policy.lora import Lora, linear_layers, lora_of, loras_of
+from align.policy.lora import CLIP, Lora, linear_layers, lora_of, loras_of
 from align.policy.switching import PARTS
+from alignflow.files.lora_encoders import PUBLISHED
 from alignflow.text import first_line
 from generators.base import Generator
 
 TIMES = (0.95, 0.5, 0.05)  # flow times at which velocities are compared; experts by time are all asked
 ADAPTER = "exported"
+TEXT = tuple(start for starts in PUBLISHED.values() for start in starts)
 PROMPT = "a red circle beside two blue squares"
 EXACT, ROUNDED = 1e-4, 3e-2  # tolerances in float32, and with half precision
 
@@ -111,6 +114,9 @@ def fingerprint(network: nn.Module) -> str:
 def read_lora(generator: Generator, files: Mapping[str, Path], policy: Mapping[str, Lora], tolerance: float) -> None:
     """diffusers' own ``load_lora_weights`` into a fresh generator; every layer's change must be the policy's.
 
+    Args:
+        policy: component -> LoRA. Text encoders by their published names are left to :func:`read_encoders`.
+
     Raises:
         ExportError: it does not read them, or reads something else.
     """
@@ -120,8 +126,11 @@ def read_lora(generator: Generator, files: Mapping[str, Path], policy: Mapping[s
         second = {f"load_into_{component}": True} if component.startswith("transformer_") else {}
         reader: Any = getattr(generator.pipeline, "load_lora_weights", None) or network.load_lora_adapter
         if path not in read:
+            tensors = load_file(path)
+            own = {key: value for key, value in tensors.items() if not key.startswith(TEXT)}
+            given, named = (own, {}) if len(own) < len(tensors) else (str(path.parent), {"weight_name": path.name})
             with _explained(path):
-                reader(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, **second)
+                reader(given, adapter_name=ADAPTER, **named, **second)
         read.add(path)
         changes = ((name, b @ a) for name, (a, b) in lora_of(network).items())
         _same(path, changes, lora, tolerance)
@@ -130,26 +139,65 @@ def read_lora(generator: Generator, files: Mapping[str, Path], policy: Mapping[s
 def read_weights(
     generator: Generator, files: Mapping[str, Path], layout: Layout, policy: Mapping[str, Lora], tolerance: float
 ) -> None:
-    """The changes of LoRA files, read as published checkpoints by diffusers' converter and added to the weights.
+    """The changes of networks in LoRA files, read as published checkpoints by diffusers' converter and added.
 
     Raises:
         ExportError: as :func:`read_lora`.
     """
-    for component, network in generator.backbones().items():
-        path, weights = files[component], dict(network.named_parameters())
-        rows = {name: shape[0] for name, shape in linear_layers(network).items()}
-        checkpoint = Changes(_file_changes(path, list(published(policy[component], rows, layout))))
-        for blocks in layout.blocks:  # the converter counts blocks, also those that were not trained
-            depth = len([name for name, _ in network.named_modules() if re.fullmatch(rf"{blocks.ours}\.\d+", name)])
-            checkpoint[f"{blocks.theirs}.{depth - 1}.end"] = torch.zeros(6)
-        with _explained(path):
-            read = getattr(single_file_utils, str(layout.converter))(checkpoint)
-        fitting = {key: value for key, value in read.items() if key in weights and value.shape == weights[key].shape}
-        changes = ((key.removesuffix(".weight"), value) for key, value in fitting.items() if key.endswith(".weight"))
-        _same(path, changes, policy[component], tolerance)
-        for key, change in fitting.items():
-            value = weights[key]
-            value.data = (value.data.float() + change.to(value.device)).to(value.dtype)
+    for component, lora in policy.items():
+        network = generator.backbones()[component]
+        _add(files[component], network, _network_changes(files[component], network, layout, lora), lora, tolerance)
+
+
+def read_encoders(
+    generator: Generator, files: Mapping[str, Path], policy: Mapping[str, Lora], tolerance: float
+) -> None:
+    """The same of text encoders, read as those in a checkpoint of the whole pipeline.
+
+    diffusers' LoRA reader of FLUX leaves out text encoders whose output layers have no LoRA, and SD3 has no reader.
+
+    Raises:
+        ExportError: as :func:`read_lora`.
+    """
+    for component, lora in policy.items():
+        network = generator.part_networks(("text",))[component]
+        _add(files[component], network, _encoder_changes(files[component], component, network), lora, tolerance)
+    generator.text_changed()
+
+
+def _add(path: Path, network: nn.Module, read: Mapping[str, Tensor], lora: Lora, tolerance: float) -> None:
+    """Add changes of weights, by name, after a comparison with those of ``lora``; others are left out."""
+    weights = dict(network.named_parameters())
+    fitting = {key: value for key, value in read.items() if key in weights and value.shape == weights[key].shape}
+    changes = ((key.removesuffix(".weight"), value) for key, value in fitting.items() if key.endswith(".weight"))
+    _same(path, changes, lora, tolerance)
+    for key, change in fitting.items():
+        value = weights[key]
+        value.data = (value.data.float() + change.to(value.device)).to(value.dtype)
+
+
+def _network_changes(path: Path, network: nn.Module, layout: Layout, lora: Lora) -> dict[str, Tensor]:
+    """Weight of a network -> its change, as diffusers' converter gives it."""
+    rows = {name: shape[0] for name, shape in linear_layers(network).items()}
+    flat = {f"lora_unet_{name.replace('.', '_')}": name for name in published(lora, rows, layout)}
+    checkpoint = Changes(_file_changes(path, flat, "diffusion_model."))
+    for blocks in layout.blocks:  # the converter counts blocks, also those that were not trained
+        depth = len([name for name, _ in network.named_modules() if re.fullmatch(rf"{blocks.ours}\.\d+", name)])
+        checkpoint[f"{blocks.theirs}.{depth - 1}.end"] = torch.zeros(6)
+    with _explained(path):
+        return dict(getattr(single_file_utils, str(layout.converter))(checkpoint))
+
+
+def _encoder_changes(path: Path, component: str, network: nn.Module) -> dict[str, Tensor]:
+    """Weight of a text encoder -> its change, as diffusers reads CLIP from a checkpoint of the whole pipeline."""
+    start, dotted = PUBLISHED[component]
+    names = [CLIP + name.removeprefix(CLIP) for name in linear_layers(network)]
+    flat = {start + name.replace(".", "_"): name for name in names}
+    checkpoint = {dotted + key: value for key, value in _file_changes(path, flat, dotted)}
+    with _explained(path):
+        read = single_file_utils.convert_ldm_clip_checkpoint(checkpoint, dotted)
+    own = {key.removeprefix(CLIP): key for key, _ in network.named_parameters()}  # transformers' versions differ
+    return {own.get(key.removeprefix(CLIP), key): value for key, value in read.items()}
 
 
 class Changes(dict[str, Tensor]):
@@ -162,15 +210,20 @@ class Changes(dict[str, Tensor]):
         return super().pop(key) if key in self else self[key]
 
 
-def _file_changes(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Published weight and its change, of every layer in a ``comfyui`` or ``kohya`` file."""
-    tensors, flat = load_file(path), {f"lora_unet_{name.replace('.', '_')}": name for name in names}
+def _file_changes(path: Path, flat: Mapping[str, str], start: str) -> Iterator[tuple[str, Tensor]]:
+    """Published weight and its change, of the layers in a ``comfyui`` or ``kohya`` file that belong to one network.
+
+    Args:
+        flat: name in a ``kohya`` file -> published layer.
+        start: of the names in a ``comfyui`` file.
+    """
+    tensors = load_file(path)
     for key, up in tensors.items():
         stem, _, part = key.removesuffix(".weight").rpartition(".")
-        if part in ("lora_up", "lora_B"):
+        if part in ("lora_up", "lora_B") and (stem in flat or stem.startswith(start)):
             down = tensors[f"{stem}.{'lora_down' if part == 'lora_up' else 'lora_A'}.weight"].float()
             scale = float(tensors.get(f"{stem}.alpha", torch.tensor(len(down)))) / len(down)
-            yield f"{flat.get(stem, stem.removeprefix('diffusion_model.'))}.weight", scale * up.float() @ down
+            yield f"{flat.get(stem, stem.removeprefix(start))}.weight", scale * up.float() @ down
 
 
 def _same(path: Path, changes: Iterable[tuple[str, Tensor]], lora: Lora, tolerance: float) -> None:
@@ -205,6 +258,14 @@ def _explained(path: Path) -> Iterator[None]:
         IndexError,
         AssertionError,
     ) as error:
-        raise ExportError(
-            f"diffusers does not read {path.name}: {type(error).__name__}: {first_line(error)}; nothing was kept"
-        ) from error
+        said = f"{type(error).__name__}: {first_line(error)}" if str(error) else _unsaid(error)
+        raise ExportError(f"diffusers does not read {path.name}: {said}; nothing was kept") from error
+
+
+def _unsaid(error: BaseException) -> str:
+    """An error without a message, in words: where it was raised, what it may mean, and what to do."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"a check of {place.name} in its {Path(place.filename).name}, line {place.lineno}, failed without a message "
+        f"({type(error).__name__}: {place.line}). It may only know the published model's sizes. Use --to diffusers"
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from align.policy.lora import Lora
+from align.policy.lora import CLIP, Lora
 from alignflow.errors import AlignflowError
+from alignflow.files.lora_encoders import PUBLISHED
 
 FORMATS = ("diffusers", "comfyui", "kohya", "merged")
 
@@ -26,11 +27,17 @@ class Blocks:
     """A list of blocks: diffusers' name of it, the published one, and which of our layers are in each of theirs.
 
     Several of ours in one of theirs are one fused weight, stacked along its outputs. Without layers, names are alike.
+
+    Args:
+        most: blocks that diffusers' reader goes through; None = all of them.
+        fixed: published layer -> outputs of its first part, with which alone diffusers' reader can divide it.
     """
 
     ours: str
     theirs: str
     layers: Mapping[str, tuple[str, ...]] | None = None
+    most: int | None = None
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Layout:
         parts: what a ``comfyui`` file calls A and B.
         converter: diffusers' reader of published *weights* that is used if its LoRA reader cannot read such a file.
         whole: the reader of ``kohya`` files wants every layer of every block.
+        text: whether LoRAs of its CLIP text encoders have published names in these formats, see
+            :mod:`alignflow.files.lora_encoders`.
     """
 
     blocks: tuple[Blocks, ...]
@@ -49,6 +58,7 @@ class Layout:
     parts: tuple[str, str] = ("lora_A", "lora_B")
     converter: str | None = None
     whole: bool = False
+    text: bool = False
 
 
 def _qkv(prefix: str = "to_", suffix: str = "") -> tuple[str, ...]:
@@ -81,14 +91,18 @@ FLUX = Layout(
                 **_named(txt_mlp__0="ff_context.net.0.proj", txt_mlp__2="ff_context.net.2"),
                 **_named(txt_mod__lin="norm1_context.linear"),
             },
+            most=19,
         ),
         Blocks(
             "single_transformer_blocks",
             "single_blocks",
             {"linear1": (*_qkv(), "proj_mlp"), **_named(linear2="proj_out", modulation__lin="norm.linear")},
+            most=38,
+            fixed={"linear1": 3072},
         ),
     ),
     parts=("lora_down", "lora_up"),
+    text=True,
 )
 FLUX2 = Layout(
     (
@@ -125,6 +139,7 @@ SD3 = Layout(
         ),
     ),
     converter="convert_sd3_transformer_checkpoint_to_diffusers",
+    text=True,
 )
 HUNYUAN = Layout(
     (
@@ -141,6 +156,7 @@ HUNYUAN = Layout(
             "single_transformer_blocks",
             "single_blocks",
             {"linear1": (*_qkv(), "proj_mlp"), **_named(linear2="proj_out")},
+            fixed={"linear1": 3072},
         ),
         Blocks(
             "context_embedder.token_refiner.refiner_blocks",
@@ -193,6 +209,37 @@ def layout_of(network: str, to: str) -> Layout:
     other = [name for name in FORMATS if name in ("diffusers", "merged") or (layout and name in layout.formats)]
     reason = "diffusers reads no such file of it" if layout else "no such layout of it is known"
     raise ExportError(f"--to {to}: {reason} ({network}), so it could not be checked; there are {', '.join(other)}")
+
+
+def check_sizes(lora: Lora, rows: Mapping[str, int], network: str, to: str) -> None:
+    """Refuse a LoRA that diffusers' reader would divide wrongly, because it only knows the published model's sizes.
+
+    Args:
+        lora: by diffusers' names.
+        rows: outputs of every linear layer of the network, by diffusers' names.
+
+    Raises:
+        ExportError: names the first layer, the size it has and the one that diffusers knows.
+    """
+    for blocks in layout_of(network, to).blocks:
+        for name in lora:
+            found = re.fullmatch(rf"{re.escape(blocks.ours)}\.(\d+)\.(.+)", name)
+            if found is None:
+                continue
+            if blocks.most is not None and int(found[1]) >= blocks.most:
+                _refuse(name, f"block {found[1]} of {blocks.ours}", f"{blocks.most} of them", network, to)
+            for theirs, width in blocks.fixed.items():
+                ours = (blocks.layers or {})[theirs]
+                own = rows[f"{blocks.ours}.{found[1]}.{ours[0]}"]
+                if found[2] in ours and own != width:
+                    _refuse(name, f"a width of {own}", f"the width {width} of the published model", network, to)
+
+
+def _refuse(name: str, own: str, known: str, network: str, to: str) -> None:
+    raise ExportError(
+        f"--to {to}: diffusers' converter for {network}, which reads the file back to check it, only knows {known}, "
+        f"and {name} has {own}; nothing was written. Use --to diffusers or merged, which have no such limit"
+    )
 
 
 def published(lora: Lora, rows: Mapping[str, int], layout: Layout) -> Lora:
@@ -271,21 +318,40 @@ def whole(lora: Lora, shapes: Mapping[str, tuple[int, int]], layout: Layout) -> 
     return {**lora, **idle}
 
 
-def comfyui(lora: Lora, layout: Layout) -> dict[str, Tensor]:
-    """Tensors of a ComfyUI file; it has no alpha, which ComfyUI then takes to be the rank."""
+def comfyui(lora: Lora, layout: Layout, start: str = "diffusion_model.") -> dict[str, Tensor]:
+    """Tensors of a ComfyUI file; it has no alpha, which ComfyUI then takes to be the rank.
+
+    Args:
+        start: of every key.
+    """
     first, second = layout.parts
     return {
-        f"diffusion_model.{name}.{part}.weight": value
+        f"{start}{name}.{part}.weight": value
         for name, pair in lora.items()
         for part, value in zip((first, second), pair, strict=True)
     }
 
 
-def kohya(lora: Lora) -> dict[str, Tensor]:
-    """Tensors of a kohya file (sd-scripts, musubi-tuner): flat names, alpha equal to the rank."""
+def kohya(lora: Lora, start: str = "lora_unet_") -> dict[str, Tensor]:
+    """Tensors of a kohya file (sd-scripts, musubi-tuner): flat names, alpha equal to the rank.
+
+    Args:
+        start: of every key.
+    """
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in lora.items():
-        key = "lora_unet_" + name.replace(".", "_")
+        key = start + name.replace(".", "_")
         tensors |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b}
         tensors[f"{key}.alpha"] = torch.tensor(float(len(a)), dtype=a.dtype)
     return tensors
+
+
+def encoder(lora: Lora, component: str, layout: Layout, to: str) -> dict[str, Tensor]:
+    """Tensors of a text encoder's LoRA in a ``comfyui`` or ``kohya`` file.
+
+    Args:
+        component: of the pipeline, a key of :data:`alignflow.files.lora_encoders.PUBLISHED`.
+    """
+    flat, dotted = PUBLISHED[component]
+    named = {CLIP + name.removeprefix(CLIP): pair for name, pair in lora.items()}
+    return comfyui(named, layout, dotted) if to == "comfyui" else kohya(named, flat)

@@ -264,6 +264,9 @@ def load_lora(
         dropped = [network for network, lora in read if lora and network in encoders]
         notes += (f"{file}: left out the LoRA of {len(dropped)} text encoders, which are not trained",) * bool(dropped)
         read = [(network, lora) for network, lora in read if network not in dropped]
+    held = {"text" if network in encoders else "network" for network, lora in read if lora}
+    if trains is not None and (wrong := lora_files.differing(file, held, trains)):
+        raise LoraError(wrong)
     if biases and trains:
         raise LoraError(f"{file} changes {len(biases)} biases, which a LoRA that is trained does not have")
     lora_foreign.say(notes)

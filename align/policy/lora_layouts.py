@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from align.policy.lora import CLIP, Lora, LoraError, linear_layers
 from alignflow.files import lora_files
+from alignflow.files.lora_encoders import PUBLISHED
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.weights import first
 from alignflow.lazy import lazy
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 else:
     layouts = lazy("align.export.layouts")
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
+_FLAT_TEXT, _TEXT = zip(*PUBLISHED.values(), strict=True)
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", *_TEXT)
+FLAT = ("lora_unet_", "lora_transformer_", "lycoris_", *_FLAT_TEXT)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def _parts(stem: str, layers: Mapping[str, tuple[int, int]], network: nn.Module)
         return [Part(own, 0, layers[own][0], layers[own][0])]
     known = _published(layers, type(network).__name__)
     if flat:
-        if alike := [mine for mine in layers if mine.replace(".", "_") == name]:
+        alike = [mine for mine in layers if mine.replace(".", "_") in (name, name.removeprefix(CLIP.replace(".", "_")))]
+        if alike:
             return [Part(alike[0], 0, layers[alike[0]][0], layers[alike[0]][0])] if len(alike) == 1 else []
         known = {theirs.replace(".", "_"): parts for theirs, parts in known.items()}
     return known.get(name, [])

@@ -1,4 +1,4 @@
-"""Layouts of LoRA files that only diffusers' converters read, told by the keys. No torch at import."""
+"""LoRA files that diffusers' converters may have to read, or of which a part may be left out: told by the keys."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from alignflow.files.lora_files import LoraFileError
 from alignflow.files.tensor_files import TensorFileError
 
 FOREIGN = re.compile(r".*\.processor\.(qkv|proj)_lora|.*\.diff(_b)?$|lora_te\d?_|text_encoders\.")
-"""Keys of layouts that only diffusers' converters read: XLabs, changed biases and norms, kohya's text encoders."""
+"""Keys that only diffusers' converters read (XLabs, changed biases and norms, T5), and those of text encoders, which
+training of the network alone leaves out."""
 
 
 def foreign(path: Path) -> bool:
-    """Whether a file is in a layout that diffusers' converters may read and our own reader does not.
+    """Whether only loading a file can tell what is read of it: some of its keys are those of :data:`FOREIGN`.
 
     Raises:
         LoraFileError: not a safetensors file.

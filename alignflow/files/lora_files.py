@@ -17,6 +17,7 @@ from typing import Any
 
 from alignflow.errors import AlignflowError
 from alignflow.files import tensor_files
+from alignflow.files.lora_encoders import encoder_of
 from alignflow.files.tensor_files import Entry, TensorFileError
 from alignflow.files.weights import first, is_finite
 from alignflow.paths import exists, is_dir, is_file
@@ -34,7 +35,6 @@ _BESIDE = re.compile(
     r"(.+?)\.(alpha|dora_scale|lora_magnitude_vector|magnitude_vector|w_norm|b_norm|diff|diff_b|lora_mid|hada_\w+|lokr_\w+|"
     r"oft_\w+|lora_[AB]\.(?:[^.]+\.)?bias)(?:\..*)?"
 )
-_ENCODER = re.compile(r"(text_encoder(?:_\d+)?)\.")
 _NAME = re.compile(r"\^?(?:[\w.-]|\\[.-])+\$?")
 _OTHERS = {
     "dora_scale": "DoRA (a magnitude vector beside each pair)",
@@ -56,10 +56,12 @@ _OTHERS = {
 LAYOUTS = (
     (PEFT, "peft"),
     ("lora_unet_", "kohya"),
+    ("lora_te", "kohya"),
     ("lora_transformer_", "kohya"),
     ("lycoris_", "kohya"),
     ("model.diffusion_model.", "ComfyUI"),
     ("diffusion_model.", "ComfyUI"),
+    ("text_encoders.", "ComfyUI"),
     ("transformer.", "diffusers"),
     ("text_encoder", "diffusers"),
 )
@@ -67,6 +69,7 @@ LAYOUTS = (
 READ = "layouts read here: diffusers, peft, kohya, ComfyUI"
 ELSEWHERE = {
     "lora_te": "a text encoder",
+    "text_encoders.": "a text encoder",
     "text_model": "a text encoder",
     "unet.": "a U-Net",
     "lora_unet_down_blocks": "a U-Net",
@@ -123,12 +126,6 @@ def file_of(component: str) -> str:
     return FILE.replace(".", f"_{component}.") if component.startswith("transformer_") else FILE
 
 
-def encoder_of(stem: str) -> str:
-    """Component name of the text encoder that holds a layer of diffusers' layout; "" for another network's layer."""
-    found = _ENCODER.match(stem)
-    return found[1] if found else ""
-
-
 def encoders(path: Path) -> set[str]:
     """Component names of the text encoders that a file changes, and "" for other networks; raises as
     :func:`inspect`."""
@@ -137,9 +134,13 @@ def encoders(path: Path) -> set[str]:
 
 def other_parts(path: Path, parts: Collection[str]) -> str:
     """Why ``parts`` (network, text) cannot be trained on from a file, '' if they can; raises as :func:`inspect`."""
+    return differing(path, {"text" if name else "network" for name in encoders(path)}, parts)
+
+
+def differing(path: Path, held: Collection[str], parts: Collection[str]) -> str:
+    """:func:`other_parts` of a file that changes the parts ``held``."""
     words = {"network": "the network", "text": "text encoders"}
-    held = {"text" if name else "network" for name in encoders(path)}
-    if held == set(parts):
+    if set(held) == set(parts):
         return ""
     changed, trained = (" and ".join(words[part] for part in words if part in some) for some in (held, parts))
     return (
@@ -255,7 +256,8 @@ def _check(found: LoraFile, entries: Mapping[str, Entry]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
         raise LoraFileError(f"{path}: {len(wrong)} of {len(pairs)} pairs are damaged: {'; '.join(wrong[:2])}{more}")
-    inside = {what for stem in pairs for start, what in ELSEWHERE.items() if stem.removeprefix(PEFT).startswith(start)}
+    strange = [stem.removeprefix(PEFT) for stem in pairs if not encoder_of(stem)]
+    inside = {what for stem in strange for start, what in ELSEWHERE.items() if stem.startswith(start)}
     if inside:
         raise LoraFileError(
             f"{path} changes {' and '.join(sorted(inside))}, which is not trained here; reading the rest would leave "
