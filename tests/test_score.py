@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -163,6 +164,88 @@ def test_scores_as_parquet_are_gone_on_with(run, levels):
     assert code == 2
     assert "is not a file of scores" in err
     assert Path("scores.parquet").read_bytes() == b"PAR1 cut"
+
+
+LATE, BRIGHT = ("{reward: 'tests.test_score:" + name + "', weight: " for name in ("late", "brightness"))
+MIX = f"{{kind: mixture, parts: {{a: {LATE}2.0}}, b: {BRIGHT}1.0}}}}}}"
+
+
+def late(media, prompts):
+    """Scores of dark images are missing."""
+    values = brightness(media, prompts)
+    return values.masked_fill(values < 0.1, torch.nan)
+
+
+def two(media, prompts):
+    """A score with two parts, one of them missing for dark images."""
+    from rewards.base import Scores
+
+    values = brightness(media, prompts)
+    return Scores(values, parts={"deep": 10 * values, "high": values.masked_fill(values < 0.3, torch.nan)})
+
+
+def written_rows(name):
+    """Rows of a CSV or parquet file, numbers as numbers and empty cells as None."""
+    if name.endswith("parquet"):
+        return parquet.read_table(name).to_pylist()
+    rows = list(csv.DictReader(Path(name).read_text().splitlines()))
+    text = ("file", "prompt", "reasons")
+    return [{key: one if key in text else float(one) if one else None for key, one in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_parts_of_scores_are_columns(name, run, levels):
+    given = (
+        "--reward",
+        "plain=tests.test_score:brightness",
+        "--reward",
+        f"mix={MIX}",
+        "--reward",
+        "two=tests.test_score:two",
+    )
+    asked = ("--prompt", "a", *given, "--out", name, "--chunk", "1")
+    (levels / "00.png").write_bytes(b"no image")  # the first row has no parts at all
+    code, out, _ = run("score", "many/00.png", "many/1.png", *asked)
+    assert code == 2
+    columns = ["file", "prompt", "plain", "mix", "two", "mix/a", "mix/b", "two/deep", "two/high", "reasons"]
+    rows = written_rows(name)
+    assert list(rows[0]) == columns
+    assert [rows[0][key] for key in columns[2:-1]] == [None] * 7
+    assert [rows[1][key] for key in columns[2:-1]] == pytest.approx([0.2, 0.6, 0.2, 0.2, 0.2, 2, None], abs=1e-6)
+    assert [line.split()[:3] for line in out.splitlines()[1:-1]] == [
+        ["plain", "0.2", "1"], ["mix", "0.6", "1"], ["two", "0.2", "1"], ["mix/a", "0.2", "1"],
+        ["mix/b", "0.2", "1"], ["two/deep", "2", "1"], ["two/high", "-", "0"],
+    ]  # fmt: skip
+    assert run("score", "many", *asked)[0] == 0
+    rows = written_rows(name)
+    assert [list(row) == columns for row in rows] == [True] * 6
+    assert {row["file"][-5:]: row["two/high"] for row in rows} == pytest.approx(
+        {"0.png": None, "1.png": None, "2.png": 0.4, "3.png": 0.6, "4.png": 0.8} | {"0.png": None}, abs=1e-6
+    )
+    dark = next(row for row in rows if row["file"] == "many/0.png")
+    assert (dark["mix"], dark["mix/a"], dark["mix/b"], dark["two/deep"]) == (None, None, 0.0, 0.0)
+
+
+def test_a_file_without_the_columns_of_parts_is_continued(run, levels):
+    Path("scores.csv").write_text('file,prompt,two,reasons\nold.png,"a, b",0.5,\n')
+    asked = ("--prompt", "a", "--reward", "two=tests.test_score:two", "--out", "scores.csv")
+    assert run("score", "many/4.png", *asked)[0] == 0
+    first, second = written_rows("scores.csv")
+    assert first == {"file": "old.png", "prompt": "a, b", "two": 0.5, "two/deep": None, "two/high": None, "reasons": ""}
+    assert second["two/deep"] == pytest.approx(8)
+    code, _, err = run(
+        "score", "many/4.png", "--prompt", "a", "--reward", "deep=tests.test_score:two", "--out", "scores.csv"
+    )
+    assert code == 2
+    assert "has the columns file, prompt, two, two/deep, two/high, reasons, not file, prompt, deep, reasons" in err
+
+
+def test_parts_of_scores_in_json(run, levels):
+    given = ("--prompt", "a", "--reward", "two=tests.test_score:two", "--out", "scores.jsonl")
+    assert run("score", "many/2.png", *given)[0] == 0
+    assert json.loads(Path("scores.jsonl").read_text())["parts"] == {
+        "two": {"deep": pytest.approx(4), "high": pytest.approx(0.4)}
+    }
 
 
 def test_parquet_needs_its_package(run, levels, monkeypatch):

@@ -301,7 +301,10 @@ def score(
     chunk: Annotated[int, typer.Option(min=1, help="samples scored at a time")] = 16,
     out: Annotated[
         Path | None,
-        typer.Option(help="output .csv, .jsonl, .json or .parquet, written as scores arrive; existing rows are kept"),
+        typer.Option(
+            help="output .csv, .jsonl, .json or .parquet, written as scores arrive, with the parts of scores in columns "
+            "reward/part; existing rows are kept"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

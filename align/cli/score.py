@@ -81,7 +81,7 @@ def run(
     elif output is None:
         echo(table(["file", *settings], [[row["file"], *map(cell, row["scores"].values())] for row in tally.rows]))
     else:
-        means = [[name, cell(tally.mean(name)), str(tally.scored[name])] for name in settings]
+        means = [[name, cell(tally.mean(name)), str(count)] for name, count in tally.scored.items()]
         echo(table(["reward", "mean", "scored"], means))
         echo(f"{tally.count} rows added to {out}")
     return tally.code(bool(done))
@@ -141,12 +141,14 @@ class Tally:
 
     def add(self, rows: Sequence[Any]) -> None:
         """Note rows; the first reasons are printed at once."""
+        from align.evaluation.files import parts_of
+
         for row in rows:
             self.count += 1
             self.unread += bool(row["unread"])
-            for name, value in row["scores"].items():
-                self.scored[name] += value is not None
-                self.sums[name] += value or 0.0
+            for name, value in {**row["scores"], **parts_of(row)}.items():
+                self.scored[name] = self.scored.get(name, 0) + (value is not None)
+                self.sums[name] = self.sums.get(name, 0.0) + (value or 0.0)
             self._tell(row)
         if self.keep:
             self.rows += rows

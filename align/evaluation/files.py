@@ -51,23 +51,28 @@ def build(rewards: Mapping[str, RewardSettings], device: str) -> dict[str, Rewar
 
 
 def score_items(
-    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", chunk: int = 16, *, parts: bool = False
+    items: Iterable[Item], rewards: Mapping[str, Reward], device: str = "cpu", chunk: int = 16
 ) -> Iterator[Row]:
     """Rows as they are scored: ``file, prompt, scores: {name: value or None}, reasons: {name: why None}, unread``.
 
+    ``parts: {name: {part: value or None}}`` of a row holds the parts of its scores, such as the members of a mixture.
+
     Rewards that score each sample separately take ``chunk`` samples of one size at a time. Rewards that compare the
     samples of a prompt take them together, and those that compare all samples take all; then rows come prompt by
-    prompt. A score without a sample to compare with is missing, with a reason; ``parts: {name: {part: value}}`` holds
-    its parts.
+    prompt. A score without a sample to compare with is missing, with a reason, and its parts are there.
 
     Args:
         items: samples of any size; what a reward needs beside them is read at the same size.
         chunk: samples scored at once.
-        parts: whether rows also hold the parts of scores that do not compare samples.
     """
     scope = widest_known([reward.scope for reward in rewards.values()])
     for bundle in _bundles(items, str(scope), chunk):
-        yield from _Bundle(bundle, rewards, device, chunk, parts).rows()
+        yield from _Bundle(bundle, rewards, device, chunk).rows()
+
+
+def parts_of(row: Row) -> dict[str, float | None]:
+    """Column -> value of the parts in a row of :func:`score_items`, called ``reward/part`` as held-out scores are."""
+    return {f"{name}/{part}": value for name, parts in row["parts"].items() for part, value in parts.items()}
 
 
 def _bundles(items: Iterable[Item], scope: str, chunk: int) -> Iterator[Iterator[Item]]:
@@ -105,10 +110,8 @@ class _Read:
 class _Bundle:
     """Samples that are in memory together."""
 
-    def __init__(
-        self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, chunk: int, parts: bool
-    ) -> None:
-        self.rewards, self.device, self.chunk, self.parts = rewards, device, chunk, parts
+    def __init__(self, items: Iterator[Item], rewards: Mapping[str, Reward], device: str, chunk: int) -> None:
+        self.rewards, self.device, self.chunk = rewards, device, chunk
         self.whole = any(reward.scope != "sample" for reward in rewards.values())
         self.all: list[Row] = []
         self.read: list[_Read] = []
@@ -200,7 +203,7 @@ class _Bundle:
             one.row["scores"][name] = None if np.isnan(value) else value
             if index in scores.reasons:
                 one.row["reasons"][name] = scores.reasons[index]
-            if (self.parts or reward.scope != "sample") and scores.parts:
+            if scores.parts:
                 parts = {part: float(column[index]) for part, column in scores.parts.items()}
                 one.row["parts"][name] = {part: None if np.isnan(number) else number for part, number in parts.items()}
 

@@ -107,7 +107,7 @@ def _score(
 def _rows(samples: list[Sample], rewards: Mapping[str, Reward], store: Store, device: str, chunk: int) -> list[Row]:
     first = store.count
     if rewards:
-        scored = list(score_items([one.item for one in samples], rewards, device, chunk, parts=True))
+        scored = list(score_items([one.item for one in samples], rewards, device, chunk))
     else:
         scored = [{"scores": {"": one.score}, "parts": {}, "reasons": {}, "unread": ""} for one in samples]
     return [
