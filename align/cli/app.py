@@ -302,7 +302,7 @@ def score(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="output .csv, .jsonl, .json or .parquet, written as scores arrive, with the parts of scores in columns "
+            help="output .csv, .jsonl, .json or .parquet, written as scores arrive, with parts of scores in columns "
             "reward/part; existing rows are kept"
         ),
     ] = None,
