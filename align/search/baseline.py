@@ -19,14 +19,14 @@ def plain_sampler(sampler: Sampler) -> Sampler:
 
 
 def samples_for(calls: float, each: int, limit: int | None) -> int:
-    """Samples that pay for ``calls`` network calls, rounded up to whole samples where the budget allows it.
+    """Samples that ``calls`` network calls pay for, rounded to whole samples within the budget, at least one.
 
     Args:
         calls: what the search spent on a prompt.
         each: network calls of one sample.
         limit: network calls in the budget of a prompt; None = no limit.
     """
-    wanted = -(-int(calls) // each)
+    wanted = max(1, int(calls / each + 0.5)) if calls else 0
     return wanted if limit is None else min(wanted, limit // each)
 
 
