@@ -26,7 +26,7 @@ from align.maths.advantages import group_advantage, zero_variance
 from align.maths.filters import uninformative
 from align.maths.seeds import derive
 from align.rollout.rollout import spreads
-from generators.base import seeded_noise
+from generators.noise import seeded_noise
 
 Work = Callable[[], Any]
 GROUP = 8

@@ -20,6 +20,7 @@ from generators import codec
 from generators.conditioning import Call
 from generators.conditioning import Conditioning as Conditioning
 from generators.errors import GeneratorError as GeneratorError
+from generators.noise import seeded_noise
 from generators.settings import Options as Options
 from generators.text_cache import TextCache, key_of, text_encoders
 
@@ -392,9 +393,3 @@ class Generator(ABC):
             yield
         finally:
             self.network = before
-
-
-def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal ``[len(seeds), *shape]`` on the CPU; row i comes from its own generator seeded ``seeds[i]``."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty((0, *shape))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.maths import direct, losses
 from align.recipes.gradients.srpo import SRPO
-from generators.base import seeded_noise
+from generators.noise import seeded_noise
 
 SPAN, ALL = (0.2, 0.9), (0.0, 1.0)
 

@@ -15,7 +15,8 @@ from align.maths import samplers
 from align.maths.samplers import Step, Trajectory
 from align.maths.seeds import derive
 from alignflow.groups import members
-from generators.base import Conditioning, Generator, seeded_noise
+from generators.base import Conditioning, Generator
+from generators.noise import seeded_noise
 from generators.pinned import to_device
 from rewards.base import Scores
 
