@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,10 @@ _HERE = Path(__file__).parent
 SCRIPTS = ("report", "folding", "viewer")
 
 
-def fill(template: str, **values: Any) -> str:
-    """The text of a page.
-
-    Args:
-        template: a file beside this one that extends ``frame.html``.
-        values: what it shows; ``name`` and ``what`` (run, search, comparison) are the frame's.
-    """
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Kept, because compiling the templates takes longer than filling them, and a run writes its page at every
+    evaluation."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -30,6 +28,16 @@ def fill(template: str, **values: Any) -> str:
     )
     templates.globals.update(draw=draw, table=table)
     templates.filters.update(short=short)
+    return templates
+
+
+def fill(template: str, **values: Any) -> str:
+    """The text of a page.
+
+    Args:
+        template: a file beside this one that extends ``frame.html``.
+        values: what it shows; ``name`` and ``what`` (run, search, comparison) are the frame's.
+    """
     css = Markup((_HERE / "report.css").read_text(encoding="utf-8"))
     js = Markup("".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS))
-    return templates.get_template(template).render(css=css, js=js, **values)
+    return _templates().get_template(template).render(css=css, js=js, **values)
