@@ -15,21 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignflow.errors import EarlyExit
 from generators import codec
 from generators.conditioning import Call
 from generators.conditioning import Conditioning as Conditioning
 from generators.errors import GeneratorError as GeneratorError
+from generators.errors import LengthsKnown
 from generators.noise import seeded_noise
 from generators.settings import Options as Options
 from generators.text_cache import TextCache, key_of, text_encoders
-
-
-class _LengthsKnown(EarlyExit):
-    """Ends :meth:`Generator.encode_text` once the prompts' lengths are known."""
-
-    def __init__(self, found: dict[int, str]) -> None:
-        self.found = found
 
 
 class Generator(ABC):
@@ -80,6 +73,7 @@ class Generator(ABC):
         self.call: Call | None = None
         self.users: Callable[[Sequence[Any]], Tensor] | None = None
         self._negative: Conditioning | None = None
+        self._dtype: tuple[torch.dtype, torch.dtype] | None = None
         self._texts: TextCache | None = None
         self.resting: list[Any] = []
         for module in self.modules().values():
@@ -188,12 +182,12 @@ class Generator(ABC):
                     type(self).check_length([text], tokenizer, limit)
                 except GeneratorError as error:
                     found[index] = str(error).replace("prompt 0", "the prompt", 1)
-            raise _LengthsKnown(found)
+            raise LengthsKnown(found)
 
         self.check_length = measure  # type: ignore[method-assign, assignment]  # adapters call it before anything is encoded
         try:
             self.encode_text(prompts, {})
-        except _LengthsKnown as measured:
+        except LengthsKnown as measured:
             return measured.found
         except (KeyError, IndexError):  # placeholder of an image beside the text
             return {}
@@ -303,8 +297,16 @@ class Generator(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute dtype of the backbone, whatever its class keeps in float32."""
-        return self.pipeline.transformer.dtype
+        """Compute dtype of the backbone, whatever its class keeps in float32.
+
+        Found once for each dtype of its first parameter, because diffusers looks at every module: 13 ms for a FLUX with
+        a LoRA, several times a network call.
+        """
+        network = self.pipeline.transformer
+        first = next(network.parameters()).dtype
+        if self._dtype is None or self._dtype[0] != first:
+            self._dtype = first, network.dtype
+        return self._dtype[1]
 
     def backbones(self) -> dict[str, nn.Module]:
         """The trained networks by component name; more than one where experts share the time."""

@@ -33,6 +33,23 @@ def generator():
     return SD3(tiny.sd3_pipeline())
 
 
+def test_the_dtype_follows_the_network_and_is_not_looked_for_at_every_call(monkeypatch):
+    from diffusers.models import modeling_utils
+
+    looked, real = [], modeling_utils.get_parameter_dtype
+    monkeypatch.setattr(modeling_utils, "get_parameter_dtype", lambda network: looked.append(1) or real(network))
+    generator = SD3(tiny.sd3_pipeline(t5=False))
+    cond, noise = generator.encode(["a red cube"]), generator.noise([3])
+    looked.clear()
+    for t in (0.9, 0.5):
+        assert generator.velocity(noise, t, cond).isfinite().all()
+    assert len(looked) <= 1
+    assert generator.dtype == torch.float32
+    generator.pipeline.transformer.to(torch.bfloat16)
+    assert generator.dtype == torch.bfloat16
+    assert generator.velocity(noise, 0.9, cond).isfinite().all()
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 @pytest.mark.parametrize(
     ("t5", "size", "scheduler"),

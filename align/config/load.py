@@ -287,7 +287,7 @@ def read_file(path: Path, extended_by: Path | None = None) -> Layer:
         raise ConfigError([Problem("", f"not readable as YAML: {error!s:.200}", str(path))]) from None
     except OSError as error:
         raise ConfigError([Problem("", f"cannot be read: {error.strerror or first_line(error)}", str(path))]) from None
-    data, places = yaml_text.read(text, lambda line: f"{path}:{line}", limits)
+    data, places = yaml_text.read_lines(text, str(path), limits)
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds {type(data).__name__} {brief(data)}"
         raise ConfigError(f"{path}: {found}; a config is a mapping of settings, such as 'recipe: {{kind: nft}}'")

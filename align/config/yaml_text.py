@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,6 +85,17 @@ def read(text: str, place: Callable[[int], str], limits: Limits | None = None) -
         raise ConfigError([Problem("", _complaint(error), where)]) from None
     except (YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError([Problem("", f"not readable as YAML: {first_line(error)}", place(1))]) from None
+
+
+def read_lines(text: str, path: str, limits: Limits) -> tuple[Any, Places]:
+    """:func:`read` for the text of a file, with places such as ``run.yaml:3``."""
+    return copy.deepcopy(_read_lines(text, path, limits))
+
+
+@functools.lru_cache(maxsize=64)
+def _read_lines(text: str, path: str, limits: Limits) -> tuple[Any, Places]:
+    """Kept, because the configs of a sweep extend the same files, and a command reads a config more than once."""
+    return read(text, lambda line: f"{path}:{line}", limits)
 
 
 def _over(limit: str, given: str, limits: Limits, place: str) -> ConfigError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import re
@@ -213,6 +215,12 @@ def _read_object(path: Path) -> Row:
 
 def read_yaml(text: str) -> Row:
     """The mapping that a config's text holds; empty if it holds none."""
+    return copy.deepcopy(_mapping(text))
+
+
+@functools.lru_cache(maxsize=32)
+def _mapping(text: str) -> Row:
+    """Kept, because a run reads its own config again for the page of every evaluation."""
     try:
         value = YAML(typ="safe").load(text)
     except YAMLError:
