@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections import Counter
@@ -39,6 +40,16 @@ def pytest_collection_finish():
     """Garbage collection, which every run ends with, passes over what the tests' imports made: half a second a time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command_line():
+    """The command line is built once, as in the process of a user: it takes longer than most commands."""
+    from typer import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "get_command", functools.cache(main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
