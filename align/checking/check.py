@@ -18,7 +18,7 @@ from align.checking.folder_check import (
     size_unit,
     target_problems,
 )
-from align.checking.sizes import terms_per_sample
+from align.checking.sizes import native_size, terms_per_sample
 from align.checking.users_check import user_problems
 from align.config import memory, registry, sharding
 from align.config.sampling import sampler_line
@@ -180,6 +180,14 @@ def bucket_sizes(config: Config) -> list[tuple[int, int]]:
     assert settings is not None
     assert size is not None
     return buckets.sizes(size, math.lcm(settings.step, size_unit(config.generator) or 1), settings.ratio)
+
+
+def seen_sizes(config: Config) -> list[tuple[int, int]]:
+    """Sizes at which training sees media: the buckets, or the one size of all; [] where that is not known here."""
+    if not isinstance(config.rollout, OnlineRollout) and config.rollout.buckets is not None:
+        return bucket_sizes(config)
+    size = config.generator.size or native_size(config.generator)
+    return [] if size is None else [size]
 
 
 def bucket_line(config: Config) -> str:

@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.checking.architectures import Part, arguments, on_meta
+from align.checking.architectures import Part, arguments, on_meta, parts_of
 
 if TYPE_CHECKING:
-    from align.config.settings import Config
+    from align.config.settings import Config, GeneratorConfig
 
 VIDEO = ("wan", "wan_i2v", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox")
 FRAMES = 81
@@ -55,9 +55,7 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
     patch = _patch(name, settings)
     video = kind in VIDEO
     frames = (config.generator.frames or FRAMES) if video else 1
-    side = (settings.get("sample_size") if isinstance(settings.get("sample_size"), int) else None) or 128
-    native = (480, 832) if video else (side * space, side * space)
-    size = config.generator.size or native
+    size = config.generator.size or ((480, 832) if video else _square(settings, space))
     time_steps = (frames - 1) // time + 1
     cells = time_steps * (size[0] // space) * (size[1] // space)
     images = 2 if kind.endswith(("_kontext", "_edit", "_edit_plus")) else 1
@@ -80,6 +78,23 @@ def shapes_of(config: Config, parts: dict[str, Part]) -> Shapes:
         rollout_bytes=rollout,
         rollout_how=how,
     )
+
+
+def native_size(generator: GeneratorConfig) -> tuple[int, int] | None:
+    """(height, width) of a model's samples by default; None where that is not known before it is loaded."""
+    from generators.base import Generator
+    from generators.load import adapter
+
+    parts = None if ":" in generator.kind else parts_of(generator.kind, generator.path)
+    if parts is None or "transformer" not in parts or adapter(generator.kind).native_size is not Generator.native_size:
+        return None
+    return _square(arguments(parts["transformer"]), _compression(parts)[0])
+
+
+def _square(settings: dict[str, Any], space: int) -> tuple[int, int]:
+    """The default size of diffusers' image pipelines, most of which take it from the network."""
+    side = (settings.get("sample_size") if isinstance(settings.get("sample_size"), int) else None) or 128
+    return side * space, side * space
 
 
 def _compression(parts: dict[str, Part]) -> tuple[int, int]:

@@ -27,14 +27,15 @@ def preview(
     count: Annotated[int, typer.Option(min=1, max=1000, help="items of each source")] = 16,
     out: Annotated[Path, typer.Option(help="page to write")] = Path("preview.html"),
 ) -> None:
-    """Write a page of the first training items: prompts, media, scores, shares of sources, rows left out and why."""
+    """Write a page of the first training items: prompts, media as the model sees them, scores, rows left out."""
+    from align.checking.check import seen_sizes
     from align.config.load import load_config
 
     files, overrides = files_and_overrides(config, overrides)
     settings = load_config(files, overrides)
     from align.data.preview import write
 
-    for source in write(settings, out, count):
+    for source in write(settings, out, count, seen_sizes(settings)):
         lost = f", {counted(len(source.dropped), 'row')} left out" if source.dropped else ""
         echo(f"{source.file}: {counted(len(source.items), 'item')}, {source.share:.0%} of a rollout{lost}")
     echo(out)
