@@ -290,32 +290,31 @@ def card(facts: dict) -> str:
 Small models of the real classes, trained on the world of `alignflow/worlds/shapes/world.py` (64x64 images of flat
 coloured shapes with captions) on one CPU core. `python -m align.worlds.build` rebuilds them with fixed seeds.
 
-- `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 answers zeros, so pass
-  `max_sequence_length=1` for speed: the default of 256 draws as well and costs five times as much. The last captions
-  it was trained on are often wrong in one thing or two (see `train_sd3.py`), so it follows prompts imperfectly. The
-  held-out combinations of `world.is_held_out` were in none of its images with a correct caption.
+- `sd3/`: a `StableDiffusion3Pipeline` (latents 8x8x8, 16 image tokens). Its T5 returns zeros, so pass
+  `max_sequence_length=1`: the default of 256 gives equally good images at five times the cost. Its last training
+  captions deliberately contain one or two mistakes (see `align/worlds/train_sd3.py`), so it follows prompts
+  imperfectly. No training image with a correct caption had a held-out combination (`world.is_held_out`).
 - `clip/`: a `CLIPModel` with its processor, a learned proxy reward, contrastively trained on clean captions.
 - `judge/`: a `Qwen3VLForConditionalGeneration` with tokenizer and image processor, which answers the questions of
   `yes_probability`, `digit_judge`, `prompt_echo`, `pairwise` and `reward_dance` as they are worded in `rewards/`. It
   was trained on renders, blurred and noisy, half of them passed through the autoencoder, with the verifier's answers.
-  Its yes is that of the strict score; a no is the less sure the higher the dense one.
+  It was taught to answer yes where the strict score is 1; its probability of a no is lower where the dense score is
+  higher.
 - `flux_kontext/`: a `FluxKontextPipeline` that edits such images by instruction, on the same autoencoder. Its T5 has
-  a word a token and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
+  one token per word and was trained on {length} tokens: pass `max_sequence_length={length}`, `max_area=64 * 64` and
   `_auto_resize=False`.
-- `flux_fill/`: a `FluxFillPipeline` that paints one object into a hole, begun as the editor; pass
+- `flux_fill/`: a `FluxFillPipeline` that paints one object into a hole; its training started from the editor. Pass
   `max_sequence_length={length}`.
 - `wan/`: a `WanPipeline` that generates the videos of `alignflow/worlds/shapes/motion.py`: pass `height=32, width=32,
-  num_frames=9, max_sequence_length=16`. All its captions were true: it is imperfect because it is small.
-- `rewriter/`: a `Qwen2ForCausalLM` with tokenizer and chat template, which words a prompt anew, at random, or changes
-  the best of earlier rewrites a little (`align/rewriting/words.py` has the instructions). It knows nothing of `sd3`.
+  num_frames=9, max_sequence_length=16`. All its captions were correct; it is imperfect because it is small.
+- `rewriter/`: a `Qwen2ForCausalLM` with tokenizer and chat template, which paraphrases a prompt at random, or changes
+  the best of earlier rewrites slightly (`align/rewriting/words.py` has the instructions). It was trained without `sd3`.
 
-Files hold float16; plain `from_pretrained` gives float32.
+The files hold float16; `from_pretrained` without a dtype gives float32.
 
-Measured with the verifiers in `rewards/worlds/`. `sd3`, `edit`,
-`fill` and `video`: 10 Euler steps, guidance 1, {SAMPLES} images per prompt, `best_` the best of them; `vae` and `_vae`:
-held-out renders after a round trip;
-`clip` and `judge`: on held-out renders and on the base's images of held-out prompts. `seconds` are those of the
-training.
+The verifiers in `rewards/worlds/` measured these facts. `sd3`, `edit`, `fill` and `video`: 10 Euler steps, guidance 1,
+{SAMPLES} images per prompt; `best_` is the best of them. `vae` and `_vae`: held-out renders, encoded and decoded.
+`clip` and `judge`: held-out renders, and the base model's images of held-out prompts. `seconds` is the training time.
 {facts.get("note", "")}
 
 | part | fact | value |
