@@ -74,7 +74,7 @@ class Memory(Settings):
     )
     rewards: Literal["device", "cpu"] = Field(
         "device",
-        description="where rewards compute: device | cpu, except one whose gradient is followed; a reward of kind "
+        description="where rewards compute: device | cpu, except a reward whose gradient is used; a reward of kind "
         "placed stays on its own device",
     )
     quantise: Literal["none", "nf4", "int8", "fp8"] = Field(

@@ -19,8 +19,8 @@ class Pipeline(Settings):
 
     kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
     path: str = Field(
-        description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill), a local folder, or a hub id "
-        "owner/name"
+        description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill, shapes-video), a local folder, or a "
+        "hub id owner/name"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
 
@@ -118,8 +118,8 @@ class UsersPolicy(Settings):
     )
     user: str | dict[str, float] | None = Field(
         None,
-        description="user of prompts that have no column user, or {name: weight, ...} for a mixture; null = nobody, "
-        "for whom the base samples",
+        description="user of prompts that have no column user, or {name: weight, ...} for a mixture; null = no "
+        "user: samples of the base model",
     )
 
     def shown(self) -> dict[str, Any]:

@@ -72,7 +72,9 @@ class Train(Settings):
         description="stop after more than this many consecutive rollouts without any score (only once the reward "
         "has worked)",
     )
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; null = the fastest, measured")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads; null = the fastest number, measured at the start"
+    )
 
     @field_validator("betas")
     @classmethod
@@ -153,8 +155,8 @@ class Evaluate(Settings):
     )
     gold: str | None = Field(
         None,
-        description="name of the reward in evaluate.rewards used as the held-out metric; it is never optimised; "
-        "null = none",
+        description="name of the reward in evaluate.rewards that is the held-out metric and decides about reward "
+        "hacking; null = none",
     )
     role: Literal["ema", "policy"] = Field(
         "ema",
@@ -171,7 +173,7 @@ class Evaluate(Settings):
     hacking: Literal["warn", "stop"] = Field(
         "warn",
         description="when the optimised reward has risen while gold has fallen or the rollouts have lost half of their "
-        "diversity: warn, or also stop the run. Such an evaluation is never the best",
+        "diversity: warn, or also stop the run. Such an evaluation never counts as the best",
     )
 
 
@@ -223,7 +225,7 @@ class Config(RunSettings):
     recipe: Annotated[Recipe, RECIPE] = Field(description="training algorithm")
     train: Train = Field(Train(), description="optimisation")
     memory: Memory = Field(Memory(), description="memory settings, or a preset: 12gb, 16gb, 24gb, 48gb, 80gb")
-    parallel: Parallel = Field(Parallel(), description="division among processes, beside the prompts")
+    parallel: Parallel = Field(Parallel(), description="division of work among processes, beyond that of the prompts")
     evaluate: Evaluate = Field(Evaluate(), description="evaluation on held-out prompts")
     samples: Samples = Field(Samples(), description="images or videos saved during training")
     checkpoint: Checkpoint = Field(Checkpoint(), description="full training states to resume from")

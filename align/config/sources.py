@@ -90,14 +90,14 @@ class OnlineRollout(Settings):
     recompute: bool = Field(
         False,
         description="compute the log-probabilities of the rollout again, with the batches and the graph of the update; "
-        "a forward pass more",
+        "costs one more forward pass",
     )
     filter: GroupFilter | None = Field(None, description="groups left out of training; null = none")
     keep: int | None = Field(
         None,
         ge=2,
-        description="samples of a group to train on, those whose rewards have the largest variance (PODS); advantages "
-        "are of the whole group; null = all",
+        description="number of samples per group to train on, chosen for the largest variance of their rewards (PODS); "
+        "advantages are computed over the whole group; null = all",
     )
     overlap: Literal["none", "chunks", "next"] = Field(
         "none",
@@ -136,7 +136,7 @@ class Buckets(Settings):
         multiple_of=8,
         description="height and width of a bucket are multiples of this many pixels, and of what the model needs",
     )
-    ratio: float = Field(2.0, ge=1, le=16, description="ratio of the longer to the shorter side, at most")
+    ratio: float = Field(2.0, ge=1, le=16, description="maximum ratio of the longer to the shorter side")
     beyond: Literal["crop", "stop"] = Field(
         "crop",
         description="a row with a larger ratio: crop = cropped to the last bucket | stop = an error, or left out with "
@@ -155,8 +155,8 @@ class StoredRollout(Settings):
     prompts: int = Field(16, ge=1, description="rows per step, over all processes")
     buckets: Buckets | None = Field(
         None,
-        description="divide rows by their ratio of sides among sizes with about the pixels of generator.size, "
-        "{step: 64, ratio: 2}; null = every row is cropped to generator.size",
+        description="give each row the size nearest to its aspect ratio, among sizes with about as many pixels as "
+        "generator.size: {step: 64, ratio: 2}; null = every row is cropped to generator.size",
     )
 
     @property

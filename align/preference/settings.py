@@ -70,7 +70,7 @@ Device = Annotated[str, AfterValidator(_device)]
 class Fit(Steps):
     """Optimizer settings for a head and the trained part of its backbone."""
 
-    lr: float = Field(1e-3, ge=0, description="learning rate of the head; 0 = a control that learns nothing")
+    lr: float = Field(1e-3, ge=0, description="learning rate of the head; 0 = no learning (a control run)")
     backbone_lr: float = Field(1e-5, ge=0, description="learning rate of the trained part of the backbone")
     checkpoint: int = Field(100, ge=1, description="steps between checkpoints; an interrupt leaves one too")
 

@@ -28,12 +28,11 @@ class Reply(Settings):
 
     shows: Literal["pair", "one"] = Field(
         "pair",
-        description="samples in a question: pair = both samples, and the better one is asked for | one = one of "
-        "them, which "
-        "shows the prompt (the chosen) or not (the rejected)",
+        description="samples in a question: pair = both samples; the question is which one is better | one = one sample; "
+        "the question is whether it shows the prompt (yes for the chosen, no for the rejected)",
     )
     template: Annotated[str | None, holds("prompt")] = Field(
-        None, description="question behind the samples, with {prompt} and {medium}; null = the built-in one"
+        None, description="question after the samples, with {prompt} and {medium}; null = the built-in one"
     )
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; held-out replies are the likeliest")
     longest: int = Field(1024, ge=1, description="maximum number of tokens per reply")
@@ -73,7 +72,7 @@ class Rejection(Method):
     kind: Literal["rejection"] = Field("rejection", description="supervised on its own replies that are right")
     batch: int = Field(16, ge=1, description="replies per step")
     replies: int = Field(4, ge=1, description="replies sampled per pair")
-    best: int = Field(1, ge=1, description="right replies per pair that are kept, the first ones")
+    best: int = Field(1, ge=1, description="number of correct replies to keep per pair, in order of sampling")
 
 
 class Verdict(Settings):
@@ -160,7 +159,7 @@ class ReasonConfig(RunSettings):
     frames: int | None = Field(8, ge=1, description="frames shown per video, evenly spaced; null = all")
     reply: Reply = Field(Reply(), description="question and sampling of the judge")
     lora: JudgeLora = Field(JudgeLora(), description="LoRA to train, unless judge.lora is trained further")
-    method: Annotated[Method, METHOD] = Field(description="cold, rejection or grpo")
+    method: Annotated[Method, METHOD] = Field(description="training method: cold, rejection or grpo")
     measured: int = Field(256, ge=1, description="maximum number of held-out pairs, counted from the first")
     checkpoint: int = Field(10, ge=1, description="steps between checkpoints")
 

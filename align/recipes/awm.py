@@ -32,7 +32,7 @@ class AWM(GroupRecipe, AnchorRecipe):
     )
     ratio_clip: float = Field(1.0, gt=0, description="clipping range of the ratio")
     advantage_clip: float = Field(
-        5.0, gt=0, description="advantage that becomes 1; larger ones are clipped, all are divided by it"
+        5.0, gt=0, description="maximum absolute advantage, by which all are divided; larger ones are clipped"
     )
     kl: float = Field(1e-3, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")
     anchor: float = Field(1.0, ge=0, description="weight of the penalty towards the anchor; 0 = none")

@@ -41,7 +41,7 @@ class CRD(WholeGroupRecipe):
         "best and the worst; null = at the mean",
     )
     advantage_clip: float = Field(
-        5.0, gt=0, description="advantage that becomes the reward 1, and its negative 0; larger ones are clipped"
+        5.0, gt=0, description="advantage that is mapped to reward 1, its negative to 0; larger ones are clipped"
     )
     shared_noise: bool = Field(False, description="whether the samples of a prompt are re-noised with the same noise")
     behaviour_decay: OldPolicy = Field("delayed", description="decay of the policy that samples, as in nft")

@@ -27,7 +27,7 @@ class DGPO(WholeGroupRecipe):
     ratio_clip: float | None = Field(
         1e-5,
         gt=0,
-        description="change of a sample's error against the anchor at which its gradient ends; null = no limit",
+        description="change of a sample's error from the anchor's beyond which it has no gradient; null = no limit",
     )
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
     kl: float = Field(1e-3, ge=0, description="weight of the penalty towards the base, mean (v - v_ref)^2; 0 = none")

@@ -23,7 +23,7 @@ class GAPO(FlowDPO):
     alpha: float = Field(
         2.0, gt=1, description="base of the weights; larger values favour pairs at the top of the scale"
     )
-    scale: float = Field(1.0, gt=0, description="highest score; higher ones are refused")
+    scale: float = Field(1.0, gt=0, description="highest possible score; a higher one is an error")
 
     def preference(self, scores: Tensor) -> dict[str, Any]:
         """The pairs' weights.

@@ -41,13 +41,14 @@ class GRPO(GroupRecipe):
     )
     ratio: Literal["plain", "guard", "dppo"] = Field(
         "plain",
-        description="probability ratio: plain | guard = normalised to mean 0 and equal spread at every step "
-        "(GRPO-Guard) | dppo = plain, with mask_above instead of ratio_clip (Flow-DPPO)",
+        description="probability ratio: plain | guard = with a log-ratio of mean 0 and equal spread at every "
+        "step (GRPO-Guard) | dppo = plain, with mask_above instead of ratio_clip (Flow-DPPO)",
     )
     mask_above: float = Field(
         1e-5,
         gt=0,
-        description="with ratio: dppo, KL of a step to the old policy's from which a term that moves away is left out",
+        description="with ratio: dppo, KL to the old policy's step from which a term is left out if its ratio would move "
+        "further from 1",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")

@@ -12,7 +12,7 @@ from align.recipes.flow_dpo import FlowDPO
 
 
 class MMDPO(FlowDPO):
-    """MM-DPO: beta (1 + extra (1 - exp(-rate gap))), so that clear pairs teach more (MM-RLHF, arXiv 2502.10391)
+    """MM-DPO: beta (1 + extra (1 - exp(-rate gap))), so that clear pairs weigh more (MM-RLHF, arXiv 2502.10391)
 
     Without scores in a table of pairs every gap is 1.
     """

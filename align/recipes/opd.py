@@ -32,7 +32,7 @@ class OPD(GRPO):
 
     kind: Literal["opd"] = "opd"  # type: ignore[assignment]
     compares_group: ClassVar[bool] = False
-    teachers: tuple[Teacher, ...] = Field((Teacher(guidance=3.0),), min_length=1, description="teachers")
+    teachers: tuple[Teacher, ...] = Field((Teacher(guidance=3.0),), min_length=1, description="list of teachers")
     policy_gradient: float = Field(0.0, ge=0, description="weight of grpo's loss; 0 = distillation alone")
 
     def names(self) -> list[str]:

@@ -32,7 +32,9 @@ class PRDP(GroupRecipe):
         500.0, gt=0, description="target of a pair's log-ratios: advantage difference / beta (averaged over D "
         "dimensions, so that beta / D is the weight of the KL); larger values stay closer to the reference",
     )  # fmt: skip
-    ratio_clip: float | None = Field(1e-4, gt=0, description="trust region: change of a step's log-ratio; null = none")
+    ratio_clip: float | None = Field(
+        1e-4, gt=0, description="trust region: maximum change of a step's log-ratio; null = no limit"
+    )
     reduce: Literal["sum", "mean"] = Field(
         "sum", description="log-ratio of a sample: sum or mean (published) over steps"
     )

@@ -24,10 +24,12 @@ class PrefPaint(GRPO):
     kind: Literal["prefpaint"] = "prefpaint"  # type: ignore[assignment]
     normalise_by: advantages.Divisor = Field("group", description="divisor of the advantage, as for grpo")
     advantage_clip: float = Field(10.0, gt=0, description="maximum absolute advantage; larger ones are clipped")
-    rate: float = Field(0.05, ge=0, description="fall of the logarithm of the weight per unit of distance; 0 = none")
-    bias: float = Field(0.7, description="logarithm of the weight at distance 0")
+    rate: float = Field(0.05, ge=0, description="decrease of the log-weight per unit of distance; 0 = none")
+    bias: float = Field(0.7, description="log-weight at distance 0")
     bounds: tuple[float, float] = Field((1.0, 2.21), description="[lowest, highest] weight")
-    part: str = Field("distance", description="name of the part; name/distance of a member of a mixture")
+    part: str = Field(
+        "distance", description="part of the reward with the distance; of a member of a mixture: NAME/distance"
+    )
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs a reward that may have the part."""

@@ -21,7 +21,7 @@ class RPO(FlowDPO):
 
     kind: Literal["rpo"] = "rpo"  # type: ignore[assignment]
     any_order = True
-    beta: float = Field(2.0, gt=0, description="beta of the preference, as for flow_dpo; 2 = the paper's 1")
+    beta: float = Field(2.0, gt=0, description="beta of the preference, as for flow_dpo; 2 equals the paper's 1")
     flow_weight: float = Field(1.0, ge=0, description="weight of the reference's flow-matching error; 0 = none")
     sharpness: float = Field(1.0, gt=0, description="factor of the score difference in the label's sigmoid")
 

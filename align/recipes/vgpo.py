@@ -24,11 +24,11 @@ class VGPO(GRPO):
     needs: ClassVar[tuple[Need, ...]] = ("trajectory", "step_scores")
     kind: Literal["vgpo"] = "vgpo"  # type: ignore[assignment]
     normalise_by: advantages.Divisor = Field("group", description="divisor of a step's advantage, as for grpo")
-    discount: Fraction = Field(0.9, description="factor of a later step's reward in the value; 0 = own reward alone")
+    discount: Fraction = Field(0.9, description="factor of a later step's reward in the value; 0 = only its own")
     anchor: float = Field(
-        0.1, ge=0, description="share of the value itself in the advantage, in 1 / reward; 0 = differences alone"
+        0.1, ge=0, description="factor of the value itself in the advantage, in 1 / reward; 0 = differences only"
     )
-    anchor_steps: int = Field(5, ge=0, description="trained steps, counted from the noise, that have this share")
+    anchor_steps: int = Field(5, ge=0, description="number of first trained steps that use anchor")
 
     def credit(self, scores: Scores, group: Tensor) -> Tensor:
         """Advantages ``[N, S]``."""

@@ -15,7 +15,7 @@ from alignflow.words import listing
 
 
 class VPO(GRPO):
-    """VPO: policy gradient on what a sample adds to its group under every weighting of several rewards: our adaptation
+    """VPO: policy gradient on a sample's contribution to its group under random weightings of rewards: our adaptation
 
     Weightings are uniformly random, per prompt. A set's score is the mean over them of its best sample. A rollout of
     Vector Policy Optimization (arXiv 2605.22817) is a set; here it is a single sample, so both ways to credit it are
@@ -30,13 +30,13 @@ class VPO(GRPO):
     )
     share: Literal["set", "marginal"] = Field(
         "set",
-        description="credit of a sample: set = score of its set, of which a group has several | marginal = fall of the "
-        "group's score without it, 0 if others dominate it; noisier, since it singles a few samples out",
+        description="credit of a sample: set = score of its set; a group has several sets | marginal = loss in the "
+        "group's score without the sample, 0 if others dominate it; noisier, because few samples have any",
     )
-    set_size: int = Field(3, ge=2, description="with share: set, samples per set; rollout.group is a multiple of it")
+    set_size: int = Field(3, ge=2, description="with share: set, samples per set; rollout.group must be a multiple")
     draws: int = Field(64, ge=1, description="random weightings per prompt")
     scale: Literal["batch", "none"] = Field(
-        "batch", description="scale of the rewards: batch = lowest and highest of the rollout to 0 and 1 | none = raw"
+        "batch", description="scale of the rewards: batch = range within the rollout mapped to [0, 1] | none = raw"
     )
 
     def check(self, config: Any) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ class JointConfig(RunSettings):
 
     rewriter: Stage = Field(description="config of alignflow prompts train; its generator is trained")
     renderer: Stage = Field(description="config of alignflow train; its prompts are the rewriter's captions")
-    rounds: int = Field(1, ge=1, description="rounds; in each the rewriter learns first, then the generator (VANS: 1)")
+    rounds: int = Field(1, ge=1, description="rounds; each trains the rewriter, then the generator (VANS: 1)")
     anchor: float = Field(
         0.6,
         ge=0,

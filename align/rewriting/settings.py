@@ -82,7 +82,7 @@ class Evolution(Reply):
     template: Annotated[str, holds("prompt", "history")] = Field(
         EVOLVE, description="instruction; shows {prompt} and {history}, the best rewrites so far with their scores"
     )
-    shown: int = Field(3, ge=1, description="rewrites in the history, the best ones")
+    shown: int = Field(3, ge=1, description="number of best rewrites in the history")
 
 
 class Rendering(Settings):
@@ -189,7 +189,7 @@ class Method(Settings):
 
     steps: int = Field(100, ge=1, description="optimizer steps; for grpo, rounds of rewrites")
     batch: int = Field(8, ge=1, description="rewrites (sft), pairs (dpo) or prompts (grpo) per step")
-    lr: float = Field(1e-5, ge=0, description="learning rate of AdamW; 0 = a control that learns nothing")
+    lr: float = Field(1e-5, ge=0, description="learning rate of AdamW; 0 = no learning (a control run)")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
 
 
@@ -197,7 +197,7 @@ class Sft(Method):
     """Cross-entropy on the best rewrites of each prompt."""
 
     kind: Literal["sft"] = Field("sft", description="supervised on the best rewrites")
-    best: int = Field(1, ge=1, description="rewrites per prompt to learn from, the best ones")
+    best: int = Field(1, ge=1, description="number of best rewrites per prompt to train on")
 
 
 class Dpo(Method):
@@ -205,19 +205,19 @@ class Dpo(Method):
 
     kind: Literal["dpo"] = Field("dpo", description="preferences between rewrites by threshold and gap")
     beta: float = Field(0.1, gt=0, description="strength of the penalty towards the reference (Prompt-A-Video: 0.1)")
-    gap: float = Field(
-        1.4, ge=0, description="least difference of the scores of a pair, exclusive (Prompt-A-Video: 1.4)"
-    )
-    ranks: int = Field(2, ge=1, description="rewrites per prompt that may be chosen, the best ones")
+    gap: float = Field(1.4, ge=0, description="minimum score difference of a pair, exclusive (Prompt-A-Video: 1.4)")
+    ranks: int = Field(2, ge=1, description="number of best rewrites per prompt that may be chosen")
     above: dict[str, float] = Field(
-        {}, description="thresholds of the reward's parts by name, exclusive, that a chosen rewrite passes"
+        {}, description="thresholds (exclusive) of the reward's parts by name, which a chosen rewrite must exceed"
     )
 
 
 class PolicyGradient(Method):
     """GRPO on the tokens of replies (arXiv 2402.03300)."""
 
-    clip: float = Field(0.2, gt=0, lt=1, description="half width of the trusted range of a token's ratio")
+    clip: float = Field(
+        0.2, gt=0, lt=1, description="clipping range of a token's probability ratio: 1 - clip to 1 + clip"
+    )
     kl: float = Field(0.001, ge=0, description="weight of the KL to the reference")
     updates: int = Field(1, ge=1, description="optimizer steps per round of replies")
     normalise_by: Literal["group", "global", "centred", "none"] = Field("group", description="divisor of the advantage")
@@ -250,7 +250,7 @@ class RewriterConfig(RewritingSettings):
     prompts: Users = Field(description="users' prompts")
     reply: Reply = Field(Reply(), description="instruction and sampling of the rewriter")
     lora: WriterLora = Field(WriterLora(), description="LoRA to train, unless writer.lora is trained further")
-    method: Annotated[Method, METHOD] = Field(description="sft, dpo or grpo")
+    method: Annotated[Method, METHOD] = Field(description="training method: sft, dpo or grpo")
     candidates: int = Field(5, ge=2, description="rewrites written per prompt if there is no table")
     checkpoint: int = Field(10, ge=1, description="steps between checkpoints")
 

@@ -86,7 +86,7 @@ class SearchConfig(RunSettings):
     batch: int = Field(
         8,
         ge=1,
-        description="prompts searched together; an interrupt loses those in progress; hyper_noise learns from a batch",
+        description="prompts searched together; an interrupt loses those in progress; hyper_noise trains on a batch",
     )
     chunk: int = Field(64, ge=1, description="samples per network call")
     decode_chunk: int = Field(16, ge=1, description="samples per decode, reward call and gradient")

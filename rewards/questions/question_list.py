@@ -37,8 +37,8 @@ class QuestionList(JudgeRewardSettings):
     )
     answer: Literal["yes_or_no", "probability", "graded"] = Field(
         "yes_or_no",
-        description="value of an answer: 1 where yes is likelier than no | its probability of yes | graded = 1, 1/2 or "
-        "0 for the likeliest of the letters A, B and C, which the template has to explain",
+        description="value of an answer: yes_or_no = 1 if yes is likelier than no, else 0 | probability = P(yes) | "
+        "graded = 1, 1/2 or 0 for the likeliest of the letters A, B and C, which the template must explain",
     )
 
     @property

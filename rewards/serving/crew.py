@@ -21,7 +21,7 @@ from rewards.serving.dispatch import UnansweredError
 class Workers(Settings):
     """Actors on this machine or on a Ray cluster, and how long they may take."""
 
-    workers: int = Field(2, ge=1, description="actors, of each process of the run")
+    workers: int = Field(2, ge=1, description="number of actors per process of the run")
     address: str | None = Field(
         None, description="address of a Ray cluster (auto, ray://host:10001); null = start a local one"
     )

@@ -82,10 +82,10 @@ class VLMBackbone(Settings):
         description="Qwen2-VL, Qwen2.5-VL or Qwen3-VL: shapes (the embedded world's judge), or a folder or hub id with "
         "model, tokenizer and image settings",
     )
-    template: str = Field(QUESTION, description="text behind the images, with {prompt} and optionally {medium}")
+    template: str = Field(QUESTION, description="text after the images, with {prompt} and optionally {medium}")
     read: Literal["query", "last", "layers"] = Field(
         "query",
-        description="hidden states that the head reads: query = of trained tokens behind the question | last = of the "
+        description="hidden states that the head reads: query = of trained tokens after the question | last = of the "
         "question's last token | layers = of all tokens of several layers, by trained attention",
     )
     queries: int = Field(1, ge=1, description="number of trained tokens; the head reads all of them")

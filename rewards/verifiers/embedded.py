@@ -63,7 +63,7 @@ class ShapesVerifier(RewardSettings):
 
 
 class ShapesEditVerifier(RewardSettings):
-    """Parses an edited image of the embedded world and its source: was the edit made, is the rest unchanged?"""
+    """Parses an edited image of the embedded world and its source, and checks the edit and the unchanged rest"""
 
     kind: Literal["shapes_edit"] = Field("shapes_edit", description="the embedded world's verifier of edits")
     score: Score = "dense"
@@ -74,7 +74,7 @@ class ShapesEditVerifier(RewardSettings):
 
 
 class ShapesFillVerifier(RewardSettings):
-    """Parses a filled image of the embedded world: does the hole show the request, is the rest unchanged?"""
+    """Parses a filled image of the embedded world, and checks the object in the hole and the unchanged rest"""
 
     kind: Literal["shapes_fill"] = Field("shapes_fill", description="the embedded world's verifier of fills")
     score: Score = "dense"

@@ -1,4 +1,4 @@
-"""The embedded world's gold reward for edits and fills: was the change made, is the rest unchanged? No model.
+"""The embedded world's gold reward for edits and fills: checks the change and the unchanged rest. No model.
 
 The source and the result are read back into scenes. Reads `alignflow.worlds.shapes` as `rewards.worlds.shapes` does.
 """

@@ -34,7 +34,7 @@ class NPEdit(FewStep):
     needs = ("reward_gradient",)
     kind: Literal["np_edit"] = "np_edit"
     judge: float = Field(0.02, ge=0, description="weight of -log P(yes)")
-    span: tuple[float, float] = Field((0.0, 1.0), description="lowest and highest reward, which are P(yes) = 0 and 1")
+    span: tuple[float, float] = Field((0.0, 1.0), description="[lowest, highest] reward, taken as P(yes) = 0 and 1")
     temperature: float = Field(1.0, ge=0, description="factor of the judge's logits in the loss; small = soft")
     matching: float = Field(1.0, ge=0, description="weight of distribution matching")
     critic: EditCritic = Field(EditCritic(), description="second LoRA that models the student's samples")

@@ -34,12 +34,12 @@ class RewardBackprop(Recipe):
         None,
         ge=1,
         description="in place of last: steps with gradient, equally spaced from a random one; no gradient goes through "
-        "the network's input, only through the sampler's own steps; null = the last steps, whole",
+        "the network's input, only through the sampler's own steps; null = use last",
     )
     remaining: Steps = Field(
         1,
         description="number of final steps replaced by one step to the predicted clean sample, or [lowest, highest] "
-        "for a random number per rollout; 1 = sampling as it is",
+        "for a random number per rollout; 1 = all steps are taken",
     )
     noises: int = Field(0, ge=0, description="times each sample is re-noised and takes the last step with gradient")
     margin: float | None = Field(
