@@ -19,8 +19,8 @@ class Pipeline(Settings):
 
     kind: str = Field("sd3", description="adapter: the name of a file in generators/adapters/, or package.module:Class")
     path: str = Field(
-        description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill, shapes-video), a local folder, or a "
-        "hub id owner/name"
+        description="pipeline: an embedded world (shapes, shapes-edit, shapes-fill, shapes-video), a local folder, or "
+        "a hub id owner/name"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute dtype of the networks")
 

@@ -28,8 +28,8 @@ class Reply(Settings):
 
     shows: Literal["pair", "one"] = Field(
         "pair",
-        description="samples in a question: pair = both samples; the question is which one is better | one = one sample; "
-        "the question is whether it shows the prompt (yes for the chosen, no for the rejected)",
+        description="samples in a question: pair = both samples; the question is which one is better | one = one "
+        "sample; the question is whether it shows the prompt (yes for the chosen, no for the rejected)",
     )
     template: Annotated[str | None, holds("prompt")] = Field(
         None, description="question after the samples, with {prompt} and {medium}; null = the built-in one"

@@ -47,8 +47,8 @@ class GRPO(GroupRecipe):
     mask_above: float = Field(
         1e-5,
         gt=0,
-        description="with ratio: dppo, KL to the old policy's step from which a term is left out if its ratio would move "
-        "further from 1",
+        description="with ratio: dppo, KL to the old policy's step from which a term is left out if its ratio would "
+        "move further from 1",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL between the step's Gaussian and the base's; 0 = none")
     advantage_clip: float = Field(5.0, gt=0, description="maximum absolute advantage; larger ones are clipped")

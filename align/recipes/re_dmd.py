@@ -47,8 +47,8 @@ class FewStep(base.Recipe):
     t_range: tuple[float, float] = Field((0.02, 0.98), description="interval of times t at which to compare")
     above_next: bool = Field(
         False,
-        description="compare a prediction only at times above the time that its step leads to, as TDM does, so that later "
-        "steps add the finer details",
+        description="compare a prediction only at times above the time that its step leads to, as TDM does, so that "
+        "later steps add the finer details",
     )
     critic: Critic = Field(Critic(), description="second LoRA that models the student's samples")
 

@@ -1,4 +1,4 @@
-"""Saved samples for trackers: images, and videos as clips that play in the tracker's page."""
+"""Saved samples for trackers: images, and videos in a form that plays in the tracker's page."""
 
 from __future__ import annotations
 
