@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from launched import launch
 from test_latents import pairs
 from tiny_run import some_slow
 
@@ -20,9 +22,9 @@ from align.data.prompts import Prompt
 from align.policy.build import build_generator
 from align.runs import threads
 from align.runs.forecast import Forecast, Unit
-from align.runs.progress import Progress
+from align.runs.progress import Progress, clock
 from align.runs.threads import Speed
-from align.training.foreseen import counted, foresee, units
+from align.training.foreseen import _spread, counted, foresee, units
 from align.training.trainer import train
 from alignflow import cores
 
@@ -146,6 +148,89 @@ def test_the_forecast_counts_the_calls_of_a_run(model: Path, tmp_path: Path, cap
     assert round(sum(unit.calls for unit in units(config, 4))) == calls
 
 
+ODD = {
+    "nft": ({"kind": "nft", "timesteps": 3}, {"prompts": 3, "group": 3}, 2),
+    "three updates": ({"kind": "nft", "timesteps": 2, "kl": 0.1}, {"prompts": 2, "group": 5}, 3),
+    "awm": ({"kind": "awm", "timesteps": 3, "ratio": "mean"}, {"prompts": 3, "group": 3}, 2),
+    "dgpo": ({"kind": "dgpo", "timesteps": 3}, {"prompts": 3, "group": 2}, 2),
+    "grpo": ({"kind": "grpo", "kl": 0.1}, {"prompts": 3, "group": 3, "sampler": {"kind": "flow_sde", "steps": 4}}, 2),
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("case", ODD)
+def test_odd_numbers_of_terms_are_counted_exactly(case: str, model: Path, tmp_path: Path, capsys) -> None:
+    """The first update, which other roles do not compute, has more or fewer terms than its share of all."""
+    recipe, rollout, updates = ODD[case]
+    config = tiny_run.settings(
+        tmp_path, model, recipe, rollout=rollout, train={"steps": 2, "updates": updates},
+        prompts={"heldout": None}, evaluate={"every": 0, "at_start": False},
+    )  # fmt: skip
+    assert counted(config)
+    ahead = units(config, 0)
+    assert all(unit.learned == int(unit.learned) for unit in ahead)
+    assert sum(unit.calls for unit in ahead) == train(config)["network_calls"]
+
+
+def test_terms_of_updates_in_closed_form() -> None:
+    assert _spread((0, 1, 2), 1, 3, 2) == (5, 4)  # slots 0 and 2 of samples 0 and 2, slot 1 of sample 1
+    assert _spread((0, 2, 4), 2, 1, 2) == (2, 1)  # rows of pairs
+    assert _spread((0, 3), 1, 1, 2) == (1, 1)
+
+
+def test_terms_that_follow_from_the_scores_are_not_counted(model: Path, tmp_path: Path) -> None:
+    """Winners of odd numbers of slots; even numbers divide alike wherever the winners stand."""
+    for timesteps, exact in ((1, False), (2, True)):
+        config = tiny_run.settings(tmp_path, model, {"kind": "flow_dpo", "timesteps": timesteps}, train={"updates": 2})
+        assert counted(config) is exact
+
+
+def test_the_process_with_the_most_work_decides(model: Path, tmp_path: Path) -> None:
+    config = tiny_run.settings(tmp_path, model, rollout={"prompts": 5}, train={"steps": 1}, evaluate={"every": 1})
+    alone, divided = units(config, 4), units(config, 4, shares=3)
+    assert [one.calls for one in alone] == [one.calls for one in divided]
+    shares = {"step": 2 / 5, "evaluate": 2 / 4}  # of 5 and of 4 prompts, two at most in a process
+    for one, part in zip(alone, divided, strict=True):
+        assert part.work == pytest.approx(shares[one.kind] * one.work)
+        assert part.samples == pytest.approx(shares[one.kind] * one.samples)
+
+
+SLOW = """
+import json, sys, time
+from pathlib import Path
+from accelerate import PartialState
+from align.runs import threads
+from align.training.trainer import train
+from tiny_run import settings
+measured = threads.settle
+def settle(*given, **how):
+    found = measured(*given, **how)
+    assert found.seconds
+    assert how["shared"] == (sys.argv[4] == "shared")
+    return threads.Speed(found.threads, found.said, [1000.0, 2000.0][PartialState().process_index])
+import align.training.foreseen as foreseen
+foreseen.settle = settle
+train(settings(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", pytest.param("shared", marks=pytest.mark.slow)])
+def test_two_processes_forecast_the_time_of_the_slower_one(how, model: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also where the network is sharded (FSDP2), so that each call needs both processes."""
+    if how == "shared":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    sections = {
+        "rollout": {"prompts": 3, "group": 2}, "train": {"steps": 1}, "prompts": {"heldout": None},
+        "evaluate": {"every": 0, "at_start": False},
+    }  # fmt: skip
+    said = launch(2, tmp_path, SLOW, str(tmp_path), str(model), json.dumps(sections), how)
+    (line,) = [line for line in said.splitlines() if line.startswith("forecast: ")]
+    (unit,) = units(tiny_run.settings(tmp_path, model, **sections), 0, shares=2)
+    assert f", {clock(2000 * unit.work)} here, scoring not included" in line
+    assert line.startswith("forecast: about ")
+
+
 @pytest.mark.parametrize("timesteps", [1, 2])
 def test_the_forecast_counts_the_calls_of_a_run_on_stored_pairs(model: Path, tmp_path: Path, capsys, timesteps):
     """With one term per pair too, both updates have terms."""
@@ -214,6 +299,7 @@ def test_calls_that_compile_are_not_timed(
         config=tiny_run.settings(tmp_path, model, memory={"compile": compiled}), share=SimpleNamespace(world=1),
         generator=None, source=SimpleNamespace(prompts=["a cat"]), held_out=SimpleNamespace(prompts=[]),
         threads_before=None, accelerator=SimpleNamespace(autocast=nullcontext),
+        processes=SimpleNamespace(sharded=False, objects=lambda mine: mine),
     )  # fmt: skip
     foresee(trainer, 0, SimpleNamespace(say=said.append, foresee=lambda forecast: None))  # type: ignore[arg-type]
     assert asked == timed

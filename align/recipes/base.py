@@ -5,6 +5,7 @@ The formulas are in :mod:`align.maths`. A recipe imports its names from here; to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -78,6 +79,14 @@ class Objective(Strict):
     def terms_per_sample(self, config: Any) -> float:
         """Terms of the loss per sample of the rollout, for the batch geometry in words."""
         return 1
+
+    def division(self, config: Any) -> tuple[Sequence[int] | None, int]:
+        """Samples of a whole rollout at which terms stand (None where scores decide) and the number of slots of each.
+
+        For the forecast, because sample and slot decide which update a term belongs to.
+        """
+        each = self.terms_per_sample(config)
+        return range(config.rollout.prompts * config.rollout.group), int(each) if each == int(each) else 0
 
     def rows_per_term(self, config: Any) -> int:
         """Rows of the network call with gradient per term, for the estimate of memory."""
@@ -310,6 +319,11 @@ class WholeGroupRecipe(GroupRecipe, AnchorRecipe):
     def terms_per_sample(self, config: Any) -> float:
         """One term per group and noised copy."""
         return self.timesteps / config.rollout.group
+
+    def division(self, config: Any) -> tuple[Sequence[int] | None, int]:
+        """Another member in every group, see :meth:`terms`."""
+        size = config.rollout.group
+        return [number * size + number % size for number in range(config.rollout.prompts)], self.timesteps
 
     def rows_per_term(self, config: Any) -> int:
         """The whole group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -59,6 +60,11 @@ class FlowDPO(ForwardRecipe):
         size = config.rollout.group
         count = min(self.pairs, size // 2) if self.choose == "best_worst" else size * (size - 1) / 2
         return self.timesteps * count / size
+
+    def division(self, config: Any) -> tuple[Sequence[int] | None, int]:
+        """The winners, which are known before the scores where pairs are stored: a row has one of its own."""
+        stored = config.rollout.kind == "pairs"
+        return range(0, 2 * config.rollout.prompts, 2) if stored else None, self.timesteps
 
     def check(self, config: Any) -> list[tuple[str, str]]:
         """Needs two samples of a prompt, and what ``choose`` and ``region`` ask for."""

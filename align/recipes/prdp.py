@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,10 @@ class PRDP(GroupRecipe):
         """One term per pair and pass, shared out over the samples of the group."""
         size = config.rollout.group
         return self.passes * ((size - 1) / 2 if self.pairs is None else min(self.pairs, size // 2) / size)
+
+    def division(self, config: Any) -> tuple[Sequence[int] | None, int]:
+        """The winners, which follow from the scores."""
+        return None, self.passes
 
     def rows_per_term(self, config: Any) -> int:
         """Both samples at every stochastic step."""

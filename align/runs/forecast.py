@@ -15,10 +15,10 @@ class Unit:
 
     Args:
         at: steps made when it ends.
-        sampled: network calls that sample.
-        learned: network calls of the updates.
-        samples: samples that are decoded and scored.
-        work: network calls in units of one without gradient.
+        sampled: network calls that sample, of all processes.
+        learned: network calls of the updates, of all processes.
+        samples: samples that the process with the most of them decodes and scores.
+        work: network calls of that process in units of one without gradient.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class Forecast:
 
     Args:
         units: ahead, in order.
-        seconds: of a network call of one row without gradient; None where it was not measured.
+        seconds: of a network call of one row without gradient, in the slowest process; None where it was not measured.
         exact: whether calls are counted for this recipe rather than estimated.
     """
 

@@ -88,36 +88,39 @@ def settle(
     setting: int | None = None,
     before: int | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    shared: bool = False,
 ) -> Speed:
-    """Choose the number of threads, set it, and time the network calls of one process.
+    """Choose the number of threads, set it, and time this process's network calls.
 
     On the CPU calls of every candidate take turns, so that another program slows all of them. A call that fails is left
-    to the run, and nothing is measured then. Neither weights nor
-    random numbers nor counts of calls change.
+    to the run, and nothing is measured then. Neither weights nor random numbers nor counts of calls change.
 
     Args:
         prompts: the first one is encoded for the calls.
         rows: of a call of the run.
         context: what the run computes in, such as autocast.
+        shared: several processes compute a call together, so all make the same two, and one that fails is an error.
     """
     number, why = fixed(setting, before)
     if number:
         torch.set_num_threads(number)
     on_cpu = generator.device.type == "cpu"
     said = f"threads: {torch.get_num_threads()} ({why})" if why and on_cpu else ""
-    if not prompts or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not prompts:
         return Speed(torch.get_num_threads(), said, None)
     calls = generator.network_calls
     try:
         with torch.no_grad(), torch.random.fork_rng(), context():
             call = _Call(generator, prompts[0])
-            if not on_cpu:
-                return Speed(torch.get_num_threads(), "", call(rows, warm=True))
+            if shared or not on_cpu:
+                return Speed(torch.get_num_threads(), said, call(min(rows, FEW) if on_cpu else rows, warm=True))
             if said:
                 some = _affordable(call, rows, 2)
                 return Speed(torch.get_num_threads(), said, _timed(call, rows, some))
             return _chosen(call, rows)
     except Exception:  # the run makes the same call, checks its inputs first, and says where it failed
+        if shared:
+            raise
         return Speed(torch.get_num_threads(), said, None)
     finally:
         generator.network_calls = calls
