@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -197,10 +198,16 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
 
 
 def editor_beside(model: Path) -> Path:
-    """A tiny FLUX Kontext in the folder of the tiny SD3. Processes that start together may all make it."""
+    """A tiny FLUX Kontext in the folder of the tiny SD3.
+
+    The first process makes it and others wait, because transformers writes weights in the first process alone.
+    """
     from tiny_image import flux
 
     editor = model.parent / "editor"
+    first, until = os.environ.get("RANK", "0") == "0", time.monotonic() + 120
+    while not first and not editor.is_dir() and time.monotonic() < until:
+        time.sleep(0.1)
     if not editor.is_dir():
         with tempfile.TemporaryDirectory(dir=model.parent) as folder, contextlib.suppress(OSError):
             flux("FluxKontextPipeline").save_pretrained(Path(folder) / "editor")
