@@ -1,4 +1,4 @@
-"""Cores of this machine that a command may use, and what its threads do."""
+"""CPU cores that a command may use, and settings of its threads."""
 
 from __future__ import annotations
 

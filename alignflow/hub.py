@@ -1,4 +1,4 @@
-"""The hub of models and datasets: whether it answers, found out once and within seconds, and advice where it does not.
+"""The Hugging Face hub: whether it answers, tested once and within seconds, and advice if it does not.
 
 The libraries that download retry for 20 s and longer, file by file. Code that is about to download calls
 :func:`unavailable` first. No torch.

@@ -1,4 +1,4 @@
-"""Noise whose rows come from seeds of their own."""
+"""Noise with a separate seed for each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alignflow bundle``: a finished training run with all that it read, paths made relative. No torch."""
+"""``alignflow bundle``: a finished training run with all files that it read, paths made relative. No torch."""
 
 from __future__ import annotations
 

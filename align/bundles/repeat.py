@@ -1,4 +1,4 @@
-"""``alignflow repeat``: the run of a bundle once more, in another folder, and its weights compared."""
+"""``alignflow repeat``: trains the run of a bundle again in another folder, and compares the weights."""
 
 from __future__ import annotations
 

@@ -242,7 +242,8 @@ def check(
     overrides: Overrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="estimate GPU memory; takes seconds")] = False,
     card: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="check that the run fits, else suggest changes: 24gb")
+        str | None,
+        typer.Option(metavar="SIZE", help="check that the run fits on a card, such as 24gb, or suggest changes"),
     ] = None,
     run_code: Annotated[
         bool, typer.Option("--import", help="import custom rewards, recipes, searches, generators")

@@ -20,10 +20,10 @@ def bundle(
     ],
     out: Annotated[Path, typer.Argument(metavar="FILE.tar", help="file to write", show_default=False)],
     limit: Annotated[
-        float, typer.Option(min=0, help="MB up to which a model, a LoRA or the media of a table are packed")
+        float, typer.Option(min=0, help="maximum size in MB of a model, a LoRA or a table's media to pack")
     ] = 100,
 ) -> None:
-    """Pack a training run with all that it read into one file."""
+    """Pack a training run with all files that it read into one file."""
     from align.bundles import pack
 
     manifest = pack.pack(run, out, int(limit * 1e6))

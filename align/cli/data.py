@@ -12,12 +12,12 @@ from align.config.command_line import files_and_overrides
 from alignflow.terminal import echo
 from alignflow.words import count as counted
 
-app = typer.Typer(name="data", help="Look at training data.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Preview training data.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at training data."""
+    """Preview training data."""
 
 
 @app.command(epilog="Example: alignflow data preview configs/shapes-edit/nft.yaml --out preview.html")

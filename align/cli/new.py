@@ -19,7 +19,7 @@ def new(
     prompts: Annotated[str, typer.Option(help="training prompts: .txt, .jsonl, .csv, .parquet or hub:owner/name")],
     reward: Annotated[str, typer.Option(help="reward kind, file.py:function, or {kind: ..., ...}")],
     recipe: Annotated[str, typer.Option(help="recipe kind")] = "nft",
-    generator: Annotated[str | None, typer.Option(help="adapter of the model; default: told from its folder")] = None,
+    generator: Annotated[str | None, typer.Option(help="adapter of the model; default: found from its folder")] = None,
     heldout: Annotated[str | None, typer.Option(help="held-out prompts, for evaluation")] = None,
     device: Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1 or mps")] = "auto",
 ) -> None:

@@ -39,10 +39,10 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="page; default: compare.html here, or in the folder of a single sweep")
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="every run by itself, not grouped over seeds")] = False,
+    each: Annotated[bool, typer.Option("--each", help="show every run by itself, not grouped over seeds")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs on the same held-out prompts: a table here, and a single HTML page."""
+    """Compare runs on the same held-out prompts: tables in the terminal, and a single HTML page."""
     show(runs, out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE)), each, as_json)
 
 

@@ -202,7 +202,7 @@ def reason(
     config: ConfigArgument, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False,
     out: Out = None,
 ) -> None:  # fmt: skip
-    """Train a judge that writes its verdict: on critiques (cold), on its own right replies (rejection), or by grpo."""
+    """Train a judge that writes its verdict: on critiques (cold), on its correct replies (rejection), or by grpo."""
     from align.reasoning.settings import load_reasoning
 
     files, overrides = files_and_overrides(config, overrides)
@@ -218,7 +218,7 @@ def reason(
 def users(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="pairs with a column user", show_default=False)],
     out: Annotated[Path, typer.Option(help="safetensors file to write")] = Path("users.safetensors"),
-    shots: Annotated[int, typer.Option(min=1, help="pairs of each user to read, the first ones")] = 4,
+    shots: Annotated[int, typer.Option(min=1, help="number of pairs to read per user, from the first")] = 4,
     backbone: Annotated[str, typer.Option(help="CLIP that reads the pairs: shapes, a folder or a hub id")] = "shapes",
     reward: Annotated[
         str | None, typer.Option(help="folder of a trained reward whose head infers users, instead of the backbone")

@@ -12,9 +12,9 @@ from align.comparison import tables
 from align.comparison.arms import Arm, arms_of
 from align.comparison.entries import Entry, Notes, entries_of
 from align.comparison.figures import sections
+from align.comparison.gallery import gallery
 from align.comparison.matching import difference, shared_scores
 from align.comparison.notes import notes_of, verdict
-from align.comparison.pictures import gallery
 from align.data.files import without_nan, write_text, writing
 from align.report.changes import Change
 from align.report.page import fill

@@ -1,4 +1,4 @@
-"""Settings of how processes divide a run beyond its prompts, and what does not go with them. No torch."""
+"""Division of a run among processes beyond its prompts, and settings that it excludes. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kind in words for ``alignflow show``: what it is, its settings, its source, a line of a config. No torch."""
+"""One kind in words for ``alignflow show``: description, settings, source, a line of a config. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs to compare, and the table of votes: one row of JSON per vote, on the disk before the vote is answered."""
+"""Pairs to compare, and the table of votes: one row of JSON per vote, saved before the vote is acknowledged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cache of a causal video model's attention: a recent window, and an average of what left it (EMA-Sink, 2512.04678).
+"""Cache of a causal video model's attention: a recent window, and an average of older entries (EMA-Sink, 2512.04678).
 
 No generator here is causal, so no rollout uses it yet. It is what a chunk-by-chunk student keeps between its chunks.
 """

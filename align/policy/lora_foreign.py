@@ -1,4 +1,4 @@
-"""LoRA files of other programs, converted by diffusers: what its converters leave out is found and refused or said.
+"""LoRA files of other programs, converted by diffusers: tensors that are left out are found, and refused or reported.
 
 diffusers drops tensors that it does not know, some without a word. So the file is converted twice more with a number of
 its own in every tensor and known values of alpha: a tensor whose number comes out was understood.

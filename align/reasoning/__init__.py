@@ -1,1 +1,1 @@
-"""Judges that write their verdict: imitation of critiques, of their own right replies, and policy gradient."""
+"""Judges that write their verdict: imitation of critiques, of their own correct replies, and policy gradient."""

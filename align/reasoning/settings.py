@@ -58,7 +58,7 @@ class Reply(Settings):
 
 
 class Cold(Method):
-    """Cold start: cross-entropy on written critiques with the right verdict."""
+    """Cold start: cross-entropy on written critiques with the correct verdict."""
 
     kind: Literal["cold"] = Field(
         "cold", description="supervised on critiques: columns chosen_critique and rejected_critique"
@@ -67,7 +67,7 @@ class Cold(Method):
 
 
 class Rejection(Method):
-    """Rejection sampling: cross-entropy on the judge's own replies whose verdict is right."""
+    """Rejection sampling: cross-entropy on the judge's own replies whose verdict is correct."""
 
     kind: Literal["rejection"] = Field("rejection", description="supervised on its own replies that are right")
     batch: int = Field(16, ge=1, description="replies per step")

@@ -1,4 +1,4 @@
-"""Joint-GRPO: rewriter and generator trained in alternation under shared rewards, one frozen while the other learns."""
+"""Joint-GRPO: rewriter and generator trained in alternation under shared rewards, each with the other frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine that a config names, ready to be asked."""
+"""Construction of the engine that a config names."""
 
 from __future__ import annotations
 

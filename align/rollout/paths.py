@@ -1,4 +1,4 @@
-"""Paths of samples that an engine took: the latents around the stochastic steps, as they travel and as a trajectory."""
+"""Sampling paths from an engine: the latents around the stochastic steps, as sent and as a trajectory."""
 
 from __future__ import annotations
 

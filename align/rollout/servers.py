@@ -1,4 +1,4 @@
-"""Servers of an HTTP engine: requests to them, what their refusals mean, and the API that they have. No torch.
+"""Servers of an HTTP engine: requests, the meaning of refusals, and comparison of their API. No torch.
 
 Servers made with FastAPI describe their routes in ``/openapi.json``. It is read before any weights are loaded, so that
 a server of another kind or version is an error in seconds.

@@ -1,4 +1,4 @@
-"""Checkpoints written before a run could have several learners, read as those of today.
+"""Reading of checkpoints that were written before a run could have several learners.
 
 They hold one learner, without its name, and call two roles otherwise.
 """

@@ -1,4 +1,4 @@
-"""The units of a training run ahead of its first step: network calls of sampling, updates and evaluations."""
+"""Units of work in a training run, counted before its first step: network calls of samples, updates, evaluations."""
 
 from __future__ import annotations
 

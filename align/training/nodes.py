@@ -1,4 +1,4 @@
-"""What several machines must have in common before weights are loaded: a run folder that all see, and clocks.
+"""Requirements on several machines, checked before weights are loaded: a shared run folder, synchronised clocks.
 
 No result of a run depends on a clock; the times in its logs do. So clocks that differ are reported, and the run goes
 on. A run folder that the machines do not share ends it.

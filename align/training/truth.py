@@ -1,7 +1,7 @@
-"""Log-probabilities of the same steps under the same weights: as the rollout had them, and as the update computes them.
+"""Log-probabilities of the same steps under the same weights: those of the rollout compared with those of the update.
 
 They should be equal. Other batch sizes, a compiled graph without gradient or half precision make them differ, and a
-policy gradient takes the difference for a change of the policy. One above the clipping range removes gradients.
+policy gradient treats the difference as a change of the policy. One above the clipping range removes gradients.
 """
 
 from __future__ import annotations

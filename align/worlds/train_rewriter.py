@@ -1,4 +1,4 @@
-"""Trains the world's rewriter, a `Qwen2ForCausalLM` that words a prompt anew.
+"""Trains the world's rewriter, a `Qwen2ForCausalLM` that paraphrases prompts.
 
 It knows the language and nothing of the generator: a prompt in a user's wording becomes a random wording of the same
 caption. Where earlier rewrites are shown, it changes the best of them a little.

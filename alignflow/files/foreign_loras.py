@@ -1,4 +1,4 @@
-"""LoRA files that diffusers' converters may have to read, or of which a part may be left out: told by the keys."""
+"""LoRA files that diffusers' converters must read, or of which a part may be left out: recognised by their keys."""
 
 from __future__ import annotations
 

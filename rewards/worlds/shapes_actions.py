@@ -1,4 +1,4 @@
-"""The embedded world's inverse dynamics: which way the objects of a video went from frame to frame. No model."""
+"""The embedded world's inverse dynamics: the direction in which a video's objects move between frames. No model."""
 
 from __future__ import annotations
 

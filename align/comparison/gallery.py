@@ -16,7 +16,7 @@ MAX_ROWS, MAX_IMAGES = 16, 96
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """One sample of a row; ``label`` names the setting, ``score`` its judging score."""
 
     label: str
@@ -30,7 +30,7 @@ class Row:
     """One prompt: before and after with every setting."""
 
     prompt: str
-    pictures: list[Picture]
+    images: list[Image]
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def _key(key: Key, noise: bool) -> Key:
 
 
 def _row(key: Key, start: Shot | None, ends: Sequence[Shot], arms: Sequence[Arm], name: str | None) -> Row:
-    before = [] if start is None else [Picture("before", "", _embedded(start), _score(start, name))]
+    before = [] if start is None else [Image("before", "", _embedded(start), _score(start, name))]
     after = [
-        Picture(arm.label, arm.tone, _embedded(shot), _score(shot, name)) for arm, shot in zip(arms, ends, strict=True)
+        Image(arm.label, arm.tone, _embedded(shot), _score(shot, name)) for arm, shot in zip(arms, ends, strict=True)
     ]
     return Row(key[0], [*before, *after])
 
