@@ -419,7 +419,7 @@ def test_remedies_change_something(tmp_path: Path, model: Path) -> None:
     assert "train.chunk" not in {one.path for one in remedies.remedies(config, "evaluate")}
 
 
-@pytest.mark.parametrize("place", ["generators.adapters.sd3.SD3.velocity", "align.training.trainer.build_generator"])
+@pytest.mark.parametrize("place", ["generators.adapters.sd3.SD3.velocity", "align.training.state.build_generator"])
 def test_out_of_memory_before_the_first_checkpoint(
     place: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,11 +297,11 @@ def test_calls_that_compile_are_not_timed(
     said: list[str] = []
     trainer = SimpleNamespace(
         config=tiny_run.settings(tmp_path, model, memory={"compile": compiled}), share=SimpleNamespace(world=1),
-        generator=None, source=SimpleNamespace(prompts=["a cat"]), held_out=SimpleNamespace(prompts=[]),
+        generator=None, source=SimpleNamespace(prompts=["a cat"]),
         threads_before=None, accelerator=SimpleNamespace(autocast=nullcontext),
         processes=SimpleNamespace(sharded=False, objects=lambda mine: mine),
     )  # fmt: skip
-    foresee(trainer, 0, SimpleNamespace(say=said.append, foresee=lambda forecast: None))  # type: ignore[arg-type]
+    foresee(trainer, 0, 0, SimpleNamespace(say=said.append, foresee=lambda forecast: None))  # type: ignore[arg-type]
     assert asked == timed
     assert said[-1].startswith("forecast: ")
     assert said[-1].endswith("scoring not included") == bool(timed)

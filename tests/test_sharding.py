@@ -29,10 +29,11 @@ from tiny_run import settings
 
 folder, model, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 Accelerator.end_training = lambda self: None  # which ends the process group: there is another run after this one
-save = keeping.save
+save = keeping.Keeping.save
 
 
-def watched(trainer, step):
+def watched(kept, step):
+    trainer = kept.state
     held = {key: value for key, value in trainer.roles.tensors().items()}
     for number, state in trainer.learners["policy"].stepper.optimizer.optimizer.state_dict()["state"].items():
         held |= {f"optimizer/{number}/{name}": state[name] for name in ("exp_avg", "exp_avg_sq")}
@@ -43,10 +44,10 @@ def watched(trainer, step):
     shards = {key for key, value in held.items() if is_shard(value)}
     path = trainer.run.path / f"sizes-{trainer.share.rank}.json"
     path.write_text(json.dumps({"sizes": sizes, "shards": len(shards), "tensors": len(held)}))
-    save(trainer, step)
+    save(kept, step)
 
 
-keeping.save = watched
+keeping.Keeping.save = watched
 for name, (recipe, sharded, resume, sections) in cases.items():
     os.environ["ACCELERATE_USE_FSDP"] = "true" if sharded else "false"
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as accelerate's launcher has it

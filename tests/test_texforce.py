@@ -231,7 +231,7 @@ def test_a_run_changes_the_loras_it_trains_and_nothing_else(
         made.append(build_generator(*args, **how))
         return made[0]
 
-    monkeypatch.setattr("align.training.trainer.build_generator", built)
+    monkeypatch.setattr("align.training.state.build_generator", built)
     config = texforce(tmp_path, model, trains)
     train(config)
     plain = build_generator(config.generator, config.memory, "cpu")

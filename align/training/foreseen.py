@@ -18,7 +18,7 @@ from align.training.lr import due
 if TYPE_CHECKING:
     from align.config.settings import Config
     from align.runs.progress import Progress
-    from align.training.trainer import Trainer
+    from align.training.state import RunState
 
 BACKWARD = {"lora": 1.1, "full": 2.0}
 """Time of a backward pass over that of a forward pass: a LoRA's leaves out the gradients of the frozen weights."""
@@ -28,23 +28,27 @@ DRIFT_ROWS = 32
 """Rows of :meth:`align.rollout.bench.Bench.drift`."""
 
 
-def foresee(trainer: Trainer, done: int, progress: Progress) -> None:
+def foresee(state: RunState, heldout: int, done: int, progress: Progress) -> None:
     """Choose the number of threads, say it with the forecast, and let the progress line use the forecast.
 
     Every process calls this. All wait for the slowest one, whose measured time is that of the forecast. With
     ``memory.compile`` nothing is timed before the first step.
+
+    Args:
+        heldout: number of held-out prompts.
+        done: steps that a resumed run has behind it.
     """
-    config, share, processes = trainer.config, trainer.share, trainer.processes
+    config, share, processes = state.config, state.share, state.processes
     chunk = min(getattr(config.rollout, "chunk", config.train.chunk), config.rollout.prompts * config.rollout.group)
     compiled = config.memory.compile != "none"  # the first calls compile, so their time says nothing about the others
     speed = settle(
-        trainer.generator, () if compiled else trainer.source.prompts, chunk,
-        setting=config.train.threads, before=trainer.threads_before, context=trainer.accelerator.autocast,
+        state.generator, () if compiled else state.source.prompts, chunk,
+        setting=config.train.threads, before=state.threads_before, context=state.accelerator.autocast,
         shared=processes.sharded or config.parallel.context > 1,
     )  # fmt: skip
     measured = processes.objects([speed.seconds])
     seconds = None if None in measured else max(measured)
-    ahead = units(config, len(trainer.held_out.prompts), done, share.world)
+    ahead = units(config, heldout, done, share.world)
     forecast = Forecast(ahead, seconds, exact=counted(config) and share.world == 1)
     for line in (speed.said, forecast.said() if ahead else ""):
         if line:

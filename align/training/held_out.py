@@ -25,48 +25,43 @@ from align.training.tracking import log_samples
 from rewards.base import Reward, wanted
 
 if TYPE_CHECKING:
-    from align.training.trainer import Trainer
+    from align.training.state import RunState
 
 
 class HeldOut:
     """The held-out prompts of a run, their rewards, and the best score so far.
 
     Args:
-        trainer: whose generator and reward are ready; the reward that is optimised is not built twice.
+        state: of the run; the reward that is optimised is not built twice.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.config = trainer, trainer.config
+    def __init__(self, state: RunState) -> None:
+        self.state, self.config = state, state.config
         self.skipped: dict[str, str] = {}
         self.prompts: list[Prompt] = []
         self.rewards: dict[str, Reward] = {}
         self.best = Best(self.config.checkpoint.best)
         self.ending = EarlyEnd(self.config.evaluate)
         if self.config.prompts.heldout is not None:
-            with trainer.generator.sized(self.config.evaluate.size):  # fails now, not at the first evaluation
+            with state.generator.sized(self.config.evaluate.size):  # fails now, not at the first evaluation
                 pass
             self.rewards = alone.scored_alone(self._rewards(), self.config.evaluate)
             self.prompts = held_out(
-                self.config.prompts, self.config.evaluate, trainer.generator, self.rewards, self.skipped
+                self.config.prompts, self.config.evaluate, state.generator, self.rewards, self.skipped
             )
 
     def _rewards(self) -> dict[str, Reward]:
-        settings, reward = self.config.evaluate, self.trainer.reward
+        settings, reward = self.config.evaluate, self.state.reward
         other = {name: one for name, one in settings.rewards.items() if one != self.config.reward}
-        built = build_rewards(other, self.trainer.accelerator.device, self.config.memory)
+        built = build_rewards(other, self.state.accelerator.device, self.config.memory)
         rewards = {name: built.get(name, reward) for name in settings.rewards}
         trained = {"reward": reward} if reward else {}
         return {**trained, **{name: one for name, one in rewards.items() if one}}
 
-    @property
-    def role(self) -> str:
-        """The role that is evaluated and exported."""
-        return "policy" if not self.config.train.ema else self.config.evaluate.role
-
     def screen(self, say: Callable[[str], None]) -> None:
         """Read the media of all prompts, once for all processes, and leave out those that cannot be used."""
-        skip, trainer = self.config.prompts.bad == "skip", self.trainer
-        source, generator, folder = trainer.source, trainer.generator, trainer.run.path
+        skip, state = self.config.prompts.bad == "skip", self.state
+        source, generator, folder = state.source, state.generator, state.run.path
         needs = Needs(tuple(dict.fromkeys((*generator.inputs, *wanted(self.rewards)))))
 
         def found() -> dict[str, dict[str, str]]:
@@ -74,32 +69,32 @@ class HeldOut:
                 "train": usable(source.prompts, source.skipped, generator, source.needs, skip, say),
                 "heldout": usable(self.prompts, self.skipped, generator, needs, skip, say),
             }
-            on = checkpoint.latest(trainer.run.checkpoints) is not None
+            on = checkpoint.latest(state.run.checkpoints) is not None
             return {name: recorded(folder, name, one, on) for name, one in bad.items()} if skip else bad
 
-        bad = trainer.processes.settled(found)
+        bad = state.processes.settled(found)
         source.leave_out(bad["train"])
         self.prompts = [prompt for prompt in self.prompts if prompt.place not in bad["heldout"]]
 
     def look(self, step: int, progress: Progress) -> bool:
         """Evaluate and save samples when they are due; whether the policy is better than at every evaluation before."""
-        config, steps, trainer = self.config, self.config.train.steps, self.trainer
+        config, steps, state = self.config, self.config.train.steps, self.state
         full = due(step, config.evaluate.every, steps) and bool(self.prompts)
         drawn = bool(self.prompts and config.samples.count) and due(step, config.samples.every, steps)
         if not full and not drawn:
             return False
-        better, run = False, trainer.run
-        trainer.drawing.wait()
+        better, run = False, state.run
+        state.drawing.wait()
         began = time.perf_counter()
-        with trainer.phases.phase("evaluate"):
+        with state.phases.phase("evaluate"):
             result = self._evaluate(self.prompts if full else self.prompts[: config.samples.count])
         if full:
             if run.writes:
-                write_scores(run.path, step, self.role, result.by_prompt())
-            row = {"event": "eval", "step": step, "role": self.role, **result.row()}
+                write_scores(run.path, step, self.state.role, result.by_prompt())
+            row = {"event": "eval", "step": step, "role": self.state.role, **result.row()}
             row["range"] = {name: list(reward.range) for name, reward in self.rewards.items()}
-            trainer.log(row)
-            hacked = trainer.processes.settled(lambda: warnings.hacked(read_run(run.path)))
+            state.log(row)
+            hacked = state.processes.settled(lambda: warnings.hacked(read_run(run.path)))
             better = self.best.see(step, row["scores"], hacked=hacked is not None)
             scores = "  ".join(f"{name} {scored(result, name)}" for name in result.scores)
             progress.say(f"held-out, step {step}: {scores}  ({time.perf_counter() - began:.0f} s)")
@@ -109,18 +104,18 @@ class HeldOut:
         if run.writes and config.samples.count:
             folder = run.path / "samples" / f"step-{step:06d}"
             save_grid(folder, result, config.samples)
-            for failed in log_samples(trainer.accelerator.trackers if config.trackers else (), folder, step):
+            for failed in log_samples(state.accelerator.trackers if config.trackers else (), folder, step):
                 progress.say(failed)
         if run.writes:
             write_report(run.path)
-        trainer.phases.take()
+        state.phases.take()
         progress.finished("evaluate", step)
         return better
 
     def _evaluate(self, prompts: list[Prompt]) -> Evaluation:
-        trainer = self.trainer
-        with trainer.bench.roles.use(self.role), torch.no_grad():
+        state = self.state
+        with state.bench.roles.use(self.state.role), torch.no_grad():
             return evaluate(
-                trainer.generator, prompts, self.rewards, self.config.evaluate,
-                show=self.config.samples.count, processes=trainer.processes,
+                state.generator, prompts, self.rewards, self.config.evaluate,
+                show=self.config.samples.count, processes=state.processes,
             )  # fmt: skip

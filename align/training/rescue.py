@@ -7,12 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from align.runs import checkpoint
-from align.training import keeping
 from alignflow.errors import DataError
 from alignflow.text import first_line
 
 if TYPE_CHECKING:
-    from align.training.trainer import Trainer
+    from align.training.keeping import Keeping
 
 
 class Rescue:
@@ -26,19 +25,19 @@ class Rescue:
         say: called with a line for the user.
     """
 
-    def __init__(self, trainer: Trainer, stored: int, say: Callable[[str], None]) -> None:
-        self.trainer, self.stored, self.say = trainer, stored, say
+    def __init__(self, keeping: Keeping, stored: int, say: Callable[[str], None]) -> None:
+        self.keeping, self.stored, self.say = keeping, stored, say
         self.whole: tuple[int, dict[str, Any], Any, Any] | None = None
         self.moved = False
         """Whether something besides weights and optimizer has changed since :meth:`mark`."""
 
     def mark(self, step: int) -> None:
         """``step`` steps are whole."""
-        counted = keeping.counters(self.trainer)
+        counted = self.keeping.counters()
         self.whole, self.moved = (step, counted, checkpoint.rng_state(), self._versions()), False
 
     def _versions(self) -> Any:
-        return [(one.stepper.updates, one.roles.versions()) for one in self.trainer.learners.values()]
+        return [(one.stepper.updates, one.roles.versions()) for one in self.keeping.state.learners.values()]
 
     def __enter__(self) -> Rescue:
         return self
@@ -50,7 +49,7 @@ class Rescue:
         mend = isinstance(error, DataError)
         if step == 0 or step < self.stored or (step == self.stored and not mend):
             return
-        if self.trainer.processes.sharded:
+        if self.keeping.state.processes.sharded:
             last = f"the last one is of step {self.stored}" if self.stored else "there is no earlier checkpoint"
             sharded = f"weights are sharded over the processes, so no checkpoint of step {step} is written"
             self.say(f"step {step + 1} failed; {sharded}; {last}")
@@ -60,6 +59,6 @@ class Rescue:
             return
         try:
             checkpoint.restore_rng(rng)
-            keeping.write(self.trainer, step, counted, any_data=mend)
+            self.keeping.write(step, counted, any_data=mend)
         except Exception as failed:  # the first error is the one to show
             self.say(f"no checkpoint of step {step} could be written: {first_line(failed)}")

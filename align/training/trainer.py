@@ -7,51 +7,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from align.checking.remedies import explained
-from align.config.memory import followed
-from align.data.files import new_folder
 from align.data.inputs import remember
 from align.data.media import from_bytes
 from align.evaluation import alone
 from align.maths import advantages
-from align.policy.build import add_trained, build_generator, build_rewards, build_roles, contexts, sampling_kinds
-from align.policy.written import writer
 from align.report import write_report
-from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored, spreads
-from align.rollout.schedule import Drawing
-from align.rollout.scoring import Scoring, check_gradient, scores_by_step
+from align.rollout.scoring import Scoring, scores_by_step
 from align.rollout.servers import greet
 from align.rollout.sources import OnlineSource, StoredSource
 from align.runs.phases import phase_named
 from align.runs.progress import Progress, shown
-from align.runs.run_folder import RunFolder, flatten
+from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
 from align.runs.summary import write_summary
-from align.training import agreement, keeping, nodes, tracking, truth
+from align.training import agreement, nodes, tracking, truth
 from align.training.accelerating import accelerator_of
 from align.training.foreseen import foresee
 from align.training.held_out import HeldOut
-from align.training.learner import build_learners
-from align.training.learning import Learning
+from align.training.keeping import Keeping
 from align.training.lr import due
-from align.training.missing import Missing, tally
+from align.training.missing import tally
 from align.training.processes import Processes
 from align.training.rescue import Rescue
-from align.training.sharding import spread
-from align.training.timing import Phases
+from align.training.state import RunState
 from align.training.trial import try_rewards
-from alignflow.errors import TrainingError
-from generators.compiled import compile_networks
-from rewards.base import Scores, wanted
-from rewards.scopes import known_scope
+from rewards.base import Scores
 
 if TYPE_CHECKING:
     from align.config.settings import Config
@@ -93,73 +80,23 @@ def entered(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         with explained(config):
             with phase_named("load"):
                 trainer = Trainer(config, run, accelerator)
-            try_rewards(trainer)  # before there is a folder, which the next attempt would have to overwrite
+            try_rewards(
+                trainer, trainer.held_out
+            )  # before there is a folder, which the next attempt would have to overwrite
             run.id = processes.settled(lambda: run.create(resolved, environment(torch_too=True)))
             yield trainer
     finally:
         run.leave()
 
 
-class Trainer:
-    """State of one run; :meth:`fit` is the loop, :meth:`step` one turn of it."""
+class Trainer(RunState):
+    """One run; :meth:`fit` is the loop, :meth:`step` one turn of it."""
 
     def __init__(self, config: Config, run: RunFolder, accelerator: Accelerator) -> None:
-        self.config, self.run, self.accelerator = config, run, accelerator
-        self.recipe = config.recipe
-        set_seed(config.seed)
-        self.generator = build_generator(
-            config.generator, config.memory, accelerator.device,
-            training=True, optimizer=config.train.optimizer, kinds=sampling_kinds(config),
-        )  # fmt: skip
-        add_trained(config, self.generator)
-        options = config.train
-        if options.gradient_checkpointing:
-            for network in self.generator.backbones().values():
-                network.enable_gradient_checkpointing()  # type: ignore[operator]
-        compile_networks(self.generator.backbones().values(), config.memory.compile)
-        self.processes = Processes(accelerator, config.parallel.context)
-        self.share = self.processes.share
-        spread(config, self.generator, self.processes)
-        # not wrapped for several processes: their gradients are added up by hand, once an update, or by the shards
-        where = False if config.memory.swap_blocks else None  # swapped blocks stay on the CPU
-        self.network = accelerator.prepare_model(self.generator.backbone, where, evaluation_mode=True)
-        self.generator.network = self.network
-        self.learners = build_learners(config, build_roles(config, self.generator), self.processes)
-        self.roles = self.learners["policy"].roles
-        self.reward = build_rewards(
-            {"reward": config.reward}, accelerator.device, config.memory, learning="reward", followed=followed(config)
-        ).get("reward")
-        self.refreshed = self.reward.refresh if self.reward else None
-        self.samples_in_loss = "reward_gradient" in self.recipe.needs
-        self._check_reward()
-        self.bench = Bench(
-            self.generator, {name: one.roles for name, one in self.learners.items()}, accelerator.autocast, self.reward,
-            contexts(config, self.generator), self.processes.agreed,
-        )  # fmt: skip
-        self.learning = Learning(config, self.learners, self.bench, self.processes)
-        online = config.rollout.kind == "online"
-        scored = wanted({"reward": self.reward}) if online and self.reward else ()
-        self.source = (OnlineSource if online else StoredSource)(
-            config, self.generator, self.share, self.recipe.needs, tuple(dict.fromkeys((*scored, *self.recipe.wants())))
-        )
-        self.missing = Missing(self.reward.name if self.reward else "", options.unscored)
-        self.phases = Phases()
-        self.drawing = Drawing(config, self.source, self.reward, self.bench, self.phases, self.processes)
-        self.seconds, self.calls_before = 0.0, 0
-        self.threads_before: int | None = None
+        super().__init__(config, run, accelerator)
         self.held_out = HeldOut(self)
-        self.rescue = Rescue(self, 0, print)  # replaced in fit; benchmarks take steps without checkpoints
-
-    def _check_reward(self) -> None:
-        """Raise RewardError or TrainingError if recipe or rollout cannot use the built reward."""
-        if self.samples_in_loss and self.reward is not None:
-            assert self.config.reward is not None
-            check_gradient(self.recipe.kind, self.reward, known_scope(self.config.reward))
-        if self.refreshed is not None and "ahead" in self.roles:
-            raise TrainingError(
-                "rollout.overlap: 'next' scores a rollout while the reward is trained on the one before it; use "
-                "'chunks'"
-            )
+        self.keeping = Keeping(self, self.held_out)
+        self.rescue = Rescue(self.keeping, 0, print)  # replaced in fit; benchmarks take steps without checkpoints
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -168,8 +105,7 @@ class Trainer:
         config = self.config
         progress = Progress(config.train.steps, 0, quiet=not self.run.writes)
         self.held_out.screen(progress.say)
-        self.identity = keeping.identity_of(self)
-        done, notes = keeping.resume(self)
+        done, notes = self.keeping.resume()
         if config.memory.cache_prompts != "none":
             self._cache_prompts()
         self._start_trackers()
@@ -177,11 +113,11 @@ class Trainer:
         progress.say(f"run folder {self.run.path}" + (f", continuing after step {done}" if done else ""))
         for note in [*notes, *self._notes()]:
             progress.say(note)
-        foresee(self, done, progress)
+        foresee(self, len(self.held_out.prompts), done, progress)
         clock = time.perf_counter()
         self.phases.entered, self.learning.counted = progress.doing, self.phases.counted
         self.phases.take()
-        self.rescue = Rescue(self, done, progress.say)
+        self.rescue = Rescue(self.keeping, done, progress.say)
         with GracefulStop(progress.say) as stop, self.rescue:
             self.rescue.mark(done)
             if done == 0 and config.evaluate.at_start:
@@ -203,7 +139,7 @@ class Trainer:
                 stopping = self.processes.any(stop.asked or self.missing.too_many is not None)
                 keep = stopping or better or self.held_out.ending.reason is not None
                 if keep or due(step + 1, config.checkpoint.every, config.train.steps):
-                    keeping.save(self, step + 1)
+                    self.keeping.save(step + 1)
                     self.rescue.stored = step + 1
                 if stopping and step + 1 < config.train.steps:
                     self._finish("interrupted")
@@ -320,31 +256,6 @@ class Trainer:
             self.source.ban(step, groups)
         return {"void_groups": len(groups), "banned_prompts": len(self.source.banned)}
 
-    # -- keeping ------------------------------------------------------------------------------------------------
-
-    def calls(self) -> int:
-        """Network calls of all processes since the run began."""
-        return self.calls_before + round(self.processes.sums({"calls": self.generator.network_calls})["calls"])
-
-    def export(self, folder: Path | None) -> None:
-        """Files for other programs: the evaluated role's LoRA or gate, or its whole networks.
-
-        Where weights are sharded every process must call it; those that do not write give no folder.
-        """
-        from align.policy.shards import bare
-
-        with self.roles.use(self.held_out.role):
-            if self.config.policy.kind != "full":
-                write = writer(self.config, self.generator)
-                if folder is not None:
-                    write(folder)
-                return
-            for name, network in self.generator.backbones().items():
-                found = bare(network)
-                if folder is not None:
-                    with new_folder(folder / name, replaces=True) as staging:
-                        found.save_pretrained(staging)  # type: ignore[operator]
-
     def _finish(self, status: str) -> dict[str, Any]:
         self.drawing.close()
         self.accelerator.wait_for_everyone()
@@ -366,10 +277,3 @@ class Trainer:
     def _start_trackers(self) -> None:
         if self.config.trackers:
             self.accelerator.init_trackers(self.config.name, config=tracking.sent_config(self.config))
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Write a row to ``metrics.jsonl`` and to the trackers."""
-        self.run.log(row)
-        if self.config.trackers:
-            numbers = {key: value for key, value in flatten(row).items() if isinstance(value, int | float)}
-            self.accelerator.log({f"{row['event']}/{key}": value for key, value in numbers.items()}, step=row["step"])

@@ -14,10 +14,11 @@ from rewards.checks import exceptions_raised
 from rewards.scopes import runs_users_code
 
 if TYPE_CHECKING:
-    from align.training.trainer import Trainer
+    from align.training.held_out import HeldOut
+    from align.training.state import RunState
 
 
-def try_rewards(trainer: Trainer) -> None:
+def try_rewards(state: RunState, held: HeldOut) -> None:
     """Score grey media once by every reward whose settings name the user's code; all processes hear of its errors.
 
     Left out are rewards that run elsewhere (a pool, a server), a cache, those that learn while the policy does, and
@@ -26,9 +27,9 @@ def try_rewards(trainer: Trainer) -> None:
     Raises:
         RewardError: the user's code raises an exception or does not return one number per sample; it names the line.
     """
-    config, held = trainer.config, trainer.held_out
+    config = state.config
     online = config.rollout.kind == "online"
-    reward, prompts = (trainer.reward, trainer.source.prompts) if online else (held.rewards.get("reward"), held.prompts)
+    reward, prompts = (state.reward, state.source.prompts) if online else (held.rewards.get("reward"), held.prompts)
     asked: list[tuple[RewardSettings | None, Reward | None, list[Prompt]]] = [(config.reward, reward, prompts)]
     asked += [(one, held.rewards.get(name), held.prompts) for name, one in config.evaluate.rewards.items()]
     tried: set[int] = set()
@@ -38,12 +39,12 @@ def try_rewards(trainer: Trainer) -> None:
         tried.add(id(one))
         unread = config.prompts.bad == "skip" and one.wants
         if runs_users_code(settings) and not unread:
-            trainer.processes.settled(partial(_try, trainer, one, texts[0]))
+            state.processes.settled(partial(_try, state, one, texts[0]))
 
 
-def _try(trainer: Trainer, reward: Reward, prompt: Prompt) -> None:
+def _try(state: RunState, reward: Reward, prompt: Prompt) -> None:
     """One call of a reward, with as many samples as it compares, which moves no random numbers of the run."""
-    rollout, generator, device = trainer.config.rollout, trainer.generator, trainer.accelerator.device
+    rollout, generator, device = state.config.rollout, state.generator, state.accelerator.device
     count = rollout.group if reward.scope != "sample" and rollout.kind == "online" else 1
     frames: tuple[int, ...] = (generator.frames,) if hasattr(generator, "frames") else ()
     grey = torch.full((count, *frames, 3, *generator.size), 0.5, device=device)
