@@ -7,15 +7,18 @@ A missing score is NaN with a reason, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from alignflow.errors import AlignflowError
 from alignflow.lazy import lazy
 from alignflow.secrets import resolve
 from alignflow.strict import Strict
+from rewards.scores import Refreshed as Refreshed
+from rewards.scores import RewardError as RewardError
+from rewards.scores import RewardExitError as RewardExitError
+from rewards.scores import Scores as Scores
 
 if TYPE_CHECKING:
     import torch
@@ -53,20 +56,12 @@ def all_known(answers: Sequence[bool | None]) -> bool | None:
     return False if False in answers else None if None in answers else True
 
 
-class RewardError(AlignflowError, RuntimeError):
-    """A reward cannot work as configured (missing weights, wrong shape); the message names it and the remedy."""
-
-
 def resolved(value: Any, where: str) -> Any:
     """``value`` with ``${NAME}`` replaced by environment variables; RewardError names one that is not set."""
     try:
         return resolve(value)
     except KeyError as error:
         raise RewardError(f"{where}: environment variable {error.args[0]} is not set") from None
-
-
-class RewardExitError(RewardError):
-    """The code of a reward called ``sys.exit``."""
 
 
 class RewardSettings(Strict):
@@ -111,51 +106,6 @@ class WrapperSettings(RewardSettings):
     def gradient(self) -> bool | None:
         """The gradient of the inner reward, if the wrapper passes it on."""
         return self.reward.gradient() if self.passes_gradient else False
-
-
-class Refreshed(Protocol):
-    """The part of a reward that trains alongside the policy. Training calls :meth:`fit` once per rollout."""
-
-    @property
-    def instead(self) -> bool:
-        """Whether the last :meth:`fit` replaces the policy's updates on that rollout."""
-        ...
-
-    def fit(self, media: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """One step on a rollout's N scored samples ``[N, ...]`` in [0, 1]; returns metrics for the log."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that :meth:`fit` changes: tensors, numbers, strings, lists and dicts of them."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; training continues bit for bit."""
-        ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of N samples.
-
-    Args:
-        values: ``[N]`` float32, higher is better; NaN = missing.
-        reasons: index -> reason why ``values[index]`` is NaN. Every NaN has one.
-        parts: name -> ``[N]`` raw components, such as the members of a mixture.
-        steps: ``[N, S]`` scores of the clean samples that S sampling steps predict, for recipes that need them.
-    """
-
-    values: Tensor
-    reasons: Mapping[int, str] = field(default_factory=dict)
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-    steps: Tensor | None = None
-
-    def rows(self, start: int, stop: int) -> Scores:
-        """Scores of the samples ``start`` to ``stop - 1``."""
-        some = slice(start, stop)
-        reasons = {index - start: why for index, why in self.reasons.items() if start <= index < stop}
-        parts = {name: values[some] for name, values in self.parts.items()}
-        return Scores(self.values[some], reasons, parts, None if self.steps is None else self.steps[some])
 
 
 @dataclass(frozen=True)

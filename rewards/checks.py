@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from alignflow.secrets import shown
 from alignflow.text import line_of
-from rewards.base import Reward, RewardError, RewardExitError, Scores
 from rewards.guard import foreign, lend
+from rewards.scores import RewardError, RewardExitError, Scores
 
 logger = logging.getLogger(__name__)
 _RAISED: ContextVar[bool] = ContextVar("exceptions_raised", default=False)
+
+
+class Scorer(Protocol):
+    """What is called and checked: a :class:`rewards.base.Reward`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def function(self) -> Callable[..., Any]: ...
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    @property
+    def wants(self) -> tuple[str, ...]: ...
 
 
 @contextmanager
@@ -31,7 +47,7 @@ def exceptions_raised() -> Iterator[None]:
 
 
 def checked_scores(
-    reward: Reward,
+    reward: Scorer,
     media: Tensor,
     prompts: list[str],
     group: Tensor | None = None,
@@ -80,7 +96,7 @@ def checked_scores(
     return _whole(reward, result if isinstance(result, Scores) else Scores(result), media)
 
 
-def _whole(reward: Reward, scores: Scores, media: Tensor) -> Scores:
+def _whole(reward: Scorer, scores: Scores, media: Tensor) -> Scores:
     """The scores as float32 vectors, NaN with a reason where one is missing; RewardError if they are malformed."""
     count = len(media)
     for what, given in (("reasons", scores.reasons), ("parts", scores.parts)):
@@ -97,7 +113,7 @@ def _whole(reward: Reward, scores: Scores, media: Tensor) -> Scores:
     return Scores(torch.where(values.isfinite(), values, torch.nan), reasons, parts)
 
 
-def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor | None) -> None:
+def _check_inputs(reward: Scorer, media: Any, prompts: list[str], group: Tensor | None) -> None:
     good = isinstance(media, Tensor) and media.ndim in (4, 5) and media.shape[-3] == 3 and media.is_floating_point()
     if not good:
         given = f"{media.dtype} {list(media.shape)}" if isinstance(media, Tensor) else type(media).__name__
@@ -109,7 +125,7 @@ def _check_inputs(reward: Reward, media: Any, prompts: list[str], group: Tensor 
         raise RewardError(f"reward {reward.name!r}: media, prompts and group should have equal lengths, got {lengths}")
 
 
-def _input(reward: Reward, inputs: Mapping[str, Any], name: str, media: Tensor, count: int) -> Any:
+def _input(reward: Scorer, inputs: Mapping[str, Any], name: str, media: Tensor, count: int) -> Any:
     """The prompts' input ``name``, on the device of the media."""
     if name not in inputs:
         raise RewardError(f"reward {reward.name!r} needs {name!r} with every prompt, but there is none")
@@ -119,7 +135,7 @@ def _input(reward: Reward, inputs: Mapping[str, Any], name: str, media: Tensor, 
     return value.to(media.device) if isinstance(value, Tensor) else value
 
 
-def _as_vector(reward: Reward, values: Any, count: int, what: str) -> Tensor:
+def _as_vector(reward: Scorer, values: Any, count: int, what: str) -> Tensor:
     """Tensor, array or sequence of numbers (None = no score) -> float32 ``[count]``."""
     if isinstance(values, list | tuple):
         if values and all(isinstance(value, Tensor) and value.ndim == 0 for value in values):

@@ -80,8 +80,6 @@ class Forecast:
 
     def said(self) -> str:
         """The forecast in words, before the first unit."""
-        from align.runs.progress import clock
-
         parts = {
             "to sample": sum(unit.sampled for unit in self.units if unit.kind == "step"),
             "to learn": sum(unit.learned for unit in self.units),
@@ -91,3 +89,10 @@ class Forecast:
         about = "" if self.exact else "about "
         line = f"forecast: {about}{self.calls:,} network calls ({split})"
         return line if self.left is None else f"{line}, {clock(self.left)} here, scoring not included"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``3:07`` or ``1:02:45``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

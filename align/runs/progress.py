@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from align.runs.forecast import Forecast, Kind, clock
+
 if TYPE_CHECKING:
-    from align.runs.forecast import Forecast, Kind
     from rewards.base import Reward
 
 PHASES = {
@@ -90,13 +91,6 @@ class Progress:
 def said(value: float) -> str:
     """A score as the line shows it."""
     return f"{round(value, 3) or 0.0:.3f}" if math.isfinite(value) else "no score"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``3:07`` or ``1:02:45``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def shown(row: Mapping[str, Any], reward: Reward | None) -> dict[str, str]:

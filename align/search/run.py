@@ -26,9 +26,10 @@ from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards
 from align.policy.trained import load_policy
 from align.runs import devices
+from align.runs.forecast import clock
 from align.runs.identity import data_digest, model_digest
 from align.runs.owned import SEARCH
-from align.runs.progress import Progress, clock, said
+from align.runs.progress import Progress, said
 from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
 from align.runs.threads import settle
