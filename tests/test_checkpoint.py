@@ -14,7 +14,8 @@ from tiny_run import final_tensors, policy_gap, settings
 
 from align.cli.app import main
 from align.config.load import load_config
-from align.config.settings import Config, Train
+from align.config.sections import Train
+from align.config.settings import Config
 from align.policy.roles import Roles
 from align.runs import checkpoint, manifest, owned
 from align.runs.best import Best, best_of, checkpoint_of

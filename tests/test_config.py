@@ -12,8 +12,9 @@ from written import BASE, refused
 
 from align.config import registry
 from align.config.load import Config, dump_config, json_schema, load_config, load_reward, read_yaml, settings_of
+from align.config.model import FullPolicy, LoRAPolicy
 from align.config.sampling import LEVELS, Sampler
-from align.config.settings import Evaluate, FullPolicy, LoRAPolicy
+from align.config.sections import Evaluate
 from align.recipes.base import Recipe
 from alignflow.errors import ConfigError
 from generators.base import Options

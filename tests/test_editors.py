@@ -15,7 +15,7 @@ import written
 from PIL import Image
 from safetensors.torch import load_file
 
-from align.config.settings import Evaluate
+from align.config.sections import Evaluate
 from align.data.inputs import encode, read_inputs
 from align.data.media import fit, read_pixels, to_tensor
 from align.data.prompts import Prompt, read_prompts

@@ -10,7 +10,7 @@ import pytest
 from test_verdict import CLIP, SHAPES, UP, made
 from tiny_run import settings
 
-from align.config.settings import Evaluate
+from align.config.sections import Evaluate
 from align.report import warnings
 from align.report.reading import read_run
 from align.report.warnings import hacked

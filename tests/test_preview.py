@@ -14,7 +14,7 @@ from PIL import Image
 from align.checking.check import bucket_sizes, seen_sizes
 from align.checking.sizes import native_size
 from align.config.load import load_config
-from align.config.settings import GeneratorConfig
+from align.config.model import GeneratorConfig
 from align.data import preview
 from align.data.inputs import read_sample
 from align.data.media import to_tensor

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.config.settings import Samples
+from align.config.sections import Samples
 from align.report.budget_curves import best_so_far, budgets, figures, mean_curve
 from align.report.charts import Chart, Series, draw
 from align.report.search import changes, label, notes, verdict

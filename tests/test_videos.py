@@ -17,7 +17,8 @@ import written
 from PIL import Image
 from report_run import build_run
 
-from align.config.settings import Config, Samples
+from align.config.sections import Samples
+from align.config.settings import Config
 from align.data import video
 from align.data.grids import save_samples
 from align.data.inputs import read_sample

@@ -21,8 +21,11 @@ from align.checking.folder_check import (
 from align.checking.sizes import native_size, terms_per_sample
 from align.checking.users_check import user_problems
 from align.config import memory, registry, sharding
+from align.config.model import GeneratorConfig
 from align.config.sampling import sampler_line
-from align.config.settings import Config, GeneratorConfig, OnlineRollout, is_unread
+from align.config.sections import is_unread
+from align.config.settings import Config
+from align.config.sources import OnlineRollout
 from align.data import buckets
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.tables import is_tie, table_problems

@@ -10,7 +10,8 @@ from types import ModuleType
 from align.checking import check, fitting
 from align.checking.named import Named, generator_away, named
 from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
-from align.config.settings import Config, is_unread
+from align.config.sections import is_unread
+from align.config.settings import Config
 from align.preference import settings as preferences
 from align.reasoning import settings as reasonings
 from align.rewriting import joint_settings as joint

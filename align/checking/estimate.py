@@ -17,7 +17,8 @@ from align.checking.context_check import part_of_tokens
 from align.checking.reward_sizes import reward_bytes
 from align.checking.sizes import Shapes, shapes_of, terms_per_sample
 from align.checking.trained_sizes import experts_size, linears, trained_numbers
-from align.config.memory import followed, placed
+from align.config.memory import placed
+from align.config.needs import followed
 from align.policy import held
 from alignflow.errors import ConfigError, Problem
 from alignflow.lazy import lazy

@@ -23,7 +23,8 @@ from generators.errors import GeneratorError
 from generators.folder import check_parts, components, read_index, read_json, single_file
 
 if TYPE_CHECKING:
-    from align.config.settings import Config, GeneratorConfig
+    from align.config.model import GeneratorConfig
+    from align.config.settings import Config
 
 ANY = "DiffusionPipeline"
 OWN_RULE = ("generic", "cogvideox", "sana_sprint")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from align.config.settings import GeneratorConfig
+from align.config.model import GeneratorConfig
 from alignflow import plugins
 from alignflow.errors import Problem
 from alignflow.paths import exists, expanded, is_dir

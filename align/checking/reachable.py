@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from align.checking.named import exists_here, generator_away, in_hub_cache, named, parts_of
-from align.config.settings import GeneratorConfig
+from align.config.model import GeneratorConfig
 from align.data.tables import HUB
 from align.rewriting.settings import LocalWriter
 from alignflow import hub

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.checking.reward_sizes import reward_bytes
 from align.checking.sizes import terms_per_update
-from align.config.memory import followed, placed
+from align.config.memory import placed
+from align.config.needs import followed
 from align.runs.identity import FREE_ON_RESUME, MEMORY_ALONE
 from align.runs.phases import phase_of
 from alignflow.errors import TrainingError

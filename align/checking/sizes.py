@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from align.checking.architectures import Part, arguments, on_meta, parts_of
 
 if TYPE_CHECKING:
-    from align.config.settings import Config, GeneratorConfig
+    from align.config.model import GeneratorConfig
+    from align.config.settings import Config
 
 VIDEO = ("wan", "wan_i2v", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "cogvideox")
 FRAMES = 81

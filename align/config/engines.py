@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from align.config import registry
+from align.config.sampling import Sampler
 from alignflow.settings import Problems, Settings
 from alignflow.strict import Address, Seconds, Word
 from alignflow.words import listing
 from rewards.serving.crew import Workers
-
-if TYPE_CHECKING:
-    from align.config.settings import Config
 
 
 class PoolEngine(Workers):
@@ -26,7 +24,7 @@ class PoolEngine(Workers):
     """Whether it returns the latents before and after each stochastic step."""
     kind: Literal["pool"] = Field("pool", description="copies of the generator in Ray actors")
 
-    def problems(self, config: Config) -> Problems:
+    def problems(self, sampler: Sampler, same_noise: bool, generator: str) -> Problems:
         """Settings of the run that this engine cannot follow: none, it runs the same sampler."""
         return []
 
@@ -63,14 +61,13 @@ class HttpEngine(Settings):
         """The servers."""
         return [self.url] if isinstance(self.url, str) else self.url
 
-    def problems(self, config: Config) -> Problems:
+    def problems(self, sampler: Sampler, same_noise: bool, generator: str) -> Problems:
         """Settings of the run that this engine cannot follow."""
-        rollout: Any = config.rollout
         found: Problems = []
-        if rollout.sampler.kind not in self.samplers:
-            said = f"{self.kind} has no sampler {rollout.sampler.kind}"  # type: ignore[attr-defined]
+        if sampler.kind not in self.samplers:
+            said = f"{self.kind} has no sampler {sampler.kind}"  # type: ignore[attr-defined]
             found.append(("rollout.sampler.kind", f"{said}: use one of {listing(self.samplers)}"))
-        if rollout.same_noise:
+        if same_noise:
             said = "the engine derives the initial noise and that of the steps from one seed"
             found.append(("rollout.same_noise", f"{said}, so samples cannot share the initial noise alone: use false"))
         return found
@@ -104,11 +101,11 @@ class VllmOmniEngine(HttpEngine):
     samplers: ClassVar = {"ode": "ode"}
     kind: Literal["vllm_omni"] = Field("vllm_omni", description="vLLM-Omni servers, which return images alone")
 
-    def problems(self, config: Config) -> Problems:
+    def problems(self, sampler: Sampler, same_noise: bool, generator: str) -> Problems:
         """Settings of the run that this engine cannot follow."""
-        found, sampler = super().problems(config), config.rollout.sampler  # type: ignore[union-attr]
-        if registry.makes_videos(config.generator.kind):
-            said = f"{config.generator.kind} makes videos, and {self.kind} is used for images alone"
+        found = super().problems(sampler, same_noise, generator)
+        if registry.makes_videos(generator):
+            said = f"{generator} makes videos, and {self.kind} is used for images alone"
             found.append(("rollout.engine.kind", f"{said}: use pool or sglang"))
         if sampler.steps > MOST_STEPS:
             found.append(("rollout.sampler.steps", f"is at most {MOST_STEPS} with {self.kind}"))

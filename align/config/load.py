@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 from align.config import memory, yaml_text
 from align.config.paths import absolute
 from align.config.sampling import Sampler
-from align.config.settings import Config, RewardOnly
+from align.config.sections import RewardOnly
+from align.config.settings import Config
 from align.config.yaml_text import Limits, Places
 from alignflow.errors import ConfigError, Problem
 from alignflow.explain import explain

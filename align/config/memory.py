@@ -14,7 +14,6 @@ from generators.settings import Memory
 
 if TYPE_CHECKING:
     from align.config.model import GeneratorConfig
-    from align.config.settings import Config
     from rewards.base import RewardSettings
 
 
@@ -74,41 +73,7 @@ def placed(
     }
 
 
-def followed(config: Config) -> RewardSettings | None:
-    """The reward whose gradient the recipe of a run follows, if it follows one."""
-    return config.reward if "reward_gradient" in config.recipe.required else None
-
-
 # -- what does not go together ----------------------------------------------------------------------------------------
-
-
-def problems(config: Config) -> list[tuple[str, str]]:
-    """(setting, problem) of a training config that no installation could run."""
-    memory, train, found = config.memory, config.train, []
-    if config.policy.kind == "full" and memory.quantise != "none":
-        found.append(("memory.quantise", f"{memory.quantise} weights cannot be trained; use policy.kind=lora, or none"))
-    if config.policy.kind == "full" and memory.swap_blocks:
-        found.append(("memory.swap_blocks", "swapped weights cannot be trained; use policy.kind=lora, or 0"))
-    if memory.swap_blocks and not train.gradient_checkpointing:
-        backward = "backward needs a block's weights again, and only a repeated forward pass copies them"
-        found.append(("memory.swap_blocks", f"{backward}; use train.gradient_checkpointing=true, or 0"))
-    if config.recipe.compares_logp and not getattr(config.rollout, "recompute", False):
-        found += _rounded_apart(config)
-    return found + conflicts(config.generator, memory, train.optimizer, train.precision)
-
-
-def _rounded_apart(config: Config) -> list[tuple[str, str]]:
-    """Settings with which a rollout and its update round differently, which a ratio of the two does not allow."""
-    said = f"{config.recipe.kind} compares log-probabilities with those of the rollout, and"
-    remedy = "rollout.recompute=true, or " if hasattr(config.recipe, "surrogate") else ""
-    found = []
-    if config.memory.compute == "fp8":
-        steps = "fp8 products turn differences in the last digit, which other batch sizes make on a card, into steps of"
-        found.append(("memory.compute", f"{said} {steps} up to 1/8; use {remedy}memory.compute=dtype"))
-    if config.memory.compile == "full":
-        graphs = "a whole compiled network has one graph with gradient and another without"
-        found.append(("memory.compile", f"{said} {graphs}; use {remedy}memory.compile=blocks, which runs one"))
-    return found
 
 
 def conflicts(

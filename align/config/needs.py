@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.config import registry
 from align.maths.samplers import STOCHASTIC
@@ -13,14 +13,14 @@ from alignflow.words import listing
 from rewards.scopes import has_parts, known_scope, without_gradient
 
 if TYPE_CHECKING:
-    from align.config.settings import Config
+    from align.config.sections import Sections
     from rewards.base import RewardSettings
 
 ROLES = ("behaviour", "reference", "anchor")
 """Roles that a recipe can declare: a run copies and updates them, see :mod:`align.policy.roles`."""
 
 
-def problems(config: Config) -> Problems:
+def problems(config: Sections) -> Problems:
     """(path, message) of every need of the recipe and its learners that the config does not meet."""
     found = _declarations(config)
     for need in config.recipe.required:
@@ -28,13 +28,13 @@ def problems(config: Config) -> Problems:
     return found + _learners(config) + _added(config) + _recomputed(config) + _kept(config) + _engine(config)
 
 
-def _recomputed(config: Config) -> Problems:
+def _recomputed(config: Sections) -> Problems:
     if not getattr(config.rollout, "recompute", False) or hasattr(config.recipe, "surrogate"):
         return []
     return [("rollout.recompute", f"{config.recipe.kind} has no ratio of log-probabilities of steps: leave this out")]
 
 
-def _kept(config: Config) -> Problems:
+def _kept(config: Sections) -> Problems:
     keep = getattr(config.rollout, "keep", None)
     if keep is None:
         return []
@@ -45,9 +45,10 @@ def _kept(config: Config) -> Problems:
     return []
 
 
-def _engine(config: Config) -> Problems:
+def _engine(config: Sections) -> Problems:
     """Limits of an external engine: it returns samples of text prompts, generated with a LoRA of the network."""
-    engine = getattr(config.rollout, "engine", None)
+    rollout: Any = config.rollout
+    engine = getattr(rollout, "engine", None)
     if engine is None:
         return []
     kind, found = config.recipe.kind, []
@@ -77,7 +78,7 @@ def _engine(config: Config) -> Problems:
             f"{config.generator.kind} reads {' and '.join(inputs)} with every prompt, and an engine is sent only texts"
         )
         found.append(("rollout.engine", f"{said}: leave this out"))
-    return found + engine.problems(config)  # type: ignore[no-any-return]
+    return found + engine.problems(rollout.sampler, rollout.same_noise, config.generator.kind)  # type: ignore[no-any-return]
 
 
 ELSEWHERE = {
@@ -88,7 +89,7 @@ ELSEWHERE = {
 """Need of a recipe that an engine cannot meet -> in words."""
 
 
-def _declarations(config: Config) -> Problems:
+def _declarations(config: Sections) -> Problems:
     """Unknown needs and roles in a recipe's declarations. A run would ignore them."""
     recipe = config.recipe
     declared: list[tuple[str, Iterable[str], Iterable[str]]] = [
@@ -103,7 +104,7 @@ def _declarations(config: Config) -> Problems:
     ]
 
 
-def _trajectory(config: Config) -> Problems:
+def _trajectory(config: Sections) -> Problems:
     kind, sampler = config.recipe.kind, getattr(config.rollout, "sampler", None)
     if sampler is None:
         return [("rollout.kind", f"{kind} learns from its own samples: use kind 'online'")]
@@ -112,14 +113,14 @@ def _trajectory(config: Config) -> Problems:
     return []
 
 
-def _predictions(config: Config) -> Problems:
+def _predictions(config: Sections) -> Problems:
     sampler = getattr(config.rollout, "sampler", None)
     if sampler is None or sampler.window.strategy == "all":
         return []
     return [("rollout.sampler.window", f"{config.recipe.kind} trains every step of the sampler: leave this out")]
 
 
-def _reward_gradient(config: Config) -> Problems:
+def _reward_gradient(config: Sections) -> Problems:
     kind, reward = config.recipe.kind, config.reward
     if config.rollout.kind != "online":
         return [("rollout.kind", f"{kind} learns from its own samples: use kind 'online'")]
@@ -145,12 +146,12 @@ def _reward_gradient(config: Config) -> Problems:
     return []
 
 
-def whole_groups(config: Config) -> bool:
+def whole_groups(config: Sections) -> bool:
     """Whether the loss scores whole prompts where its chunks hold them."""
     return bool(getattr(config.recipe, "scores_groups", False))
 
 
-def _chunks_of_groups(config: Config, reward: RewardSettings) -> Problems:
+def _chunks_of_groups(config: Sections, reward: RewardSettings) -> Problems:
     group, said = config.rollout.group, f"{_kind(reward)} compares the samples of a prompt, so"
     if config.train.updates > 1:
         return [("train.updates", f"{said} an update needs all of them: use 1")]
@@ -163,13 +164,13 @@ def _kind(reward: RewardSettings) -> str:
     return str(getattr(reward, "kind", "this reward"))
 
 
-def _parts(config: Config) -> Problems:
+def _parts(config: Sections) -> Problems:
     if config.reward is None or has_parts(config.reward):
         return []
     return [("reward", f"{config.recipe.kind} needs the named parts of a reward, as a mixture has")]
 
 
-def _regions(config: Config) -> Problems:
+def _regions(config: Sections) -> Problems:
     if config.reward is None or config.reward.gives_regions:
         return []
     able = listing([kind for kind, cls in registry.rewards().items() if getattr(cls, "gives_regions", False)])
@@ -178,7 +179,7 @@ def _regions(config: Config) -> Problems:
     ]
 
 
-def _step_scores(config: Config) -> Problems:
+def _step_scores(config: Sections) -> Problems:
     found = _trajectory(config)
     if not found and config.reward is not None and known_scope(config.reward) != "sample":
         found.append(
@@ -187,7 +188,7 @@ def _step_scores(config: Config) -> Problems:
     return found
 
 
-def _text_gradient(config: Config) -> Problems:
+def _text_gradient(config: Sections) -> Problems:
     kind, memory, generator, found = config.recipe.kind, config.memory, config.generator.kind, []
     if memory.cache_prompts != "none":
         found.append(("memory.cache_prompts", f"{kind} trains the text encoders, so prompts cannot be cached: none"))
@@ -205,7 +206,7 @@ def _text_gradient(config: Config) -> Problems:
     return found
 
 
-CHECKS: dict[str, Callable[[Config], Problems]] = {
+CHECKS: dict[str, Callable[[Sections], Problems]] = {
     "trajectory": _trajectory,
     "predictions": _predictions,
     "reward_gradient": _reward_gradient,
@@ -216,7 +217,7 @@ CHECKS: dict[str, Callable[[Config], Problems]] = {
 }
 
 
-def _learners(config: Config) -> Problems:
+def _learners(config: Sections) -> Problems:
     kind = config.recipe.kind
     others = {name: learns for name, learns in config.recipe.learners().items() if name != "policy"}
     trained = [name for name, learns in others.items() if learns.updates != 0]
@@ -229,7 +230,7 @@ def _learners(config: Config) -> Problems:
     return found
 
 
-def _added(config: Config) -> Problems:
+def _added(config: Sections) -> Problems:
     """What modules that are added to the network's blocks do not go with."""
     policy = config.policy.kind
     if policy in ("lora", "full"):
@@ -247,3 +248,8 @@ def _added(config: Config) -> Problems:
         able = listing([one for one in registry.generators() if registry.declared(one, "user_attention")])
         found.append(("generator.kind", f"{generator} names no layers that can attend to a user; {able} do"))
     return found
+
+
+def followed(config: Sections) -> RewardSettings | None:
+    """The reward whose gradient the recipe of a run follows, if it follows one."""
+    return config.reward if "reward_gradient" in config.recipe.required else None

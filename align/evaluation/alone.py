@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from align.config.settings import Evaluate
+    from align.config.sections import Evaluate
 
 from rewards.base import Reward, RewardError, Scores
 

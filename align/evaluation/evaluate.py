@@ -41,7 +41,9 @@ from rewards.base import Reward, wanted
 
 if TYPE_CHECKING:
     from align.config.sampling import Sampler
-    from align.config.settings import Config, Evaluate, Prompts, Samples
+    from align.config.sections import Evaluate, Samples
+    from align.config.settings import Config
+    from align.config.sources import Prompts
     from align.training.processes import Processes
 
 

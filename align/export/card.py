@@ -22,7 +22,8 @@ from align.report.usage import Weights, code, differences, scheduler_of
 from align.report.using import shot, visit_of
 
 if TYPE_CHECKING:
-    from align.config.settings import Config, GeneratorConfig
+    from align.config.model import GeneratorConfig
+    from align.config.settings import Config
     from align.policy.trained import Trained
 
 TRAINED = {"trained": " (trained on)", "part": " (a part of the trained reward)"}

@@ -29,7 +29,8 @@ from generators.settings import Memory
 from rewards.base import Reward, RewardSettings
 
 if TYPE_CHECKING:
-    from align.config.settings import Config, Train
+    from align.config.sections import Train
+    from align.config.settings import Config
     from align.rollout.solver import remark
     from generators.load import load
 else:

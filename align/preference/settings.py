@@ -12,8 +12,9 @@ from align.checking.check import generator_problems
 from align.config import registry
 from align.config.load import Files, load_settings
 from align.config.memory import conflicts, missing
+from align.config.model import GeneratorConfig
 from align.config.sampling import Sampler
-from align.config.settings import REWARD, GeneratorConfig
+from align.config.sections import REWARD
 from align.data.prompts import read_prompts
 from align.data.tables import table_problems
 from align.preference.table import read_judged

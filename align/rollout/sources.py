@@ -35,7 +35,8 @@ from generators.base import Generator
 from rewards.base import Scores
 
 if TYPE_CHECKING:
-    from align.config.settings import Config, OnlineRollout, PairsRollout, SamplesRollout
+    from align.config.settings import Config
+    from align.config.sources import OnlineRollout, PairsRollout, SamplesRollout
 
 Acting = Callable[[], AbstractContextManager[None]]
 Piece = tuple[Tensor, Trajectory | None, Tensor, Mapping[int, str]]

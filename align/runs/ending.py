@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.config.settings import Evaluate
+    from align.config.sections import Evaluate
 
 
 class EarlyEnd:

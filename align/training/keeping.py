@@ -127,7 +127,7 @@ class Keeping:
         return int(counters["step"]), notes
 
     def _course(self) -> str | None:
-        from align.config.settings import Train
+        from align.config.sections import Train
 
         try:
             before = Train.model_validate((self.state.run.before or {}).get("train", {}))

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.config.settings import Train
+    from align.config.sections import Train
 
 
 def due(step: int, every: int, last: int) -> bool:

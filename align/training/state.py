@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from align.config.memory import followed
+from align.config.needs import followed
 from align.data.files import new_folder
 from align.policy.build import add_trained, build_generator, build_rewards, build_roles, contexts, sampling_kinds
 from align.policy.written import writer

@@ -16,7 +16,7 @@ from alignflow.errors import TrainingError
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from align.config.settings import Train
+    from align.config.sections import Train
     from align.training.processes import Processes
 
 RUNNING = 3

@@ -22,7 +22,7 @@ from harness import failures
 
 from align.checking.check import generator_problems
 from align.checking.folder_check import lora_problems, scheduler_line, target_problems
-from align.config.settings import GeneratorConfig
+from align.config.model import GeneratorConfig
 from align.export import layouts
 from align.policy.lora import LoraError, as_diffusers, linear_layers, load_lora, lora_of
 from alignflow.errors import ConfigError
