@@ -14,6 +14,7 @@ from align.preference.settings import load_reward_training
 from align.preference.train import train_reward
 from alignflow.errors import ConfigError, DataError
 from benchmarks import judged_pairs
+from rewards.training.heads import build_head
 from rewards.training.losses import criterion_error, idle_gates, part_order
 from rewards.training.objectives import Criteria
 from rewards.training.settings import MoESettings, parse_head
@@ -57,7 +58,7 @@ def test_gates_that_do_not_apply_cost_their_surprise():
 
 def head(**settings):
     torch.manual_seed(0)
-    return parse_head({"kind": "moe", "aspects": ASPECTS, **settings}).build(6, 0)
+    return build_head(parse_head({"kind": "moe", "aspects": ASPECTS, **settings}), 6, 0)
 
 
 def test_equal_gates_average_and_one_hot_gates_select():
@@ -100,7 +101,7 @@ def test_the_terms_of_the_loss_add_up():
 
 def test_gates_learn_which_criteria_apply():
     """On prompts of two kinds, each with one criterion of its own."""
-    model = parse_head({"kind": "moe", "aspects": {"a": ["x", "y"]}, "hidden": 8}).build(4, 0)
+    model = build_head(parse_head({"kind": "moe", "aspects": {"a": ["x", "y"]}, "hidden": 8}), 4, 0)
     text = torch.eye(4)[:2]
     labels = rows([0.5, 1.0, nan], [0.5, nan, 1.0])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)

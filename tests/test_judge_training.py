@@ -19,8 +19,9 @@ from align.preference.settings import JudgeLora, Steps, load_judge_training
 from align.preference.table import read_judged
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
+from rewards.judges.loading import load_judge
 from rewards.judges.lora import FILE
-from rewards.judges.settings import Local
+from rewards.judges.models import Local
 
 TAUGHT = ["yes_probability", "reward_dance", "pairwise", "paco"]
 
@@ -75,7 +76,7 @@ def test_without_a_learning_rate_nothing_is_learned(model, tmp_path):
 def test_the_lora_comes_back_under_any_reward(model, tmp_path):
     """The folder's LoRA on the model answers as the judge that was taught; without it the model is as it was."""
     made = config(tmp_path, model, "yes_probability", "fit.steps=5")
-    judge = made.asking.judge.load("cpu")
+    judge = load_judge(made.asking.judge, "cpu")
     from align.preference import judge as room
 
     room.fit(made, judge, read_judged(made.data.train), lambda line: None)
@@ -115,7 +116,7 @@ def test_sub_images_of_the_chosen_image_are_consistent_and_those_of_the_rejected
 @pytest.mark.parametrize("batch", [64, 3])
 def test_the_loss_weighs_the_verdict_against_the_mean_of_the_rest(batch, model, tmp_path):
     """Beside the log-probabilities of the beginnings of each reply."""
-    judge = Local(model=str(model), dtype="float32", chunk=batch).load("cpu")
+    judge = load_judge(Local(model=str(model), dtype="float32", chunk=batch), "cpu")
     judge.model.requires_grad_(False)
     extra = torch.nn.Parameter(torch.zeros(()))
     judge.model.lm_head.register_forward_hook(lambda module, args, out: out + 0 * extra)
@@ -196,7 +197,7 @@ def test_bad_input_is_named(model, tmp_path):
 
 def test_a_lora_that_does_not_fit_is_refused(model, tmp_path):
     def load(folder):
-        Local(model=str(model), dtype="float32", lora=str(folder)).load("cpu")
+        load_judge(Local(model=str(model), dtype="float32", lora=str(folder)), "cpu")
 
     with pytest.raises(RewardError, match=f"judge.lora: no {FILE} in"):
         load(tmp_path / "nowhere")
@@ -207,7 +208,7 @@ def test_a_lora_that_does_not_fit_is_refused(model, tmp_path):
         load(tmp_path / "out")
     (tmp_path / "out" / FILE).write_bytes(whole)
     with pytest.raises(RewardError, match=r"was not made for this Qwen3VL.*pairs do not fit"):
-        Local(model="shapes", dtype="float32", lora=str(tmp_path / "out")).load("cpu")
+        load_judge(Local(model="shapes", dtype="float32", lora=str(tmp_path / "out")), "cpu")
     (tmp_path / "out" / "adapter_config.json").write_text("{")
     with pytest.raises(RewardError, match=r"judge\.lora"):
         load(tmp_path / "out")

@@ -13,9 +13,9 @@ import rewards
 from rewards.base import RewardError
 from rewards.judges.asking import Question
 from rewards.judges.local import LocalJudge
+from rewards.judges.models import Local
 from rewards.judges.pixels import Patches
 from rewards.judges.replies import YES_NO
-from rewards.judges.settings import Local
 from rewards.networks.hub import find_model
 
 FAMILIES = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")

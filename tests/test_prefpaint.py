@@ -21,6 +21,7 @@ from align.training.trainer import train
 from alignflow.errors import TrainingError
 from rewards.base import RewardError, Scores
 from rewards.training import folder, heads, trust
+from rewards.training.heads import build_head
 from rewards.training.settings import parse_head
 
 GROUP = torch.tensor([0, 0, 1, 1])
@@ -46,12 +47,12 @@ def test_distances_are_closed_forms() -> None:
 def test_features_are_what_the_last_layer_reads() -> None:
     image, text = torch.nn.functional.normalize(torch.randn(2, 5, 6), dim=-1)
     for kind, hidden in (("mlp", 4), ("uncertain", 4), ("mlp", 0)):
-        head = parse_head({"kind": kind, "hidden": hidden}).build(6, 0)
+        head = build_head(parse_head({"kind": kind, "hidden": hidden}), 6, 0)
         found = head.features(image, text)
         assert found.shape == (5, hidden or 18)
         last: Any = head.score[-1] if hidden else head.score
         assert torch.allclose(last(found)[:, 0], head(image, text)[:, 0], atol=1e-6)
-    cosine = parse_head({"kind": "cosine"}).build(6, 0)
+    cosine = build_head(parse_head({"kind": "cosine"}), 6, 0)
     assert torch.equal(cosine.features(image, text), heads.joint(image, text))
 
 

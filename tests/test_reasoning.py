@@ -26,8 +26,9 @@ from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
+from rewards.judges.local import LocalJudge
+from rewards.judges.models import Local
 from rewards.judges.replies import read_preference, read_reasons
-from rewards.judges.settings import Local
 
 run = written.run
 STAGES = {
@@ -128,7 +129,7 @@ def test_a_critique_names_the_samples_in_the_order_shown():
 
 
 def reasoner(model, chunk: int = 4) -> Reasoner:
-    judge = Local(model=str(model), dtype="float32", chunk=chunk).load("cpu")
+    judge = LocalJudge.load(Local(model=str(model), dtype="float32", chunk=chunk), "cpu")
     return Reasoner(judge)
 
 
@@ -233,7 +234,7 @@ def test_a_listener_reads_the_thought_and_is_the_judge_of_the_start(tmp_path, mo
     reward, cases, training = signals(tmp_path, model, "method.signal.kind=listener")
     found = [Written(True, 1, "light"), Written(True, 2, "dark"), Written(False, 1, ""), Written(True, 1, "other")]
     heard = reward.heard(traces(cases, found))
-    judge = Local(model=str(model), dtype="float32", chunk=4).load("cpu")
+    judge = LocalJudge.load(Local(model=str(model), dtype="float32", chunk=4), "cpu")
     for row, one in enumerate(found):
         if not one.form:
             assert heard[row] == 0

@@ -19,6 +19,7 @@ from align.preference.user_embeddings import embed_users, save_embeddings
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.training import heads, latent
+from rewards.training.heads import build_head
 from rewards.training.newcomer import mixture_of
 from rewards.training.scorer import load_backbone
 from rewards.training.settings import HEADS, Backbone, parse_head
@@ -35,7 +36,7 @@ def features(count: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
 
 def head(**settings):
     torch.manual_seed(0)
-    return parse_head(settings).build(WIDTH, 2)
+    return build_head(parse_head(settings), WIDTH, 2)
 
 
 # -- heads ------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ import rewards
 from align.runs.stopping import GracefulStop
 from alignflow import waiting
 from rewards.base import Reward, RewardError
-from rewards.judges.settings import Endpoint
+from rewards.judges.models import Endpoint
 from rewards.serving import wire
 from rewards.serving.batcher import PIECE, Batcher, ClosingError
 from rewards.serving.dispatch import Dispatcher, UnansweredError

@@ -14,7 +14,7 @@ from align.worlds.train_judge import FEATURES, Pupil, cell_labels, new_judge
 from alignflow.worlds.shapes import weights, world
 from rewards.base import RewardError
 from rewards.judges.local import LocalJudge
-from rewards.judges.settings import Local
+from rewards.judges.models import Local
 from rewards.worlds.shapes import judge as gold
 from rewards.worlds.shapes import score_batch
 

@@ -20,9 +20,10 @@ from align.preference.train import train_reward
 from alignflow.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.judges.asking import Replies
-from rewards.judges.local import LocalJudge
-from rewards.judges.settings import Local
+from rewards.judges.loading import load_judge
 from rewards.networks.query_attention import QueryReader
+from rewards.training import vlm
+from rewards.training.heads import build_head
 from rewards.training.losses import per_dimension
 from rewards.training.settings import MLPSettings, Thought, VLMBackbone
 from rewards.training.thoughts import Thoughts
@@ -223,7 +224,7 @@ def test_a_thought_is_written_once_and_read_as_the_beginning_of_the_reply(model)
 
 def test_thoughts_are_left_out_in_training_alone(model):
     scorer, _ = thinking(model, dropout=0.5)
-    scorer.head = MLPSettings(hidden=0).build(32, 0, False).eval()
+    scorer.head = build_head(MLPSettings(hidden=0), 32, 0, False).eval()
     media, prompts = [torch.full((3, 8, 8), 0.9)] * 32, ["a"] * 32
     whole = scorer.embed(media, prompts, 1)
     assert (whole - whole[0]).abs().max() < 1e-5
@@ -240,7 +241,7 @@ def test_thoughts_are_left_out_in_training_alone(model):
 def test_a_head_learns_from_what_was_written(model, tmp_path, monkeypatch):
     """The head's own question shows no image, so only the thought can tell the samples apart."""
     monkeypatch.setattr(
-        Local, "load", lambda self, device: Writer() if self.longest == 7 else LocalJudge.load(self, device)
+        vlm, "load_judge", lambda settings, device: Writer() if settings.longest == 7 else load_judge(settings, device)
     )
     shown = VLMScorer.question
     monkeypatch.setattr(VLMScorer, "question", lambda self, media, prompt: shown(self, None, prompt))

@@ -17,7 +17,7 @@ from alignflow.errors import Problem
 from alignflow.paths import exists, expanded, is_dir
 from alignflow.worlds.shapes import WORLDS
 from rewards.base import RewardSettings
-from rewards.judges.settings import Endpoint, Local
+from rewards.judges.models import Endpoint, Local
 from rewards.training.settings import Backbone, VLMBackbone
 from rewards.wrappers.mixture import Member
 

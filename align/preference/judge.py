@@ -26,6 +26,7 @@ from align.runs.lock import locked
 from align.runs.owned import JUDGE, check_out, mark
 from alignflow.errors import DataError, RunFolderError
 from rewards.judges.asking import Question
+from rewards.judges.loading import load_judge
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import add_lora, save_lora
 from rewards.judges.settings import JudgeRewardSettings
@@ -60,7 +61,7 @@ def _train(config: JudgeTrainConfig, say: Callable[[str], None]) -> dict[str, An
     if not rows:
         raise DataError(f"{config.data.train} holds only ties; training needs pairs with a preference")
     heldout = read_set("pairs", config.data.heldout) if config.data.heldout else []
-    judge = config.asking.judge.load(require(config.device, "device"))
+    judge = load_judge(config.asking.judge, require(config.device, "device"))
     assert isinstance(judge, LocalJudge)
     reward = config.asking.around(judge)
 

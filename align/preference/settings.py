@@ -26,7 +26,8 @@ from alignflow.settings import RunSettings, Settings
 from alignflow.words import one_line
 from generators.settings import Memory
 from rewards.base import RewardSettings
-from rewards.judges.settings import JudgeRewardSettings, Local
+from rewards.judges.models import Local
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.training.objectives import OBJECTIVES, Objective
 from rewards.training.settings import BACKBONES, HEADS, AnyBackbone, Backbone, HeadSettings, VariationalSettings
 

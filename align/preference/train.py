@@ -28,7 +28,7 @@ from align.runs.stopping import GracefulStop
 from alignflow.errors import DataError, RunFolderError
 from rewards.training import folder as reward_folder
 from rewards.training.folder import new_scorer
-from rewards.training.heads import Head, Variational
+from rewards.training.heads import Head, Variational, build_head
 from rewards.training.scorer import Scorer
 from rewards.training.trust import gram
 
@@ -74,7 +74,7 @@ def _train(config: RewardTrainConfig, resume: bool, say: Callable[[str], None]) 
     scorer = new_scorer(config.backbone, config.head, require(config.device, "device"))
     with torch.random.fork_rng():
         torch.manual_seed(derive(config.seed, "head"))
-        scorer.head = config.head.build(scorer.width, len(users), config.backbone.apart).to(config.device).eval()
+        scorer.head = build_head(config.head, scorer.width, len(users), config.backbone.apart).to(config.device).eval()
     opened = scorer.open(config.backbone, derive(config.seed, "backbone"))
     labels = config.head.labels if config.loss.labelled else ()
     train = Examples(scorer, rows, users, frozen=not opened, labels=labels)

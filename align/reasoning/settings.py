@@ -20,7 +20,7 @@ from alignflow.errors import ConfigError, Problem
 from alignflow.kinds import OneOf, problems_at
 from alignflow.settings import RunSettings, Settings
 from alignflow.words import one_line
-from rewards.judges.settings import AnyJudge, Local
+from rewards.judges.models import AnyJudge, Local
 
 
 class Reply(Settings):

@@ -40,6 +40,7 @@ from align.runs.owned import REASONER
 from align.runs.run_folder import RunFolder
 from alignflow.errors import DataError
 from rewards.judges.asking import Question
+from rewards.judges.loading import load_judge
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import save_lora
 
@@ -61,7 +62,7 @@ def train_reasoner(
         heldout = read_judged(config.data.heldout) if config.data.heldout else []
         heldout = [row for row in heldout if row.outcome][: config.measured]
         run.check_content(data=data_digest(row.prompt for row in rows), model=model_digest(config.local.model))
-        judge = config.local.load(require(config.device, "device"))
+        judge = load_judge(config.local, require(config.device, "device"))
         assert isinstance(judge, LocalJudge)
         training = Reasoning(config, run, Reasoner(judge), rows, heldout, say)
         run.begin()
@@ -251,7 +252,7 @@ class Signals:
         self.shows = config.reply.shows
         self.other: Reasoner | None = None
         if isinstance(self.how, Listener | Rubric) and self.how.listener is not None:
-            judge = self.how.listener.load(config.device)
+            judge = load_judge(self.how.listener, config.device)
             assert isinstance(judge, LocalJudge)
             self.other = Reasoner(judge)
 

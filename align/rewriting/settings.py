@@ -31,7 +31,7 @@ from alignflow.strict import Named
 from alignflow.words import one_line
 from generators.settings import Memory
 from rewards.base import RewardError, RewardSettings
-from rewards.judges.settings import Endpoint
+from rewards.judges.models import Endpoint
 from rewards.networks.hub import find_model
 
 

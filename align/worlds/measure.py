@@ -24,7 +24,7 @@ from align.worlds.train_sd3 import sample
 from align.worlds.train_vae import decode, encode
 from alignflow.worlds.shapes import edits, motion, wordings, world
 from rewards.base import Reward
-from rewards.judges.settings import Local
+from rewards.judges.models import Local
 from rewards.questions.digit_judge import DigitJudge
 from rewards.questions.pairwise import Pairwise
 from rewards.questions.reward_dance import RewardDance

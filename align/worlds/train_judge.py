@@ -19,8 +19,8 @@ from align.worlds.train_common import Log, Losses, Plan, minimise
 from align.worlds.train_vae import decode, encode
 from alignflow.worlds.shapes import world
 from rewards.judges.local import LocalJudge
+from rewards.judges.models import Local
 from rewards.judges.pixels import Patches
-from rewards.judges.settings import Local
 
 CELL = 16  # pixels a side of what becomes one token
 FEATURES = ((*world.SHAPES, ""), (*world.COLOURS, ""), (*world.SIZES, ""), tuple(world.BACKGROUNDS))

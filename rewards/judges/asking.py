@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from alignflow.lazy import lazy
 from rewards.base import Scores
 from rewards.frames import middles
+from rewards.judges.models import Needs
 from rewards.judges.replies import ReplyError, fill
-from rewards.judges.settings import Needs
 from rewards.judges.verdicts import both_orders
 from rewards.texts import writable
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rewards.base import RewardError, resolved
 from rewards.judges.asking import Question, Replies
+from rewards.judges.models import Endpoint, Needs
 from rewards.judges.replies import spellings
-from rewards.judges.settings import Endpoint, Needs
 from rewards.serving.dispatch import Dispatcher, UnansweredError
 from rewards.serving.fetch import fetch, open_session, readable
 

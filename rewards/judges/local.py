@@ -22,9 +22,9 @@ from rewards.base import RewardError
 from rewards.digest import digest
 from rewards.judges.asking import Question, Replies
 from rewards.judges.lora import load_lora
+from rewards.judges.models import Local, Needs
 from rewards.judges.pixels import Patches
 from rewards.judges.replies import spellings
-from rewards.judges.settings import Local, Needs
 from rewards.networks.hub import find_model, from_pretrained, network
 
 Reply: TypeAlias = "str | Sequence[int]"

@@ -10,8 +10,9 @@ from pydantic import Field
 from rewards.base import Scores
 from rewards.frames import middles
 from rewards.judges.asking import Judge, Question, one_each, question, written
+from rewards.judges.models import Needs
 from rewards.judges.replies import read_fakeness
-from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.rate import fps_of
 
 if TYPE_CHECKING:

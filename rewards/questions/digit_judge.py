@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from rewards.base import Scores
 from rewards.judges.asking import Judge, answered, each_sample, one_each
-from rewards.judges.settings import Needs, SourceRewardSettings, check_rising
+from rewards.judges.models import Needs
+from rewards.judges.settings import SourceRewardSettings, check_rising
 from rewards.judges.verdicts import expectation
 
 if TYPE_CHECKING:

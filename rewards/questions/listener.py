@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from alignflow.lazy import lazy
 from rewards.base import Reward, RewardError, Scores
 from rewards.judges.asking import Judge, Question, Replies, answered, each_sample, one_each, texts
+from rewards.judges.models import AnyJudge, Needs
 from rewards.judges.replies import YES_NO, ReplyError, read_reasons
-from rewards.judges.settings import AnyJudge, Needs, SourceRewardSettings
+from rewards.judges.settings import SourceRewardSettings
 from rewards.judges.verdicts import listener_shaped, share
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from rewards.judges.loading import load_judge
+else:
+    load_judge = lazy("rewards.judges.loading:load_judge")
 
 TEMPLATE = (
     'This {medium} was made for "{prompt}". Does it show all that was asked for, and is it well made? Give your '
@@ -76,8 +82,10 @@ class Listener(SourceRewardSettings):
 
     def load(self, device: torch.device | str) -> Reward:
         """Load both judges, or check that their servers can do what is needed."""
-        reasoner = self.judge.load(device)
-        return self.around(ReasonerAndListener(reasoner, self.listener.load(device) if self.listener else reasoner))
+        reasoner = load_judge(self.judge, device)
+        return self.around(
+            ReasonerAndListener(reasoner, load_judge(self.listener, device) if self.listener else reasoner)
+        )
 
     def score(
         self, judge: Judge, media: Tensor, prompts: list[str], group: Tensor | None, image: Tensor | None = None

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from rewards.base import Scores
 from rewards.judges.asking import Judge, Question, answered, per_sample, question, shown
-from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.models import Needs
+from rewards.judges.settings import SourceRewardSettings
 from rewards.judges.verdicts import panels, share
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from rewards.base import Scope, Scores
 from rewards.judges.asking import Judge, Question, answered, compared, tournament, two
-from rewards.judges.settings import Needs, Opponents, SourceRewardSettings
+from rewards.judges.models import Needs
+from rewards.judges.settings import Opponents, SourceRewardSettings
 from rewards.judges.verdicts import matches, share
 
 if TYPE_CHECKING:

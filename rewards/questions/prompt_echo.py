@@ -9,7 +9,8 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judges.asking import Judge, each_sample, echoed, one_each
-from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.models import Needs
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.texts import writable
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judges.asking import Judge, Question, answered, question, shown
-from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.models import Needs
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.judges.verdicts import share
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pydantic import Field
 from rewards.base import Scope, Scores
 from rewards.combine import groups_of
 from rewards.judges.asking import Judge, Question, answered, per_sample, two
-from rewards.judges.settings import JudgeRewardSettings, Needs
+from rewards.judges.models import Needs
+from rewards.judges.settings import JudgeRewardSettings
 from rewards.judges.verdicts import best, share
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from rewards.base import Scores
 from rewards.judges.asking import Judge, Question, answered, each_sample, one_each
-from rewards.judges.settings import Needs, SourceRewardSettings
+from rewards.judges.models import Needs
+from rewards.judges.settings import SourceRewardSettings
 from rewards.judges.verdicts import share
 
 if TYPE_CHECKING:

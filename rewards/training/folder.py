@@ -17,6 +17,7 @@ from alignflow.paths import expanded
 from alignflow.text import first_line
 from rewards.base import RewardError
 from rewards.networks.state_dicts import check_keys, read_state_dict, skeleton
+from rewards.training.heads import build_head
 from rewards.training.scorer import Scorer, load_backbone
 from rewards.training.settings import AnyBackbone, HeadSettings, VLMBackbone, parse_backbone, parse_head
 from rewards.training.vlm import VLMScorer
@@ -102,9 +103,9 @@ def load(path: str, device: torch.device | str, dtype: str, chunk: int | None = 
         scorer.take(manifest.backbone, read_state_dict(changed), str(changed))
     users, apart = len(manifest.users), manifest.backbone.apart
     state = read_state_dict(folder / "head.safetensors")
-    expected = skeleton(lambda: manifest.head.build(manifest.width, users, apart))
+    expected = skeleton(lambda: build_head(manifest.head, manifest.width, users, apart))
     check_keys(state, expected, str(folder / "head.safetensors"), f"a head of kind {manifest.head.kind}")
-    head = manifest.head.build(manifest.width, users, apart)
+    head = build_head(manifest.head, manifest.width, users, apart)
     head.load_state_dict(state)
     scorer.head = head.requires_grad_(False).eval().to(device)
     return manifest, scorer

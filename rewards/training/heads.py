@@ -210,15 +210,21 @@ class Variational(Head):
         return self.score(torch.cat([self.join(image, text), latent], -1))
 
 
-__all__ = [
-    "MLP",
-    "Cosine",
-    "Dimensions",
-    "Head",
-    "HeadSettings",
-    "IdealPoint",
-    "MoE",
-    "Uncertain",
-    "Variational",
-    "joint",
-]
+HEADS: dict[type[HeadSettings], type[Head]] = {
+    MLPSettings: MLP,
+    CosineSettings: Cosine,
+    UncertainSettings: Uncertain,
+    DimensionsSettings: Dimensions,
+    MoESettings: MoE,
+    IdealPointSettings: IdealPoint,
+    VariationalSettings: Variational,
+}
+
+
+def build_head(settings: HeadSettings, width: int, users: int, apart: bool = True) -> Head:
+    """An untrained head for features of ``width`` numbers and pairs of ``users`` users.
+
+    Args:
+        apart: whether image and prompt were read apart.
+    """
+    return HEADS[type(settings)](settings, width, users, apart)  # type: ignore[call-arg, arg-type]

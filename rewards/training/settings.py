@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from alignflow.lazy import lazy
 from alignflow.strict import Strict
-from rewards.judges.settings import AnyJudge, Local
-
-if TYPE_CHECKING:
-    from rewards.training import heads
-    from rewards.training.heads import Head
-else:
-    heads = lazy("rewards.training.heads")
+from rewards.judges.models import AnyJudge, Local
 
 
 class Settings(Strict):
@@ -144,14 +137,6 @@ class HeadSettings(Settings):
     """Whether it compares features of the image with those of the prompt, which must have been read apart."""
     reads_prompt: ClassVar[bool] = False
     """Whether it reads features of the prompt alone, also where the image was read together with it."""
-
-    def build(self, width: int, users: int, apart: bool = True) -> Head:
-        """An untrained head for features of ``width`` numbers.
-
-        Args:
-            apart: whether image and prompt were read apart.
-        """
-        return getattr(heads, type(self).__name__.removesuffix("Settings"))(self, width, users, apart)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from rewards.base import RewardError
 from rewards.judges.asking import Question, question, shown
+from rewards.judges.loading import load_judge
 from rewards.judges.local import LocalJudge
 from rewards.judges.lora import add_lora
-from rewards.judges.settings import Local
+from rewards.judges.models import Local
 from rewards.networks.query_attention import QueryReader, chosen_layers
 from rewards.networks.state_dicts import check_keys
 from rewards.training.heads import Head
@@ -85,7 +86,7 @@ class VLMScorer(Scorer):
         )  # fmt: skip
         thoughts = None
         if settings.thought is not None:
-            thoughts = Thoughts(settings.thought, settings.thought.writer.load(device), settings.frames)
+            thoughts = Thoughts(settings.thought, load_judge(settings.thought.writer, device), settings.frames)
         return cls(settings, LocalJudge.load(local, device), reads_prompt, thoughts=thoughts)
 
     @property
