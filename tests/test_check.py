@@ -8,7 +8,7 @@ import pytest
 import written
 from PIL import Image
 
-from align.checking.commands import CONFIGS
+from align.config.roots import roots
 from align.config.settings import Config
 from align.preference.settings import JudgeTrainConfig, LatentTrainConfig, RewardTrainConfig
 from align.reasoning.settings import ReasonConfig
@@ -32,7 +32,7 @@ OWN = {
 
 
 def test_every_tree_of_settings_is_here():
-    assert set(OWN) == set(CONFIGS)
+    assert set(OWN) == set(roots())
 
 
 @pytest.mark.parametrize("root", OWN)

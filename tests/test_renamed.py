@@ -8,8 +8,7 @@ import pytest
 import written
 from pydantic import ValidationError
 
-from align.checking import commands
-from align.config import registry
+from align.config import registry, roots
 from alignflow import renamed
 from alignflow.errors import ConfigError
 from alignflow.explain import explain
@@ -21,7 +20,7 @@ run = written.run
 def settings_classes() -> list[type[Strict]]:
     """Every class of settings in the repository."""
     registry.summary()
-    assert commands.CONFIGS
+    assert roots.roots()
     found, waiting = [], [Strict]
     while waiting:
         cls = waiting.pop()

@@ -1,15 +1,16 @@
-"""Config classes of all commands, and the check of a config of any command. No torch."""
+"""The check of a config of any command. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 from align.checking import check, fitting
 from align.checking.named import Named, generator_away, named
-from align.config.load import Files, Layer, files_of, load_settings, read_layers, said_of
+from align.config.load import Files, files_of, keys_of, load_settings, read_layers, said_of
+from align.config.roots import roots, roots_of
 from align.config.sections import is_unread
 from align.config.settings import Config
 from align.preference import settings as preferences
@@ -21,25 +22,6 @@ from alignflow import plugins
 from alignflow.errors import ConfigError, Problem
 from alignflow.settings import RunSettings
 
-CONFIGS: tuple[type[RunSettings], ...] = (
-    Config,
-    searches.SearchConfig,
-    preferences.RewardTrainConfig,
-    preferences.JudgeTrainConfig,
-    preferences.LatentTrainConfig,
-    reasonings.ReasonConfig,
-    rewritings.EvolveConfig,
-    rewritings.RewriterConfig,
-    joint.JointConfig,
-)
-"""Config classes of all commands."""
-
-
-def roots_of(keys: Iterable[str]) -> list[type[RunSettings]]:
-    """The config classes that have most of a config's ``keys``; several if the keys do not decide."""
-    known = {root: len(set(keys) & set(root.model_fields)) for root in CONFIGS}
-    return [root for root, count in known.items() if count == max(known.values())]
-
 
 def load_for(command: str, path: Files, overrides: Sequence[str] = ()) -> RunSettings:
     """Read a config of a command with several config classes; the keys of the files select the class.
@@ -47,30 +29,9 @@ def load_for(command: str, path: Files, overrides: Sequence[str] = ()) -> RunSet
     Raises:
         ConfigError: as :func:`align.config.load.load_config`; also if the config is for another command.
     """
-    likely = roots_of({key for layer in read_layers(path) for key in layer.data})
-    root = next(root for root in (*likely, *CONFIGS) if root.command == command)
+    likely = roots_of(keys_of(read_layers(path)))
+    root = next(root for root in (*likely, *roots()) if root.command == command)
     return load_settings(path, overrides, root)
-
-
-def _said(root: type[RunSettings]) -> str:
-    """``alignflow reward train (a judge)``."""
-    return f"alignflow {root.command}" + (f" ({root.trains})" if root.trains else "")
-
-
-def check_command(files: Sequence[Path], layers: Sequence[Layer], root: type[RunSettings]) -> None:
-    """Raise ConfigError if the config is for another command than ``root``, or its files are for different commands.
-
-    Args:
-        layers: layers of all files and overrides.
-    """
-    meant = roots_of({key for layer in layers for key in layer.data})
-    each = {file: roots_of({key for layer in read_layers(file) for key in layer.data}) for file in files}
-    if not set.intersection(*map(set, each.values())):
-        said = ", ".join(f"{file} for {_said(roots[0])}" for file, roots in each.items())
-        raise ConfigError(f"these configs are for different kinds of run and cannot be merged: {said}")
-    if root.command not in {other.command for other in meant}:
-        is_a = "is a config" if len(files) == 1 else "are configs"
-        raise ConfigError(f"{said_of(files)} {is_a} for alignflow {meant[0].command}, not for alignflow {root.command}")
 
 
 def _replaced(files: Sequence[Path]) -> Iterator[str]:
@@ -109,7 +70,7 @@ def examine(
     """
     files = files_of(path)
     shown = said_of(files)
-    root = roots_of({key for layer in read_layers(files) for key in layer.data})[0]
+    root = roots_of(keys_of(read_layers(files)))[0]
     if memory and root is not Config:
         raise ConfigError(
             f"--memory and --card are for training runs; {shown} is a config for alignflow {root.command}"

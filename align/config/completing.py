@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from align.checking.commands import roots_of
 from align.config.command_line import files_and_overrides
 from align.config.describe import choice_of, default_of, models_of
 from align.config.load import merge, read_layers, read_overrides
+from align.config.roots import roots_of
 from alignflow.errors import AlignflowError
 
 Found = list[tuple[str, str]]

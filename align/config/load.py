@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from align.config import memory, yaml_text
 from align.config.paths import absolute
+from align.config.roots import check_command
 from align.config.sampling import Sampler
 from align.config.sections import RewardOnly
 from align.config.settings import Config
@@ -26,17 +27,11 @@ from align.config.yaml_text import Limits, Places
 from alignflow.errors import ConfigError, Problem
 from alignflow.explain import explain
 from alignflow.kinds import OneOf, child, child_options, class_of, flatten, mapping
-from alignflow.lazy import lazy
 from alignflow.paths import exists, expanded, is_dir, is_file, names
 from alignflow.settings import RunSettings
 from alignflow.text import first_line
 from alignflow.words import brief, close, listing
 from rewards.base import RewardSettings
-
-if TYPE_CHECKING:
-    from align.checking import commands
-else:
-    commands = lazy("align.checking.commands")
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config", "load_reward", "read_yaml", "settings_of"]
 
@@ -95,7 +90,8 @@ def load_settings(path: Files, overrides: Sequence[str], root: type[Tree]) -> Tr
     except ValidationError as error:
         places = {key: place for layer in layers for key, place in layer.places.items()}
         if issubclass(root, RunSettings):
-            commands.check_command(files, layers, root)
+            each = {str(file): keys_of(read_layers(file)) for file in files}
+            check_command(each, keys_of(layers), root)
         raise ConfigError(explain(error, root, data, places), said_of(files)) from None
 
 
@@ -105,6 +101,11 @@ def files_of(path: Files) -> list[Path]:
     if not files:
         raise ConfigError("no config file was given")
     return files
+
+
+def keys_of(layers: Iterable[Layer]) -> set[str]:
+    """The sections of a config's layers."""
+    return {key for layer in layers for key in layer.data}
 
 
 def said_of(files: Sequence[Path]) -> str:

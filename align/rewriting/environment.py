@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from align.data.prompts import Prompt
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards
 from align.policy.trained import load_policy
-from align.rewriting.table import wanted_text
+from align.rewriting.table import Judged, wanted_text
 from align.rewriting.words import rouge_l
 from align.rollout.rollout import decode, draw
 from align.runs import devices
@@ -38,24 +38,6 @@ class Rewrite:
     prompt: Prompt
     number: int
     text: str
-
-
-@dataclass
-class Judged:
-    """Scores of a rewrite: means over its samples by name of the reward; NaN if one is missing, with the reason.
-
-    ``invalid`` says that the rewrite itself is at fault: it is empty, or too long for the generator.
-    """
-
-    scores: dict[str, float] = field(default_factory=dict)
-    parts: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    invalid: bool = False
-
-    @property
-    def score(self) -> float:
-        """The reward's."""
-        return self.scores.get("reward", float("nan"))
 
 
 class Environment:

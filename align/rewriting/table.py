@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.files import without_nan
@@ -14,10 +14,27 @@ from alignflow.errors import DataError
 
 if TYPE_CHECKING:
     from align.data.prompts import Prompt
-    from align.rewriting.environment import Judged
 
 
 PART = "score."
+
+
+@dataclass
+class Judged:
+    """Scores of a rewrite: means over its samples by name of the reward; NaN if one is missing, with the reason.
+
+    ``invalid`` says that the rewrite itself is at fault: it is empty, or too long for the generator.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    invalid: bool = False
+
+    @property
+    def score(self) -> float:
+        """The reward's."""
+        return self.scores.get("reward", float("nan"))
 
 
 def row_of(prompt: Prompt, text: str, judged: Judged, **about: Any) -> dict[str, Any]:

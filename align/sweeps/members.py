@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.checking.commands import examine, roots_of
-from align.config.load import default_name, load_settings, read_layers, resolved_settings
+from align.checking.commands import examine
+from align.config.load import default_name, keys_of, load_settings, read_layers, resolved_settings
+from align.config.roots import roots_of
 from align.runs.identity import flatten
 from align.sweeps.words import CONFIG, Axis
 from alignflow import plugins
@@ -138,7 +139,7 @@ def checked(members: Sequence[Member], folder: Path) -> tuple[list[Member], list
 
 def _checked(member: Member, folder: Path) -> tuple[Member, list[str]]:
     files = [Path(file) for file in member.files]
-    root = roots_of({key for layer in read_layers(files) for key in layer.data})[0]
+    root = roots_of(keys_of(read_layers(files)))[0]
     if root.command not in COMMANDS:
         raise ConfigError(
             f"{' + '.join(member.files)} is for alignflow {root.command}; a sweep runs training and searches"
