@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from align.export import check, export, layouts, sentence
-from align.export.layouts import ExportError
-from align.policy.lora import FILE, NETWORK, LoraError, save_lora
+from align.policy.layers import LoraError
+from align.policy.layouts import ExportError
+from align.policy.lora import FILE, NETWORK, save_lora
 from align.policy.trained import find_policy, load_policy
 from align.runs import manifest
 from alignflow.errors import CheckpointError, RunFolderError

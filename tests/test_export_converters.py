@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from test_export import EVERY, generator_of, trained
 
 from align.export import check, export, layouts
-from align.export.layouts import ExportError
-from align.policy.lora import LoraError, continue_lora, load_lora, lora_of, loras_of
+from align.policy.layers import LoraError
+from align.policy.layouts import ExportError
+from align.policy.lora import continue_lora, load_lora, lora_of, loras_of
 from align.policy.trained import find_policy
 from alignflow.files import lora_files
 

@@ -22,7 +22,8 @@ from align.maths.gates import gate, time_features
 from align.policy import gated
 from align.policy.added import added_off, block_of
 from align.policy.build import add_trained, build_generator
-from align.policy.lora import LoraError, load_lora, put_lora
+from align.policy.layers import LoraError
+from align.policy.lora import load_lora, put_lora
 from align.policy.switching import lora_only
 from align.policy.trained import find_policy, load_policy
 from align.recipes.base import Scores

@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from align.data.prompts import Prompt
-from align.policy.lora import FILE, LoraError, add_lora
+from align.policy.layers import LoraError
+from align.policy.lora import FILE, add_lora
 from align.search import search
 from align.search.driver import make, parse
 from align.search.methods.hyper_noise import NAME, HyperNoise, Shifter

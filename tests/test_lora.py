@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from align.policy.lora import FILE, LoraError, add_lora, load_lora, save_lora
+from align.policy.layers import LoraError
+from align.policy.lora import FILE, add_lora, load_lora, save_lora
 from alignflow.errors import RunFolderError
 from generators.adapters.sd3 import SD3
 from generators.base import Options

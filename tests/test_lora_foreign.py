@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from test_lora_layouts import generator_of
 
 from align.checking.folder_check import lora_problems
-from align.policy.lora import LoraError, continue_lora, linear_layers, load_lora, lora_of
+from align.policy.layers import LoraError, linear_layers
+from align.policy.lora import continue_lora, load_lora, lora_of
 from alignflow.files.foreign_loras import foreign
 
 

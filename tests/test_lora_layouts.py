@@ -14,8 +14,9 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save, save_file
 
-from align.export import layouts
-from align.policy.lora import FILE, LoraError, add_lora, as_diffusers, linear_layers, load_lora, lora_of, save_lora
+from align.policy import layouts
+from align.policy.layers import LoraError, linear_layers
+from align.policy.lora import FILE, add_lora, as_diffusers, load_lora, lora_of, save_lora
 from alignflow.files import lora_files
 from alignflow.files.lora_files import LoraFileError
 from generators.adapters.sd3 import SD3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,9 @@ def imports(file: Path) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] in PACKAGES)
 
 
+DOTTED = {dotted(file) for file in FILES}
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_point_one_way(package):
     allowed = MAY_IMPORT[package]
@@ -49,6 +52,44 @@ def test_imports_point_one_way(package):
     ]
     # the public names of the ground package are handed out from above, as strings
     assert not wrong
+
+
+def modules_of(file: Path) -> set[str]:
+    """The files that a file imports, as dotted names; also late, for type checkers, and by ``lazy``."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    late = [node.args[0] for node in calls if ast.unparse(node.func) == "lazy"]
+    names = [*imports(file), *(str(one.value).replace(":", ".") for one in late if isinstance(one, ast.Constant))]
+    found = set()
+    for name in names:
+        while name and name not in DOTTED:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", dotted(file)}
+
+
+def circle(arrows: Mapping[str, Set[str]]) -> list[str]:
+    """Names of which each leads to the next, and the last to the first; empty if there are none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        found = next((found for other in sorted(arrows[name]) if (found := walk(other, [*path, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+
+
+def test_no_files_import_each_other():
+    assert circle({dotted(file): modules_of(file) for file in FILES}) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"d"}, "d": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"d"}, "d": {"b"}}) == ["b", "c", "d"]
 
 
 def test_no_folder_is_crowded():

@@ -34,7 +34,8 @@ from align.export import export
 from align.maths import samplers
 from align.maths.seeds import derive
 from align.policy.build import add_trained, build_generator
-from align.policy.lora import LoraError, add_lora, load_lora, save_lora
+from align.policy.layers import LoraError
+from align.policy.lora import add_lora, load_lora, save_lora
 from align.policy.trained import find_policy
 from align.rollout.bench import Bench, Point
 from align.rollout.rollout import Scored, draw

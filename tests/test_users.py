@@ -27,7 +27,7 @@ from align.export import ExportError, export
 from align.maths.attention import decoupled
 from align.policy.added import added_off, added_parameters
 from align.policy.build import add_trained, build_generator
-from align.policy.lora import LoraError
+from align.policy.layers import LoraError
 from align.policy.trained import find_policy, load_policy
 from align.policy.users import ROWS, Users, add_users, layers, load_users, read_embeddings
 from align.preference.user_embeddings import embed_users

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from align.config.load import dump_config, load_config
 from align.evaluation.evaluate import evaluate_run, sample_to_folder
-from align.export import layouts
+from align.policy import layouts
 from align.policy.build import build_generator, trainable
-from align.policy.lora import FILE, LoraError, as_diffusers, linear_layers, lora_of
+from align.policy.layers import LoraError, linear_layers
+from align.policy.lora import FILE, as_diffusers, lora_of
 from align.training.trainer import train
 from alignflow.errors import ConfigError
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from align.config.load import load_config
 from align.data.files import new_folder
-from align.export import check, layouts
+from align.export import check
 from align.export.card import write_card
-from align.export.layouts import FORMATS, ExportError
-from align.policy import gated
+from align.policy import gated, layouts
 from align.policy.build import build_generator
-from align.policy.lora import Lora, file_of, files_of, linear_layers, put_lora
+from align.policy.layers import Lora, linear_layers
+from align.policy.layouts import FORMATS, ExportError
+from align.policy.lora import file_of, files_of, put_lora
 from align.policy.switching import PARTS
 from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices

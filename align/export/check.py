@@ -17,8 +17,9 @@ from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from align.export.layouts import ExportError, Layout, published
-from align.policy.lora import CLIP, Lora, linear_layers, lora_of, loras_of
+from align.policy.layers import CLIP, Lora, linear_layers
+from align.policy.layouts import ExportError, Layout, published
+from align.policy.lora import lora_of, loras_of
 from align.policy.switching import PARTS
 from alignflow.files.lora_encoders import PUBLISHED
 from alignflow.text import first_line

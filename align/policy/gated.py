@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from align.data.files import writing
 from align.maths.gates import gate
 from align.policy.added import Added, added, added_parameters, block_of
-from align.policy.lora import Lora, LoraError, linear_layers
+from align.policy.layers import Lora, LoraError, linear_layers
 from align.policy.lora_layouts import read_lora
 from align.policy.shards import whole
 from alignflow.files import lora_files, tensor_files

@@ -8,45 +8,27 @@ import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from align.data.files import writing
+from align.policy import lora_foreign
+from align.policy.layers import CLIP, PREFIX, Lora, LoraError, linear_layers
+from align.policy.lora_layouts import read_lora
 from align.policy.shards import whole
 from align.policy.switching import PARTS, use_all
-from alignflow.errors import AlignflowError
 from alignflow.files import lora_files, tensor_files
 from alignflow.files.foreign_loras import foreign
 from alignflow.files.lora_files import ABOUT, LoraFileError
 from alignflow.files.lora_files import FILE as FILE
 from alignflow.files.lora_files import file_of as file_of
-from alignflow.lazy import lazy
 from generators.base import Generator
 
-if TYPE_CHECKING:
-    from align.policy import lora_foreign
-    from align.policy.lora_layouts import read_lora
-else:
-    lora_foreign = lazy("align.policy.lora_foreign")
-    read_lora = lazy("align.policy.lora_layouts:read_lora")
-
-
-PREFIX = "transformer."
-CLIP = "text_model."
 ADAPTER = "default"
 NETWORK = ("network",)
-
-Lora = dict[str, tuple[Tensor, Tensor]]
-"""Layer -> (A ``[r, in]``, B ``[out, r]``) of the change ``B A`` of its weight; B has the scale ``alpha / rank``."""
-
-
-class LoraError(AlignflowError, ValueError):
-    """A LoRA that does not fit the model; names the modules or keys."""
-
-    exit_code = 2
 
 
 def add_lora(
@@ -339,15 +321,6 @@ def put_lora(network: Any, lora: Lora, adapter: str = ADAPTER, biases: Mapping[s
     _on_device(network, adapter)
     use_all(network)
     network.requires_grad_(False)
-
-
-def linear_layers(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> ``(out, in)`` of a network's linear layers; weights stored in fewer bits have another shape."""
-    return {
-        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
 
 
 def _targets(

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align.policy.lora import LoraError
+from align.policy.layers import LoraError
 from alignflow.files import tensor_files
 from alignflow.files.weights import first, is_finite
 from alignflow.text import printable

@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from align.policy.lora import CLIP, Lora, LoraError, linear_layers
+from align.policy import layouts
+from align.policy.layers import CLIP, Lora, LoraError, linear_layers
 from alignflow.files import lora_files
 from alignflow.files.lora_encoders import PUBLISHED
 from alignflow.files.lora_files import LoraFileError
 from alignflow.files.weights import first
-from alignflow.lazy import lazy
 from alignflow.text import printable
-
-if TYPE_CHECKING:
-    from align.export import layouts
-else:
-    layouts = lazy("align.export.layouts")
 
 _FLAT_TEXT, _TEXT = zip(*PUBLISHED.values(), strict=True)
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", *_TEXT)

@@ -15,7 +15,8 @@ from generators.errors import GeneratorError
 
 if TYPE_CHECKING:
     from align.policy import gated, users
-    from align.policy.lora import LoraError, load_lora
+    from align.policy.layers import LoraError
+    from align.policy.lora import load_lora
     from align.runs.checkpoint import latest, list_steps
     from generators.base import Generator
     from generators.parts import load_network
@@ -24,7 +25,7 @@ else:
     list_steps = lazy("align.runs.checkpoint:list_steps")
     gated, users = lazy("align.policy.gated"), lazy("align.policy.users")
     load_lora = lazy("align.policy.lora:load_lora")
-    LoraError = lazy("align.policy.lora:LoraError")
+    LoraError = lazy("align.policy.layers:LoraError")
     load_network = lazy("generators.parts:load_network")
 
 NETWORK = "transformer"

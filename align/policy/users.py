@@ -24,7 +24,7 @@ from align.data.files import writing
 from align.maths.attention import decoupled
 from align.maths.seeds import derive
 from align.policy.added import Added, added, added_parameters
-from align.policy.lora import LoraError
+from align.policy.layers import LoraError
 from align.policy.shards import whole
 from alignflow.errors import DataError
 from alignflow.files import tensor_files

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from align.data.files import writing
 from align.policy.build import adapter_of
-from align.policy.lora import PREFIX, files_of, loras_of
+from align.policy.layers import PREFIX
+from align.policy.lora import files_of, loras_of
 from alignflow.files import disk, tensor_files
 from alignflow.files.lora_files import file_of
 from generators.base import Generator

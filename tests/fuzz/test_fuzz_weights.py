@@ -23,8 +23,9 @@ from harness import failures
 from align.checking.check import generator_problems
 from align.checking.folder_check import lora_problems, scheduler_line, target_problems
 from align.config.model import GeneratorConfig
-from align.export import layouts
-from align.policy.lora import LoraError, as_diffusers, linear_layers, load_lora, lora_of
+from align.policy import layouts
+from align.policy.layers import LoraError, linear_layers
+from align.policy.lora import as_diffusers, load_lora, lora_of
 from alignflow.errors import ConfigError
 from generators.adapters.sd3 import SD3
 from generators.base import GeneratorError, Options

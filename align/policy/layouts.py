@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from align.policy.lora import CLIP, Lora
+from align.policy.layers import CLIP, Lora
 from alignflow.errors import AlignflowError
 from alignflow.files.lora_encoders import PUBLISHED
 
