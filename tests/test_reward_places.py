@@ -10,10 +10,12 @@ import torch
 from tiny_run import final_tensors, policy_gap, settings
 
 from align.checking import estimate, remedies
-from align.config.load import load_config
+from align.config.load import load_config, load_settings
 from align.config.needs import followed, placed
 from align.policy.build import build_rewards
 from align.runs.identity import MEMORY_ALONE, under
+from align.search.run import load
+from align.search.settings import SearchConfig
 from align.training.trainer import train
 from generators.settings import Memory
 from rewards.base import Reward, RewardSettings
@@ -75,6 +77,21 @@ def test_only_recipes_that_follow_a_gradient_keep_their_reward() -> None:
         assert placed({"reward": config.reward}, config.memory, followed(config))["reward"].kind == (
             config.reward.kind if follows else "placed"
         )
+
+
+@pytest.mark.parametrize(("name", "follows"), [("search_reno", True), ("search", False)])
+def test_a_search_with_gradients_keeps_its_reward(name: str, follows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def stopped(*given: Any, **how: Any) -> None:
+        seen.update(how, memory=given[2])
+        raise InterruptedError
+
+    monkeypatch.setattr("align.search.run.build_rewards", stopped)
+    config = load_settings(f"configs/shapes/{name}.yaml", ["memory.rewards=cpu"], SearchConfig)
+    with pytest.raises(InterruptedError):
+        load(config, [])
+    assert seen == {"memory": config.memory, "followed": config.reward if follows else None}
 
 
 def test_it_is_a_remedy_where_it_moves_something() -> None:
