@@ -279,9 +279,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import align.export
-    import align.policy.trained
     import align.preference.train
     import align.report
+    import align.runs.trained
     import align.search.run
     import align.training.trainer  # noqa: F401  # so that the forked processes have it
 

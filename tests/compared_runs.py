@@ -12,8 +12,8 @@ from report_run import draw_scene
 from ruamel.yaml import YAML
 
 from align.data.grids import save_samples
-from align.evaluation.per_prompt import PromptScores, write_scores
 from align.runs.owned import TRAINING, mark
+from align.runs.per_prompt import PromptScores, write_scores
 
 GOLD = {"kind": "shapes"}
 CONFIG: dict[str, Any] = {

@@ -24,7 +24,7 @@ from align.data.latents import key_of
 from align.data.media import encode, size_of
 from align.data.prompts import Prompt, read_stored
 from align.rollout.sources import StoredSource
-from align.training.processes import Share
+from align.runs.processes import Share
 from align.training.trainer import train
 from alignflow.errors import DataError
 from generators.load import load

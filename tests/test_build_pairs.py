@@ -21,10 +21,10 @@ from torch import Tensor
 
 from align.config.load import dump_config, load_config
 from align.data.media import encode
+from align.data.pair_table import stored_rewards
 from align.data.prompts import PAIR, read_stored
 from align.preference import build_pairs as building
 from align.preference.pairing import Pairing, form
-from align.preference.table import stored_rewards
 from align.training.trainer import train
 from alignflow.errors import ConfigError, DataError
 from rewards.base import Scores

@@ -191,7 +191,7 @@ from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 from align.training.context import divide
-from align.training.processes import Processes
+from align.runs.processes import Processes
 from test_adapters import CASES, generator_of
 
 PROMPTS = ["a red cube", "a blue ball to the left of a cat"]

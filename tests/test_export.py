@@ -22,8 +22,8 @@ from align.export import check, export, layouts, sentence
 from align.policy.layers import LoraError
 from align.policy.layouts import ExportError
 from align.policy.lora import FILE, NETWORK, save_lora
-from align.policy.trained import find_policy, load_policy
 from align.runs import manifest
+from align.runs.trained import find_policy, load_policy
 from alignflow.errors import CheckpointError, RunFolderError
 from generators.base import Generator, Options
 from generators.load import adapter, load

@@ -19,7 +19,7 @@ from align.export import check, export, layouts
 from align.policy.layers import LoraError
 from align.policy.layouts import ExportError
 from align.policy.lora import continue_lora, load_lora, lora_of, loras_of
-from align.policy.trained import find_policy
+from align.runs.trained import find_policy
 from alignflow.files import lora_files
 
 DOUBLE = r"(transformer_blocks\.\d\.(attn\.to_[qv]|ff\.net\.2)|.*layers\.\d\.self_attn\.(q_proj|out_proj)|.*mlp\.fc1)"

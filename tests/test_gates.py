@@ -25,10 +25,10 @@ from align.policy.build import add_trained, build_generator
 from align.policy.layers import LoraError
 from align.policy.lora import load_lora, put_lora
 from align.policy.switching import lora_only
-from align.policy.trained import find_policy, load_policy
 from align.recipes.base import Scores
 from align.recipes.flow_dpo import FlowDPO
 from align.rollout.rollout import Scored
+from align.runs.trained import find_policy, load_policy
 from align.training.trainer import train
 from alignflow.errors import ConfigError
 from generators.base import Generator

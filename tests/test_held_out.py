@@ -13,10 +13,10 @@ from tiny_run import RECIPES, settings, some_slow
 from align.config import registry
 from align.data.media import from_bytes
 from align.evaluation.evaluate import Evaluation, evaluate_run, scored
-from align.evaluation.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
 from align.evaluation.spread import Spread
 from align.rollout.rollout import diversity
 from align.runs import checkpoint
+from align.runs.per_prompt import PromptScores, kind_of, read_scores, scored_steps, write_scores
 from align.training.trainer import train
 from alignflow.errors import RunFolderError
 from rewards import parse

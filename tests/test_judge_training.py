@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from align.cli.app import app
 from align.config.load import load_reward
+from align.data.pair_table import read_judged
 from align.preference.judge import Lesson, learn, lessons_of, train_judge
 from align.preference.settings import JudgeLora, Steps, load_judge_training
-from align.preference.table import read_judged
 from alignflow.errors import ConfigError, DataError, RunFolderError
 from rewards.base import RewardError
 from rewards.judges.loading import load_judge

@@ -15,10 +15,10 @@ from served import page
 from tiny_run import settings
 
 from align.data.media import write_media
+from align.data.pair_table import read_judged
 from align.data.prompts import read_stored
 from align.labelling.server import create_app
 from align.labelling.votes import Votes, read_candidates
-from align.preference.table import read_judged
 from align.rollout.sources import Share, StoredSource
 from align.training.trainer import train
 from alignflow.errors import DataError, RunFolderError

@@ -259,7 +259,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from align.rollout.scoring import Scoring
-from align.training.processes import Processes
+from align.runs.processes import Processes
 from rewards.base import Reward, Scores
 
 def function(media, prompts, group, metadata):

@@ -14,9 +14,9 @@ from test_adapters import CASES
 from tiny_run import RECIPES, final_tensors, settings, some_slow
 
 from align.config.settings import Config
-from align.evaluation.per_prompt import read_scores, scored_steps
 from align.runs.checkpoint import latest
-from align.training.processes import Share
+from align.runs.per_prompt import read_scores, scored_steps
+from align.runs.processes import Share
 from align.training.trainer import train
 
 RUN = """

@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     from align.export import export
-    from align.policy.trained import find_policy
+    from align.runs.trained import find_policy
 
     out = tmp_path_factory.mktemp("exported") / "nft"
     export(find_policy(trained), "diffusers", out)

@@ -12,7 +12,7 @@ import torch
 
 from align.config.load import load_config
 from align.policy.build import build_generator, sampling_kinds
-from align.rollout.solver import remark
+from align.policy.solver import remark
 from generators.adapters.cogvideox import CogVideoX
 from generators.adapters.mochi import Mochi
 from generators.adapters.sd3 import SD3

@@ -15,8 +15,8 @@ from tiny_run import final_tensors, policy_gap, settings
 from align.checking.check import check_files
 from align.config.settings import Config
 from align.runs import checkpoint
+from align.runs.processes import Processes
 from align.training import accelerating
-from align.training.processes import Processes
 from align.training.trainer import train
 from alignflow.errors import ConfigError, TrainingError
 

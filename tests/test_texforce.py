@@ -36,9 +36,9 @@ from align.maths.seeds import derive
 from align.policy.build import add_trained, build_generator
 from align.policy.layers import LoraError
 from align.policy.lora import add_lora, load_lora, save_lora
-from align.policy.trained import find_policy
 from align.rollout.bench import Bench, Point
 from align.rollout.rollout import Scored, draw
+from align.runs.trained import find_policy
 from align.training.trainer import train
 from alignflow.errors import ConfigError
 from generators.base import Generator

@@ -22,10 +22,10 @@ from align.config.sampling import Sampler
 from align.evaluation.evaluate import sample_media
 from align.export import export
 from align.maths.seeds import derive
-from align.policy.trained import find_policy
 from align.report.reading import read_run
 from align.report.usage import Shot, Weights, code, differences, scheduler_of
 from align.report.using import snippet
+from align.runs.trained import find_policy
 from align.training.trainer import train
 from generators.load import adapter
 

@@ -28,11 +28,11 @@ from align.maths.attention import decoupled
 from align.policy.added import added_off, added_parameters
 from align.policy.build import add_trained, build_generator
 from align.policy.layers import LoraError
-from align.policy.trained import find_policy, load_policy
 from align.policy.users import ROWS, Users, add_users, layers, load_users, read_embeddings
 from align.preference.user_embeddings import embed_users
 from align.recipes.base import Scores
 from align.rollout.rollout import Scored
+from align.runs.trained import find_policy, load_policy
 from align.training.trainer import train
 from alignflow.errors import ConfigError, DataError, TrainingError
 from alignflow.files import tensor_files

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align.evaluation.per_prompt import PromptScores, write_scores
 from align.report import headline, write_report
 from align.report.changes import change, comparable, relation
 from align.report.facts import facts
@@ -17,6 +16,7 @@ from align.report.figures import Figure, sections
 from align.report.prompts import by_prompt
 from align.report.reading import Run, read_run
 from align.report.verdict import changes, judge
+from align.runs.per_prompt import PromptScores, write_scores
 
 SHAPES, CLIP = {"kind": "shapes", "score": "dense"}, {"kind": "clip", "model": "shapes"}
 MIXTURE = {

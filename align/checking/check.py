@@ -27,9 +27,9 @@ from align.config.sections import is_unread
 from align.config.settings import Config
 from align.config.sources import OnlineRollout
 from align.data import buckets
+from align.data.pair_table import stored_rewards
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.tables import is_tie, table_problems
-from align.preference.table import stored_rewards
 from align.rollout import servers
 from align.runs import devices
 from alignflow.errors import AlignflowError, ConfigError, Problem

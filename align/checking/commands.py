@@ -10,7 +10,7 @@ from types import ModuleType
 from align.checking import check, fitting
 from align.checking.named import Named, generator_away, named
 from align.config.load import Files, files_of, keys_of, load_settings, read_layers, said_of
-from align.config.roots import roots, roots_of
+from align.config.roots import roots_of
 from align.config.sections import is_unread
 from align.config.settings import Config
 from align.preference import settings as preferences
@@ -21,17 +21,6 @@ from align.search import settings as searches
 from alignflow import plugins
 from alignflow.errors import ConfigError, Problem
 from alignflow.settings import RunSettings
-
-
-def load_for(command: str, path: Files, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read a config of a command with several config classes; the keys of the files select the class.
-
-    Raises:
-        ConfigError: as :func:`align.config.load.load_config`; also if the config is for another command.
-    """
-    likely = roots_of(keys_of(read_layers(path)))
-    root = next(root for root in (*likely, *roots()) if root.command == command)
-    return load_settings(path, overrides, root)
 
 
 def _replaced(files: Sequence[Path]) -> Iterator[str]:

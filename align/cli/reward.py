@@ -179,7 +179,7 @@ def train(
     on noised latents of a generator, for latent_reward: of a search. A judge is a LoRA of a vision-language model,
     trained on a table of preferences, for judge: {model: ..., lora: ...}.
     """
-    from align.checking.commands import load_for
+    from align.config.any_command import load_for
     from align.preference import settings as kinds
 
     files, overrides = files_and_overrides(config, overrides)

@@ -138,7 +138,7 @@ def checkpoint_of(source: Path, name: str | None) -> Path | None:
 
 def trained_of(source: Path) -> Any:
     """The policy of a run or checkpoint; says so where a run is not finished."""
-    from align.policy.trained import find_policy
+    from align.runs.trained import find_policy
 
     trained = find_policy(source)
     if trained.checkpoint and trained.folder != source:

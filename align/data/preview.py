@@ -22,9 +22,9 @@ from align.data.files import write_text
 from align.data.grids import still
 from align.data.inputs import pixels_of
 from align.data.media import encode, fit
+from align.data.pair_table import stored_rewards
 from align.data.prompts import Prompt, read_prompts, read_table
 from align.data.tables import is_tie
-from align.preference.table import stored_rewards
 from alignflow.errors import DataError
 from alignflow.text import printable
 

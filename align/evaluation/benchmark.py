@@ -18,11 +18,11 @@ from align.evaluation.against import lines_of as against_lines
 from align.evaluation.evaluate import generate, score_rows
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards
-from align.policy.trained import load_policy
 from align.runs import devices
 from align.runs.identity import data_digest
 from align.runs.lock import locked
 from align.runs.metrics import append
+from align.runs.trained import load_policy
 from alignflow.errors import ConfigError, RunFolderError
 from rewards.base import wanted
 
@@ -56,7 +56,7 @@ def benchmark(
     benchmark that was interrupted continues after its last chunk.
 
     Args:
-        policy: a trained policy put onto the base, see :func:`align.policy.trained.load_policy`.
+        policy: a trained policy put onto the base, see :func:`align.runs.trained.load_policy`.
         against: folder of another benchmark of the same prompts, with whose samples rewards compare.
 
     Returns:

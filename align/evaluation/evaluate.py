@@ -20,20 +20,20 @@ from align.data.inputs import Inputs, check_needs, encode, read_inputs
 from align.data.media import from_bytes, to_bytes, to_pixels
 from align.data.prompts import Prompt, read_prompts
 from align.evaluation import alone
-from align.evaluation.per_prompt import PromptScores, kind_of
 from align.evaluation.spread import Spread
 from align.maths.seeds import derive
 from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards, trainable
 from align.policy.roles import Roles
-from align.policy.trained import load_policy
 from align.policy.users import choose
 from align.rollout.rollout import decode, draw
 from align.runs import checkpoint as checkpoints
 from align.runs import devices
 from align.runs.lock import check_unwritten, locked
+from align.runs.per_prompt import PromptScores, kind_of
 from align.runs.progress import said
 from align.runs.threads import settle
+from align.runs.trained import load_policy
 from alignflow.errors import CheckpointError, ConfigError
 from alignflow.text import printable
 from generators.base import Conditioning, Generator
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from align.config.sections import Evaluate, Samples
     from align.config.settings import Config
     from align.config.sources import Prompts
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 
 @dataclass
@@ -260,7 +260,7 @@ def evaluate_run(
     """Held-out scores of a config's base, or of the policy in a run's checkpoint (its newest unless one is named).
 
     Args:
-        lora: scored on the base instead of a run's policy, see :func:`align.policy.trained.load_policy`.
+        lora: scored on the base instead of a run's policy, see :func:`align.runs.trained.load_policy`.
 
     Raises:
         ConfigError: the config names no held-out prompts or no rewards to score them with; a LoRA and a checkpoint.
@@ -321,7 +321,7 @@ def sample_to_folder(
 
     Args:
         prompts: the config's first held-out ones by default.
-        policy: what was trained, put onto the base, see :func:`align.policy.trained.load_policy`.
+        policy: what was trained, put onto the base, see :func:`align.runs.trained.load_policy`.
 
     Raises:
         RunFolderError: ``out`` exists and is not empty.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 PIECE = 2**22
 """Numbers added up over the processes at a time."""

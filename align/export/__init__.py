@@ -20,9 +20,9 @@ from align.policy.layers import Lora, linear_layers
 from align.policy.layouts import FORMATS, ExportError
 from align.policy.lora import file_of, files_of, put_lora
 from align.policy.switching import PARTS
-from align.policy.trained import Trained, load_policy
 from align.runs import checkpoint, devices
 from align.runs.lock import check_unwritten, locked
+from align.runs.trained import Trained, load_policy
 from alignflow.files import tensor_files
 from alignflow.files.lora_encoders import PUBLISHED
 from generators.base import Generator
@@ -82,7 +82,7 @@ def export(
     """Write a policy as ``to`` and check it by reloading; all of the folder or nothing.
 
     Args:
-        trained: from :func:`align.policy.trained.find_policy`.
+        trained: from :func:`align.runs.trained.find_policy`.
         to: ``diffusers``, ``comfyui``, ``kohya`` (LoRA files) or ``merged`` (the whole pipeline).
         out: a new folder; ``export/<to>`` in the run folder by default.
         dtype: of the written tensors; float32 for a LoRA and the run's own for a pipeline by default.

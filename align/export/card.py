@@ -24,7 +24,7 @@ from align.report.using import shot, visit_of
 if TYPE_CHECKING:
     from align.config.model import GeneratorConfig
     from align.config.settings import Config
-    from align.policy.trained import Trained
+    from align.runs.trained import Trained
 
 TRAINED = {"trained": " (trained on)", "part": " (a part of the trained reward)"}
 PROMPTS = 4  # shown in the hub's gallery

@@ -31,10 +31,10 @@ from rewards.base import Reward, RewardSettings
 if TYPE_CHECKING:
     from align.config.sections import Train
     from align.config.settings import Config
-    from align.rollout.solver import remark
+    from align.policy.solver import remark
     from generators.load import load
 else:
-    remark = lazy("align.rollout.solver:remark")
+    remark = lazy("align.policy.solver:remark")
     load = lazy("generators.load:load")
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from align.data.inputs import pixels_of
 from align.data.media import to_tensor
+from align.data.pair_table import Judged, labels_of, numbered
 from align.data.prompts import PAIR
-from align.preference.table import Judged, labels_of, numbered
 from alignflow.errors import DataError
 from rewards.base import RewardError
 from rewards.training.scorer import Scorer

@@ -15,12 +15,12 @@ from align.config.load import dump_config
 from align.data.files import new_folder, without_nan, write_json, write_text
 from align.data.inputs import pixels_of
 from align.data.media import to_tensor
+from align.data.pair_table import Judged, read_judged
 from align.data.prompts import PAIR
 from align.maths.seeds import derive
 from align.preference.bench import measure
 from align.preference.formats import read_set
 from align.preference.settings import JudgeTrainConfig
-from align.preference.table import Judged, read_judged
 from align.runs.devices import require
 from align.runs.lock import locked
 from align.runs.owned import JUDGE, check_out, mark

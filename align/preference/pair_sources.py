@@ -22,11 +22,11 @@ from align.evaluation.evaluate import sample_media
 from align.evaluation.score_items import Item
 from align.maths.seeds import derive
 from align.policy.build import build_generator
-from align.policy.trained import load_policy
 from align.policy.users import choose
 from align.preference.pair_store import MEDIA, Store
 from align.runs import devices
 from align.runs.identity import data_digest, model_digest
+from align.runs.trained import load_policy
 from align.search.run import read_rows
 from alignflow.errors import DataError
 from rewards.base import Scope

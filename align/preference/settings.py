@@ -15,9 +15,9 @@ from align.config.memory import conflicts, missing
 from align.config.model import GeneratorConfig
 from align.config.sampling import Sampler
 from align.config.sections import REWARD
+from align.data.pair_table import read_judged
 from align.data.prompts import read_prompts
 from align.data.tables import table_problems
-from align.preference.table import read_judged
 from align.runs import devices
 from alignflow.devices import NAMES, malformed
 from alignflow.errors import ConfigError, Problem

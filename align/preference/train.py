@@ -14,12 +14,12 @@ from torch import Tensor
 
 from align.config.load import dump_config
 from align.data.files import new_folder, without_nan, write_json, write_text
+from align.data.pair_table import Judged, read_judged
 from align.maths.seeds import derive
 from align.preference import agreement as bench
 from align.preference.checkpoint import FOLDER, Checkpoint, Learned
 from align.preference.examples import CHUNK, Examples
 from align.preference.settings import RewardTrainConfig
-from align.preference.table import Judged, read_judged
 from align.runs.devices import require
 from align.runs.identity import data_digest
 from align.runs.lock import locked

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from align.data.files import writing
 from align.data.inputs import pixels_of
 from align.data.media import to_tensor
+from align.data.pair_table import Judged, read_judged
 from align.preference.examples import CHUNK, Examples
-from align.preference.table import Judged, read_judged
 from alignflow.errors import DataError
 from alignflow.files import tensor_files
 from rewards.training import folder as reward_folder

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from align.data.pair_table import Judged, labels_of
 from align.maths.seeds import derive
-from align.preference.table import Judged, labels_of
 from align.reasoning.reasoner import Reasoner
 from align.reasoning.settings import Reply
 from align.reasoning.words import CHOOSE, DIMENSIONS, HISTORY, Written, read_written

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from align.config.load import Files, load_settings
+from align.data.pair_table import read_judged
 from align.data.tables import table_problems
 from align.preference.settings import Data, Device, JudgeLora
-from align.preference.table import read_judged
 from align.reasoning.words import QUESTION, QUESTION_ONE
 from align.rewriting.settings import Method, PolicyGradient, holds
 from align.runs import devices

@@ -14,6 +14,7 @@ from align.data.choice import indices_at
 from align.data.files import write_json, write_text
 from align.data.inputs import pixels_of
 from align.data.media import to_tensor
+from align.data.pair_table import Judged, read_judged
 from align.data.prompts import PAIR
 from align.maths.advantages import group_advantage
 from align.maths.judging import (
@@ -26,7 +27,6 @@ from align.maths.judging import (
     verdict_reward,
 )
 from align.maths.seeds import derive
-from align.preference.table import Judged, read_judged
 from align.reasoning.reasoner import Reasoner
 from align.reasoning.rounds import Case, Rounds, Trace, flat, verdicts
 from align.reasoning.settings import Cold, Frames, Listener, ReasonConfig, ReasonGrpo, Rejection, Rubric, Thought

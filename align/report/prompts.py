@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.evaluation.per_prompt import PromptScores
 from align.report.changes import Change
 from align.report.images import STRIP_SIDE, InlineImage, thumbnail
 from align.report.reading import Run
+from align.runs.per_prompt import PromptScores
 
 MOST = 6
 """Prompts in each of the two lists."""

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.data.grids import SOURCE
-from align.evaluation.per_prompt import PromptScores, read_scores
 from align.maths.seeds import derive
+from align.runs.per_prompt import PromptScores, read_scores
 from alignflow.errors import RunFolderError
 
 Row = dict[str, Any]

@@ -13,11 +13,11 @@ from align.data.inputs import check_needs, encode, take
 from align.data.prompts import Prompt
 from align.maths.seeds import derive
 from align.policy.build import build_generator, build_rewards
-from align.policy.trained import load_policy
 from align.rewriting.table import Judged, wanted_text
 from align.rewriting.words import rouge_l
 from align.rollout.rollout import decode, draw
 from align.runs import devices
+from align.runs.trained import load_policy
 from generators.base import Generator
 from rewards.base import Reward, wanted
 

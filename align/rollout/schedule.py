@@ -13,8 +13,8 @@ from align.rollout.bench import Bench
 from align.rollout.rollout import Drawn, Scored
 from align.rollout.scoring import Scoring
 from align.rollout.sources import Acting, OnlineSource, StoredSource
-from align.training.processes import Processes
-from align.training.timing import Phases
+from align.runs.processes import Processes
+from align.runs.timing import Phases
 from rewards.base import Reward
 
 if TYPE_CHECKING:

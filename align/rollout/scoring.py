@@ -16,7 +16,7 @@ from torch import Tensor
 from align.data.inputs import take
 from align.data.media import from_bytes, to_bytes
 from align.rollout.rollout import Drawn
-from align.training.processes import Processes
+from align.runs.processes import Processes
 from generators.base import Generator
 from generators.pinned import to_device
 from rewards.base import Reward, RewardError, Scope, Scores

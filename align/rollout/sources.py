@@ -17,19 +17,19 @@ from align.data.choice import Shares, indices_at, mixed_at
 from align.data.inputs import Inputs, encode, read_sample, take
 from align.data.latents import Latents
 from align.data.media import to_bytes
+from align.data.pair_table import stored_rewards
 from align.data.prompts import Prompt, check_media, read_prompts, read_stored
 from align.data.screening import Needs
 from align.data.tables import is_tie
 from align.maths.samplers import Trajectory
 from align.maths.seeds import derive
-from align.preference.table import stored_rewards
 from align.rollout.elsewhere import remote_of
 from align.rollout.engine import Order
 from align.rollout.paths import trajectory
 from align.rollout.rollout import Asked, Drawn, Scored, decode_to_cpu, draw, join, nothing_asked, stochastic_steps
 from align.rollout.staging import on_cpu
-from align.training.processes import Share
-from align.training.timing import Phases
+from align.runs.processes import Share
+from align.runs.timing import Phases
 from alignflow.errors import DataError, TrainingError
 from generators.base import Generator
 from rewards.base import Scores

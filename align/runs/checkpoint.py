@@ -15,7 +15,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from align.policy import shards
 from align.policy.roles import Roles
 from align.runs import manifest, old_layout
 from align.runs.manifest import DamagedError, latest, list_steps
-from align.training.stepping import Stepper
 from alignflow.errors import CheckpointError
 from alignflow.files import tensor_files
 from alignflow.files.disk import aside
@@ -36,11 +35,21 @@ from rewards.base import Refreshed
 __all__ = ["latest", "list_steps", "load", "rotate", "save", "verify"]
 
 
+class Continued(Protocol):
+    """The state of a learner's optimizer: an :class:`align.training.stepping.Stepper`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_counters(self, counters: dict[str, Any]) -> None: ...
+
+
 def save(
     folder: Path,
     step: int,
     roles: Mapping[str, Roles],
-    steppers: Mapping[str, Stepper],
+    steppers: Mapping[str, Continued],
     counters: dict[str, Any],
     export: Callable[[Path], None] = lambda folder: None,
     refreshed: Refreshed | None = None,
@@ -78,7 +87,7 @@ def save(
 
 
 def gathered(
-    roles: Mapping[str, Roles], steppers: Mapping[str, Stepper], keep: bool = True
+    roles: Mapping[str, Roles], steppers: Mapping[str, Continued], keep: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Whole tensors of every role, and the states of every optimizer, on the CPU.
 
@@ -109,7 +118,7 @@ def _tensors(roles: Mapping[str, Roles]) -> dict[str, torch.Tensor]:
 def load(
     path: Path,
     roles: Mapping[str, Roles],
-    steppers: Mapping[str, Stepper] | None = None,
+    steppers: Mapping[str, Continued] | None = None,
     refreshed: Refreshed | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def _load_state(
     path: Path,
     state: Any,
     counters: dict[str, Any],
-    steppers: Mapping[str, Stepper] | None,
+    steppers: Mapping[str, Continued] | None,
     refreshed: Refreshed | None,
 ) -> None:
     needed = [*(["learners", "rng"] if steppers is not None else []), *(["reward"] if refreshed is not None else [])]

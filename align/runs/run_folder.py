@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from align.data.files import new_folder, write_json, write_text, writing
-from align.evaluation.per_prompt import forget_scores
 from align.runs import metrics, owned
 from align.runs.environment import environment
 from align.runs.identity import (
@@ -27,6 +26,7 @@ from align.runs.identity import (
 )
 from align.runs.lock import Lock
 from align.runs.manifest import list_steps
+from align.runs.per_prompt import forget_scores
 from alignflow.errors import ConfigError, RunFolderError
 
 __all__ = ["FREE_ON_RESUME", "MEMORY_ALONE", "RunFolder", "flatten"]
@@ -222,7 +222,7 @@ class RunFolder:
         Raises:
             RunFolderError: settings were renamed or removed since then.
         """
-        from align.checking.commands import load_for
+        from align.config.any_command import load_for
         from align.config.load import dump_config
 
         path = self.path / "config.yaml"

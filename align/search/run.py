@@ -24,7 +24,6 @@ from align.data.prompts import Prompt, read_prompts
 from align.data.screening import Needs, recorded, usable
 from align.maths.statistics import mean, standard_error
 from align.policy.build import build_generator, build_rewards
-from align.policy.trained import load_policy
 from align.runs import devices
 from align.runs.forecast import clock
 from align.runs.identity import data_digest, model_digest
@@ -33,6 +32,7 @@ from align.runs.progress import Progress, said
 from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
 from align.runs.threads import settle
+from align.runs.trained import load_policy
 from align.search.baseline import best_of_n, plain_sampler
 from align.search.budget import Budget
 from align.search.driver import check_alone, check_reward, make, spend

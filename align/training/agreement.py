@@ -11,7 +11,7 @@ from align.config.load import resolved_settings
 from align.config.settings import Config
 from align.runs.environment import environment
 from align.runs.identity import flatten
-from align.training.processes import Processes
+from align.runs.processes import Processes
 from alignflow.errors import TrainingError
 
 ROOMS = ("align", "alignflow", "generators", "rewards")

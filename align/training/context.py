@@ -9,7 +9,7 @@ attention brings it what the tokens of the others contribute, so it holds the ex
 weight w works on every token: dL/dw is the sum of the processes' parts, without division, as the sum over samples is.
 An input x is used by every process for its own tokens: dL/dx is the sum too, taken where x enters (:class:`Entering`).
 So what stands before the network, such as an earlier step of the sampler or a text encoder, has the whole gradient in
-each process of the group; it is counted once (:meth:`~align.training.processes.Processes.add_gradients`).
+each process of the group; it is counted once (:meth:`~align.runs.processes.Processes.add_gradients`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from generators.memory import processors
 
 if TYPE_CHECKING:
     from align.config.settings import Config
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 
 class Entering(torch.autograd.Function):

@@ -12,13 +12,13 @@ from align.data.prompts import Prompt
 from align.data.screening import Needs, recorded, usable
 from align.evaluation import alone
 from align.evaluation.evaluate import Evaluation, evaluate, held_out, save_grid, scored
-from align.evaluation.per_prompt import write_scores
 from align.policy.build import build_rewards
 from align.report import warnings, write_report
 from align.report.reading import read_run
 from align.runs import checkpoint
 from align.runs.best import Best
 from align.runs.ending import EarlyEnd
+from align.runs.per_prompt import write_scores
 from align.runs.progress import Progress
 from align.training.lr import due
 from align.training.tracking import log_samples

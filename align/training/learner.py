@@ -12,7 +12,7 @@ from align.training.stepping import Stepper
 
 if TYPE_CHECKING:
     from align.config.settings import Config
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 
 @dataclass(frozen=True)

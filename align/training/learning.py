@@ -15,9 +15,9 @@ from align.maths.filters import most_spread, uninformative
 from align.recipes import base as bases
 from align.rollout.bench import Bench
 from align.rollout.rollout import Scored
+from align.runs.processes import Processes
 from align.training import truth
 from align.training.learner import Learner
-from align.training.processes import Processes
 from align.training.sharding import borrowed
 from rewards.base import Scores
 from rewards.parts import Part, joined

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from align.training.processes import Processes
+from align.runs.processes import Processes
 from alignflow.errors import TrainingError
 from alignflow.files.disk import aside, write_bytes
 

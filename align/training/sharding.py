@@ -23,7 +23,7 @@ from generators.swap import blocks
 
 if TYPE_CHECKING:
     from align.config.settings import Config
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 
 def spread(config: Config, generator: Generator, processes: Processes) -> None:

@@ -16,13 +16,13 @@ from align.rollout.bench import Bench
 from align.rollout.schedule import Drawing
 from align.rollout.scoring import check_gradient
 from align.rollout.sources import OnlineSource, StoredSource
+from align.runs.processes import Processes
 from align.runs.run_folder import RunFolder, flatten
+from align.runs.timing import Phases
 from align.training.learner import build_learners
 from align.training.learning import Learning
 from align.training.missing import Missing
-from align.training.processes import Processes
 from align.training.sharding import spread
-from align.training.timing import Phases
 from alignflow.errors import TrainingError
 from generators.compiled import compile_networks
 from rewards.base import wanted

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
 
     from align.config.sections import Train
-    from align.training.processes import Processes
+    from align.runs.processes import Processes
 
 RUNNING = 3
 """Updates running without a finite gradient after which a run ends."""

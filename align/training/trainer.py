@@ -23,6 +23,7 @@ from align.rollout.scoring import Scoring, scores_by_step
 from align.rollout.servers import greet
 from align.rollout.sources import OnlineSource, StoredSource
 from align.runs.phases import phase_named
+from align.runs.processes import Processes
 from align.runs.progress import Progress, shown
 from align.runs.run_folder import RunFolder
 from align.runs.stopping import GracefulStop
@@ -34,7 +35,6 @@ from align.training.held_out import HeldOut
 from align.training.keeping import Keeping
 from align.training.lr import due
 from align.training.missing import tally
-from align.training.processes import Processes
 from align.training.rescue import Rescue
 from align.training.state import RunState
 from align.training.trial import try_rewards

@@ -84,7 +84,7 @@ def _reward(folder: Path, again: bool) -> None:
 
 def _export(folder: Path, again: bool) -> None:
     from align.export import export
-    from align.policy.trained import find_policy
+    from align.runs.trained import find_policy
     from alignflow.errors import RunFolderError
 
     try:

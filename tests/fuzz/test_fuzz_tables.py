@@ -13,8 +13,8 @@ import numpy as np
 from harness import failures
 from PIL import Image
 
+from align.data.pair_table import read_judged
 from align.data.prompts import PAIR, read_prompts, read_stored
-from align.preference.table import read_judged
 from alignflow.errors import DataError
 from alignflow.text import printable
 
