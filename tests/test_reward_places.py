@@ -11,7 +11,8 @@ from tiny_run import final_tensors, policy_gap, settings
 
 from align.checking import estimate, remedies
 from align.config.load import load_config, load_settings
-from align.config.needs import followed, placed
+from align.config.memory import placed
+from align.config.needs import followed
 from align.policy.build import build_rewards
 from align.runs.identity import MEMORY_ALONE, under
 from align.search.run import load
