@@ -120,7 +120,7 @@ def animation(video: Tensor, fps: float = 16, width: int | None = None) -> bytes
 
     Args:
         video: ``[F, 3, H, W]`` in [0, 1].
-        width: of the GIF in pixels, to which frames are enlarged without smoothing; the video's by default.
+        width: width of the GIF in pixels; frames are enlarged without smoothing. The video's width by default.
     """
     if video.ndim != 4:
         raise ValueError(f"an animation needs one video [F, 3, H, W], given {list(video.shape)}")

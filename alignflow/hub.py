@@ -52,7 +52,7 @@ def unavailable(name: str, kind: str = "model") -> str:
     reason = silent()
     if not reason:
         return ""
-    return f"not in the local hub cache, and the hub cannot be asked: {reason}\n  {advice(name, kind)}"
+    return f"not in the local hub cache, and the hub cannot be reached: {reason}\n  {advice(name, kind)}"
 
 
 def advice(name: str, kind: str = "model") -> str:

@@ -104,13 +104,13 @@ class Generator(ABC):
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The text's share of the conditioning, B rows each. Raises GeneratorError for a prompt too long.
+        """Conditioning from the text, B rows each. Raises GeneratorError for a prompt that is too long.
 
         ``inputs`` matters only where the text encoder looks at the image as well.
         """
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The share of the media named in :attr:`inputs`, ``[B, C, H, W]`` in [0, 1] at :attr:`size`, B rows each."""
+        """Conditioning from the media of :attr:`inputs`, ``[B, C, H, W]`` in [0, 1] at :attr:`size`, B rows each."""
         return {}
 
     def encode_negative(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class Generator(ABC):
 
     @staticmethod
     def check_length(prompts: Sequence[str], tokenizer: Any, limit: int) -> None:
-        """Raise GeneratorError for a prompt of more than ``limit`` tokens: nobody would read its end."""
+        """Raise GeneratorError for a prompt of more than ``limit`` tokens, whose end would be lost."""
         for index, prompt in enumerate(prompts):
             count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
             if count > limit:
@@ -222,7 +222,7 @@ class Generator(ABC):
     def encode_prompts(
         self, prompts: Sequence[str], inputs: Mapping[str, Tensor] | None = None, *, graph: bool = False
     ) -> Conditioning:
-        """The text's share of :meth:`encode`.
+        """The text part of :meth:`encode`.
 
         While a text encoder is trained the negative prompt is encoded with it, by the weights that are in place.
         """
@@ -271,7 +271,7 @@ class Generator(ABC):
             )
 
     def drop_encoders(self, cache: TextCache) -> None:
-        """Read texts from ``cache`` alone from now on and let go of the text encoders, if :meth:`check_droppable`."""
+        """Take texts only from ``cache`` from now on and release the text encoders, if :meth:`check_droppable`."""
         self.check_droppable()
         if type(self).negative is Generator.negative:
             with torch.no_grad():
@@ -372,7 +372,7 @@ class Generator(ABC):
 
     @contextmanager
     def sized(self, size: tuple[int, int] | None, setting: str = "evaluate.size") -> Iterator[None]:
-        """Draw at a ``size``, (height, width) in pixels, inside the block; None = at the same. Errors name ``setting``.
+        """Sample at ``size``, (height, width) in pixels, inside the block; None = at the same. Errors name ``setting``.
 
         Raises:
             GeneratorError: the model cannot sample at that size.

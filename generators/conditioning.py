@@ -33,7 +33,7 @@ class Conditioning:
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """One conditioning holding the rows of all ``parts`` in order.
 
-        Texts of unequal length ``[B, L, ...]`` are padded with zeros; a model that minds carries a mask beside them.
+        Texts of unequal length ``[B, L, ...]`` are padded with zeros; a model that needs a mask stores it beside them.
         """
         return replace(
             parts[0], tensors={name: _cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}

@@ -69,8 +69,8 @@ def load(
             a hub id ``owner/name``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every network of the pipeline.
         options: settings of the pipeline.
-        device: where the networks go.
-        memory: how they are kept there.
+        device: device of the networks.
+        memory: storage and placement of their weights.
 
     Raises:
         GeneratorError: nothing there, another kind of pipeline, a component missing or damaged, hub unreachable, or a

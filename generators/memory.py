@@ -164,7 +164,7 @@ def _try_backend(name: str, dtype: torch.dtype, device: torch.device) -> None:
             if q.requires_grad:
                 found.float().sum().backward()
     except Exception as error:  # each package fails in its own way: missing, no kernel for this card, another dtype
-        said = first_line(error) + (f" (the hub cannot be asked: {silent})" if silent else "")
+        said = first_line(error) + (f" (the hub cannot be reached: {silent})" if silent else "")
         raise GeneratorError(f"memory.attention {name} does not work here: {said}; use native") from error
     gap = float((found.detach() - expected).abs().max())
     if not gap < 0.1 or (q.requires_grad and q.grad is None):

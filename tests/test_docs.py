@@ -37,6 +37,13 @@ def test_pages_from_the_code_are_current(name):
     assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run python -m benchmarks.pages"
 
 
+def test_the_python_page_describes_the_bench_and_keeps_what_a_function_returns_together():
+    page = PAGES["reference/python.md"]()
+    assert "#### Bench.velocity" in page
+    assert "Stands for a function or a class of a module" not in page
+    assert "`difference` (largest\n  absolute one of velocities and media)" in page
+
+
 def test_the_readme_fits_on_a_page():
     assert len(README.splitlines()) <= 130
 

@@ -137,7 +137,7 @@ def test_everything_that_downloads_says_so_at_once(at, monkeypatch):
         with pytest.raises(error, match=begins) as found:
             run()
         said = str(found.value)
-        assert f"local hub cache, and the hub cannot be asked: {NOBODY}: ConnectError: " in said
+        assert f"local hub cache, and the hub cannot be reached: {NOBODY}: ConnectError: " in said
         assert f"run: hf download {named} --local-dir FOLDER; then copy the folder here" in said
         assert hub.SETTINGS in said
     assert time.monotonic() - start < 10
@@ -153,7 +153,7 @@ def test_a_run_lists_all_that_it_lacks(at, monkeypatch, tmp_path):
         ("reward.model", "yuvalkirstain/PickScore_v1"),
         ("evaluate.rewards.pickscore.model", "yuvalkirstain/PickScore_v1"),
     ]
-    with pytest.raises(ConfigError, match=r"(?s)^the hub cannot be asked \(http://127.0.0.1:9: .*lacks\n  generator"):
+    with pytest.raises(ConfigError, match=r"(?s)^the hub cannot be reached \(http://127.0.0.1:9: .*lacks\n  generator"):
         within_reach(config)
     (tmp_path / "hub" / "models--stabilityai--stable-diffusion-3.5-medium").mkdir(parents=True)
     (tmp_path / "hub" / "datasets--owner--prompts").mkdir()

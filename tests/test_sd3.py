@@ -286,7 +286,7 @@ def test_what_is_not_there(kind, path, message):
 def test_unreachable_hub_is_said_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(GeneratorError, match=r"hub cannot be asked: http://127.0.0.1:9: \w*Connect"):
+    with pytest.raises(GeneratorError, match=r"hub cannot be reached: http://127.0.0.1:9: \w*Connect"):
         load("sd3", "owner/name")
 
 

@@ -38,7 +38,7 @@ def within_reach(config: Tree, section: str = "") -> Tree:
     lines = "\n".join(f"  {where} {name}" for where, name in needed)
     kind = "dataset" if needed[0][1].startswith(HUB) else "model"
     advice = hub.advice(needed[0][1].removeprefix(HUB).partition(":")[0], kind)
-    raise ConfigError(f"the hub cannot be asked ({reason}) and this machine lacks\n{lines}\n  {advice}")
+    raise ConfigError(f"the hub cannot be reached ({reason}) and this machine lacks\n{lines}\n  {advice}")
 
 
 def away(config: BaseModel) -> Iterator[tuple[str, str]]:

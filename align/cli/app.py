@@ -110,7 +110,7 @@ LESS_MEMORY = {
 
 
 def _explained(error: Exception, command: str = "") -> tuple[int, str] | None:
-    """(exit code, message) of what a user can put right, None for anything else."""
+    """(exit code, message) of an error that a user can fix, None for any other."""
     if isinstance(error, AlignflowError):
         return error.exit_code, str(error)
     from align.checking.remedies import out_of_memory
@@ -146,7 +146,7 @@ def train(
         summary = run(settings, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         again = ["alignflow", "train", *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
-        echo(f"stopped; {settings.run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+        echo(f"stopped; continue {settings.run_dir} with\n  {shlex.join([*again, '--resume'])}", err=True)
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:
         from align.report import headline
@@ -210,7 +210,7 @@ def search(
             summary = run_search(settings, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt:
             again = ["alignflow", "search", *map(str, files), *overrides, *(["--out", str(out)] if out else [])]
-            echo(f"stopped; {run_dir} can go on with\n  {shlex.join([*again, '--resume'])}", err=True)
+            echo(f"stopped; continue {run_dir} with\n  {shlex.join([*again, '--resume'])}", err=True)
             raise typer.Exit(130) from None
         print_values({**_searched(summary), "folder": str(run_dir)})
         if (page := run_dir / "report.html").is_file():

@@ -122,9 +122,9 @@ def evaluate(
 
     Args:
         prompts: held-out prompts. Sample i is seeded by (evaluate.seed, i).
-        indices: which of them; all by default.
+        indices: indices of the prompts to use; all by default.
         show: how many of the samples to keep as media.
-        processes: among which the samples are divided; every one of them returns the whole result.
+        processes: processes among which the samples are divided; each of them returns the whole result.
     """
     started = time.perf_counter()
     asked = list(range(len(prompts)) if indices is None else indices)

@@ -90,9 +90,9 @@ def export(
             without it such a policy is refused.
 
     Returns:
-        What was written and how far it is from the policy: ``folder``, ``from``, ``files``, ``difference`` (largest
+        a dict with ``folder``, ``from``, ``files``, ``difference`` (largest
         absolute one of velocities and media), ``moved`` (of velocities), ``velocity`` and ``effect`` (largest absolute
-        velocity, and its largest change by the training), ``share`` (of ``effect`` that ``moved`` is; None where
+        velocity, and its largest change by the training), ``share`` (``moved`` / ``effect``; None where
         nothing was trained), ``warning`` (in words, or None), ``tolerance``.
 
     Raises:

@@ -109,10 +109,10 @@ def clipped_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float, *
         logp: ``[M]``, with gradient.
         logp_old: ``[M]``.
         advantage: ``[M]``.
-        clip: half width of the trusted range, > 0.
+        clip: half width of the clipping range, > 0.
 
     Returns:
-        metrics ``ratio`` and ``clipped``, 1 if the clip took the gradient.
+        metrics ``ratio`` and ``clipped``, 1 if clipping removed the gradient.
     """
     log_ratio = logp - logp_old.detach()
     if guard is not None:
@@ -130,8 +130,9 @@ def clipped_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float, *
 def masked_pg(logp: Tensor, logp_old: Tensor, advantage: Tensor, divergence: Tensor, threshold: float) -> Loss:
     """Unclipped surrogate ``-A rho`` without the terms that leave the old policy: Flow-DPPO (arXiv 2606.11025).
 
-    A term is 0 if its ``divergence`` has reached the threshold and its ratio moves on: above 1 with A > 0, or below
-    1 with A < 0. A ratio on the other side of 1 moves back and stays. As in verl-omni, ``FlowDPPOLoss``.
+    A term is 0 if its ``divergence`` has reached the threshold and its ratio would move further from 1: it is above 1
+    with A > 0, or below 1 with A < 0. A ratio on the other side of 1 moves back, so its term is kept. As in
+    verl-omni, ``FlowDPPOLoss``.
 
     Args:
         logp: ``[M]``, with gradient.
@@ -178,7 +179,7 @@ def nft(
     *,
     adaptive: bool = True,
 ) -> Loss:
-    """DiffusionNFT (arXiv 2509.16117): a good sample pulls ``v+``, a bad one pulls its mirror image ``v-``::
+    """DiffusionNFT (arXiv 2509.16117): ``v+`` is fitted to good samples, its mirror image ``v-`` to bad ones::
 
         v+ = (1 - beta) v_old + beta v        v- = (1 + beta) v_old - beta v        x0+- = x_t - t v+-
         scale / beta * [ r mean (x0+ - x0)^2 / w+  +  (1 - r) mean (x0- - x0)^2 / w- ],     w = sg mean |x0+- - x0|
@@ -192,7 +193,7 @@ def nft(
         v: ``[M, ...]`` velocity of the policy at ``x_t``, with gradient.
         v_old: ``[M, ...]`` of the old policy.
         probability: ``[M]`` r in [0, 1], that the sample is good.
-        beta: > 0; small is bold.
+        beta: > 0; smaller values take larger steps.
 
     Returns:
         metric ``contrast``, ``mean (v - v_old)^2``: at 0 the loss is plain weighted regression.
@@ -217,8 +218,8 @@ def weighted_fm(v: Tensor, x0: Tensor, eps: Tensor, weight: Tensor, v_old: Tenso
         (weight - 1) mean (v - u)^2 + mean (v - v_old)^2,    u = eps - x0
 
     ``v_old`` is the mean of u given ``x_t`` where the samples are the old policy's, so for weights of mean 1 that do
-    not depend on the noise the expected gradient is the same. What goes is the noise of that part, and with it the
-    sampler's own error, which plain regression teaches on top.
+    not depend on the noise the expected gradient is the same. This removes the noise of that part, and with it the
+    sampler's own error, which plain regression would teach too.
 
     Args:
         v: ``[M, ...]``, with gradient.

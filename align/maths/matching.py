@@ -138,7 +138,7 @@ def crd(
         d = beta (i - sg mean i)        R = r - mean r
         mse  mean (d - R)^2             bce  mean of the cross-entropy of sigmoid(d) to sigmoid(R)
 
-    Centring takes away the normalising constant of ``p_old exp(r / beta) / Z``. As in the code by the paper's author in
+    Centring removes the normalising constant of ``p_old exp(r / beta) / Z``. As in the code by the paper's author in
     X-GenGroup/Flow-Factory (``trainers/crd.py``), which centres over a batch; here it is the prompt's samples.
 
     Args:

@@ -1,7 +1,7 @@
 """Rewards -> pairs of a better and a worse sample.
 
 The number of pairs depends on the sizes of the groups alone, never on the rewards, so that every process has the same
-number of terms; pairs that mean nothing are there and not ``valid``. Only :func:`pass_fail` pairs samples of different
+number of terms; meaningless pairs are included and not ``valid``. Only :func:`pass_fail` pairs samples of different
 prompts, and has as many pairs as it finds.
 """
 
@@ -217,7 +217,7 @@ def pass_fail(rewards: Tensor, group: Tensor, passing: float, per_winner: int, s
 
 
 def widest(pairs: Pairs, group: Tensor, most: int) -> Pairs:
-    """The pairs without those that are not among the ``most`` valid ones of their group with the largest gaps."""
+    """The pairs, of which only the ``most`` with the largest gaps of each group stay valid."""
     rank = torch.zeros_like(pairs.winner)
     order = torch.where(pairs.valid, pairs.gap, -torch.inf).sort(descending=True, stable=True).indices
     for rows in members(group[pairs.winner[order]]):

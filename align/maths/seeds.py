@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed from what it is for, e.g. ``derive(run_seed, "rollout", step, sample_index)``.
+    """A 63-bit seed for one purpose, e.g. ``derive(run_seed, "rollout", step, sample_index)``.
 
     Equal parts give equal seeds on every machine and process; different parts give unrelated ones.
     """
@@ -15,5 +15,5 @@ def derive(*parts: int | str) -> int:
 
 
 def whole(low: int, high: int, *parts: int | str) -> int:
-    """A whole number, uniform in [low, high], from what it is for."""
+    """A whole number, uniform in [low, high], for one purpose."""
     return low + derive(*parts) % (high - low + 1)

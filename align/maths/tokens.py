@@ -59,7 +59,7 @@ def token_pg(
         logp: ``[N, L]``, with gradient.
         logp_old: ``[N, L]`` under the policy that wrote the replies.
         advantage: ``[N]``.
-        clip: half width of the ratio's trusted range, such as 0.2.
+        clip: half width of the ratio's clipping range, such as 0.2.
         logp_ref: ``[N, L]``; required where ``kl`` is not 0.
 
     Returns:

@@ -26,7 +26,7 @@ def nft_probability(
     Args:
         advantage: ``[N]``.
         clip: > 0, the advantage that counts as certainty.
-        mode: what becomes of the clipped advantage first. "all": nothing; "positive_only" and "negative_only": the
+        mode: which advantages are used, after clipping. "all": both signs; "positive_only" and "negative_only": the
             other sign becomes 0; "one_only": 1 if positive, else 0; "binary": its sign. As in the authors' code, where
             the last two therefore move r by 1 / (2 clip) at most, not to 0 and 1.
 
@@ -100,8 +100,8 @@ def softmax_weight(
     Args:
         rewards: ``[N]``; missing ones (not finite) get weight 0 and count in no mean.
         group: ``[N]`` integers, one per prompt.
-        temperature: > 0; low is greedy.
-        clip: largest weight; what it cuts is not given to the others.
+        temperature: > 0; lower values favour the best samples more.
+        clip: largest weight; the excess is not given to other samples.
         standardise: divide rewards by their group's (population) std first, so that temperature has no unit.
 
     Returns:

@@ -49,10 +49,10 @@ def search(
         reward: reward to optimise; it scores samples one by one, so a mixture may not normalise by group or batch.
         method: settings, their kind alone, or a mapping ``{"kind": ..., ...}``.
         budget: maximum cost per prompt, or a mapping such as ``{"network_calls": 400}``.
-        seed: of everything random; a prompt's result depends on it and the prompt's place, not on the sizes below.
+        seed: random seed; a prompt's result depends on it and the prompt's place, not on the sizes below.
         batch: prompts searched together; ``chunk`` samples per network call, ``decode_chunk`` per decode, reward call
             and gradient: memory and speed, not results.
-        keep: best candidates kept of each prompt, beside the worst.
+        keep: number of best candidates to keep per prompt, in addition to the worst.
         latent_reward: judges unfinished samples, ``(x_t [n, ...], t [n], prompts) -> [n]``, instead of the reward of a
             decoded ``x0_hat``.
         done: numbers of prompts to leave out, as an earlier part of the search found them.
@@ -64,7 +64,7 @@ def search(
     Raises:
         SearchError: a reward without gradients for a method that needs them, a budget below one sample, or not one
             score for any prompt.
-        ConfigError: settings that cannot be.
+        ConfigError: invalid settings of the method or the budget.
         DataError: a prompt lacks an input that the generator or the reward needs.
     """
     return drive(

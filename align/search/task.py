@@ -38,7 +38,7 @@ class Task(PromptBatch):
         cond: B rows.
         texts: B prompts; ``numbers`` are their places among all prompts, ``inputs`` their media and metadata.
         chunk: samples per network call; ``decode_chunk`` per decode, per reward call and per gradient.
-        keep: best candidates kept of each prompt.
+        keep: number of best candidates to keep per prompt.
         latent_reward: judges unfinished samples instead of the reward, without a decode.
     """
 
@@ -131,7 +131,7 @@ class Task(PromptBatch):
         """From before step ``first`` to the latents before step ``last``, or to finished ones.
 
         Args:
-            purpose: of the noise of stochastic steps.
+            purpose: purpose of the noise of stochastic steps.
             on_step: called with (step, particles before it with their velocity).
         """
         last = self.steps if last is None else last
@@ -192,7 +192,7 @@ class Task(PromptBatch):
 
         Args:
             log_weight: rewards ``[N]`` -> ``[N]``.
-            alone: each was made by itself, so that what was spent since the last one is shared out among them.
+            alone: each sample was made by itself; the cost since the last call is divided among them.
         """
         values, media = self.judge.values(particles.x, particles.row, keep_media=True)
         weights = None if log_weight is None else log_weight(values)

@@ -14,7 +14,7 @@ PARTS: dict[str, list[str]] = {
     "Generators": ["generators.load:load", "generators.base:Generator", "generators.base:Conditioning"],
     "Rewards": ["rewards:parse", "rewards.base:Reward", "rewards.base:Scores", "rewards.base:RewardSettings"],
     "Search": ["align.search.base:Method", "align.search.task:Task", "align.search.particles:Particles"],
-    "Recipes": ["align.recipes.base:Recipe", "align.recipes.base:Bench"],
+    "Recipes": ["align.recipes.base:Recipe", "align.rollout.bench:Bench"],
 }
 MATHS = ("losses", "samplers", "advantages", "weights", "pairs", "matching", "seeds")
 STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
@@ -85,7 +85,8 @@ def _prose(doc: str) -> Iterator[str]:
             yield from ("```pycon", *lines, "```", "")
         elif lines and (head := SECTION.match(lines[0])):
             section = True
-            yield from (f"*{head[1]}*", "", *_items(lines[1:]), "")
+            items = _whole(lines[1:]) if head[1] == "Returns" else _items(lines[1:])
+            yield from (f"*{head[1]}*", "", *items, "")
         elif section and all(line.startswith("    ") for line in lines):
             yield from (*_items(lines), "")
         else:
@@ -101,3 +102,9 @@ def _items(lines: list[str]) -> Iterator[str]:
             yield f"- `{name}`: {text}"
         else:
             yield f"  {line.strip()}" if deeper else f"- {line.strip()}"
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Lines that describe one thing -> one list item."""
+    for number, line in enumerate(lines):
+        yield f"{'  ' if number else '- '}{line.strip()}"
