@@ -180,7 +180,7 @@ def launch(
     raise typer.Exit(start(command, processes, port=port, host=host, nodes=nodes, node=node))
 
 
-@app.command(epilog="Example: alignflow search configs/shapes/search_fk.yaml budget.network_calls=400")
+@app.command(epilog="Example: alignflow search configs/shapes/search_guidance.yaml budget.network_calls=400")
 def search(
     source: SourceArgument,
     overrides: Overrides = None,
