@@ -60,7 +60,7 @@ def read_task(include: Sequence[Any], exclude: Sequence[Any], tag: str = "") -> 
         ValueError: an entry is not one of GenEval's; the message names it.
     """
     if not include:
-        raise ValueError("include is empty: nothing is asked for")
+        raise ValueError("include is empty: there is nothing to check")
     read = [_clause(f"include[{i}]", entry, i) for i, entry in enumerate(include)]
     return Task(read, [_clause(f"exclude[{i}]", entry, 0) for i, entry in enumerate(exclude)], tag)
 
@@ -133,7 +133,7 @@ def _clause(where: str, entry: Any, earlier: int) -> Clause:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{where}: count should be 1 or more, is {count!r}")
     if colour is not None and colour not in COLOURS:
-        raise ValueError(f"{where}: color {colour!r} is none of {', '.join(COLOURS)}")
+        raise ValueError(f"{where}: color {colour!r} is not one of {', '.join(COLOURS)}")
     if position is None:
         return Clause(name, count, colour)
     good = isinstance(position, Sequence) and len(position) == 2 and position[0] in RELATIONS

@@ -107,7 +107,7 @@ def test_places_are_from_what_an_earlier_clause_found():
         (["dog"], r"include\[0\] should be a mapping"),
         ([{"count": 1}], "names no class"),
         ([{"class": "dog", "count": 0}], "count should be 1 or more"),
-        ([{"class": "dog", "count": 1, "color": "grey"}], "color 'grey' is none of red"),
+        ([{"class": "dog", "count": 1, "color": "grey"}], "color 'grey' is not one of red"),
         ([{"class": "dog", "count": 1, "position": ["left of", 0]}], "an earlier clause"),
         (
             [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["near", 0]}],
@@ -281,7 +281,7 @@ def test_a_blind_detector_is_found_at_the_start(painted, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "dog.png")
     settings = {"kind": "geneval", "clip": "shapes"}
     rewards.parse({**settings, "probe": [str(tmp_path / "dog.png"), "dog"]}).build()
-    with pytest.raises(RewardError, match=r"sees no 'cat' in .*, but dog"):
+    with pytest.raises(RewardError, match=r"finds no 'cat' in .*, but dog"):
         rewards.parse({**settings, "probe": [str(tmp_path / "dog.png"), "cat"]}).build()
 
 

@@ -111,7 +111,7 @@ def test_a_card_by_its_number_is_the_one_of_the_accelerator(
 def test_accelerate_may_not_choose_another(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("align.training.accelerating.require", lambda name: torch.device(name))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(ConfigError, match="cuda is asked for, and accelerate chose cpu"):
+    with pytest.raises(ConfigError, match="cuda is set, but accelerate chose cpu"):
         accelerator_of(settings(tmp_path, model, generator={"device": "cuda"}))
 
 

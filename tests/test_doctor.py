@@ -158,6 +158,7 @@ def test_a_busy_machine_and_too_many_threads(tmp_path):
     busy = machine.load(Load(cores=4, load=8.0), seen())
     assert (busy.state, busy.found) == ("note", "4 cores, load 8.0, 2 threads of torch")
     assert "about 3.0 times as long" in busy.advice
+    assert machine.load(Load(cores=4, load=0.1), seen(threads=1)).found.endswith("1 thread of torch")
     assert "OMP_NUM_THREADS=2" in machine.load(Load(cores=2, load=0.1), seen(threads=64)).advice
     assert machine.load(Load(cores=2, load=0.1), seen()).state == "ok"
     (tmp_path / "cpu.max").write_text("50000 100000\n")

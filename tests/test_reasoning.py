@@ -270,7 +270,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, model, stage, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         train_reasoner(parts, say=note)
-    with pytest.raises(RunFolderError, match="add --resume to go on"):
+    with pytest.raises(RunFolderError, match="add --resume to continue"):
         train_reasoner(parts, say=quiet)
     train_reasoner(parts, resume=True, say=quiet)
     found, wanted = (weights(tmp_path / name) for name in ("parts", "whole"))

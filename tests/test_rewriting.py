@@ -205,7 +205,7 @@ def test_a_server_is_asked_with_temperature_and_seed():
 def test_a_server_that_answers_nothing_stops_the_run():
     with endpoint(lambda body: said("")) as (url, _):
         remote = build_writer(EndpointWriter(url=url, model="m", backoff=0, retries=0), "cpu")
-        with pytest.raises(RewardError, match="the rewriter answered nothing: the judge's reply is empty"):
+        with pytest.raises(RewardError, match="the rewriter sent no text: the judge's reply is empty"):
             remote.write(["a"], [7], SAID)
 
 

@@ -78,7 +78,7 @@ def test_search_writes_what_it_found_and_runs_again_to_the_same(folder, run):
     assert found(one) == found(Path("two"))
     code, _, err = run("search", "search.yaml", "--out", "one")
     assert code == 2
-    assert "add --resume to go on" in err
+    assert "add --resume to continue" in err
 
 
 def test_interrupt_keeps_prompts_and_resume_goes_on_to_the_same(folder, run, monkeypatch):

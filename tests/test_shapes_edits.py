@@ -90,7 +90,7 @@ def test_wording(text, edit):
 
 
 def test_what_is_no_edit_is_refused():
-    with pytest.raises(ValueError, match="instruction 'make it blue' is none of"):
+    with pytest.raises(ValueError, match="instruction 'make it blue' is not one of"):
         parse_instruction("make it blue")
     with pytest.raises(ValueError, match="holds 0 of green circle, an edit needs exactly one"):
         change(SCENE, parse_instruction("remove the green circle"))
@@ -176,7 +176,7 @@ def test_what_cannot_be_judged_is_nan_with_a_reason():
     image = pixels([SCENE, SCENE])
     found = score_edits(image, image, ["make it blue", "remove the green circle"])
     assert np.isnan(found["dense"]).all()
-    assert "is none of" in found["reasons"][0]
+    assert "is not one of" in found["reasons"][0]
     assert "needs exactly one" in found["reasons"][1]
     mask = np.zeros((2, 1, 64, 64), np.float32)
     mask[1] = 1

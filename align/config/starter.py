@@ -44,24 +44,24 @@ TEMPLATE = """\
 # A starting point. Check it with `alignflow check FILE`, and its memory with `alignflow check FILE --card 24gb`.
 # Settings of a recipe: `alignflow show recipe {recipe}`; all others: docs/reference/training.md.
 
-# The model that is aligned, and what of it is trained: a LoRA of this rank.
+# The model to align, and its trained part: a LoRA of this rank.
 generator: {place}
 policy: {{kind: lora, rank: 32, alpha: 64}}
 
 # One prompt a line, or a table; a few hundred are a start.{also}
 prompts: {{train: {prompts}{held}
 
-# The score that is optimised. One of yours: kind: "file.py:function" with def function(media, prompts) -> N numbers.
+# The score to optimise. Your own: kind: "file.py:function", with def function(media, prompts) -> N numbers.
 reward: {reward}
 
-# A step samples `prompts` x `group` samples with this sampler, scores them, and compares those of a prompt.
+# A step generates `prompts` x `group` samples with this sampler, scores them, and compares those of each prompt.
 rollout: {{kind: online, prompts: 8, group: 8, chunk: {chunk}, decode_chunk: 4, sampler: {sampler}}}
 recipe: {{kind: {recipe}}}
 
-# Steps of the run, learning rate, and terms of the loss per pass (`chunk` costs memory and changes no result).
+# Steps of the run, learning rate, and terms of the loss per pass (`chunk` affects memory, not results).
 train: {{steps: 100, lr: 1.0e-4, chunk: {chunk}{precision}}}
 
-# Held-out scores and sample grids every so many steps. Sample as you will use the model.
+# Steps between evaluations, sample grids and checkpoints. Use the sampler with which you will use the model.
 evaluate: {{every: 25, prompts: 24, chunk: 4, sampler: {{kind: ode, steps: 20}}}}
 samples: {{every: 25, count: 8}}
 checkpoint: {{every: 25, keep: 2}}

@@ -105,7 +105,7 @@ def _stored(rows: Iterable[Prompt], config: Config, dropped: dict[str, str], siz
 
     def item(prompt: Prompt) -> Item:
         if rollout.kind == "pairs" and is_tie(prompt.metadata.get("tie"), prompt.where):
-            raise DataError("the pair is a tie, which teaches nothing")
+            raise DataError("the pair is a tie, which gives no gradient")
         scores = stored_rewards(prompt, rollout, config.recipe.any_order)
         notes = [f"reward of {name}: {score:g}" for name, score in zip(rollout.columns, scores, strict=False)]
         number = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from align.doctor.findings import Finding
 from alignflow.cores import cores
+from alignflow.words import count
 
 GB = 1e9
 ENOUGH_MEMORY, LITTLE_MEMORY = 8.0, 2.0
@@ -110,7 +111,9 @@ def read_load(group: Path = Path("/sys/fs/cgroup")) -> Load:
 def load(found: Load, seen: Mapping[str, Any]) -> Finding:
     """Whether other programs use the cores, and whether torch starts more threads than there are cores."""
     threads = int(seen.get("threads", 0))
-    said = f"{found.cores:g} cores, load {found.load:.1f}" + (f", {threads} threads of torch" if threads else "")
+    said = f"{found.cores:g} cores, load {found.load:.1f}" + (
+        f", {count(threads, 'thread')} of torch" if threads else ""
+    )
     if found.load > 0.5 * found.cores:
         slower = 1 + found.load / found.cores
         advice = (

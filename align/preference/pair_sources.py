@@ -181,7 +181,7 @@ class Searched:
         """A row of each prompt; DataError if there is none."""
         rows = read_rows(self.run_dir)
         if not rows:
-            raise DataError(f"{self.run_dir} holds no result yet; let the search finish, or add --resume to go on")
+            raise DataError(f"{self.run_dir} holds no result yet; let the search finish, or continue it with --resume")
         return rows
 
     @property

@@ -49,7 +49,7 @@ class RemoteLM:
         questions = [Question((text,)) for text in asked]
         found = self.judge.sample(questions, reply.longest, reply.temperature, seeds)
         if asked and len(found.reasons) == len(asked):
-            raise RewardError(f"the rewriter answered nothing: {found.reasons[0]}")
+            raise RewardError(f"the rewriter sent no text: {found.reasons[0]}")
         return [cleaned(text or "") for text in found.values]
 
 

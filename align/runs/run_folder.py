@@ -174,7 +174,8 @@ class RunFolder:
             owned.check_removable(path, self.kind)
         elif not resume:
             raise RunFolderError(
-                f"run folder {path} exists; add --resume to go on, --overwrite to start anew, or --out DIR to keep both"
+                f"run folder {path} exists; add --resume to continue, --overwrite to start again, or --out DIR to keep "
+                "both"
             )
         return True
 
@@ -210,7 +211,7 @@ class RunFolder:
         changed = changes(before, now)
         if wrong := refused(changed, _FREE[self.kind]):
             raise RunFolderError(
-                f"{self.path} was made with other settings, so it cannot go on exactly:\n  "
+                f"{self.path} was made with other settings, so it cannot be continued exactly:\n  "
                 + "\n  ".join(wrong)
                 + "\n  give the same value as before, or start another run with --out"
             )

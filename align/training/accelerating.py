@@ -94,7 +94,7 @@ def _check(config: Config, state: PartialState, sharded: bool) -> None:
         problems.append(Problem("generator.device", f"{wanted} for {state.num_processes} processes: use cuda"))
     elif wanted != "auto" and wanted.partition(":")[0] != found:
         problems.append(
-            Problem("generator.device", f"{wanted} is asked for, and accelerate chose {found}: see its configuration")
+            Problem("generator.device", f"{wanted} is set, but accelerate chose {found}: see its configuration")
         )
     if config.train.precision == "fp16" and found == "cpu":
         problems.append(Problem("train.precision", "fp16 needs a card; a CPU trains with 'no' or 'bf16'"))

@@ -161,7 +161,7 @@ def _stacked(name: str, videos: Sequence[Sequence[bytes]], moving: bool) -> Tens
 def _png_size(content: bytes, name: str) -> tuple[int, int]:
     """(height, width) by the header alone."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 33:
-        raise WireError(f"{name}: no readable PNG: it does not begin as one")
+        raise WireError(f"{name}: no readable PNG: it does not begin like one")
     width, height = struct.unpack(">II", content[16:24])
     return height, width
 

@@ -146,4 +146,4 @@ def _try_on(detector: Detector, file: str, name: str) -> None:
     seen = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, THRESHOLD)[0]
     if detector.known(name) not in seen:
         found = ", ".join(seen) or "nothing"
-        raise RewardError(f"probe: the detector sees no {name!r} in {file}, but {found}; are its weights right?")
+        raise RewardError(f"probe: the detector finds no {name!r} in {file}, but {found}; are its weights right?")

@@ -112,7 +112,7 @@ def wanted_boxes(row: Mapping[str, Any]) -> dict[str, list[Corners]]:
             raise ValueError(f"boxes[{index}] should be one of {WHAT}, is {entry!r}")
         boxes.setdefault(name, []).append(tuple(box))
     if not boxes:
-        raise ValueError("boxes is empty: nothing is asked for")
+        raise ValueError("boxes is empty: there is nothing to check")
     return boxes
 
 

@@ -111,7 +111,7 @@ def parse_instruction(text: str) -> Edit:
         if found := pattern.fullmatch(words):
             return Edit(kind, **found.groupdict())
     raise ValueError(
-        f"instruction {text!r} is none of 'make the red circle blue', 'remove the red circle', 'add a [small] red "
+        f"instruction {text!r} is not one of 'make the red circle blue', 'remove the red circle', 'add a [small] red "
         "circle at the top left', 'move the red circle to the right', 'replace the red circle by a [blue] square'"
     )
 
