@@ -83,4 +83,4 @@ class TrainingError(AlignflowError, RuntimeError):
 
 
 class SearchError(AlignflowError, RuntimeError):
-    """A search that cannot be made, or that found nothing; the message gives the reason."""
+    """A search that cannot run, or that found nothing; the message gives the reason."""

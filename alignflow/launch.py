@@ -30,7 +30,7 @@ class Process:
 
 
 class Ended(NamedTuple):
-    """How processes ended: one exit code, and the signal that was passed on to them, if one was."""
+    """Result of the processes: one exit code, and the signal that was passed on to them, if one was."""
 
     code: int
     signal: int | None = None

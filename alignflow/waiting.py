@@ -11,7 +11,7 @@ _asked: float | None = None
 
 
 class Stopped(KeyboardInterrupt):
-    """Waiting was given up because the run was asked to stop."""
+    """Waiting ended because the run is stopping."""
 
 
 def ask_to_stop() -> None:

@@ -21,7 +21,7 @@ _RAISED: ContextVar[bool] = ContextVar("exceptions_raised", default=False)
 
 
 class Scorer(Protocol):
-    """What is called and checked: a :class:`rewards.base.Reward`."""
+    """The object that is called and checked: a :class:`rewards.base.Reward`."""
 
     @property
     def name(self) -> str: ...

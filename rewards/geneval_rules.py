@@ -24,7 +24,7 @@ Colours = Callable[[str, "Sequence[Found]"], list[str]]
 
 @dataclass(frozen=True)
 class Clause:
-    """So many objects of a class, of a colour, and where from the objects of an earlier clause."""
+    """A number of objects of a class, their colour, and their position relative to the objects of an earlier clause."""
 
     name: str
     count: int

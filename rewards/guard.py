@@ -58,7 +58,7 @@ class Loan:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A reward that learns, whose steps see the samples and cannot change them."""
+    """A reward in training, whose steps read the samples and cannot change them."""
 
     name: str
     inner: Refreshed

@@ -74,5 +74,5 @@ class FlowRewardSettings(RewardSettings):
     chunk: int = Field(32, ge=1, description="frame pairs per call")
 
     def gradient(self) -> bool | None:
-        """That of the built-in flow; unknown of custom code."""
+        """Whether the optical flow has a gradient: the built-in one does; unknown for custom code."""
         return None if self.flow else True

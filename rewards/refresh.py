@@ -39,6 +39,6 @@ class Together:
 
 
 def together(parts: Mapping[str, Refreshed | None]) -> Refreshed | None:
-    """Those of ``parts`` that learn, or None if none does."""
+    """The trained ones of ``parts`` as one, or None if there are none."""
     learning = {name: one for name, one in parts.items() if one is not None}
     return Together(learning) if learning else None

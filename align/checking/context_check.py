@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def problems(config: Config) -> list[Problem]:
-    """What cannot be divided evenly; empty where the model is not known before it is downloaded."""
+    """Numbers that cannot be divided evenly; empty if the model is not known before it is downloaded."""
     ways = config.parallel.context
     parts = parts_of(config.generator.kind, config.generator.path) if ways > 1 else None
     if parts is None or "transformer" not in parts:

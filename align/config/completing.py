@@ -16,11 +16,11 @@ from align.config.roots import roots_of
 from alignflow.errors import AlignflowError
 
 Found = list[tuple[str, str]]
-"""What may stand on the command line, and one line on it."""
+"""A possible word of the command line, and one line about it."""
 
 
 def complete(command: str, words: Sequence[str], start: str) -> Found:
-    """What the word that begins with ``start`` may be.
+    """Completions of the word that begins with ``start``.
 
     Args:
         command: name of the command.

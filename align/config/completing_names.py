@@ -12,9 +12,9 @@ MOST = 200
 POLICIES = (
     "best_worst", "all", "rank_then_sift", "agree", "threshold_gap", "dominance", "pass_fail", "best_of_n_reference",
 )  # fmt: skip
-"""Those of :mod:`align.preference.pairing`, which imports torch."""
+"""Policies of :mod:`align.preference.pairing`, which imports torch."""
 FORMATS = ("diffusers", "comfyui", "kohya", "merged")
-"""Those of :mod:`align.export`, which imports torch."""
+"""Formats of :mod:`align.export`, which imports torch."""
 
 
 def named(names: tuple[str, ...], start: str) -> list[str]:

@@ -231,7 +231,7 @@ def _learners(config: Sections) -> Problems:
 
 
 def _added(config: Sections) -> Problems:
-    """What modules that are added to the network's blocks do not go with."""
+    """Settings that exclude modules added to the network's blocks."""
     policy = config.policy.kind
     if policy in ("lora", "full"):
         return []

@@ -60,7 +60,7 @@ def show(room: str, name: str) -> str:
 
 
 def _settings(room: str, name: str) -> str:
-    """Of a kind whose settings are a class."""
+    """Description of a kind whose settings are a class."""
     rooms: dict[str, tuple[Mapping[str, type[BaseModel]], type[BaseModel]]] = {
         "recipe": (registry.recipes(), Recipe),
         "reward": (registry.rewards(), RewardSettings),

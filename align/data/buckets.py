@@ -161,7 +161,7 @@ def _of_file(path: Path) -> Size:
 
 
 class Batches:
-    """Which rows a step uses: pass after pass, each with every row once, in batches of one bucket.
+    """Rows of each step: pass after pass, each with every row once, in batches of one bucket.
 
     A bucket of n rows makes ``ceil(n / batch)`` batches of nearly equal sizes. A function of the step alone, so that
     neither a resumed run nor the number of processes changes it.

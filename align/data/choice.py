@@ -31,7 +31,7 @@ def passes(position: int, end: int, total: int, seed: int) -> list[int]:
 
 
 class Shares:
-    """How many items of a step each source gives: over many steps in proportion to the weights, to within one item.
+    """Number of items of a step from each source: over many steps in proportion to the weights, to within one item.
 
     Args:
         weights: of the sources.

@@ -18,7 +18,7 @@ NAME = "latents"
 
 
 class Latents:
-    """Encodes media, and remembers the latents by the content of the pixels.
+    """Encodes media, and caches the latents by the content of the pixels.
 
     Args:
         generator: whose VAE encodes.

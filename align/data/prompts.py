@@ -46,7 +46,7 @@ NOTHING: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prompt:
-    """Request for one sample. Nothing that it names is opened before a step needs it.
+    """Request for one sample. Its files are opened only when a step needs them.
 
     Args:
         text: the prompt.
@@ -230,7 +230,7 @@ def check_media(prompts: Iterable[Prompt], names: Iterable[str], who: str) -> No
 
 
 def lacking(prompt: Prompt, names: Iterable[str], who: str) -> str:
-    """That a prompt comes without an image which ``who`` needs; '' where it has all."""
+    """The problem if a prompt lacks an image that ``who`` needs, else ''."""
     for name in names:
         if name != "metadata" and name not in prompt.media:
             return (

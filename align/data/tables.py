@@ -24,7 +24,7 @@ Row = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """An image inside a dataset, read when it is asked for.
+    """An image inside a dataset, read on access.
 
     Args:
         column: a dataset of this column alone.

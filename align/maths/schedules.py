@@ -35,7 +35,7 @@ def value_at(points: Sequence[tuple[int, float]], rollout: int) -> float:
 
 
 def unordered(points: Sequence[tuple[int, float]]) -> str:
-    """That the rollouts of a schedule do not rise; '' where they do."""
+    """The problem if the rollouts of a schedule do not rise, else ''."""
     later = next((b for (a, _), (b, _) in pairwise(points) if b <= a), None)
     return "" if later is None else f"rollout {later} should stand before the point to its left"
 

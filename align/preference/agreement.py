@@ -15,7 +15,7 @@ Source = Literal["zero", "given", "validation", "test"]
 
 
 class Threshold(BaseModel):
-    """Gaps up to it count as ties, and where it comes from; ``test`` means it was tuned on what it is measured on."""
+    """Gaps up to it count as ties, and where it comes from; ``test`` means it was tuned on the measured pairs."""
 
     model_config = ConfigDict(frozen=True)
 

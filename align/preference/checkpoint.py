@@ -75,7 +75,7 @@ class Learned:
 
 
 class Checkpoint:
-    """The checkpoint in a reward's folder; it goes when the reward is whole.
+    """The checkpoint in a reward's folder; it is removed when the reward is finished.
 
     Args:
         folder: of the reward.

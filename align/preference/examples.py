@@ -22,7 +22,7 @@ Side = tuple[Tensor, Tensor]
 
 
 class Examples:
-    """Rows with their features: read once where the backbone is frozen, else whenever they are asked for.
+    """Rows with their features: computed once if the backbone is frozen, else at every use.
 
     Args:
         labels: names of the scores that the loss learns from.

@@ -35,7 +35,7 @@ from rewards.training.losses import first_token
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question and the whole reply that is right, verdict first."""
+    """A question and the correct reply, verdict first."""
 
     question: Question
     reply: str

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pairing:
-    """How pairs are formed.
+    """Settings for forming pairs.
 
     Args:
         policy: one of :data:`POLICIES`.

@@ -14,7 +14,7 @@ from rewards.judges.local import LocalJudge
 
 
 class Reasoner:
-    """A local judge as :class:`align.rewriting.learner.Learner` trains it; it is asked questions with images."""
+    """A local judge as :class:`align.rewriting.learner.Learner` trains it; its questions contain images."""
 
     def __init__(self, judge: LocalJudge) -> None:
         self.judge, self.model, self.chunk = judge, judge.model, judge.settings.chunk

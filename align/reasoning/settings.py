@@ -24,7 +24,7 @@ from rewards.judges.models import AnyJudge, Local
 
 
 class Reply(Settings):
-    """How replies are written."""
+    """Question and sampling of replies."""
 
     shows: Literal["pair", "one"] = Field(
         "pair",
@@ -112,7 +112,7 @@ class Thought(Settings):
 
 
 class Frames(Settings):
-    """Form, accuracy of the pair and its dimensions, what later rounds add, and requests for frames: VR-Thinker."""
+    """Form, accuracy of the pair and its dimensions, the gain of later rounds, and requests for frames: VR-Thinker."""
 
     kind: Literal["frames"] = Field("frames", description="form + accuracy + gain of rounds + requests for frames")
     overall: float = Field(

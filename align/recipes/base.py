@@ -95,7 +95,7 @@ class Objective(Strict):
 
 @dataclass(frozen=True)
 class Learns:
-    """How one learner of a recipe is trained.
+    """Settings for training one learner of a recipe.
 
     Args:
         objective: its terms and loss.
@@ -269,7 +269,7 @@ class ForwardRecipe(Recipe):
         return NoisedTerms.of(rollout, credit, rollout.valid.float(), range(self.timesteps), self.t_range)
 
     def point(self, x: Tensor, t: Tensor, sample: Tensor, rollout: Scored) -> Point:
-        """Where velocities of the samples ``[M]`` are taken; every role encodes their text if encoders are trained."""
+        """Point for velocities of samples ``[M]`` are computed; each role encodes text if encoders are trained."""
         prompts = None if self.trains == "network" else [rollout.prompts[n] for n in sample.tolist()]
         return Point(x, t, rollout.cond_of(sample), prompts=prompts)
 

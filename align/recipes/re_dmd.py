@@ -13,7 +13,7 @@ from align.recipes.base import Bench, GroupRecipe, Learns, Loss, NoisedTerms, Po
 
 
 class Critic(base.Objective):
-    """Model of the student's samples: flow matching on what it predicts at its steps, the last of them included."""
+    """Model of the student's samples: flow matching on its predictions at all of its steps."""
 
     updates: int = Field(5, ge=1, description="optimizer steps of the critic per rollout")
     lr: float | None = Field(None, ge=0, description="learning rate of the critic; null = train.lr")

@@ -18,7 +18,7 @@ PARTS = "reward/"
 
 @dataclass(frozen=True)
 class Change:
-    """A held-out score at two evaluations, with the 95 % interval of the difference where it can be had.
+    """A held-out score at two evaluations, with the 95 % interval of the difference where it is known.
 
     Args:
         role: ``gold``, ``reward`` or ``other``.

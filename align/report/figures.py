@@ -226,7 +226,7 @@ def _health(run: Run) -> list[Figure]:
 
 
 def _contrast_note(run: Run) -> str:
-    """From what the policy's velocity is measured: by recipe, since each uses the old policy in its own way."""
+    """The velocity that the policy's is compared with: it depends on the recipe."""
     online = run.section("rollout").get("kind", "online") == "online"
     if run.kind("recipe") == "flow_dpo":
         other = "the reference's"

@@ -22,7 +22,7 @@ class Snippet:
 
 
 def snippet(run: Run) -> Snippet | None:
-    """None while nothing trained is on disk."""
+    """The snippet of a run; None while nothing trained is on disk."""
     found = _newest(run)
     if found is None:
         return None

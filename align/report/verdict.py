@@ -93,7 +93,7 @@ def _certainty(judged: Change) -> str:
 
 
 def _ends(judged: Change) -> str:
-    """Said where the comparison does not begin before training."""
+    """Note if the comparison does not begin before training."""
     if judged.steps is None or judged.steps[0] == 0:
         return ""
     first, last = (f"{step:,.0f}" for step in judged.steps)

@@ -25,7 +25,7 @@ Tokens = list[int]
 
 
 class Writes(Protocol):
-    """A model whose replies have log-probabilities. What it is asked is up to the model: tokens, or a question."""
+    """A model whose replies have log-probabilities. Its input depends on the model: tokens, or a question."""
 
     model: Any
     chunk: int
@@ -50,7 +50,7 @@ def trained_lora(model: Any, part: JudgeLora, loaded: bool, seed: int, **where: 
 
 
 class Learner:
-    """A writer that learns. The reference is the writer as it was at the start of the run.
+    """A writer in training. The reference is the writer as it was at the start of the run.
 
     Args:
         parameters: of :func:`trained_lora`.

@@ -70,7 +70,7 @@ WRITER = OneOf("writer", lambda: WRITERS, default="local")
 
 
 class Reply(Settings):
-    """How rewrites are written."""
+    """Instruction and sampling of rewrites."""
 
     template: Annotated[str, holds("prompt")] = Field(REWRITE, description="instruction; shows {prompt}")
     temperature: float = Field(1.0, ge=0, le=10, description="sampling temperature; 0 = the likeliest token")
@@ -78,7 +78,7 @@ class Reply(Settings):
 
 
 class Evolution(Reply):
-    """How rewrites are written in view of earlier ones."""
+    """Instruction and sampling of rewrites in view of earlier ones."""
 
     template: Annotated[str, holds("prompt", "history")] = Field(
         EVOLVE, description="instruction; shows {prompt} and {history}, the best rewrites so far with their scores"
@@ -87,7 +87,7 @@ class Evolution(Reply):
 
 
 class Rendering(Settings):
-    """How rewrites are rendered."""
+    """Sampling of the media of rewrites."""
 
     sampler: Sampler = Field(Sampler(), description="sampler of the images or videos; must be deterministic")
     samples: int = Field(

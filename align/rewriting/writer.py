@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Writer(Protocol):
-    """Whatever answers instructions."""
+    """A model that replies to instructions."""
 
     def write(self, asked: Sequence[str], seeds: Sequence[int], reply: Reply) -> list[str]:
         """A rewrite for each instruction, "" if there is none; a rewrite depends on its own seed alone."""
@@ -39,7 +39,7 @@ def build_writer(settings: AnyWriter, device: torch.device | str) -> Writer:
 
 
 class RemoteLM:
-    """A server's model, asked once per rewrite."""
+    """A server's model, with one request per rewrite."""
 
     def __init__(self, settings: Any) -> None:
         self.judge = EndpointJudge(settings)

@@ -82,7 +82,7 @@ class Reply:
 
 
 class Engine(Protocol):
-    """Generates samples by the weights that it was given last."""
+    """Generates samples with the newest weights that it received."""
 
     parallel: int
     """Orders that it works on at a time."""
@@ -182,7 +182,7 @@ def check(order: Order, reply: Reply, policy: str, latents: tuple[int, ...], med
 
 
 class Remote:
-    """Has orders filled by an engine, again where a reply is refused, and counts what is.
+    """Sends orders to an engine, repeats those whose reply is refused, and counts refusals.
 
     Args:
         generator: whose shapes the samples must have.

@@ -82,7 +82,7 @@ class RolloutWorker:
 
 
 class RayPool:
-    """Actors that each hold the generator; a new one is given the newest weights before its first order."""
+    """Actors that each hold the generator; a new actor receives the newest weights before its first order."""
 
     chunk: int | None = None
 

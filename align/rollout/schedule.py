@@ -84,7 +84,7 @@ class Drawing:
             roles.follow("anchor", self.recipe.decay("anchor", step + 1))
 
     def wait(self) -> None:
-        """Until nothing is being scored: a reward is asked one thing at a time."""
+        """Wait until nothing is being scored: a reward gets one call at a time."""
         if self.in_hand is not None and self.in_hand[1] is not None:
             self.in_hand[1].wait()
 

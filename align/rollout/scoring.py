@@ -97,7 +97,7 @@ class Scoring:
         return without(joined(self.parts, found), self.lost)
 
     def wait(self) -> None:
-        """Until nothing is being scored."""
+        """Wait until nothing is being scored."""
         for future in self.futures:
             future.exception()
 

@@ -41,7 +41,7 @@ class OtherProtocolError(AlignflowError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """What of a server's description an engine needs.
+    """The part of a server's description that an engine needs.
 
     Args:
         path: route of the samples.

@@ -52,7 +52,7 @@ GRID = 2e-3
 
 
 class Sglang(OnServers):
-    """Samples by SGLang-diffusion servers; one that does not have the newest weights is given them first."""
+    """Samples by SGLang-diffusion servers; a server without the newest weights receives them first."""
 
     def __init__(self, settings: SglangEngine, config: Config, generator: Generator) -> None:
         self.msgpack = optional("msgpack", "rollout.engine 'sglang'", TrainingError)

@@ -43,7 +43,7 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedTerms(Terms):
-    """Terms that add noise to a sample again.
+    """Terms that re-noise a sample.
 
     Args:
         t: ``[M]`` time of the noised copy.

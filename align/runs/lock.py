@@ -96,7 +96,7 @@ class Lock:
             return None
 
     def _living(self, content: bytes) -> str | None:
-        """Who holds the lock, in words; None if that process has gone."""
+        """The holder of the lock, in words; None if that process has ended."""
         try:
             age = self._now() - self.path.stat().st_mtime
         except OSError:

@@ -49,7 +49,7 @@ class Particles:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        """Those at row numbers ``[M]``, where a mask ``[N]`` is true, or in a slice."""
+        """Particles at row numbers ``[M]``, where a mask ``[N]`` is true, or in a slice."""
         if isinstance(index, slice):
             return self._map(lambda one: one[index], lambda one: one[index])
         where = _numbers(index).tolist()
@@ -108,7 +108,7 @@ class Particles:
         return replace(self, lineage=tuple((*line, more) for line, more in zip(self.lineage, words, strict=True)))
 
     def by_prompt(self) -> Self:
-        """Those of a prompt side by side, otherwise in the same order."""
+        """Particles of a prompt side by side, otherwise in the same order."""
         return self[self.row.cpu().argsort(stable=True)]
 
     def best(self, prompts: int, count: int = 1) -> Self:

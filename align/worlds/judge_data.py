@@ -224,7 +224,7 @@ def better(pairs: Pairs, rows: np.ndarray, media: Tensor, rng: np.random.Generat
 
 
 KINDS: dict[Callable[..., list[Asked]], float] = {yes_no: 0.55, digits: 0.2, echo: 0.1, better: 0.15}
-"""Who asks, and in what share of the steps."""
+"""The kinds of questions, and their shares of the steps."""
 
 
 def vocabulary() -> list[str]:

@@ -88,7 +88,7 @@ def same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to call the denoiser: its arguments as a tree whose leaves are rebuilt or kept.
+    """Arguments of the denoiser as a tree whose leaves are rebuilt or kept.
 
     Args:
         spec: the tree.

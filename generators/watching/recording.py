@@ -26,7 +26,7 @@ DENOISERS = ("transformer", "unet", "transformer_2")  # components that may be c
 
 @dataclass
 class Call:
-    """One call of the denoiser: every argument by its name, and the first tensor it gave back."""
+    """One call of the denoiser: every argument by its name, and the first tensor it returned."""
 
     arguments: dict[str, Any]
     output: Tensor | None = None

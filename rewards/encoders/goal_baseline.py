@@ -20,7 +20,7 @@ else:
 
 
 class GoalBaseline(ModelRewardSettings):
-    """Goal-baseline CLIP: similarity to a goal sentence; what it shares with a baseline sentence counts less."""
+    """Goal-baseline CLIP: similarity to a goal sentence; the part shared with a baseline sentence counts less."""
 
     kind: Literal["goal_baseline"] = Field("goal_baseline", description="goal-baseline CLIP")
     baseline: str | tuple[str, ...] = Field(

@@ -51,7 +51,7 @@ class Replies:
 
 
 class Judge(Protocol):
-    """A vision-language model. Whatever has these methods can be asked."""
+    """A vision-language model. Any object with these methods can be a judge."""
 
     differentiable: bool
 

@@ -28,7 +28,7 @@ NO_PROMPT_LOG_PROBABILITIES = "returns no prompt_logprobs, which this reward nee
 
 
 class EndpointJudge:
-    """A server that is asked one question per request, several at a time."""
+    """A server that answers one question per request, several requests at a time."""
 
     differentiable = False
 

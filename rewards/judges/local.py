@@ -50,7 +50,7 @@ class Batch:
 
 
 class LocalJudge:
-    """Model, tokenizer and patches, ready to be asked."""
+    """Model, tokenizer and patches, ready to use."""
 
     differentiable = True
 

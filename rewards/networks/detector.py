@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """One object: how sure the detector is, where it is, and its pixels ``[H, W]`` bool if the detector tells."""
+    """One object: confidence, box, and its mask ``[H, W]`` bool if the detector gives one."""
 
     score: float
     box: Box

@@ -49,7 +49,7 @@ _HEAD_NAMES = (  # name in SoliReward's code -> name in QueryAttention
 
 @dataclass(frozen=True)
 class InternVLReward:
-    """The network, its head, its tokenizer, and which of the language model's layers the head reads."""
+    """The network, its head, its tokenizer, and the language model's layers that the head reads."""
 
     model: Any
     head: QueryAttention

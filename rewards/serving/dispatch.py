@@ -41,7 +41,7 @@ class UnansweredError(AlignflowError):
 
 @dataclass
 class Dispatcher:
-    """Has parts scored by ``ask`` and puts their scores in order; :meth:`each` does so with anything that is asked.
+    """Scores parts with ``ask`` and returns the scores in order; :meth:`each` does the same with any other request.
 
     Once a part has been given up, the others are asked once each and not waited for, until one answers: the pause is
     paid once a call, not once a part.

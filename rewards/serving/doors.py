@@ -96,7 +96,7 @@ def doors(limit: int, patience: float, arrival: float) -> type[Door]:
 
 
 class BoundedServer(uvicorn.Server):
-    """uvicorn's, which answers what still waits before its grace is over.
+    """uvicorn's server, which answers waiting requests within its grace period.
 
     Args:
         grace: seconds that work in progress has after SIGTERM or SIGINT.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a request, checked before anything is decoded, and of what waits.
+    """Limits of a request, checked before anything is decoded, and of the queue.
 
     Args:
         size: bytes of a request, packed and unpacked.

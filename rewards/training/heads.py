@@ -161,7 +161,7 @@ class IdealPoint(Head):
 
 
 class Variational(Head):
-    """``r(x, z)`` with z inferred from pairs; nobody in particular is the prior's mean, 0.
+    """``r(x, z)`` with z inferred from pairs; without a user, z is the prior's mean, 0.
 
     Half of a user's pairs in a batch tell who judged the other half and the other way round, so that no pair is
     explained by itself.

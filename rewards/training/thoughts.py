@@ -16,7 +16,7 @@ KEPT = 65536
 
 
 class Thoughts:
-    """``thoughts(media, prompts) -> texts``; a sample that was seen before is not asked about again.
+    """``thoughts(media, prompts) -> texts``; the text of a sample that was seen before is cached.
 
     Args:
         frames: shown per video.

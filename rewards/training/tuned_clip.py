@@ -16,7 +16,7 @@ from rewards.training.losses import bradley_terry
 
 
 class TunedClip:
-    """Logit scale times cosine of image and prompt, by a CLIP that learns to prefer references (arXiv 2511.20256).
+    """Logit scale times cosine of image and prompt, by a CLIP that is trained to prefer references (arXiv 2511.20256).
 
     A step lowers CLIP's cross-entropy among two images of a prompt, a reference and a sample, of which the reference
     wins: ``-log sigmoid(reference - sample)``. It is taken only while references score below the samples, and the

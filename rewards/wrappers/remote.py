@@ -85,7 +85,7 @@ class Remote(RewardSettings):
 
 
 class Client:
-    """One server: requests to it, and what its refusals mean."""
+    """One server: requests to it, and the meaning of its refusals."""
 
     def __init__(self, settings: Remote) -> None:
         self.settings, self.id = settings, uuid4().hex

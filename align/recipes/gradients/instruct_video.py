@@ -23,7 +23,7 @@ class InstructVideo(RewardBackprop):
     start: float = Field(0.6, gt=0, le=1, description="share of the sampler's steps that are taken from the source")
 
     def taken(self, steps: float) -> float:
-        """Those from the source."""
+        """Network calls of the steps from the source."""
         return math.floor(self.start * steps + 1e-9) if math.isfinite(steps) else steps
 
     def check(self, config: Any) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ LEADS = ("", "a photo of ", "a picture of ", "an image of ", "a drawing of ")
 
 @dataclass(frozen=True)
 class Style:
-    """How a caption is worded. The default is the canonical wording of :func:`alignflow.worlds.shapes.world.caption`.
+    """Wording of a caption. The default is the canonical wording of :func:`alignflow.worlds.shapes.world.caption`.
 
     Args:
         lead: one of LEADS.
