@@ -36,7 +36,7 @@ NOTES = {
 def catalogue() -> str:
     """The text of ``docs/catalogue.md``."""
     found, columns = summary(), {"rewards": reward_columns()}
-    lines = ["# Catalogue", "", "Written by `python -m benchmarks.pages`. `alignflow recipes` prints the same list."]
+    lines = ["# Catalogue", "", f"{reference.WRITTEN} `alignflow recipes`, or `alignflow list`, prints the same list."]
     for name, (title, use) in TITLES.items():
         lines += ["", f"## {title}", "", f"{len(found[name])} kinds: {use}.", "", *NOTES.get(name, [])]
         more = columns.get(name, {})

@@ -37,10 +37,12 @@ def test_pages_from_the_code_are_current(name):
     assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run python -m benchmarks.pages"
 
 
-def test_the_python_page_describes_the_bench_and_keeps_what_a_function_returns_together():
+def test_pages_from_the_code_show_the_bench_whole_results_and_visible_commands():
     page = PAGES["reference/python.md"]()
     assert "#### Bench.velocity" in page
     assert "Stands for a function or a class of a module" not in page
+    assert "## alignflow recipes" in PAGES["reference/commands.md"]()
+    assert "## alignflow list" not in PAGES["reference/commands.md"]()  # a hidden name of recipes
     assert "`difference` (largest\n  absolute one of velocities and media)" in page
 
 

@@ -89,7 +89,7 @@ def commands() -> str:
     """The text of ``docs/reference/commands.md``."""
     lines = ["# Commands", "", f"{WRITTEN} `alignflow COMMAND --help` prints the same."]
     for name, info in _registered(app):
-        lines += _command(name, info)
+        lines += [] if info.hidden else _command(name, info)
     return _text(lines)
 
 
