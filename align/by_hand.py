@@ -14,6 +14,7 @@ from align.config.load import RewardOnly, validated
 from align.config.load import load_reward as reward_settings
 from align.config.model import GeneratorConfig
 from align.config.sampling import Sampler
+from align.config.starter import kind_of
 from align.data.grids import draw_grid
 from align.data.media import encode, to_pixels
 from align.evaluation.evaluate import images, sample_media
@@ -38,20 +39,23 @@ def load_generator(
     """A generator that is ready to sample.
 
     Args:
-        kind: an adapter of ``alignflow recipes`` (``sd3``, ``flux``, ...), ``auto`` for any pipeline; or a config,
-            whose sections ``generator`` and ``memory`` are used.
+        kind: an adapter of ``alignflow recipes`` (``sd3``, ``flux``, ...); ``auto`` finds the one of a folder; or a
+            config, whose sections ``generator`` and ``memory`` are used.
         path: diffusers folder or hub id; ``shapes`` for the embedded model of that kind.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``; the config's by default, else ``auto``.
         lora: LoRA file or folder in any layout that ``alignflow sample --lora`` reads.
         options: other settings of the section ``generator``, such as ``dtype="bfloat16"``.
 
     Raises:
-        ConfigError: a setting is unknown or malformed, or this machine lacks the device.
+        ConfigError: a setting is unknown or malformed, ``auto`` does not find the adapter, or this machine lacks the
+            device.
         GeneratorError: the pipeline cannot be loaded.
         LoraError: the LoRA does not fit.
     """
     if isinstance(kind, str):
         named = {} if path is None else {"path": str(path)}
+        if kind == "auto":
+            kind = kind_of(named["path"], "give its kind") if named else "generic"
         settings, memory = validated(GeneratorConfig, {"kind": kind, **named, **options}), Memory()
     else:
         settings, memory = kind.generator, kind.memory

@@ -34,11 +34,22 @@ def test_a_generator_by_kind_is_that_of_the_config_and_samples_alike() -> None:
     assert alignflow.grid(media, prompts).width > 128
 
 
+def test_the_adapter_is_found_from_the_model() -> None:
+    weights = ROOT / "alignflow/worlds/shapes/weights/sd3"
+    found = [alignflow.load_generator(path=path, device="cpu") for path in ("shapes", weights, "shapes-video")]
+    assert [generator.pipeline_class for generator in found] == 2 * ["StableDiffusion3Pipeline"] + ["WanPipeline"]
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda: alignflow.load_generator("sd33", "shapes"), "no such generator 'sd33'; did you mean 'sd3'"),
         (lambda: alignflow.load_generator("sd3", "shapes", dtipe="float32"), "dtipe"),
+        (
+            lambda: alignflow.load_generator(path="owner/name"),
+            "its pipeline is unknown: give its kind, one of cogvideox",
+        ),
+        (lambda: alignflow.load_generator(), "path"),
         (lambda: alignflow.load_reward({"kind": "shapes", "skore": "strict"}), "skore"),
         (lambda: alignflow.sample(None, ["a", "b"], [1]), "2 prompts need as many seeds, given 1"),  # type: ignore[arg-type]
         (lambda: alignflow.sample(None, ["a"], kind="euler"), "kind"),  # type: ignore[arg-type]

@@ -15,23 +15,27 @@ from generators.folder import INDEX, read_index
 STOCHASTIC = "{kind: flow_sde, steps: 10, noise_level: 0.7}"
 
 
-def kind_of(model: str) -> str:
+def kind_of(model: str, remedy: str = "add --generator KIND") -> str:
     """The adapter of a model: of an embedded world, or of a folder by its ``model_index.json``.
 
+    Args:
+        model: an embedded world, or a folder in diffusers' format.
+        remedy: how the caller names an adapter, for the error.
+
     Raises:
-        ConfigError: it is neither, or several adapters read it; names the option to give.
+        ConfigError: it is neither, or several adapters read it; names the remedy.
     """
-    if model == "shapes":
-        return WORLDS["shapes"][0]
+    if model in WORLDS:
+        return WORLDS[model][0]
     if not is_dir(model):
         raise ConfigError(
-            f"{model} is not a folder on this machine, so its pipeline is unknown: add --generator KIND, one of "
+            f"{model} is not a folder on this machine, so its pipeline is unknown: {remedy}, one of "
             f"{', '.join(registry.generators())}"
         )
     name = str(read_index(Path(model)).get("_class_name"))
     found = [kind for kind in registry.generators() if registry.declared(kind, "pipeline_class") == name]
     if len(found) > 1:
-        raise ConfigError(f"{model}/{INDEX} is a {name}, which {listing(found)} read: add --generator with one of them")
+        raise ConfigError(f"{model}/{INDEX} is a {name}, which {listing(found)} read: {remedy}, one of them")
     return found[0] if found else "generic"
 
 

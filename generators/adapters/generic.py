@@ -1,4 +1,4 @@
-"""Any diffusers flow pipeline without an adapter, analysed by recording its calls while it samples.
+"""Diffusers flow pipelines without an adapter, analysed by recording their calls while they sample.
 
 Recordings of the pipeline's own call (three prompts, two, with guidance) show how its denoiser is called; replaying
 every recorded step proves it. Prompts are encoded by running the pipeline up to its network call, media decoded by
