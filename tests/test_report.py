@@ -18,7 +18,7 @@ from report_run import ENDS, Page, build_run
 
 from align.data.grids import save_samples
 from align.report import write_report
-from align.report.changes import change
+from align.report.changes import Change, change
 from align.report.charts import GAP, MINUS, Chart, Series, draw, short, table, thin, ticks
 from align.report.images import gallery
 from align.report.intervals import t95
@@ -283,3 +283,11 @@ def test_edits_are_shown_beside_their_sources(tmp_path: Path) -> None:
 def test_report_imports_no_torch() -> None:
     code = "import sys, align.report, align.data.grids; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(("count", "direction"), [(3, "unsure"), (64, "down")])
+def test_a_few_equal_differences_are_not_certain(count, direction):
+    change = Change.of_pairs("other", "strict", [(4 / 48, 3 / 48)] * count)
+    assert change.interval is None
+    assert change.direction == direction
+    assert Change.of_pairs("other", "strict", [(0.5, 0.5)] * count).direction == "same"

@@ -41,7 +41,8 @@ def said(rows: list[Row], golds: tuple[str, ...] = ("judge",)) -> tuple[str, str
         ([(0.9, 0.5), (0.8, 0.3), (0.9, 0.4)], "bad", "Gold judge fell from 0.867 (plain) to 0.400 (best)."),
         ([(0.5, 0.5), (0.8, 0.8)], "calm", "Gold judge did not change: 0.650."),
         ([(0.1, 0.9)], "calm", f"{UNCLEAR} 0.100 (plain) to 0.900 (best)."),
-        ([(None, 0.9)], "good", "The optimised reward rose from 0.100 (plain) to 0.500 (best)."),
+        ([(None, 0.9)], "calm", "The optimised reward shows no clear change: 0.100 (plain) to 0.500 (best)."),
+        ([(None, 0.9)] * 20, "good", "The optimised reward rose from 0.100 (plain) to 0.500 (best)."),
     ],
 )
 def test_the_verdict_s_colour_is_the_interval_s(golds: list, tone: str, words: str) -> None:
@@ -111,7 +112,7 @@ def against(golds: list[tuple[float, float]], calls: tuple[float, float] = (80.0
     [
         ([(0.2, 0.5), (0.3, 0.7), (0.1, 0.6)], "judge is higher: 0.200 with best-of-N, 0.600 with the search", "good"),
         ([(0.5, 0.2), (0.7, 0.3), (0.6, 0.3)], "judge is lower: 0.600 with best-of-N, 0.267 with the search", "calm"),
-        ([(0.5, 0.6), (0.7, 0.6), (0.6, 0.6)], "judge shows no clear difference: 0.600 with best-of-N, 0.6", "good"),
+        ([(0.5, 0.65), (0.7, 0.55), (0.6, 0.6)], "judge shows no clear difference: 0.600 with best-of-N, 0.6", "good"),
     ],
 )
 def test_best_of_n_is_compared_prompt_by_prompt(golds: list, words: str, tone: str) -> None:

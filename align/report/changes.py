@@ -16,6 +16,10 @@ PARTS = "reward/"
 """Held-out scores of a mixture's members are called after it."""
 
 
+MANY = 20
+"""Equal differences that are certain without an interval."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A held-out score at two evaluations, with the 95 % interval of the difference where it is known.
@@ -65,11 +69,11 @@ class Change:
     def direction(self) -> str:
         """``up`` or ``down`` where the interval excludes zero, else ``unsure``; ``same`` where nothing changed at all.
 
-        Without spread the difference itself is certain.
+        Many equal differences are certain, a few are not: three seeds may agree by chance.
         """
         if self.error == 0 and self.delta == 0:
             return "same"
-        if self.error is None:
+        if self.error is None or (self.error == 0 and self.pairs is not None and self.pairs < MANY):
             return "unsure"
         low, high = self.interval or (self.delta, self.delta)
         return "up" if low > 0 else "down" if high < 0 else "unsure"
