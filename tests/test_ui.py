@@ -65,8 +65,8 @@ def test_a_finished_run(folder):
         ("gold", "0.352", "0.597", "+0.245", "up"), ("trained reward", "0.440", "0.706", "+0.266", "up"),
     ]  # fmt: skip
     assert (card.done, card.planned, card.left, card.report, card.problem) == (60, 60, "", True, "")
-    assert card.pictures[0] == (60, 0, "a red circle above a blue square")
-    assert len(card.pictures) == 4
+    assert card.images[0] == (60, 0, "a red circle above a blue square")
+    assert len(card.images) == 4
 
 
 def test_a_run_in_training_has_a_time_left_and_a_killed_one_is_stopped(tmp_path):
@@ -200,22 +200,22 @@ def test_chosen_runs_are_compared(folder):
         assert (status, bool(said["error"])) == (500, True)
 
 
-def test_pictures_are_those_of_the_runs_alone(folder, tmp_path):
+def test_images_are_those_of_the_runs_alone(folder, tmp_path):
     (tmp_path / "outside" / "samples" / "step-000000").mkdir(parents=True)
     shutil.copytree(folder / "honest", tmp_path / "elsewhere")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     with served(folder) as ask:
-        assert ask("/picture?run=honest&step=60&row=0")[1].startswith(b"\x89PNG")
+        assert ask("/image?run=honest&step=60&row=0")[1].startswith(b"\x89PNG")
         for run in ("../elsewhere", "link", "honest/..", "", "%2e%2e/elsewhere", str(tmp_path / "elsewhere")):
-            assert ask(f"/picture?run={run}&step=60&row=0")[0] == 404
+            assert ask(f"/image?run={run}&step=60&row=0")[0] == 404
             assert ask(f"/report?run={run}")[0] == 404
-        assert ask("/picture?run=honest&step=59&row=0")[0] == 404
-        assert ask("/picture?run=honest&step=60&row=../../x")[0] == 422
+        assert ask("/image?run=honest&step=59&row=0")[0] == 404
+        assert ask("/image?run=honest&step=60&row=../../x")[0] == 422
 
 
 def test_only_this_machine_with_the_token_is_answered(folder):
     with served(folder) as ask:
-        for path in ("/", "/runs", "/report?run=honest", "/picture?run=honest&step=60&row=0"):
+        for path in ("/", "/runs", "/report?run=honest", "/image?run=honest&step=60&row=0"):
             assert ask(path)[0] == 200
             assert ask(path, token=None)[0] == ask(path, token="another")[0] == 401
             assert ask(path, host="evil.example")[0] == ask(path, origin="http://evil.example")[0] == 403

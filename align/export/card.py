@@ -37,7 +37,7 @@ TAGS = {
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """The samples that a card shows: their visit, and the files that were copied beside the card.
 
     Args:
@@ -61,17 +61,17 @@ def write_card(folder: Path, config: Config, trained: Trained, to: str, found: M
         found: what :func:`align.export.export` answers, without the card's own files.
     """
     run = read_run(trained.run)
-    pictures = _copied(folder, run, trained.step)
+    images = _copied(folder, run, trained.step)
     base = config.generator.path
     licence = licence_of(base, _shown(base))
     parts = [
-        f"---\n{_header(config, run, to, licence, pictures)}\n---",
+        f"---\n{_header(config, run, to, licence, images)}\n---",
         f"# {config.name}",
         " ".join([_about(config, trained, to), *([licence.sentence] if licence else [])]),
         _numbers(run, trained.step),
         _training(config, run, trained.step),
-        _gallery(pictures),
-        "## Use\n\n" + _use(config.generator, to, list(found["files"]), run, trained.step, pictures),
+        _gallery(images),
+        "## Use\n\n" + _use(config.generator, to, list(found["files"]), run, trained.step, images),
         "## Checked\n\n" + _checked(found),
         "## Settings\n\n```yaml\n" + _settings(run) + "\n```",
     ]
@@ -88,15 +88,15 @@ def _settings(run: Run) -> str:
     return dump_yaml(named(kept, lambda path: Path(path).name)).strip()
 
 
-def _header(config: Config, run: Run, to: str, licence: Licence | None, pictures: Pictures) -> str:
+def _header(config: Config, run: Run, to: str, licence: Licence | None, images: Images) -> str:
     """The YAML that the hub reads."""
     on_hub = config.generator.path.count("/") == 1 and not Path(config.generator.path).exists()
     video = bool(run.samples and run.samples[-1].video)
     editor = any(word in config.generator.kind for word in ("edit", "kontext", "fill", "i2v"))
     relation = "adapter" if to != "merged" else "finetune" if config.policy.kind == "full" else "merge"
-    visit = pictures.visit or (run.samples[-1] if run.samples else None)
+    visit = images.visit or (run.samples[-1] if run.samples else None)
     widget: list[dict[str, Any]] = [{"text": prompt} for prompt in (visit.prompts[:PROMPTS] if visit else [])]
-    for entry, file in zip(widget, pictures.samples, strict=False):
+    for entry, file in zip(widget, images.samples, strict=False):
         entry["output"] = {"url": file}
     stated: dict[str, Any] = dict(licence.header) if licence else {}
     data = ModelCardData(
@@ -186,11 +186,11 @@ def _held(value: Any) -> Iterator[Mapping[str, Any]]:
                 yield from _held(part)
 
 
-def _copied(folder: Path, run: Run, step: int) -> Pictures:
+def _copied(folder: Path, run: Run, step: int) -> Images:
     """Copy the base's and the policy's grid, the first samples and the sources of all samples."""
     visits = [visit for visit in run.samples if visit.step <= step and visit.images]
     if len(visits) < 2:
-        return Pictures()
+        return Images()
     after, copied = visits[-1], {}
     for when, visit in {"before": visits[0], "after": after}.items():
         grid = visit.images[0].parent / "grid.png"
@@ -198,7 +198,7 @@ def _copied(folder: Path, run: Run, step: int) -> Pictures:
             copied[when] = f"{when}.png"
             shutil.copyfile(grid, folder / copied[when])
     files = [after.video_file(row) or image for row, image in enumerate(after.images[:PROMPTS])]
-    return Pictures(after, copied, _beside(folder, files), _beside(folder, after.sources))
+    return Images(after, copied, _beside(folder, files), _beside(folder, after.sources))
 
 
 def _beside(folder: Path, files: Iterable[Path]) -> list[str]:
@@ -212,12 +212,12 @@ def _beside(folder: Path, files: Iterable[Path]) -> list[str]:
     return names
 
 
-def _gallery(pictures: Pictures) -> str:
+def _gallery(images: Images) -> str:
     """Both grids, and prompt and seed of each image in their order."""
-    if pictures.visit is None or not pictures.grids:
+    if images.visit is None or not images.grids:
         return ""
-    visit = pictures.visit
-    lines = ["## Images", "\n".join(f"![{when}]({name})" for when, name in pictures.grids.items())]
+    visit = images.visit
+    lines = ["## Images", "\n".join(f"![{when}]({name})" for when, name in images.grids.items())]
     rows = [
         f"| {row + 1} | {_cell(prompt)} | {seed} |"
         for row, (prompt, seed) in enumerate(zip(visit.prompts, visit.noise, strict=False))
@@ -230,7 +230,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, step: int, pictures: Pictures) -> str:
+def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, step: int, images: Images) -> str:
     """How to load it, and how to sample as in the run."""
     weights = [file for file in files if file.endswith(".safetensors")]
     listed = " and ".join(f"`{file}`" for file in weights)
@@ -241,9 +241,9 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
     visit, stale = visit_of(run, step)
     place = None if to == "merged" else Weights(".", weights[1] if len(weights) > 1 else None)
     first = shot(run, visit)
-    shown = bool(pictures.grids) and visit is pictures.visit
+    shown = bool(images.grids) and visit is images.visit
     if first is not None and shown:
-        source = pictures.sources[0] if pictures.sources else first.source
+        source = images.sources[0] if images.sources else first.source
         first = replace(first, file="image 1", source=source)
     lines = code(run.config, place, first, bool(visit and visit.video))
     if (base := _shown(generator.path)) != generator.path:
@@ -252,7 +252,7 @@ def _use(generator: GeneratorConfig, to: str, files: Iterable[str], run: Run, st
     what = f"the run's first sample of step {visit.step}" if visit else ""
     said = f"In this folder, this code generates {what} with plain diffusers" if visit else ""
     text = f"{said}{', but not the same image' if differs else ''}." if said else ""
-    if shown and len(pictures.visit.prompts if pictures.visit else ()) > 1:
+    if shown and len(images.visit.prompts if images.visit else ()) > 1:
         text += "\nThe prompt and the seed of another image, from the table above, generate that image."
     reasons = "".join(f"- {one}\n" for one in differs) + ("\n" if differs else "")
     return (f"{text}\n\n" if text else "") + f"{reasons}```python\n{lines}\n```"

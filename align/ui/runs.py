@@ -21,7 +21,7 @@ from alignflow.text import first_line, printable
 
 DEPTH, MOST = 5, 300
 """Folders between the given one and a run at most, and runs that are listed."""
-PICTURES = 4
+IMAGES = 4
 RECENT = 20
 """Training steps whose mean time gives the time left."""
 _FILES = ("config.yaml", "metrics.jsonl", "summary.json", "environment.json", "results.json", "samples", "candidates")
@@ -50,7 +50,7 @@ class Card:
             said that it ended.
         done, planned: training steps, or prompts of a search; 0 where unknown.
         left: time that a run in training still needs, in words.
-        pictures: step and row of the newest samples.
+        images: step and row of the newest samples.
         report: whether there is a page to link to.
         problem: why the run cannot be shown.
     """
@@ -68,7 +68,7 @@ class Card:
     planned: int = 0
     left: str = ""
     changed: float = 0.0
-    pictures: tuple[tuple[int, int, str], ...] = ()
+    images: tuple[tuple[int, int, str], ...] = ()
     report: bool = False
     problem: str = ""
 
@@ -155,7 +155,7 @@ def _training(run: Run, kind: str, state: str) -> dict[str, Any]:
     verdict = judge(run)
     left = time_left(run) if state == "training" else None
     visit = next((one for one in reversed(run.samples) if one.prompts), None)
-    shown = [] if visit is None else [row for row, image in enumerate(visit.images) if image.is_file()][:PICTURES]
+    shown = [] if visit is None else [row for row, image in enumerate(visit.images) if image.is_file()][:IMAGES]
     return {
         "recipe": run.kind("recipe"),
         "generator": run.kind("generator"),
@@ -174,7 +174,7 @@ def _training(run: Run, kind: str, state: str) -> dict[str, Any]:
         "done": run.steps,
         "planned": int(number(run.section("train").get("steps")) or 0),
         "left": duration(left) if left is not None else "",
-        "pictures": tuple((visit.step, row, printable(visit.prompts[row], 300)) for row in shown) if visit else (),
+        "images": tuple((visit.step, row, printable(visit.prompts[row], 300)) for row in shown) if visit else (),
         "report": kind == owned.TRAINING or (run.folder / "report.html").is_file(),
     }
 

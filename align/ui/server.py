@@ -71,8 +71,8 @@ def create_app(folder: Path, token: str, port: int) -> FastAPI:
     def comparison(keys: Annotated[list[str], Query(alias="run", min_length=2, max_length=MOST)]) -> HTMLResponse:
         return HTMLResponse(compared([folder_of(key) for key in keys]), headers=INLINED)
 
-    @app.get("/picture")
-    def picture(key: Annotated[str, Query(alias="run", max_length=4096)], step: int, row: int) -> Response:
+    @app.get("/image")
+    def image(key: Annotated[str, Query(alias="run", max_length=4096)], step: int, row: int) -> Response:
         image = embed(folder_of(key) / "samples" / f"step-{step:06d}" / f"{row:03d}.png", SIDE)
         if image is None:
             raise HTTPException(404, f"there is no sample {row} of step {step}")

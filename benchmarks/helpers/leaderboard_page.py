@@ -1,4 +1,4 @@
-"""``docs/leaderboard.md`` and its pictures, from the records of :mod:`benchmarks.leaderboard`."""
+"""``docs/leaderboard.md`` and its charts, from the records of :mod:`benchmarks.leaderboard`."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def lines_of(records: list[Record]) -> list[Line]:
 
 
 def write_page(records: list[Record], path: Path) -> None:
-    """The page, and one picture per table in ``images/`` beside it."""
+    """The page, and one chart per table in ``images/`` beside it."""
     text = [HEAD]
     ordered = sorted(records, key=_budget)
     for (world, calls, seconds), some in groupby(ordered, key=_budget):
         lines = lines_of(list(some))
         budget, unit = (calls, "calls") if calls else (seconds, "seconds")
         seeds = sorted({one["seed"] for line in lines for one in line.runs})
-        picture = path.parent / "images" / f"leaderboard-{world}-{budget:g}-{unit}.svg"
+        chart = path.parent / "images" / f"leaderboard-{world}-{budget:g}-{unit}.svg"
         command = f"python -m benchmarks.leaderboard --world {world} --{unit} {budget:g} --recipes"
         names = " ".join(sorted(line.recipe for line in lines))
         text += [
             f"## {world}, {budget:,.0f} {unit if unit == 'seconds' else 'network calls'}",
             "",
-            f"![Change of held-out gold by recipe](images/{picture.name})",
+            f"![Change of held-out gold by recipe](images/{chart.name})",
             "",
             *_table(lines),
             "",
             f"`{command} {names} --seeds {' '.join(map(str, seeds))}`",
             "",
         ]
-        picture.parent.mkdir(exist_ok=True)
-        write_text(picture, _picture(lines))
+        chart.parent.mkdir(exist_ok=True)
+        write_text(chart, _chart(lines))
     write_text(path, "\n".join(text))
 
 
@@ -121,7 +121,7 @@ def _optimised(line: Line) -> str:
     return f"{line.mean('before', 'reward'):.3f} to {line.mean('after', 'reward'):.3f}"
 
 
-def _picture(lines: list[Line]) -> str:
+def _chart(lines: list[Line]) -> str:
     """Bars of the changes with their intervals."""
     left, width, row = 130, 480, 22
     edges = [0.0, *(line.rise + sign * line.reach for line in lines for sign in (-1, 1))]
