@@ -192,14 +192,13 @@ def test_four_processes_learn_as_one_however_the_network_is_held(model: Path, tm
 
 EXPERTS = """
 import sys
-from dataclasses import asdict
 from pathlib import Path
 import tiny_run
 from align.training.trainer import train
 from test_adapters import CASES
 folder, model = Path(sys.argv[1]), Path(sys.argv[2])
 case = next(case for case in CASES if case.kind == "wan")
-options = {name: value for name, value in asdict(case.options).items() if value}
+options = {name: value for name, value in case.options.model_dump().items() if value}
 train(tiny_run.settings(
     folder, model, generator={"kind": "wan", "path": str(model), "device": "cpu", **options},
     reward={"kind": "tiny_run:mean_pixel"}, prompts={"heldout": None},

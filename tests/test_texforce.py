@@ -416,6 +416,10 @@ def test_a_finished_run_is_exported_evaluated_and_continued(trains: str, model: 
     found_ = final_tensors(continued)
     assert {name.partition("/")[0] for name in found_} == {"policy", "reference", "ema"}
     for name, value in first.items():
+        if f"policy/{name}" not in found_:  # published layouts leave out a layer that changes nothing
+            assert start.name == "kohya"
+            assert not first[name.replace("lora_A", "lora_B")].any()
+            continue
         assert torch.equal(found_[f"policy/{name}"], value)
         assert torch.equal(found_[f"reference/{name}"], value)
 
