@@ -55,8 +55,12 @@ def runs_users_code(settings: RewardSettings) -> bool:
     return isinstance(settings, CallableReward)
 
 
-def without_gradient(settings: RewardSettings, place: str = "reward") -> dict[str, str]:
-    """Innermost rewards that leave a reward without gradient: place such as ``reward.parts.a.reward`` -> kind."""
+def without_gradient(settings: RewardSettings, place: str = "reward", answer: bool | None = False) -> dict[str, str]:
+    """Innermost rewards that leave a reward without gradient: place such as ``reward.parts.a.reward`` -> kind.
+
+    Args:
+        answer: of :meth:`~rewards.base.RewardSettings.gradient`; None finds those that leave it unknown.
+    """
     from rewards.wrappers.mixture import Mixture
 
     inner: dict[str, RewardSettings] = {}
@@ -67,5 +71,5 @@ def without_gradient(settings: RewardSettings, place: str = "reward") -> dict[st
         inner = {f"{place}.reward": settings.reward}
     found: dict[str, str] = {}
     for where, reward in inner.items():
-        found |= without_gradient(reward, where) if reward.gradient() is False else {}
+        found |= without_gradient(reward, where, answer) if reward.gradient() is answer else {}
     return found or {place: getattr(settings, "kind", "")}

@@ -148,3 +148,41 @@ def test_a_mixture_has_a_line_per_part(run):
 
 def test_list_is_another_name_of_recipes(run):
     assert run("list")[:2] == run("recipes")[:2]
+
+
+CODE = """
+from rewards.base import RewardSettings
+
+def red(media, prompts):
+    return media[:, 0].mean(dim=(1, 2))
+
+class Declares(RewardSettings):
+    kind: str
+    passes_gradient = True
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "reward", "place"),
+    [
+        ("reward_backprop", "{kind: FILE:red}", "reward.differentiable"),
+        ("search_guidance", "{kind: FILE:red}", "reward.differentiable"),
+        (
+            "reward_backprop",
+            "{kind: mixture, parts: {a: {reward: {kind: FILE:red}}, b: {reward: {kind: clip}}}}",
+            "reward.parts.a.reward.differentiable",
+        ),
+        ("reward_backprop", "{kind: FILE:red, differentiable: true}", ""),
+        ("reward_backprop", "{kind: FILE:Declares}", ""),
+        ("nft", "{kind: FILE:red}", ""),
+    ],
+)
+def test_code_that_does_not_declare_the_gradient_it_is_used_for(config, reward, place, run, tmp_path):
+    (tmp_path / "mine.py").write_text(CODE)
+    lines = (
+        f"extends: {SHIPPED / 'shapes' / config}.yaml\nreward: {reward.replace('FILE', str(tmp_path / 'mine.py'))}\n"
+    )
+    (tmp_path / "run.yaml").write_text(lines)
+    code, out, err = run("check", "--import", str(tmp_path / "run.yaml"))
+    assert (code, "is ready to run" in out) == ((2, False) if place else (0, True))
+    assert f"{place}: is not set, which means no gradient" in err or not place

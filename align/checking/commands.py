@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from align.checking import check, fitting
-from align.checking.named import Named, generator_away, named
+from align.checking.named import Named, generator_away, named, undeclared
 from align.config.load import Files, files_of, keys_of, load_settings, read_layers, said_of
 from align.config.roots import roots_of
 from align.config.sections import is_unread
@@ -67,6 +67,8 @@ def examine(
     with nullcontext() if run_code else plugins.unread():
         config = load_settings(files, overrides, root)
         found = named(config, run_code)
+        if run_code and not found.problems:
+            found.problems += undeclared(config)
         yield from _replaced(files)
         yield from map(line, _essentials(config))
         misfit = ""

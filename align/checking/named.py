@@ -18,6 +18,7 @@ from alignflow.paths import exists, expanded, is_dir
 from alignflow.worlds.shapes import WORLDS
 from rewards.base import RewardSettings
 from rewards.judges.models import Endpoint, Local
+from rewards.scopes import without_gradient
 from rewards.training.settings import Backbone, VLMBackbone
 from rewards.wrappers.mixture import Member
 
@@ -60,6 +61,28 @@ def named(config: BaseModel, run_code: bool = False) -> Named:
                 here = isinstance(part, MUST_BE_HERE.get(name, ()))
                 _weights(found, where, name, value, here)
     return found
+
+
+def undeclared(config: BaseModel) -> list[Problem]:
+    """Custom rewards whose gradient a recipe or a search follows, and which do not say that they have one.
+
+    The code is imported, because a class of settings declares it itself.
+    """
+    reward, recipe, search = (getattr(config, name, None) for name in ("reward", "recipe", "search"))
+    user: Any = recipe or search
+    follows = "reward_gradient" in recipe.required if recipe else getattr(search, "gradients", False)
+    if reward is None or not follows or reward.gradient() is not None:
+        return []
+    said = f"is not set, which means no gradient, and {user.kind} follows the reward's gradient: set it to true if its"
+    return [
+        Problem(f"{where}.differentiable", f"{said} code passes gradients from the scores to the media")
+        for where, kind in without_gradient(reward, answer=None).items()
+        if ":" in kind and not _declares_itself(plugins.load(kind))
+    ]
+
+
+def _declares_itself(code: Any) -> bool:
+    return isinstance(code, type) and issubclass(code, RewardSettings)
 
 
 def parts_of(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], BaseModel]]:

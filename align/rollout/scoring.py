@@ -188,7 +188,8 @@ def check_gradient(recipe: str, reward: Reward, scope: Scope = "sample") -> None
         scope: that the settings showed; the config was checked with it.
     """
     if not reward.differentiable:
-        raise RewardError(f"recipe {recipe} follows the reward's gradient, and reward {reward.name!r} has none")
+        own = "a function or class of your own declares one by differentiable: true"
+        raise RewardError(f"recipe {recipe} follows the reward's gradient, and reward {reward.name!r} has none; {own}")
     if reward.scope not in ("sample", scope):
         raise RewardError(f"recipe {recipe} scores samples chunk by chunk, and reward {reward.name!r} compares samples")
     if reward.refresh is not None:
