@@ -100,7 +100,7 @@ def test_clip_that_is_none(clip_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(
-        RewardError, match=r"owner/name does not load as AutoConfig: .* asked: http://127.0.0.1:9: \w*Connect"
+        RewardError, match=r"owner/name does not load as AutoConfig: .* reached: http://127.0.0.1:9: \w*Connect"
     ):
         ClipReward(model="owner/name").build()
     for file in clip_folder.iterdir():

@@ -96,7 +96,12 @@ def test_pairs_of_prompts_tell_what_two_means_do_not(tmp_path: Path) -> None:
     ("gold", "sentence", "detail"),
     [
         (([0.5, 0.5], [0.5, 0.5]), "Gold did not change: 0.500.", "changed by the same amount"),
-        (([0.25, 0.5], [0.5, 0.75]), "Gold rose from 0.375 to 0.625.", "changed by the same amount"),
+        (
+            ([0.25, 0.5], [0.5, 0.75]),
+            "Gold went, with unknown certainty, from 0.375 to 0.625.",
+            "changed by the same amount",
+        ),
+        (([0.25] * 20, [0.5] * 20), "Gold rose from 0.250 to 0.500.", "changed by the same amount"),
         (([0.5], [0.7]), "Gold went, with unknown certainty, from 0.500 to 0.700.", "One prompt alone has no interval"),
         (NOISY, "Gold shows no clear change: 0.500 to 0.533.", "the interval includes zero"),
     ],
