@@ -227,7 +227,8 @@ def test_a_reward_that_never_scored_stops_at_once_and_one_that_did_is_waited_for
 @pytest.mark.parametrize("recipe", some_slow(RECIPES))
 def test_a_rollout_without_scores_teaches_nothing(recipe: str, model: Path, tmp_path: Path) -> None:
     """The second of two; no role changes."""
-    silent = {"kind": "flaky:falls_silent", "options": {"after": 5}}
+    kind = "tiny_run:BrightRegions" if recipe == "srum" else "flaky:falls_silent"
+    silent = {"kind": kind, "options": {"after": 5}}
     run = config(
         tmp_path / "a", model, "none", recipe, reward=silent, train={"steps": 2, "ema": 0, "chunk": 2}
     )  # fmt: skip

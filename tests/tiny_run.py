@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -89,9 +90,15 @@ class BrightRegions(RewardSettings):
 
     gives_regions: ClassVar[bool] = True
     kind: Literal["bright_regions"] = "bright_regions"
+    after: int | None = None
+    """Number of calls with scores; the later ones have none."""
 
     def build(self, device: torch.device | str = "cpu") -> Reward:
+        calls = itertools.count()
+
         def score(media: Tensor, prompts: list[str], group: Tensor | None) -> Tensor:
+            if self.after is not None and next(calls) >= self.after:
+                return torch.full((len(media),), torch.nan)
             return (1000 * brightness(media, prompts)).round() / 1000
 
         def regions(media: Tensor, prompts: list[str]) -> Tensor:
@@ -188,7 +195,7 @@ def settings(folder: Path, model: Path, recipe: str | dict[str, Any] = "nft", **
         tree[name] = {**tree[name], **value} if extends else value
     if tree["recipe"]["kind"] in DIRECT and ":" in tree["reward"]["kind"]:
         tree["reward"] = {"differentiable": True, **tree["reward"]}
-    if kind == "srum" and ":" in tree["reward"]["kind"]:
+    if kind == "srum" and ":" in tree["reward"]["kind"] and not tree["reward"]["kind"].endswith("Regions"):
         tree["reward"] = {"kind": "tiny_run:BrightRegions"}
     if kind in ("vpo", "prefpaint", "tlpo") and ":" in tree["reward"]["kind"]:
         second = "redness" if kind == "tlpo" else "with_distance"  # which agrees with most rewards of the tests
