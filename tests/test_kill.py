@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "options",
     [
