@@ -16,7 +16,7 @@ PLACES = {
     "align.rewriting.settings": ("EvolveConfig", "RewriterConfig"),
     "align.rewriting.joint_settings": ("JointConfig",),
 }
-"""Module -> config classes in it, named and not imported, because they are read by what stands beside this file."""
+"""Module -> its config classes. They are imported when needed, because these modules read configs themselves."""
 
 
 def roots() -> tuple[type[RunSettings], ...]:
